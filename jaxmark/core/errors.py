@@ -1,0 +1,17 @@
+"""The one exception a person is meant to read."""
+
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong; the message is one line: where, then what.
+
+    `where` names a file, a folder, or a config field (`config.data.root`). `main` prints the
+    message alone, without a traceback, and exits with code 1.
+    """
+
+    def __init__(self, where: str | Path, problem: str):
+        # A name read from a file may hold control characters: they must not break the line
+        # nor reach the terminal.
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in f"{where}: {problem}")
+        super().__init__(line)
