@@ -1,12 +1,15 @@
 """What an experiment is: typed dataclasses, with every default in one place.
 
-An experiment file has a function `get_config(preset) -> Experiment`. On the command line every field
-can be set (`--config.train.batch=4`); an unknown field or a value of the wrong type is refused.
+An experiment file has a function `get_config(preset) -> Experiment`. On the command line every
+field can be set (`--config.train.batch=4`); an unknown one or a wrong type is refused.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import json
+import math
 from typing import Any
+
+from jaxmark.core.errors import InputError
 
 
 @dataclasses.dataclass
@@ -16,9 +19,9 @@ class Data:
     Lengths are millimetres, shapes are voxels in (X, Y, Z) order.
     """
 
-    # A folder with `images/` and `landmarks/` (or `landmarks.csv`); empty: the experiment's phantom.
+    # A folder with `images/` and `landmarks/` (or `landmarks.csv`); empty: the phantom.
     root: str = ""
-    # Coordinate frame of landmark files that don't state theirs: "LPS", "RAS" or "" (then they must).
+    # Frame of landmark files that don't state theirs: "LPS", "RAS" or "" (then they must).
     frame: str = ""
     # Landmark names in order; empty: taken from the files, which must then all have the same ones.
     landmarks: tuple[str, ...] = ()
@@ -26,9 +29,11 @@ class Data:
     val_fraction: float = 0.15
     test_fraction: float = 0.15
     split_seed: int = 0
-    # How scans are brought together: "none" (world frames agree already), "center" (centres of mass),
-    # "rigid", "similarity" or "affine" (intensity registration to `template`).
+    # How scans are brought together: "none" (world frames agree already), "center" (centres of
+    # mass), "rigid", "similarity" or "affine" (intensity registration to `template`).
     register: str = "none"
+    # How far a scan may be turned from the template: 180 is anywhere, 30 suits headers that agree.
+    search_degrees: float = 180.0
     # Name of the training case that the others are registered to; empty: the most typical one.
     template: str = ""
     spacing_mm: tuple[float, float, float] = (0.513, 0.513, 0.8)
@@ -74,10 +79,10 @@ class Train:
     """The loop: how many, how often, and what is kept."""
 
     batch: int = 1
-    # Steps between lines of the log, validations, and checkpoints.
+    # Steps between lines of the log.
     log_every: int = 10
+    # Steps between validations, each followed by a checkpoint.
     validate_every: int = 200
-    checkpoint_every: int = 200
     keep_checkpoints: int = 2
     # Threads that read cases and batches kept ready ahead of the step.
     loader_threads: int = 4
@@ -91,8 +96,10 @@ class Predict:
 
     decoder: str = "subvoxel"
     batch: int = 1
-    # Which split is predicted and evaluated.
-    split: str = "test"
+    # Which split is predicted and evaluated; empty: test, or val where there is no test split.
+    split: str = ""
+    # "best" on validation, or "last".
+    checkpoint: str = "best"
 
 
 @dataclasses.dataclass
@@ -104,7 +111,7 @@ class Evaluate:
 
 @dataclasses.dataclass
 class Experiment:
-    """One experiment, whole. `method` is the settings dataclass of a module in `jaxmark.methods`."""
+    """One experiment; `method` is the settings dataclass of a module in `jaxmark.methods`."""
 
     method: Any
     name: str = "experiment"
@@ -117,8 +124,69 @@ class Experiment:
     evaluate: Evaluate = dataclasses.field(default_factory=Evaluate)
 
 
-def to_json(experiment: Experiment) -> Mapping[str, Any]:
+def to_json(experiment: Experiment) -> dict[str, Any]:
     """The whole resolved config as JSON types; `method` also carries its class name."""
     tree = dataclasses.asdict(experiment)
     tree["method"] = {"class": type(experiment.method).__name__, **tree["method"]}
-    return tree
+    # Through JSON once: tuples become lists, as in what is read back.
+    return json.loads(json.dumps(tree, allow_nan=False))
+
+
+def validate(experiment: Experiment) -> Experiment:
+    """The experiment itself; InputError that names the first field with an impossible value."""
+    data, augment, train = experiment.data, experiment.augment, experiment.train
+    at_least = {
+        "data.margin": (data.margin, 0),
+        "data.workers": (data.workers, 0),
+        "data.val_fraction": (data.val_fraction, 0),
+        "data.test_fraction": (data.test_fraction, 0),
+        "data.search_degrees": (data.search_degrees, 0),
+        "phantom.train": (experiment.phantom.train, 1),
+        "phantom.val": (experiment.phantom.val, 0),
+        "phantom.test": (experiment.phantom.test, 0),
+        "train.batch": (train.batch, 1),
+        "train.log_every": (train.log_every, 1),
+        "train.validate_every": (train.validate_every, 1),
+        "train.keep_checkpoints": (train.keep_checkpoints, 1),
+        "train.loader_threads": (train.loader_threads, 1),
+        "train.prefetch": (train.prefetch, 1),
+        "predict.batch": (experiment.predict.batch, 1),
+        **{
+            f"augment.{field.name}": (getattr(augment, field.name), 0)
+            for field in dataclasses.fields(augment)
+        },
+    }
+    for name, (value, least) in at_least.items():
+        if not (math.isfinite(value) and value >= least):
+            raise InputError(f"config.{name}", f"{value} is not a number of at least {least}")
+    choices = {
+        "data.frame": (data.frame, ("", "LPS", "RAS")),
+        "data.register": (data.register, ("none", "center", "rigid", "similarity", "affine")),
+        "predict.decoder": (experiment.predict.decoder, ("argmax", "subvoxel")),
+        "predict.checkpoint": (experiment.predict.checkpoint, ("best", "last")),
+        "predict.split": (experiment.predict.split, ("", "train", "val", "test")),
+    }
+    for name, (choice, allowed) in choices.items():
+        if choice not in allowed:
+            raise InputError(f"config.{name}", f"{choice!r} is not one of {allowed}")
+    _triple("data.spacing_mm", data.spacing_mm, (int, float))
+    _triple("data.crop", data.crop, (int,))
+    low, high = data.intensity_percentiles
+    if not 0 <= low < high <= 100:
+        raise InputError("config.data.intensity_percentiles", f"{low}, {high} is not a rising pair")
+    if data.val_fraction + data.test_fraction >= 1:
+        raise InputError("config.data.val_fraction", "with test_fraction leaves no training cases")
+    if augment.translation_voxels > data.margin:
+        raise InputError(
+            "config.augment.translation_voxels",
+            f"{augment.translation_voxels} is more than config.data.margin, {data.margin}",
+        )
+    if augment.scale >= 1 or augment.contrast >= 1:
+        raise InputError("config.augment", "scale and contrast must be under 1")
+    return experiment
+
+
+def _triple(name: str, value: tuple[float, ...], types: tuple[type, ...]) -> None:
+    if len(value) != 3 or not all(isinstance(v, types) and v > 0 for v in value):
+        kind = "whole numbers" if types == (int,) else "numbers"
+        raise InputError(f"config.{name}", f"{value} is not three positive {kind} (X, Y, Z)")

@@ -7,7 +7,8 @@ class InputError(ValueError):
     """Something the user gave is wrong; the message is one line: where, then what.
 
     `where` names a file, a folder, or a config field (`config.data.root`). `main` prints the
-    message alone, without a traceback, and exits with code 1.
+    message alone, without a traceback, and exits with code 1. Where several files are wrong, an
+    `ExceptionGroup` of these is raised.
     """
 
     def __init__(self, where: str | Path, problem: str):
@@ -15,3 +16,8 @@ class InputError(ValueError):
         # nor reach the terminal.
         line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in f"{where}: {problem}")
         super().__init__(line)
+        self._arguments = (where, problem)
+
+    def __reduce__(self) -> tuple[type["InputError"], tuple[str | Path, str]]:
+        # Exceptions are pickled by their `args`; this one has to come back from worker processes.
+        return type(self), self._arguments

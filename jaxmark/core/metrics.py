@@ -1,0 +1,170 @@
+"""How far predictions are from the truth, in figures that say what they are.
+
+Everything is world millimetres and NumPy on the host. A landmark that a scan does not have
+(`present` is False there) leaves every sum. Standard deviations are those of a sample (n - 1); a
+figure that the points do not define (the mean of nothing, the spread of one value) is None.
+
+`N` scans, `K` landmarks.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+
+def radial_error_mm(
+    truth_mm: np.ndarray, predicted_mm: np.ndarray, present: np.ndarray
+) -> np.ndarray:
+    """Euclidean distance of each prediction from its landmark.
+
+    `truth_mm`, `predicted_mm` (N, K, 3), `present` (N, K) bool -> (N, K) mm, NaN where absent.
+    Raises ValueError for other shapes and for a position that is not finite at a present landmark.
+    """
+    present = np.asarray(present, bool)
+    for name, positions in (("true", truth_mm), ("predicted", predicted_mm)):
+        if np.shape(positions) != (*present.shape, 3) or present.ndim != 2:
+            raise ValueError(
+                f"{name} positions have shape {np.shape(positions)}, presence {present.shape};"
+                " they must be (N, K, 3) and (N, K)"
+            )
+        broken = int(np.sum(present & ~np.isfinite(positions).all(axis=-1)))
+        if broken:
+            raise ValueError(f"{broken} {name} positions of present landmarks are not finite")
+    difference = np.asarray(predicted_mm, float) - np.asarray(truth_mm, float)
+    return np.where(present, np.linalg.norm(difference, axis=-1), np.nan)
+
+
+def nearest_landmark(
+    truth_mm: np.ndarray, predicted_mm: np.ndarray, present: np.ndarray
+) -> np.ndarray:
+    """Which present landmark's true position each prediction is nearest to, in its own scan.
+
+    Shapes as in `radial_error_mm` -> (N, K) indices of landmarks, -1 where absent. A tie goes to
+    the prediction's own landmark.
+    """
+    present = np.asarray(present, bool)
+    own = np.arange(present.shape[1])
+    nearest = np.full(present.shape, -1)
+    # One scan at a time: all pairs of a large cohort at once would not fit into memory.
+    for scan, here in enumerate(present):
+        distance = np.linalg.norm(predicted_mm[scan, :, None] - truth_mm[scan, None], axis=-1)
+        distance[:, ~here] = np.inf
+        best = distance.argmin(axis=1)
+        best = np.where(distance[own, best] == distance.diagonal(), own, best)
+        nearest[scan] = np.where(here, best, -1)
+    return nearest
+
+
+def success_rates(errors_mm: np.ndarray, thresholds_mm: Sequence[float]) -> dict[str, float | None]:
+    """SDR: share of points, in [0, 1], with an error of at most (`<=`) each threshold.
+
+    `errors_mm` of any shape, NaN where absent. Keys are the thresholds as text ("2", "2.5"), so
+    that the result is the same after a journey through JSON.
+    """
+    errors = errors_mm[np.isfinite(errors_mm)]
+    return {
+        np.format_float_positional(threshold, trim="-"): _mean(errors <= threshold)
+        for threshold in thresholds_mm
+    }
+
+
+def summarize(
+    truth_mm: np.ndarray,
+    predicted_mm: np.ndarray,
+    present: np.ndarray,
+    thresholds_mm: Sequence[float],
+    landmarks: Sequence[str],
+) -> dict[str, Any]:
+    """All figures of one set of predictions, in JSON types.
+
+    Shapes as in `radial_error_mm`, K names in `landmarks`. Gives `mre_mm` (mean over points) and
+    `median_mm`; three spreads: `sd_points_mm` over points, `sd_scans_mm` over scans' means,
+    `sd_landmarks_mm` over landmarks' means; `sdr` (see `success_rates`); `confusion_rate`, the
+    share of points nearer to another present landmark's true position than to their own;
+    `n_points` and `n_scans` (scans with at least one point); `per_landmark`, one row a name.
+    Raises ValueError as `radial_error_mm`, and where the names are not K.
+    """
+    errors = radial_error_mm(truth_mm, predicted_mm, present)
+    if len(landmarks) != errors.shape[1]:
+        raise ValueError(f"{len(landmarks)} names for {errors.shape[1]} landmarks")
+    points = errors[np.isfinite(errors)]
+    scans = [row[np.isfinite(row)] for row in errors]
+    by_landmark = [column[np.isfinite(column)] for column in errors.T]
+    nearest = nearest_landmark(truth_mm, predicted_mm, present)
+    confused = (nearest != np.arange(len(landmarks)))[nearest >= 0]
+    return {
+        "mre_mm": _mean(points),
+        "median_mm": float(np.median(points)) if points.size else None,
+        "sd_points_mm": _sd(points),
+        "sd_scans_mm": _sd([scan.mean() for scan in scans if scan.size]),
+        "sd_landmarks_mm": _sd([column.mean() for column in by_landmark if column.size]),
+        "sdr": success_rates(errors, thresholds_mm),
+        "confusion_rate": _mean(confused),
+        "n_points": points.size,
+        "n_scans": sum(scan.size > 0 for scan in scans),
+        "per_landmark": [
+            {
+                "name": name,
+                "n": column.size,
+                "mre_mm": _mean(column),
+                "sd_mm": _sd(column),
+                "median_mm": float(np.median(column)) if column.size else None,
+                "max_mm": float(column.max()) if column.size else None,
+            }
+            for name, column in zip(landmarks, by_landmark, strict=True)
+        ],
+    }
+
+
+def paired_comparison(
+    errors_a: np.ndarray,
+    errors_b: np.ndarray,
+    seed: int,
+    *,
+    samples: int = 10_000,
+    confidence: float = 0.95,
+) -> dict[str, Any]:
+    """Two methods on the same points: is A's mean radial error smaller than B's?
+
+    `errors_a`, `errors_b` (N, K) mm, NaN where absent, in both at the same places. Gives
+    `difference_mm`, A's MRE minus B's; `interval_mm`, its percentile bootstrap interval, for which
+    whole scans are drawn (the points of one scan are not independent); `p_value`, the two-sided
+    Wilcoxon signed-rank test on scans' means. Interval and p are None with fewer than two scans.
+    Raises ValueError where the two do not hold the same points.
+    """
+    if errors_a.shape != errors_b.shape or (np.isnan(errors_a) != np.isnan(errors_b)).any():
+        raise ValueError("the two methods were not scored on the same points")
+    difference = errors_a - errors_b
+    counts = np.sum(~np.isnan(difference), axis=1)
+    sums = np.nansum(difference, axis=1)[counts > 0]
+    counts = counts[counts > 0]
+    result: dict[str, Any] = {
+        "difference_mm": float(sums.sum() / counts.sum()) if counts.size else None,
+        "interval_mm": None,
+        "confidence": confidence,
+        "p_value": None,
+        "n_scans": counts.size,
+    }
+    if counts.size < 2:
+        return result
+    # How often each scan is drawn, in each of the bootstrap samples.
+    drawn = np.random.default_rng(seed).multinomial(
+        counts.size, np.full(counts.size, 1 / counts.size), size=samples
+    )
+    tail = (1 - confidence) / 2
+    bounds = np.quantile((drawn @ sums) / (drawn @ counts), [tail, 1 - tail])
+    result["interval_mm"] = bounds.tolist()
+    means = sums / counts
+    # The test is not defined where no scan differs, which is no evidence of a difference.
+    result["p_value"] = float(stats.wilcoxon(means).pvalue) if means.any() else 1.0
+    return result
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(np.mean(values)) if values.size else None
+
+
+def _sd(values: np.ndarray | Sequence[float]) -> float | None:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None

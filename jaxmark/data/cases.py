@@ -1,0 +1,91 @@
+"""Prepared cases: a folder each, with `image.npy` and `case.json`, and the way back to the scan."""
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmark.core.errors import InputError
+
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedCase:
+    """A scan resampled to the experiment's grid, crop plus margin, with its landmarks."""
+
+    name: str
+    folder: Path
+    ijk_to_lps: np.ndarray  # (4, 4): voxels of the prepared image -> mm of the scan's own world
+    landmarks_mm: np.ndarray  # (K, 3) LPS mm of the scan's own world; NaN where absent
+    present: np.ndarray  # (K,) bool
+    quality: float  # of the registration; NaN where there was none
+
+    @property
+    def landmarks_ijk(self) -> np.ndarray:
+        """(K, 3) in voxels of the prepared image, NaN where absent."""
+        back = np.linalg.inv(self.ijk_to_lps)
+        return self.landmarks_mm @ back[:3, :3].T + back[:3, 3]
+
+    def image(self) -> np.ndarray:
+        """(X, Y, Z) float16; background near 0, bright structures near 1."""
+        path = self.folder / "image.npy"
+        try:
+            return np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(
+                path, f"damaged prepared image ({error}); delete its folder"
+            ) from error
+
+
+def save_case(case: PreparedCase, image: np.ndarray, made_from: dict[str, Any]) -> None:
+    """Write `case.folder` whole or not at all."""
+    case.folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=case.folder.parent))
+    try:
+        np.save(temporary / "image.npy", image.astype(np.float16), allow_pickle=False)
+        tree = {
+            "schema_version": SCHEMA_VERSION,
+            "name": case.name,
+            "ijk_to_lps": case.ijk_to_lps.tolist(),
+            "landmarks_lps_mm": [
+                p.tolist() if here else None
+                for p, here in zip(case.landmarks_mm, case.present, strict=True)
+            ],
+            "registration_quality": None if np.isnan(case.quality) else case.quality,
+            "made_from": made_from,
+        }
+        (temporary / "case.json").write_text(json.dumps(tree, indent=1, allow_nan=False))
+        if case.folder.exists():
+            shutil.rmtree(case.folder)
+        os.replace(temporary, case.folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def load_case(folder: Path) -> PreparedCase:
+    """Read `case.json`; the image is read when it is asked for."""
+    path = folder / "case.json"
+    try:
+        tree = json.loads(path.read_text())
+        if tree["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema version {tree['schema_version']}, not {SCHEMA_VERSION}")
+        points = tree["landmarks_lps_mm"]
+        landmarks = [[np.nan] * 3 if p is None else p for p in points]
+        quality = tree["registration_quality"]
+        return PreparedCase(
+            name=tree["name"],
+            folder=folder,
+            ijk_to_lps=np.asarray(tree["ijk_to_lps"], np.float64).reshape(4, 4),
+            landmarks_mm=np.asarray(landmarks, np.float64).reshape(len(points), 3),
+            present=np.asarray([p is not None for p in points], bool),
+            quality=np.nan if quality is None else float(quality),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(path, f"damaged prepared case ({error})") from error

@@ -1,0 +1,266 @@
+"""A cohort on disk: which scans there are, their landmarks, and who is in which split.
+
+```
+root/images/<case>.nii.gz            or another format of `scans`, or a folder of DICOM slices
+root/landmarks/<case>.mrk.json       or .fcsv or .csv; or all cases in one root/landmarks.csv
+root/splits.json                     {"train": ["case", ...], "val": [...], "test": [...]}; optional
+```
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxmark.config import Data
+from jaxmark.core.errors import InputError
+from jaxmark.data import landmarks as landmark_files
+from jaxmark.data.landmarks import Landmarks, read_landmarks, read_table
+from jaxmark.data.scans import EXTENSIONS, Scan, find_scans
+
+SPLITS = ("train", "val", "test")
+
+# Files keep positions in float32 or decimals; in voxels.
+_EDGE_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class CaseSource:
+    """One case as it lies on disk; K landmarks in the order of the cohort."""
+
+    name: str
+    # An image file, or a folder of DICOM slices.
+    scan: Path
+    # (K, 3) float64 LPS mm, NaN where absent.
+    landmarks_mm: np.ndarray
+    # (K,) bool
+    present: np.ndarray
+    # None: the case has no landmarks (it can be predicted, not evaluated).
+    landmark_file: Path | None
+    landmark_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """All cases, and the splits they are in; a case without landmarks may be in none."""
+
+    # The K landmarks' names.
+    names: tuple[str, ...]
+    cases: dict[str, CaseSource]
+    # Case names of "train", "val" and "test"; some may be empty.
+    splits: dict[str, tuple[str, ...]]
+
+
+class _Labels(NamedTuple):
+    file: Path
+    landmarks: Landmarks
+
+
+def read_cohort(data: Data) -> Cohort:
+    """Reads the landmarks and splits of the folder `data.root`; scans are found, not read.
+
+    Landmark names are `data.landmarks`, of which a case may lack some; or else those of the files,
+    which must then all have the same ones: in the order of the first case, or of the numbers where
+    all are numbers.
+
+    Raises:
+      InputError: folders, files or cases are missing, doubled or at odds with each other; a name
+        is unknown; a case of train or val has no landmarks; see also `read_landmarks`.
+    """
+    root = Path(data.root).expanduser()
+    if not data.root or not root.is_dir():
+        raise InputError("config.data.root", f"there is no folder {data.root!r}")
+    scans = find_scans(root / "images")
+    if not scans:
+        raise InputError(root / "images", f"holds no scans ({', '.join(EXTENSIONS)} or DICOM)")
+    labels = _read_labels(root, data.frame)
+    for case, (file, _) in labels.items():
+        if case not in scans:
+            raise InputError(
+                file, f"case {case!r} has landmarks but no image{_nearest(case, scans)}"
+            )
+    names = _chosen_names(data.landmarks, labels) if data.landmarks else _common_names(root, labels)
+    cases = {case: _case(case, scans[case], labels.get(case), names) for case in scans}
+    splits_file = root / "splits.json"
+    splits = _read_splits(splits_file, cases) if splits_file.exists() else _draw_splits(data, cases)
+    return Cohort(names, cases, splits)
+
+
+def check_inside(case: CaseSource, scan: Scan) -> None:
+    """Refuses a landmark that lies outside the voxels of its scan.
+
+    Raises:
+      InputError: for the first one; it says so where the point with x and y the other way round
+        would be inside, the mark of a file in another frame than it states.
+    """
+    shape = np.array(scan.voxels.shape)
+    for name, xyz, present in zip(
+        case.landmark_names, case.landmarks_mm, case.present, strict=True
+    ):
+        if not present or _is_inside(xyz, scan):
+            continue
+        corners = np.array(list(np.ndindex(2, 2, 2))) * shape - 0.5
+        corners_mm = corners @ scan.ijk_to_lps[:3, :3].T + scan.ijk_to_lps[:3, 3]
+        extent = ", ".join(
+            f"{axis} {low:.1f} to {high:.1f}"
+            for axis, low, high in zip("xyz", corners_mm.min(0), corners_mm.max(0), strict=True)
+        )
+        hint = ""
+        if _is_inside(xyz * [-1, -1, 1], scan):
+            hint = "; with x and y negated it is inside: are these positions RAS, not LPS?"
+        point = ", ".join(f"{v:.1f}" for v in xyz)
+        raise InputError(
+            case.landmark_file or case.scan,
+            f"case {case.name!r}: landmark {name!r} at LPS ({point}) mm is outside of its scan, "
+            f"which extends over {extent} mm{hint}",
+        )
+
+
+def _is_inside(xyz: np.ndarray, scan: Scan) -> bool:
+    """Whether the point is in a voxel, which reaches half an index beyond its centre."""
+    ijk = np.linalg.solve(scan.ijk_to_lps[:3, :3], xyz - scan.ijk_to_lps[:3, 3])
+    edge = 0.5 + _EDGE_TOLERANCE
+    return bool(np.all((ijk >= -edge) & (ijk <= np.array(scan.voxels.shape) - 1 + edge)))
+
+
+def _read_labels(root: Path, frame: str) -> dict[str, _Labels]:
+    """Case -> its landmark file and landmarks."""
+    folder, table = root / "landmarks", root / "landmarks.csv"
+    if folder.exists() and table.exists():
+        raise InputError(root, "has both landmarks/ and landmarks.csv; keep one")
+    if table.exists():
+        return {case: _Labels(table, given) for case, given in read_table(table, frame).items()}
+    if not folder.is_dir():
+        return {}
+    files: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        known = (e for e in landmark_files.EXTENSIONS if file.name.lower().endswith(e))
+        extension = next(known, "")
+        if file.name.startswith(".") or not extension:
+            continue
+        case = file.name[: -len(extension)]
+        if case in files:
+            raise InputError(file, f"case {case!r} has a second file, {files[case].name}")
+        files[case] = file
+    return {case: _Labels(file, read_landmarks(file, frame)) for case, file in files.items()}
+
+
+def _chosen_names(names: tuple[str, ...], labels: dict[str, _Labels]) -> tuple[str, ...]:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise InputError("config.data.landmarks", f"names {name!r} {count} times")
+    for case, (file, given) in labels.items():
+        for name in given:
+            if name not in names:
+                raise InputError(
+                    file,
+                    f"case {case!r}: landmark {name!r} is not in config.data.landmarks"
+                    f"{_nearest(name, names)}",
+                )
+    return tuple(names)
+
+
+def _common_names(root: Path, labels: dict[str, _Labels]) -> tuple[str, ...]:
+    if not labels:
+        raise InputError(root, "has no landmarks, neither in landmarks/ nor in landmarks.csv")
+    first, *others = sorted(labels, key=_natural)
+    names = list(labels[first].landmarks)
+    for case in others:
+        file, given = labels[case]
+        missing = [name for name in names if name not in given]
+        extra = [name for name in given if name not in names]
+        if missing or extra:
+            differences = " and ".join(
+                f"{verb} {', '.join(map(repr, some))}"
+                for verb, some in (("lacks", missing), ("also has", extra))
+                if some
+            )
+            raise InputError(
+                file,
+                f"case {case!r} {differences}, unlike case {first!r}; if some may be absent, name "
+                "all in --config.data.landmarks",
+            )
+    return tuple(sorted(names, key=int) if all(map(str.isdecimal, names)) else names)
+
+
+def _case(name: str, scan: Path, labels: _Labels | None, names: tuple[str, ...]) -> CaseSource:
+    given = labels.landmarks if labels else {}
+    positions = [given.get(landmark) for landmark in names]
+    landmarks_mm = np.array([np.full(3, np.nan) if xyz is None else xyz for xyz in positions])
+    present = np.array([xyz is not None for xyz in positions])
+    return CaseSource(name, scan, landmarks_mm, present, labels.file if labels else None, names)
+
+
+def _read_splits(file: Path, cases: dict[str, CaseSource]) -> dict[str, tuple[str, ...]]:
+    try:
+        tree = json.loads(file.read_bytes())
+    except OSError as error:
+        raise InputError(file, f"cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise InputError(file, "is not JSON") from None
+    if not isinstance(tree, dict):
+        raise InputError(
+            file, 'is not an object like {"train": [...], "val": [...], "test": [...]}'
+        )
+    home: dict[str, str] = {}
+    for split, members in tree.items():
+        if split not in SPLITS:
+            raise InputError(file, f"{split!r} is not one of {', '.join(SPLITS)}")
+        if not isinstance(members, list) or not all(isinstance(m, str) for m in members):
+            raise InputError(file, f"{split} is not a list of case names")
+        for case in members:
+            if case not in cases:
+                raise InputError(
+                    file, f"{split}: case {case!r} has no image{_nearest(case, cases)}"
+                )
+            if case in home:
+                raise InputError(file, f"case {case!r} is in {home[case]} and again in {split}")
+            if split != "test" and cases[case].landmark_file is None:
+                raise InputError(file, f"{split}: case {case!r} has no landmarks")
+            home[case] = split
+    if not home:
+        raise InputError(file, "names no cases")
+    return {split: tuple(tree.get(split, ())) for split in SPLITS}
+
+
+def _draw_splits(data: Data, cases: dict[str, CaseSource]) -> dict[str, tuple[str, ...]]:
+    """Seeded splits of the cases with landmarks; at least one of three is for validation."""
+    fractions = data.val_fraction, data.test_fraction
+    if not (min(fractions) >= 0 and sum(fractions) < 1):
+        raise InputError(
+            "config.data", f"val_fraction and test_fraction are {fractions}: not >= 0 and sum < 1"
+        )
+    labelled = [name for name, case in cases.items() if case.landmark_file is not None]
+    if not labelled:
+        raise InputError("config.data.root", f"no case of {data.root} has landmarks")
+
+    def drawn(name: str) -> bytes:
+        # Unlike a shuffle, the same for any order of files and any version of a library.
+        return hashlib.sha256(f"{data.split_seed}/{name}".encode()).digest()
+
+    order = sorted(labelled, key=drawn)
+    val = max(round(data.val_fraction * len(order)), int(len(order) >= 3))
+    # Rounding up twice must not leave training without a case.
+    val = min(val, len(order) - 1)
+    test = min(round(data.test_fraction * len(order)), len(order) - 1 - val)
+    parts = {"val": order[:val], "test": order[val : val + test], "train": order[val + test :]}
+    return {split: tuple(sorted(parts[split], key=_natural)) for split in SPLITS}
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Orders "case-2" before "case-10"."""
+    parts = re.findall(r"([0-9]+)|([^0-9]+)", name)
+    return [(int(digits), "") if digits else (-1, text) for digits, text in parts]
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for a message: the known name most like a wrong one, or "" where none is known."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
+    return f"; the nearest name is {found[0]!r}" if found else ""

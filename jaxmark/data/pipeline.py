@@ -1,0 +1,66 @@
+"""Grain pipeline: prepared cases -> host batches, shuffled, read ahead by threads.
+
+Threads, not worker processes: reading a case is one memory copy that releases the interpreter lock,
+and the state of a process-based iterator depends on the number of processes.
+"""
+
+from collections.abc import Sequence
+
+import grain.python as grain
+import numpy as np
+
+from jaxmark.data.cases import PreparedCase
+
+HostBatch = dict[str, np.ndarray]
+
+
+class CaseSource(grain.RandomAccessDataSource):
+    """Random access to prepared cases as numpy records."""
+
+    def __init__(self, cases: Sequence[PreparedCase]):
+        self._cases = tuple(cases)
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    def __getitem__(self, index: int) -> HostBatch:
+        return record(self._cases[index])
+
+
+def record(case: PreparedCase) -> HostBatch:
+    """`image` (X, Y, Z, 1) float16, `landmarks_ijk` (K, 3) float32, 0 if absent, `present` (K,)."""
+    return {
+        "image": case.image()[..., None],
+        "landmarks_ijk": np.nan_to_num(case.landmarks_ijk).astype(np.float32),
+        "present": case.present,
+    }
+
+
+def training_batches(
+    cases: Sequence[PreparedCase],
+    *,
+    batch: int,
+    seed: int,
+    threads: int,
+    prefetch: int,
+    process: int = 0,
+    processes: int = 1,
+) -> grain.DatasetIterator:
+    """An endless iterator over batches of this process' share, anew shuffled in each epoch.
+
+    The order is a function of the seed alone. `get_state()` after a batch and `set_state()` later
+    continue with the batch that follows. `batch` counts all processes' volumes.
+    """
+    dataset = (
+        grain.MapDataset.source(CaseSource(cases))
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .slice(slice(process, None, processes))
+        .batch(batch // processes, drop_remainder=True)
+    )
+    return iter(
+        dataset.to_iter_dataset(
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, 1))
+        )
+    )

@@ -1,0 +1,300 @@
+"""Bring any scan onto a template scan by their intensities alone, and sample it on a grid.
+
+Landmarks are never looked at. A search over rotations at a coarse level gives starts; they are
+refined by Gauss-Newton steps on the normalised cross-correlation, from coarse to fine, and fewer
+are kept at each level. The steps are inverse compositional (Baker & Matthews, IJCV 2004): the
+derivatives are the template's, so that a step costs one interpolation of the moving scan.
+
+Matrices (4, 4) map LPS millimetres to LPS millimetres unless their name says `ijk`. Nothing here
+differs from call to call or uses threads: the same scans give the same result.
+"""
+
+import dataclasses
+from typing import Literal, get_args
+
+import numpy as np
+from scipy import linalg, ndimage
+
+from jaxmark.core.geometry import (
+    apply_affine,
+    compose_affine,
+    rotation_angle_degrees,
+    spread_rotations,
+)
+from jaxmark.data.scans import Scan
+
+Kind = Literal["none", "center", "rigid", "similarity", "affine"]
+
+# Every rotation is at most 19 degrees away from one of so many.
+_ROTATIONS = 1000
+# Voxels along the longest side of the template at the coarse, middle and fine level, and how many
+# of its voxels are compared there.
+_COARSE, _MIDDLE, _FINE = (16, 1500), (32, 4000), (64, 20000)
+# Starts refined at the coarse and at the middle level; the best alone is refined at the fine one.
+_KEEP_COARSE, _KEEP_MIDDLE = 96, 8
+_MAX_STEPS = 40
+# Results whose rotations differ by less are one answer.
+_DISTINCT_DEGREES = 15.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Registration:
+    """Where a scan lies relative to the template, and how sure that is.
+
+    Attributes:
+        fixed_to_moving: (4, 4), LPS mm of the template to LPS mm of the scan.
+        quality: normalised cross-correlation over the part of the template that the scan covers,
+            times the share of the template's contrast in that part. At most 1; comparable over
+            the scans of a cohort.
+        margin: by how much, at the middle level, the quality of the answer exceeds that of the
+            best with another rotation. Near 0: ambiguous. Infinite where there was no other.
+    """
+
+    fixed_to_moving: np.ndarray
+    quality: float
+    margin: float
+
+
+def register(
+    fixed: Scan, moving: Scan, kind: Kind = "rigid", search_degrees: float = 180.0
+) -> Registration:
+    """Find the map from the template `fixed` to the scan `moving`.
+
+    Args:
+        kind: "none" (the identity), "center" (the translation between the centres of mass of the
+            intensities), "rigid", "similarity" (rigid and one scale) or "affine".
+        search_degrees: how far the scan may be turned from the template, in their world frames:
+            180 is anywhere, 30 suits scans whose headers roughly agree.
+
+    Raises:
+        ValueError: the kind is unknown, or a scan has no contrast or voxels that are not finite.
+    """
+    if kind not in get_args(Kind):
+        raise ValueError(f"unknown registration {kind!r}, expected one of {get_args(Kind)}")
+    longest_mm = (fixed.voxels.shape * _spacing_mm(fixed.ijk_to_lps)).max()
+    coarse, middle, fine = (
+        _level(fixed, moving, longest_mm / n, count) for n, count in (_COARSE, _MIDDLE, _FINE)
+    )
+    if kind == "none" or kind == "center":
+        matrix = np.eye(4) if kind == "none" else _starts(coarse, 0.0)[-1]
+        return Registration(matrix, float(_quality(fine, matrix)), np.inf)
+
+    starts = _starts(coarse, search_degrees)
+    starts = starts[np.argsort(-_quality(coarse, starts))[:_KEEP_COARSE]]
+    results = _distinct([_refine(coarse, start, "rigid") for start in starts])[:_KEEP_MIDDLE]
+    results = _distinct(
+        [_refine(middle, _refine(middle, matrix, "rigid")[1], kind) for _, matrix in results]
+    )
+    margin = results[0][0] - results[1][0] if len(results) > 1 else np.inf
+    quality, matrix = _refine(fine, results[0][1], kind)
+    return Registration(matrix, quality, margin)
+
+
+def resample(scan: Scan, shape: tuple[int, int, int], grid_to_lps: np.ndarray) -> np.ndarray:
+    """Sample a scan on any affine grid: trilinear, smoothed first where the grid is coarser.
+
+    The smoothing is Gaussian, with a standard deviation along each axis of the scan of
+    `0.5 * sqrt(ratio**2 - 1)` voxels, where `ratio` is the extent of a grid cell along that axis:
+    a cell then averages about what it covers, and a grid as fine as the scan changes nothing.
+    Outside of the scan is its background, the 0.5th percentile of its voxels.
+
+    Args:
+        shape: of the grid.
+        grid_to_lps: (4, 4), ijk of the grid to LPS mm of the scan. After a registration that is
+            `fixed_to_moving @ ijk_to_lps` of a grid in the template's world.
+
+    Returns:
+        (X, Y, Z) float32 of that shape.
+    """
+    outside = _limits(scan.voxels)[0]
+    grid_to_ijk = np.linalg.inv(scan.ijk_to_lps) @ grid_to_lps
+    ratio = np.linalg.norm(grid_to_ijk[:3, :3], axis=1)
+    sigma = 0.5 * np.sqrt(np.maximum(ratio**2 - 1, 0))
+
+    # Smooth only what the grid will see.
+    corners = apply_affine(grid_to_ijk, np.indices((2, 2, 2)).reshape(3, 8).T * (np.array(shape) - 1))
+    margin = np.ceil(4 * sigma) + 1
+    size = np.array(scan.voxels.shape)
+    low = np.clip(np.floor(corners.min(0)) - margin, 0, size - 1).astype(int)
+    high = np.clip(np.ceil(corners.max(0)) + margin, low, size - 1).astype(int) + 1
+    part = scan.voxels[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+    part = ndimage.gaussian_filter(part.astype(np.float32), sigma, mode="nearest", truncate=3.0)
+    return ndimage.affine_transform(
+        part,
+        grid_to_ijk[:3, :3],
+        grid_to_ijk[:3, 3] - low,
+        output_shape=shape,
+        order=1,
+        # Blends to the outside over one voxel: a node that rounding puts just over the edge
+        # must not drop to the background.
+        mode="grid-constant",
+        cval=outside,
+        prefilter=False,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Level:
+    """Both scans at one resolution, and the sample of the template that is compared.
+
+    `points` (N, 3) are in LPS mm of the template, `values` (N,) its intensities there and
+    `gradients` (N, 3) their derivatives by `normalised @ point`; `normalised` (4, 4) moves the
+    points to mean 0 and unit size, for well conditioned steps.
+    """
+
+    fixed: Scan
+    moving: Scan
+    points: np.ndarray
+    values: np.ndarray
+    gradients: np.ndarray
+    normalised: np.ndarray
+
+
+def _level(fixed: Scan, moving: Scan, spacing_mm: float, count: int) -> _Level:
+    fixed, moving = _coarsen(fixed, spacing_mm), _coarsen(moving, spacing_mm)
+    chosen = np.random.default_rng(0).permutation(fixed.voxels.size)[:count]
+    ijk = np.stack(np.unravel_index(chosen, fixed.voxels.shape), -1)
+    points = apply_affine(fixed.ijk_to_lps, ijk)
+    center = points.mean(0)
+    size_mm = np.sqrt(((points - center) ** 2).sum(1).mean())
+    gradients = np.stack(np.gradient(fixed.voxels), -1).reshape(-1, 3)[chosen]
+    return _Level(
+        fixed,
+        moving,
+        points,
+        fixed.voxels.ravel()[chosen],
+        gradients @ np.linalg.inv(fixed.ijk_to_lps[:3, :3]) * size_mm,
+        compose_affine(np.eye(3) / size_mm, -center / size_mm),
+    )
+
+
+def _coarsen(scan: Scan, spacing_mm: float) -> Scan:
+    """The scan at about this spacing, smoothed by one such spacing, intensities in [0, 1].
+
+    Means over blocks do most of it, quickly; scans with fewer voxels keep at least four an axis.
+    """
+    low, high = _limits(scan.voxels)
+    scan_mm = _spacing_mm(scan.ijk_to_lps)
+    most = np.maximum(np.array(scan.voxels.shape) // 4, 1)
+    blocks = np.clip(np.rint(spacing_mm / scan_mm).astype(int), 1, most)
+    voxels = np.pad(
+        np.clip(scan.voxels, low, high),
+        [(0, -n % block) for n, block in zip(scan.voxels.shape, blocks, strict=True)],
+        mode="edge",
+    )
+    for axis, block in enumerate(blocks):
+        split = (*voxels.shape[:axis], -1, block, *voxels.shape[axis + 1 :])
+        voxels = voxels.reshape(split).mean(axis + 1)
+    voxels = ndimage.gaussian_filter(voxels, spacing_mm / (scan_mm * blocks), mode="nearest")
+    block_to_ijk = compose_affine(np.diag(blocks), (blocks - 1) / 2)
+    return Scan((voxels - low) / (high - low), scan.ijk_to_lps @ block_to_ijk)
+
+
+def _limits(voxels: np.ndarray) -> tuple[float, float]:
+    """Percentiles 0.5 and 99.5 of a scan, or its extremes where its contrast is in fewer voxels."""
+    low, high = np.percentile(voxels[::2, ::2, ::2], [0.5, 99.5])
+    if low == high:
+        low, high = voxels.min(), voxels.max()
+    if not low < high:
+        raise ValueError("the scan has no contrast, or voxels that are not finite")
+    return float(low), float(high)
+
+
+def _spacing_mm(ijk_to_lps: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(ijk_to_lps[:3, :3], axis=0)
+
+
+def _starts(level: _Level, search_degrees: float) -> np.ndarray:
+    """Identity, then rotations (count, 4, 4) that bring the centres of mass together."""
+    fixed_mm, moving_mm = (
+        apply_affine(scan.ijk_to_lps, np.array(ndimage.center_of_mass(scan.voxels)))
+        for scan in (level.fixed, level.moving)
+    )
+    rotations = spread_rotations(_ROTATIONS)
+    near = rotations[rotation_angle_degrees(rotations) <= search_degrees]
+    turned = [compose_affine(r, moving_mm - r @ fixed_mm) for r in (np.eye(3), *near)]
+    return np.stack([np.eye(4), *turned])
+
+
+def _generators(kind: Kind) -> np.ndarray:
+    """(P, 4, 4): the maps of `kind` are the matrix exponentials of sums of these."""
+    entries = np.eye(16).reshape(4, 4, 4, 4)  # entries[i, j] is 1 at (i, j) alone
+    translations = list(entries[:3, 3])
+    if kind == "affine":
+        return np.stack([*translations, *entries[:3, :3].reshape(9, 4, 4)])
+    turns = [entries[i, j] - entries[j, i] for i, j in ((0, 1), (1, 2), (2, 0))]
+    return np.stack([*translations, *turns, *[np.diag([1.0, 1, 1, 0])] * (kind == "similarity")])
+
+
+def _sample(level: _Level, matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values (..., N) of the moving scan at the mapped points, and where they lie inside of it."""
+    to_ijk = np.linalg.inv(level.moving.ijk_to_lps) @ matrices
+    ijk = np.moveaxis(to_ijk[..., :3, :3] @ level.points.T + to_ijk[..., :3, 3:], -2, 0)
+    last = np.array(level.moving.voxels.shape).reshape(3, *[1] * (ijk.ndim - 1)) - 1
+    inside = ((ijk >= -0.5) & (ijk <= last + 0.5)).all(0)
+    values = ndimage.map_coordinates(level.moving.voxels, ijk, order=1, mode=MODE)
+    if MODE != 'nearest': inside[:] = True
+    return values, inside
+
+
+def _standardised(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Values (..., N) with mean 0 and norm 1 over the points inside, and 0 at the others."""
+    mean = (values * inside).sum(-1, keepdims=True) / np.maximum(inside.sum(-1, keepdims=True), 1)
+    centred = (values - mean) * inside
+    return centred / np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), 1e-12)
+
+
+def _quality(level: _Level, matrices: np.ndarray) -> np.ndarray:
+    """`Registration.quality` (...) of maps (..., 4, 4)."""
+    fixed = _standardised(level.values, np.ones(len(level.values), bool))
+    return _standardised(*_sample(level, matrices)) @ fixed
+
+
+def _refine(level: _Level, matrix: np.ndarray, kind: Kind) -> tuple[float, np.ndarray]:
+    """The quality and the map that Gauss-Newton steps within `kind` lead to."""
+    basis = _generators(kind)
+    points = apply_affine(level.normalised, level.points)
+    points = np.concatenate([points, np.ones((len(points), 1))], 1)
+    jacobian = np.einsum("ni,pij,nj->np", level.gradients, basis[:, :3], points, optimize=True)
+    everywhere = _standardised(level.values, np.ones(len(points), bool))
+
+    best, trial, length = -np.inf, matrix, 1.0
+    for _ in range(_MAX_STEPS):
+        values, inside = _sample(level, trial)
+        moving = _standardised(values, inside)
+        quality, gain = float(moving @ everywhere), float(moving @ everywhere) - best
+        if gain > 0:
+            best, matrix, length = quality, trial, 1.0
+            step = _step(jacobian, level.values, moving, inside)
+        else:
+            length /= 2
+        if gain > 0 and gain < TOL or length < 0.1:
+            break
+        exponential = linalg.expm(-length * np.tensordot(step, basis, 1))
+        trial = matrix @ np.linalg.inv(level.normalised) @ exponential @ level.normalised
+    return best, matrix
+
+TOL=1e-5
+MODE='nearest'
+
+def _step(jacobian, fixed, moving, inside) -> np.ndarray:
+    """The coefficients (P,) of the generators."""
+    target = _standardised(fixed, inside)
+    norm = np.linalg.norm((fixed-fixed[inside].mean())[inside]) if inside.any() else 1
+    j = jacobian[inside]
+    f = target[inside]
+    j = j - j.mean(0)
+    j = (j - np.outer(f, f @ j)) / norm
+    h = j.T @ j
+    step = np.linalg.solve(h + 1e-6 * np.trace(h) * np.eye(len(h)), j.T @ (moving[inside] - f))
+    return step * min(1.0, 0.5 / np.linalg.norm(step))
+
+
+def _distinct(results):
+    """Best first, without those whose rotation is that of a better one."""
+    kept = []
+    for quality, matrix in sorted(results, key=lambda r: -r[0]):
+        u, _, vt = np.linalg.svd(matrix[:3, :3])
+        if all(rotation_angle_degrees(u @ vt @ o.T) >= _DISTINCT_DEGREES for _, _, o in kept):
+            kept.append((quality, matrix, u @ vt))
+    return [(q, m) for q, m, _ in kept]

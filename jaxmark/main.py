@@ -1,0 +1,251 @@
+"""The command line: `python -m jaxmark.main --config=FILE[:preset] --workdir=DIR --mode=run`.
+
+The only place that knows flags. Exit codes: 0 done, 1 bad input (one line on stderr a problem).
+"""
+
+import dataclasses
+import difflib
+import runpy
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from jaxmark.config import Experiment, to_json, validate
+from jaxmark.core.errors import InputError
+from jaxmark.core.files import write_json
+from jaxmark.data.cases import PreparedCase
+from jaxmark.data.cohort import read_cohort
+from jaxmark.data.phantom import write_cohort
+from jaxmark.data.prepare import Prepared, cache_folder, digest, prepare, save_frame
+from jaxmark.methods.method import Method, Task
+from jaxmark.results import evaluate, predict, report
+from jaxmark.training.inference import Predictor, volumes
+from jaxmark.training.loop import train
+from jaxmark.training.sharding import data_mesh
+
+MODES = ("run", "prepare", "train", "predict", "evaluate", "report")
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="FILE.py[:preset]", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/<experiment>.")
+_MODE = flags.DEFINE_enum("mode", "run", MODES, "run: all that follow, continuing an earlier run.")
+_INPUT = flags.DEFINE_string("input", None, "With --mode=predict: a scan, or a folder of scans.")
+_OUTPUT = flags.DEFINE_string("output", None, "With --input: folder of the results.")
+
+
+def console() -> None:
+    """Entry point of the `jaxmark` command."""
+    app.run(_main, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """absl's parser, but every mistake is one line."""
+    try:
+        config = config_file(argv)
+        if config is not None and not Path(config[0]).is_file():
+            raise InputError(config[0], "no such experiment file (--config)")
+        return flags.FLAGS(argv)
+    except InputError as error:
+        _stop(error)
+    except flags.Error as error:
+        _stop(str(error).splitlines()[0])
+    except KeyError:
+        # An override of a field that does not exist.
+        _stop(unknown_field(argv))
+    raise AssertionError
+
+
+def _main(argv: Sequence[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
+    try:
+        if len(argv) > 1:
+            raise InputError("command line", f"unexpected argument {argv[1]!r}")
+        if _CONFIG.value is None:
+            raise InputError("--config", "is required: an experiment file, FILE.py[:preset]")
+        experiment = validate(_CONFIG.value)
+        workdir = Path(_WORKDIR.value or Path("runs") / experiment.name)
+        run(experiment, workdir, _MODE.value, _INPUT.value, _OUTPUT.value)
+    except InputError as error:
+        _stop(error)
+    except ExceptionGroup as group:
+        problems, others = group.split(InputError)
+        if others is not None or problems is None:
+            raise
+        _stop(*problems.exceptions)
+
+
+def _stop(*problems: object) -> None:
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    sys.exit(1)
+
+
+def config_file(argv: Sequence[str]) -> tuple[str, str] | None:
+    """(file, preset) of the `--config` argument, before flags are parsed."""
+    for i, argument in enumerate(argv):
+        name, _, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            value = value or (argv[i + 1] if i + 1 < len(argv) else "")
+            file, _, preset = value.partition(":")
+            return file, preset
+    return None
+
+
+def unknown_field(argv: Sequence[str]) -> str:
+    """Which `--config.x.y` names no field, and the nearest one that exists."""
+    config = config_file(argv)
+    if config is None:
+        return "--config: is required before overrides of its fields"
+    get_config = runpy.run_path(config[0])["get_config"]
+    experiment = get_config(config[1]) if config[1] else get_config()
+    for argument in argv:
+        if not argument.startswith("--config."):
+            continue
+        holder: Any = experiment
+        parts = argument[2:].partition("=")[0].split(".")
+        for depth, part in enumerate(parts[1:], start=1):
+            names = (
+                [f.name for f in dataclasses.fields(holder)]
+                if dataclasses.is_dataclass(holder)
+                else []
+            )
+            if part not in names:
+                near = difflib.get_close_matches(part, names, n=1, cutoff=0) or ["nothing"]
+                path = ".".join(parts[:depth])
+                return f"--{'.'.join(parts)}: no such field; nearest: {path}.{near[0]}"
+            holder = getattr(holder, part)
+    return "--config: an override names no field of the experiment"
+
+
+def say(line: str) -> None:
+    """One line of progress for a person."""
+    print(line, flush=True)
+
+
+def run(
+    experiment: Experiment,
+    workdir: Path,
+    mode: str,
+    scans: str | None = None,
+    output: str | None = None,
+) -> None:
+    """One mode of the command line, or all of them."""
+    begin = time.monotonic()
+    mesh = data_mesh()
+    device = jax.devices()[0]
+    kind = f"{mesh.size} x {device.device_kind} ({device.platform})"
+    say(f"{experiment.name}: {mode} in {workdir}, {kind}")
+    if scans is not None:
+        if mode != "predict":
+            raise InputError("--input", "goes with --mode=predict")
+        folder = Path(output) if output else workdir / "predictions"
+        count = predict.predict_scans(experiment, workdir, Path(scans), folder, mesh, build)
+        say(f"landmarks of {count} scans written to {folder}")
+        return
+    todo = MODES[1:] if mode == "run" else (mode,)
+    prepared = prepare_experiment(experiment, workdir)
+    method = build(experiment, prepared.landmarks)
+    if "train" in todo:
+        train(
+            method,
+            experiment,
+            cases=prepared.split("train"),
+            validation=prepared.split("val"),
+            landmarks=prepared.landmarks,
+            workdir=workdir,
+            mesh=mesh,
+        )
+    if todo in (("prepare",), ("train",)):
+        return done(begin)
+    split, cases = evaluated_split(prepared, experiment)
+    if "predict" in todo:
+        params, step = predict.load_params(method, experiment, workdir, mesh)
+        say(f"predicting the {len(cases)} cases of split {split!r} with the model of step {step}")
+        predict.predict(
+            Predictor(method, experiment, mesh),
+            params,
+            volumes(cases),
+            total=len(cases),
+            landmarks=prepared.landmarks,
+            decoder=experiment.predict.decoder,
+            folder=workdir / "predictions",
+        )
+    if "evaluate" in todo:
+        summary = evaluate.evaluate_cases(
+            prepared.split("train"),
+            cases,
+            landmarks=prepared.landmarks,
+            thresholds_mm=experiment.evaluate.sdr_thresholds_mm,
+            predictions=workdir / "predictions" / f"landmarks_{experiment.predict.decoder}.csv",
+            folder=workdir / "evaluation",
+        )
+        say(evaluate.headline(summary))
+    if "report" in todo:
+        points = evaluate.read_points(workdir / "evaluation")
+        page = report.write_report(workdir, report.overlay_cases(points, cases))
+        say(f"report: {page}")
+    done(begin)
+
+
+def evaluated_split(prepared: Prepared, experiment: Experiment) -> tuple[str, list[PreparedCase]]:
+    """`config.predict.split` and its cases; where it is empty, test, or val if there is no test."""
+    name = experiment.predict.split or ("test" if prepared.splits["test"] else "val")
+    cases = prepared.split(name)
+    if not cases:
+        raise InputError("config.predict.split", f"the split {name!r} has no cases")
+    return name, cases
+
+
+def done(begin: float) -> None:
+    """The last line."""
+    say(f"done in {(time.monotonic() - begin) / 60:.1f} minutes")
+
+
+def prepare_experiment(experiment: Experiment, workdir: Path) -> Prepared:
+    """The cohort, own or phantom, prepared; writes config and frame into the work dir."""
+    data = experiment.data
+    if not data.root:
+        name = digest(to_json(experiment)["phantom"])
+        root = cache_folder(data) / f"phantom-{name}"
+        write_cohort(root, experiment.phantom)
+        data = dataclasses.replace(data, root=str(root))
+    cohort = read_cohort(data)
+    begin = time.monotonic()
+    prepared = prepare(cohort, data)
+    sizes = ", ".join(f"{len(cases)} {split}" for split, cases in prepared.splits.items())
+    say(
+        f"prepared cases: {sizes}; {len(prepared.landmarks)} landmarks; "
+        f"{time.monotonic() - begin:.1f} s; cache {cache_folder(data)}"
+    )
+    for line in prepared.warnings():
+        say(f"warning: {line}")
+    write_json(workdir / "config.json", {"schema_version": 1, **to_json(experiment)})
+    save_frame(prepared.frame, prepared.landmarks, workdir / "preparation")
+    return prepared
+
+
+def build(experiment: Experiment, landmarks: tuple[str, ...]) -> Method:
+    """The method of an experiment; bfloat16 arithmetic where there is an accelerator."""
+    on_cpu = jax.devices()[0].platform == "cpu"
+    data = experiment.data
+    task = Task(
+        landmarks=landmarks,
+        crop=data.crop,
+        margin=data.margin,
+        spacing_mm=data.spacing_mm,
+        augment=experiment.augment,
+        dtype=jnp.float32 if on_cpu else jnp.bfloat16,
+    )
+    return experiment.method.build(task)
+
+
+if __name__ == "__main__":
+    console()

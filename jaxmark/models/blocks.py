@@ -1,0 +1,72 @@
+"""Layers shared by the networks. Volumes are `(B, X, Y, Z, C)`."""
+
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from jaxmark.core.conv import conv_same, conv_transpose_2
+
+# He et al. 2015, for layers followed by a rectifier.
+kernel_init = nn.initializers.he_normal()
+
+
+class Conv(nn.Module):
+    """3-D convolution that keeps the shape; parameters are float32, arithmetic is `dtype`."""
+
+    features: int
+    kernel: int = 3
+    bias: bool = True
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (self.kernel,) * 3 + (x.shape[-1], self.features)
+        y = conv_same(x, self.param("kernel", kernel_init, shape).astype(self.dtype))
+        if self.bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return y
+
+
+class Up(nn.Module):
+    """Transposed convolution with a 2 x 2 x 2 kernel that doubles every side."""
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", kernel_init, (2, 2, 2, x.shape[-1], self.features))
+        # Each output voxel sees one kernel tap, not eight: scale He's variance for that.
+        return conv_transpose_2(x.astype(self.dtype), (kernel * math.sqrt(8)).astype(self.dtype))
+
+
+class Norm(nn.Module):
+    """Group normalisation (Wu and He 2018), statistics in float32; 8 channels a group or fewer."""
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return nn.GroupNorm(num_groups=None, group_size=math.gcd(8, x.shape[-1]), dtype=self.dtype)(
+            x
+        )
+
+
+class ResidualBlock(nn.Module):
+    """Two 3^3 convolutions and a shortcut (He et al. 2016), which a 1^3 convolution widens."""
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = Conv(self.features, bias=False, dtype=self.dtype)(x)
+        y = nn.relu(Norm(dtype=self.dtype)(y))
+        y = Conv(self.features, bias=False, dtype=self.dtype)(y)
+        y = Norm(dtype=self.dtype)(y)
+        if x.shape[-1] != self.features:
+            x = Conv(self.features, kernel=1, bias=False, dtype=self.dtype)(x)
+        return nn.relu(x + y)

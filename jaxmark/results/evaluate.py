@@ -1,0 +1,260 @@
+"""Predictions against the truth: every point in `points.csv`, every figure in `summary.json`."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmark.core import metrics
+from jaxmark.core.errors import InputError
+from jaxmark.core.files import write_json, write_text_atomic
+from jaxmark.core.geometry import apply_affine
+from jaxmark.data.cases import PreparedCase
+from jaxmark.data.landmarks import read_table
+
+SCHEMA_VERSION = 1
+POINTS = "points.csv"
+SUMMARY = "summary.json"
+
+_PREDICTED = tuple(f"{axis}_predicted_lps_mm" for axis in "xyz")
+_TRUE = tuple(f"{axis}_true_lps_mm" for axis in "xyz")
+_COLUMNS = ("case", "landmark", *_PREDICTED, *_TRUE, "error_mm", "score")
+
+
+@dataclass(frozen=True)
+class Points:
+    """Predicted and true positions of K landmarks in N cases, LPS millimetres of each scanner.
+
+    `truth_mm`, `predicted_mm` (N, K, 3), `present` (N, K) bool: the case has the landmark, `score`
+    (N, K) as the method gives it. Truth is meaningless where absent. Raises ValueError for other
+    shapes, for no points, and for a case or a landmark named twice.
+    """
+
+    cases: tuple[str, ...]
+    landmarks: tuple[str, ...]
+    truth_mm: np.ndarray
+    predicted_mm: np.ndarray
+    present: np.ndarray
+    score: np.ndarray
+
+    def __post_init__(self) -> None:
+        table = (len(self.cases), len(self.landmarks))
+        if 0 in table:
+            raise ValueError("no cases or no landmarks to evaluate")
+        for name, shape in (
+            ("truth_mm", (*table, 3)),
+            ("predicted_mm", (*table, 3)),
+            ("present", table),
+            ("score", table),
+        ):
+            if np.shape(getattr(self, name)) != shape:
+                raise ValueError(f"{name} has shape {np.shape(getattr(self, name))}, not {shape}")
+        for names in (self.cases, self.landmarks):
+            twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+            if twice:
+                raise ValueError(f"named more than once: {', '.join(twice)}")
+
+    def error_mm(self) -> np.ndarray:
+        """Radial error (N, K) mm, NaN where absent."""
+        return metrics.radial_error_mm(self.truth_mm, self.predicted_mm, self.present)
+
+
+def evaluate(
+    points: Points,
+    *,
+    thresholds_mm: Sequence[float],
+    floors: Mapping[str, np.ndarray],
+    folder: Path,
+) -> dict[str, Any]:
+    """Score predictions, and predictions that need no network, and write both to `folder`.
+
+    `floors` names baseline positions, (N, K, 3) or (K, 3) LPS mm, such as "mean_position": a method
+    that is not far below them has learned nothing. `points.csv` has a row a point, and after the
+    columns of `Points` one `error_<floor>_mm` for each floor. `summary.json` has the figures of
+    `metrics.summarize`, and the same ones of each floor under `floors`. Returns that summary.
+    Raises ValueError for a position that is not finite at a present landmark.
+    """
+    positions = {
+        name: np.broadcast_to(floor, points.truth_mm.shape) for name, floor in floors.items()
+    }
+
+    def figures(predicted_mm: np.ndarray) -> dict[str, Any]:
+        return metrics.summarize(
+            points.truth_mm, predicted_mm, points.present, thresholds_mm, points.landmarks
+        )
+
+    summary = {
+        "schema_version": SCHEMA_VERSION,
+        **figures(points.predicted_mm),
+        "floors": {name: figures(floor) for name, floor in positions.items()},
+    }
+    floor_errors = {
+        name: metrics.radial_error_mm(points.truth_mm, floor, points.present)
+        for name, floor in positions.items()
+    }
+    write_text_atomic(folder / POINTS, _to_csv(points, floor_errors))
+    write_json(folder / SUMMARY, summary)
+    return summary
+
+
+def evaluate_cases(
+    train: Sequence[PreparedCase],
+    cases: Sequence[PreparedCase],
+    *,
+    landmarks: Sequence[str],
+    thresholds_mm: Sequence[float],
+    predictions: Path,
+    folder: Path,
+) -> dict[str, Any]:
+    """Score the table `predictions` of prepared cases against their landmarks; see `evaluate`.
+
+    The floors are the mean positions of the training cases `train`: in millimetres of the scanner
+    ("mean_position"), and in the prepared grid, which each case's registration carries back to its
+    scan ("mean_position_registered"). Raises InputError for predictions that lack a case.
+    """
+    table = read_table(predictions)
+    scores = _read_scores(predictions)
+    predicted = np.full((len(cases), len(landmarks), 3), np.nan)
+    for row, case in zip(predicted, cases, strict=True):
+        for k, name in enumerate(landmarks):
+            position = table.get(case.name, {}).get(name)
+            if position is None:
+                problem = f"has no position of {name!r} in case {case.name!r}: run --mode=predict"
+                raise InputError(predictions, problem)
+            row[k] = position
+    points = Points(
+        cases=tuple(case.name for case in cases),
+        landmarks=tuple(landmarks),
+        truth_mm=np.stack([case.landmarks_mm for case in cases]),
+        predicted_mm=predicted,
+        present=np.stack([case.present for case in cases]),
+        score=np.array([[scores[case.name, name] for name in landmarks] for case in cases]),
+    )
+    mean_mm = _mean_position([case.landmarks_mm for case in train])
+    mean_ijk = _mean_position([case.landmarks_ijk for case in train])
+    registered = np.stack([apply_affine(case.ijk_to_lps, mean_ijk) for case in cases])
+    floors = {"mean_position": mean_mm, "mean_position_registered": registered}
+    return evaluate(points, thresholds_mm=thresholds_mm, floors=floors, folder=folder)
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """The result in one line, for a terminal."""
+    floors = ", ".join(
+        f"{name.replace('_', ' ')} {floor['mre_mm']:.3f}"
+        for name, floor in summary["floors"].items()
+    )
+    return (
+        f"MRE {summary['mre_mm']:.3f} mm (median {summary['median_mm']:.3f}) over "
+        f"{summary['n_points']} points of {summary['n_scans']} scans; floors: {floors} mm"
+    )
+
+
+def _read_scores(path: Path) -> dict[tuple[str, str], float]:
+    """(case, landmark) -> score, of a table that `read_table` has accepted."""
+    with path.open(newline="", encoding="utf-8") as file:
+        try:
+            return {(r["case"], r["landmark"]): float(r["score"]) for r in csv.DictReader(file)}
+        except (KeyError, ValueError) as error:
+            raise InputError(path, f"column 'score' is missing or no number ({error})") from error
+
+
+def _mean_position(positions: Sequence[np.ndarray]) -> np.ndarray:
+    """(K, 3) mean over cases; a landmark that no case has is put at the middle of the others."""
+    stacked = np.stack(positions)
+    seen = ~np.isnan(stacked[..., :1])
+    mean = np.where(seen, stacked, 0).sum(0) / np.maximum(seen.sum(0), 1)
+    known = seen.any((0, 2))
+    return np.where(known[:, None], mean, mean[known].mean(0))
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The figures that `evaluate` wrote. Raises InputError for a missing or damaged file."""
+    path = folder / SUMMARY
+    try:
+        summary = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(path, f"is not JSON ({error})") from error
+    version = summary.get("schema_version") if isinstance(summary, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(path, f"has schema version {version}, not {SCHEMA_VERSION}")
+    return summary
+
+
+def read_points(folder: Path) -> Points:
+    """The points that `evaluate` wrote, bit for bit; truth is NaN where a landmark is absent.
+
+    Raises InputError for a missing or damaged file.
+    """
+    return _read_table(folder / POINTS)[0]
+
+
+def read_floor_errors(folder: Path) -> dict[str, np.ndarray]:
+    """Radial errors (N, K) mm of each floor that `evaluate` was given, NaN where absent.
+
+    Raises InputError for a missing or damaged file.
+    """
+    return _read_table(folder / POINTS)[1]
+
+
+def _to_csv(points: Points, floor_errors: Mapping[str, np.ndarray]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*_COLUMNS, *(f"error_{name}_mm" for name in floor_errors)])
+    error = points.error_mm()
+    for n, case in enumerate(points.cases):
+        for k, landmark in enumerate(points.landmarks):
+            here = points.present[n, k]
+            # Python floats are written with the fewest digits that give the same float back.
+            row = [case, landmark, *points.predicted_mm[n, k].tolist()]
+            row += points.truth_mm[n, k].tolist() if here else [""] * 3
+            row += [float(error[n, k]) if here else "", float(points.score[n, k])]
+            row += [float(floor[n, k]) if here else "" for floor in floor_errors.values()]
+            writer.writerow(row)
+    return text.getvalue()
+
+
+def _read_table(path: Path) -> tuple[Points, dict[str, np.ndarray]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = [*csv.reader(file, strict=True)] or [[]]
+        if tuple(header[: len(_COLUMNS)]) != _COLUMNS:
+            raise ValueError("its columns are not those of an evaluation")
+        return _parse(header, rows)
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror})") from error
+    except (ValueError, csv.Error) as error:
+        raise InputError(path, f"is damaged: {error}") from error
+
+
+def _parse(header: list[str], rows: list[list[str]]) -> tuple[Points, dict[str, np.ndarray]]:
+    """A table's rows as arrays; raises ValueError unless they are a full grid of points."""
+    cases = tuple(dict.fromkeys(row[0] for row in rows if row))
+    landmarks = tuple(dict.fromkeys(row[1] for row in rows if len(row) > 1))
+    expected = [(case, landmark) for case in cases for landmark in landmarks]
+    if [tuple(row[:2]) for row in rows] != expected:
+        raise ValueError("not every case has a row for every landmark")
+    if any(len(row) != len(header) for row in rows):
+        raise ValueError("a row is not as long as the header")
+    numbers = np.array([[float(cell) if cell else np.nan for cell in row[2:]] for row in rows])
+    numbers = numbers.reshape(len(cases), len(landmarks), len(header) - 2)
+    points = Points(
+        cases=cases,
+        landmarks=landmarks,
+        predicted_mm=numbers[..., :3],
+        truth_mm=numbers[..., 3:6],
+        present=np.isfinite(numbers[..., 3:6]).all(axis=-1),
+        score=numbers[..., 7],
+    )
+    floors = {
+        name.removeprefix("error_").removesuffix("_mm"): numbers[..., column]
+        for column, name in enumerate(header[2:])
+        if column >= len(_COLUMNS) - 2
+    }
+    return points, floors

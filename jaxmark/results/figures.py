@@ -1,0 +1,395 @@
+"""Pictures of predictions and of a training run, as the bytes of a PNG or SVG file.
+
+Only matplotlib's object interface is used: no window system, and no state that outlives a call.
+Charts are SVG with a transparent ground, so that a page can show them on its own.
+"""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, cycle
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+# Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
+METHOD = "#0072b2"
+FLOORS = ("#d55e00", "#8a8a8a", "#cc79a7", "#009e73")
+LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+INK = "#333333"
+# Truth is dark and large, prediction light and small: size and brightness tell them apart as well.
+TRUTH = "#f0282d"
+PREDICTION = "#4dff6a"
+
+# The type of a key is a list of all that matplotlib knows, which a plain dict is not.
+_STYLE: Any = {
+    "font.size": 10,
+    "axes.edgecolor": "#999999",
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.titlesize": 11,
+    "grid.color": "#d5d5d5",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "text.color": INK,
+    "xtick.color": "#666666",
+    "ytick.color": "#666666",
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    # Names come from data: a dollar sign in one is no formula.
+    "text.parse_math": False,
+    # The same figures give the same bytes.
+    "svg.hashsalt": "jaxmark",
+}
+
+
+def overlay(
+    image: np.ndarray,
+    spacing_mm: Sequence[float],
+    truth_ijk: np.ndarray,
+    predicted_ijk: np.ndarray,
+    present: np.ndarray,
+    title: str,
+) -> bytes:
+    """PNG, 1400 pixels wide: three maximum intensity projections with landmarks on them.
+
+    `image` (X, Y, Z), x towards the patient's left, y towards the back, z towards the head;
+    `truth_ijk`, `predicted_ijk` (K, 3) voxels, `present` (K,). Views as a radiologist has them: the
+    patient's right is on the left of the coronal and axial ones, the head is up, the face is
+    on the left of the sagittal and at the top of the axial one. All are drawn to one scale.
+    """
+    image = np.nan_to_num(np.asarray(image, np.float32))
+    size_mm = np.array(image.shape) * spacing_mm
+    truth_mm = np.asarray(truth_ijk)[present] * spacing_mm
+    predicted_mm = np.asarray(predicted_ijk)[present] * spacing_mm
+    # (name, horizontal axis, vertical axis, whether the vertical one points up)
+    views = (("coronal", 0, 2, True), ("sagittal", 1, 2, True), ("axial", 0, 1, False))
+    ends = (("R", "L"), ("A", "P"), ("I", "S"))
+
+    # Inches: the panels share what the margins leave of the width.
+    width, left, gap, top, bottom = 14.0, 0.65, 0.7, 0.75, 0.55
+    room = width - left - gap * (len(views) - 1) - 0.25
+    widest = sum(size_mm[across] for _, across, _, _ in views)
+    highest = max(size_mm[upright] for _, _, upright, _ in views)
+    # A long and thin volume would become a picture of several screens.
+    scale = min(room / widest, 10.0 / highest)
+    height = highest * scale + top + bottom
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
+        figure.text(left / width, 1 - 0.3 / height, title, size=13, weight="bold", va="center")
+        x = left
+        for name, across, upright, up in views:
+            panel = size_mm[across] * scale, size_mm[upright] * scale
+            y = height - top - panel[1]
+            axes = figure.add_axes(
+                (x / width, y / height, panel[0] / width, panel[1] / height), label=name
+            )
+            x += panel[0] + gap
+            _project(axes, image, spacing_mm, across, upright)
+            _mark(axes, truth_mm[:, [across, upright]], predicted_mm[:, [across, upright]])
+            if not up:
+                axes.invert_yaxis()
+            low, high = ends[upright] if up else ends[upright][::-1]
+            for letter, place in zip(
+                (*ends[across], low, high),
+                ((0.03, 0.5), (0.97, 0.5), (0.5, 0.04), (0.5, 0.96)),
+                strict=True,
+            ):
+                axes.text(
+                    *place,
+                    letter,
+                    transform=axes.transAxes,
+                    ha="center",
+                    va="center",
+                    color="#ffd166",
+                    weight="bold",
+                )
+            axes.set_title(name, loc="left")
+            axes.set_xlabel(f"{'xyz'[across]} (mm)", labelpad=2)
+            axes.set_ylabel(f"{'xyz'[upright]} (mm)", labelpad=2)
+        _overlay_legend(figure, width, height)
+        return _bytes(figure, "png")
+
+
+def per_landmark_bars(
+    per_landmark: Sequence[Mapping[str, Any]],
+    floors: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+) -> bytes:
+    """SVG: each landmark's mean radial error with one standard deviation on either side.
+
+    `per_landmark` are rows of `metrics.summarize`, `floors` those of baselines, drawn as ticks.
+    Rows keep their order, which holds left and right together; each adds to the height.
+    """
+    rows = np.arange(len(per_landmark))
+    mean = _column(per_landmark, "mre_mm")
+    spread = np.nan_to_num(_column(per_landmark, "sd_mm"))
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(10, 1.1 + 0.2 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.barh(rows, mean, height=0.62, color=METHOD, alpha=0.85, label="mean")
+        # An error is not negative, so neither is its whisker.
+        axes.hlines(
+            rows, np.maximum(mean - spread, 0), mean + spread, INK, lw=1.1, label="± 1 SD of scans"
+        )
+        reach = [*mean, *np.quantile(np.nan_to_num(mean + spread), [0.9])]
+        for color, (name, floor) in zip(cycle(FLOORS), (floors or {}).items(), strict=False):
+            where = _column(floor, "mre_mm")
+            axes.vlines(where, rows - 0.38, rows + 0.38, color, lw=2, label=_words(name))
+            reach.extend(where)
+        axes.set_yticks(rows, [f"{row['name']}" for row in per_landmark], fontsize=9)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        # One gross mistake must not squeeze all other bars: arrows mark whiskers that go on.
+        end = 1.08 * float(np.nanmax([*reach, 0.1]))
+        axes.set_xlim(0, end)
+        beyond = rows[np.nan_to_num(mean + spread) > end]
+        axes.plot(np.full(len(beyond), end), beyond, ">", color=INK, ms=5, clip_on=False)
+        for row in rows[np.isnan(mean)]:
+            axes.annotate(
+                "in no scan",
+                (0, row),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                size=8,
+                style="italic",
+            )
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x")
+        axes.set_xlabel("radial error (mm)")
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(
+            # Patches come last by default.
+            handles[-1:] + handles[:-1],
+            labels[-1:] + labels[:-1],
+            loc="outside upper left",
+            ncols=len(labels),
+        )
+        return _bytes(figure, "svg")
+
+
+def sdr_curve(
+    errors_mm: np.ndarray, floors: Mapping[str, np.ndarray], thresholds_mm: Sequence[float]
+) -> bytes:
+    """SVG: share of points found within a radius, over all radii, with the thresholds marked.
+
+    Errors are mm of any shape, NaN where absent; `floors` those of baselines. The radius is
+    logarithmic: a good method, a baseline and a gross mistake differ by factors of ten.
+    """
+    curves = {"this method": errors_mm, **{_words(name): floor for name, floor in floors.items()}}
+    points = {name: np.sort(e[np.isfinite(e)]) for name, e in curves.items()}
+    everything = np.concatenate([*points.values(), np.asarray(thresholds_mm, float), [1.0]])
+    # Errors below a tenth of a millimetre are below what annotators agree on.
+    least = float(np.clip(np.quantile(everything, 0.005), 0.1, 1.0))
+    most = max(float(everything.max()), 10 * least)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(10, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        for threshold in thresholds_mm:
+            axes.axvline(threshold, color="#aaaaaa", lw=0.9, ls=(0, (2, 2)))
+            axes.text(threshold, 1.015, f"{threshold:g}", ha="center", va="bottom", size=9)
+        colors, dashes = cycle((METHOD, *FLOORS)), chain("-", cycle(("--", "-.", ":")))
+        for (name, errors), color, dash in zip(points.items(), colors, dashes, strict=False):
+            share = np.arange(errors.size + 1) / max(errors.size, 1)
+            axes.step(
+                np.concatenate([errors, [most]]).clip(least),
+                np.minimum(share + 1 / max(errors.size, 1), 1),
+                where="post",
+                color=color,
+                ls=dash,
+                lw=2.2 if dash == "-" else 1.6,
+                label=name,
+            )
+        axes.set_xscale("log")
+        axes.set_xlim(least, most)
+        axes.set_ylim(0, 1.02)
+        _plain_log_ticks(axes, "x")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+        axes.grid(axis="y")
+        axes.set_xlabel("radius (mm, logarithmic); dashed: SDR thresholds")
+        axes.set_ylabel("points within the radius")
+        axes.legend(loc="lower right")
+        return _bytes(figure, "svg")
+
+
+def training_curves(records: Sequence[Mapping[str, Any]]) -> bytes | None:
+    """SVG: losses (logarithmic, raw and smoothed) and validation error over all phases' steps.
+
+    `records` are the lines of a log: `kind` "train" with any numbers whose name holds "loss", or
+    "validation" with `mre_mm`; both with `phase` and `step`. None where there is nothing to draw.
+    """
+    losses, validations, starts = _series(records)
+    if not losses and not validations:
+        return None
+    with matplotlib.rc_context(_STYLE):
+        panels = bool(losses) + bool(validations)
+        figure = Figure(figsize=(10, 0.6 + 2.9 * panels), layout="constrained")
+        grid = figure.subplots(panels, sharex=True, squeeze=False)[:, 0]
+        if losses:
+            for color, (name, phases) in zip(cycle(LINES), losses.items(), strict=False):
+                for part, (steps, values) in enumerate(phases):
+                    # One entry in the legend is enough.
+                    label = None if part else _words(name)
+                    grid[0].plot(steps, values, color=color, lw=0.7, alpha=0.3)
+                    grid[0].plot(steps, _smooth(values), color=color, lw=1.8, label=label)
+            grid[0].set_ylabel("training loss")
+            grid[0].legend(loc="upper right", ncols=3)
+        if validations:
+            _draw_validations(grid[-1], validations)
+        for axes in grid:
+            axes.set_yscale("log")
+            _plain_log_ticks(axes, "y")
+            axes.grid(axis="y")
+            axes.margins(x=0.01)
+            axes.set_xlim(left=0)
+            for start in list(starts.values())[1:]:
+                axes.axvline(start, color="#aaaaaa", lw=0.9, ls=(0, (2, 2)))
+        for phase, start in starts.items():
+            grid[0].annotate(
+                phase,
+                (start, 1),
+                (3, 3),
+                xycoords=grid[0].get_xaxis_transform(),
+                textcoords="offset points",
+                size=9,
+            )
+        grid[-1].set_xlabel("step")
+        return _bytes(figure, "svg")
+
+
+def _project(
+    axes: Axes, image: np.ndarray, spacing_mm: Sequence[float], across: int, upright: int
+) -> None:
+    """Draw one projection; the centre of the first voxel is at 0 mm."""
+    (through,) = {0, 1, 2} - {across, upright}
+    projection = image.max(axis=through).T
+    low, high = np.percentile(projection, [2, 99.7])
+    half = np.array([spacing_mm[across], spacing_mm[upright]]) / 2
+    far = np.array(projection.shape[::-1]) * 2 * half - half
+    axes.imshow(
+        projection,
+        cmap="gray",
+        vmin=low,
+        vmax=max(high, low + 1e-6),
+        origin="lower",
+        aspect="equal",
+        extent=(-half[0], far[0], -half[1], far[1]),
+        interpolation="bilinear",
+    )
+
+
+def _mark(axes: Axes, truth_mm: np.ndarray, predicted_mm: np.ndarray) -> None:
+    """Truth, prediction and the error between them, in the (K, 2) millimetres of a panel."""
+    axes.autoscale(False)
+    ends = np.stack([truth_mm, predicted_mm], axis=1)
+    for start, end in ends:
+        axes.plot(*zip(start, end, strict=True), color="#ffe066", lw=1.1, zorder=3)
+    for (x, y), size, color in ((truth_mm.T, 34, TRUTH), (predicted_mm.T, 12, PREDICTION)):
+        axes.scatter(x, y, s=size, color=color, linewidths=0, zorder=4)
+
+
+def _overlay_legend(figure: Figure, width: float, height: float) -> None:
+    figure.legend(
+        handles=[
+            Line2D([], [], marker="o", ls="", ms=6, color=TRUTH, label="truth"),
+            Line2D([], [], marker="o", ls="", ms=3.5, color=PREDICTION, label="prediction"),
+            Line2D([], [], color="#d8c24a", label="error"),
+        ],
+        loc="upper right",
+        bbox_to_anchor=(1 - 0.2 / width, 1 - 0.08 / height),
+        ncols=3,
+    )
+
+
+def _column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    return np.array([np.nan if row[name] is None else row[name] for row in rows], float)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").strip() or "unnamed"
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Moving geometric mean (the axis is logarithmic) over about a thirtieth of the curve."""
+    window = np.ones(2 * (len(values) // 60) + 1)
+    weight = np.convolve(np.ones(len(values)), window, "same")
+    return np.exp(np.convolve(np.log(values), window, "same") / weight)
+
+
+Curve = tuple[np.ndarray, np.ndarray]
+
+
+def _series(
+    records: Sequence[Mapping[str, Any]],
+) -> tuple[dict[str, list[Curve]], list[Curve], dict[str, int]]:
+    """Losses by name and validations, one curve a phase, and the step at which each phase starts.
+
+    Phases that count their steps from zero are laid end to end.
+    """
+    lines: dict[str, dict[tuple[str, int], Mapping[str, Any]]] = {}
+    for record in records:
+        if record.get("kind") in ("train", "validation"):
+            # A resumed run repeats steps: what it wrote last is what it went on with.
+            phase = lines.setdefault(str(record.get("phase", "")), {})
+            phase[record["kind"], int(record["step"])] = record
+    losses: dict[str, list[Curve]] = {}
+    validations: list[Curve] = []
+    starts: dict[str, int] = {}
+    end = 0
+    for phase_name, phase in lines.items():
+        offset = end if min(step for _, step in phase) < end else 0
+        starts[phase_name] = end
+        end = offset + max(step for _, step in phase)
+        train = {step + offset: line for (kind, step), line in phase.items() if kind == "train"}
+        names = dict.fromkeys(name for line in train.values() for name in line if "loss" in name)
+        for name in names:
+            losses.setdefault(name, []).extend(_curve(train, name))
+        scored = {step + offset: r for (kind, step), r in phase.items() if kind == "validation"}
+        validations.extend(_curve(scored, "mre_mm"))
+    return {name: curves for name, curves in losses.items() if curves}, validations, starts
+
+
+def _curve(lines: Mapping[int, Mapping[str, Any]], name: str) -> Iterator[Curve]:
+    """Steps and values of one number, if a logarithmic axis can show any."""
+    values = {step: lines[step].get(name) for step in sorted(lines)}
+    shown = {s: v for s, v in values.items() if isinstance(v, (int, float)) and 0 < v < np.inf}
+    if shown:
+        yield np.array([*shown]), np.array([*shown.values()], float)
+
+
+def _draw_validations(axes: Axes, curves: Sequence[Curve]) -> None:
+    for steps, values in curves:
+        axes.plot(steps, values, color=METHOD, lw=1.5, marker="o", ms=3.5)
+    steps, values = (np.concatenate(part) for part in zip(*curves, strict=True))
+    best = values.argmin()
+    axes.plot(steps[best], values[best], "o", ms=9, mfc="none", mec=FLOORS[0], mew=1.6)
+    axes.set_title(f"best {values[best]:.2f} mm at step {steps[best]:,}", loc="right", size=9)
+    axes.set_ylabel("validation MRE (mm)")
+
+
+def _plain_log_ticks(axes: Axes, which: str) -> None:
+    """Even ticks within a decade, 1, 2, 5, 10 over a few of them, powers of ten over many."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = axis.get_view_interval()
+    if high < 6 * low:
+        axis.set_major_locator(MaxNLocator(5))
+        axis.set_minor_locator(NullLocator())
+    else:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 1e3 * low else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _bytes(figure: Figure, kind: str) -> bytes:
+    file = io.BytesIO()
+    if kind == "svg":
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    else:
+        figure.savefig(file, format="png")
+    return file.getvalue()

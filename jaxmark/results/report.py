@@ -1,0 +1,397 @@
+"""One page about one experiment, in one file that can be mailed, printed and kept."""
+
+import base64
+import json
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib import metadata
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from jaxmark.core import metrics
+from jaxmark.core.errors import InputError
+from jaxmark.core.files import write_text_atomic
+from jaxmark.core.geometry import apply_affine
+from jaxmark.results import figures
+from jaxmark.data.cases import PreparedCase
+from jaxmark.results.evaluate import Points, read_floor_errors, read_points, read_summary
+from jaxmark.training.records import read_records
+
+_PACKAGES = ("jaxmark", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy")
+_WORST_POINTS = 10
+
+_FIGURES = (
+    ("mre_mm", "MRE (mm)", "mean radial error over all points"),
+    ("median_mm", "median (mm)", "half of the points are nearer than this"),
+    ("sd_points_mm", "SD of points (mm)", "how much single points differ"),
+    ("sd_scans_mm", "SD of scans (mm)", "how much the scans' means differ"),
+    ("sd_landmarks_mm", "SD of landmarks (mm)", "how much the landmarks' means differ"),
+)
+
+
+@dataclass(frozen=True)
+class OverlayCase:
+    """A prepared case to be shown with its landmarks; arrays as `figures.overlay` takes them."""
+
+    name: str
+    image: np.ndarray
+    spacing_mm: Sequence[float]
+    truth_ijk: np.ndarray
+    predicted_ijk: np.ndarray
+    present: np.ndarray
+
+
+def choose_cases(points: Points) -> list[tuple[str, str]]:
+    """Labels and names of the best, the median and the worst case by mean error; no case twice.
+
+    Cases without a present landmark are left out, so there may be none.
+    """
+    rows = zip(points.error_mm(), points.cases, strict=True)
+    scored = [(np.nanmean(row), case) for row, case in rows if np.isfinite(row).any()]
+    ranked = [case for _, case in sorted(scored)]
+    if len(ranked) < 2:
+        return [("only", case) for case in ranked]
+    chosen = [("best", ranked[0]), ("worst", ranked[-1])]
+    if len(ranked) > 2:
+        chosen.insert(1, ("median", ranked[(len(ranked) - 1) // 2]))
+    return chosen
+
+
+def overlay_cases(points: Points, cases: Sequence[PreparedCase]) -> list[OverlayCase]:
+    """Pictures for the cases of `choose_cases`, from their prepared images."""
+    by_name = {case.name: case for case in cases}
+    overlays = []
+    for _, name in choose_cases(points):
+        case, row = by_name[name], points.cases.index(name)
+        to_ijk = np.linalg.inv(case.ijk_to_lps)
+        overlays.append(
+            OverlayCase(
+                name=name,
+                image=case.image(),
+                spacing_mm=np.linalg.norm(case.ijk_to_lps[:3, :3], axis=0).tolist(),
+                truth_ijk=case.landmarks_ijk,
+                predicted_ijk=apply_affine(to_ijk, points.predicted_mm[row]),
+                present=case.present,
+            )
+        )
+    return overlays
+
+
+def write_report(workdir: Path, overlays: Sequence[OverlayCase]) -> Path:
+    """Write `workdir/report/index.html` and return its path.
+
+    Reads `config.json`, `evaluation/` and, if it is there, `logs/metrics.jsonl` of the work dir.
+    `overlays` are the cases to show, usually those of `choose_cases`. The page holds its pictures
+    and refers to nothing outside itself. Raises InputError for a missing or damaged file.
+    """
+    config = _read_config(workdir / "config.json")
+    summary = read_summary(workdir / "evaluation")
+    points = read_points(workdir / "evaluation")
+    floor_errors = read_floor_errors(workdir / "evaluation")
+    log = read_records(workdir / "logs" / "metrics.jsonl")
+
+    curves = figures.training_curves(log)
+    floors = summary["floors"]
+    thresholds = [float(threshold) for threshold in summary["sdr"]]
+    sections = [
+        ("Figures", _figures_table(summary, points, floor_errors)),
+        (
+            "Success detection rate",
+            _chart(
+                figures.sdr_curve(points.error_mm(), floor_errors, thresholds),
+                "Share of points within a radius",
+            ),
+        ),
+        ("Cases", _overlays(points, overlays)),
+        (
+            "Landmarks",
+            _chart(
+                figures.per_landmark_bars(
+                    summary["per_landmark"],
+                    {name: floor["per_landmark"] for name, floor in floors.items()},
+                ),
+                "Mean radial error of each landmark",
+            ),
+        ),
+        (f"The {_WORST_POINTS} worst points", _worst_points_table(points)),
+        ("All cases", _cases_table(points)),
+        ("Training", _chart(curves, "Losses and validation error over steps") if curves else ""),
+        ("Settings", _settings(config)),
+    ]
+    page = _PAGE.substitute(
+        name=escape(str(config.get("name", "experiment"))),
+        lead=_lead(summary),
+        facts=_facts(config, summary, log),
+        sections="\n".join(
+            f"<section><h2>{escape(title)}</h2>\n{body}</section>"
+            for title, body in sections
+            if body
+        ),
+    )
+    path = workdir / "report" / "index.html"
+    write_text_atomic(path, page)
+    return path
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(path, f"is not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise InputError(path, "is not the config of an experiment")
+    return config
+
+
+def _lead(summary: Mapping[str, Any]) -> str:
+    """The one sentence that a reader in a hurry takes away."""
+    mre = summary["mre_mm"]
+    text = f"<strong>{_mm(mre)} mm</strong> mean radial error"
+    floors = {n: f["mre_mm"] for n, f in summary["floors"].items() if f["mre_mm"] is not None}
+    if mre is None or not floors:
+        return text
+    name = min(floors, key=lambda floor: floors[floor])
+    if mre >= floors[name]:
+        verdict = "not smaller than"
+    else:
+        verdict = f"{floors[name] / mre:.1f} times smaller than" if mre else "smaller than"
+    return f"{text}, {verdict} that of “{escape(_words(name))}” ({_mm(floors[name])} mm)"
+
+
+def _facts(
+    config: Mapping[str, Any], summary: Mapping[str, Any], log: Sequence[Mapping[str, Any]]
+) -> str:
+    method = config.get("method")
+    train = [record for record in log if record.get("kind") == "train"]
+    speed = [r["volumes_per_s"] for r in train if isinstance(r.get("volumes_per_s"), (int, float))]
+    facts = [
+        str(method["class"]) if isinstance(method, dict) and "class" in method else "",
+        f"{summary['n_scans']:,} scans",
+        f"{len(summary['per_landmark']):,} landmarks",
+        f"{summary['n_points']:,} points",
+        f"{max(int(r['step']) for r in train):,} steps" if train else "",
+        f"{np.median(speed):.3g} volumes/s in training (median)" if speed else "",
+    ]
+    return " · ".join(escape(fact) for fact in facts if fact)
+
+
+def _figures_table(
+    summary: Mapping[str, Any], points: Points, floor_errors: Mapping[str, np.ndarray]
+) -> str:
+    columns = [summary, *summary["floors"].values()]
+    rows = [
+        [label, *(_mm(column[key]) for column in columns), meaning]
+        for key, label, meaning in _FIGURES
+    ]
+    for threshold in summary["sdr"]:
+        shares = (_percent(column["sdr"][threshold]) for column in columns)
+        rows.append([f"SDR at {threshold} mm", *shares, f"points within {threshold} mm"])
+    shares = (_percent(column["confusion_rate"]) for column in columns)
+    meaning = "points nearer to another landmark than to their own"
+    rows.append(["confusion rate", *shares, meaning])
+    if floor_errors:
+        tests = [metrics.paired_comparison(points.error_mm(), e, 0) for e in floor_errors.values()]
+        meaning = "this method's MRE minus the baseline's"
+        rows.append(["difference (mm)", "", *(_mm(t["difference_mm"]) for t in tests), meaning])
+        meaning = "of that difference: scans drawn with replacement"
+        rows.append(["95 % interval (mm)", "", *map(_interval, tests), meaning])
+        meaning = "Wilcoxon signed-rank test on scans' means"
+        rows.append(["p", "", *(_p(t["p_value"]) for t in tests), meaning])
+    head = ["", "this method", *map(_words, summary["floors"]), "meaning"]
+    return _table(head, rows, numbers=range(1, len(columns) + 1))
+
+
+def _overlays(points: Points, overlays: Sequence[OverlayCase]) -> str:
+    labels = {case: label for label, case in choose_cases(points)}
+    errors = dict(zip(points.cases, points.error_mm(), strict=True))
+    pictures = []
+    for case in overlays:
+        title = f"{labels[case.name]} case: {case.name}" if case.name in labels else case.name
+        row = errors.get(case.name)
+        if row is not None and np.isfinite(row).any():
+            worst = int(np.nanargmax(row))
+            title += f", mean error {np.nanmean(row):.2f} mm"
+            caption = f"worst: {points.landmarks[worst]}, {row[worst]:.2f} mm"
+        else:
+            caption = ""
+        png = figures.overlay(
+            case.image,
+            case.spacing_mm,
+            case.truth_ijk,
+            case.predicted_ijk,
+            case.present,
+            title[:1].upper() + title[1:],
+        )
+        pictures.append(
+            f'<figure class="scan"><img src="{_data_uri(png, "image/png")}" alt="{escape(title)}">'
+            f"<figcaption>{escape(caption)}</figcaption></figure>\n"
+        )
+    return "".join(pictures)
+
+
+def _worst_points_table(points: Points) -> str:
+    errors = points.error_mm()
+    nearest = metrics.nearest_landmark(points.truth_mm, points.predicted_mm, points.present)
+    order = np.argsort(np.nan_to_num(-errors, nan=np.inf), axis=None, kind="stable")
+    rows = []
+    for n, k in zip(*np.unravel_index(order[:_WORST_POINTS], errors.shape), strict=True):
+        if np.isfinite(errors[n, k]):
+            rows.append(
+                [
+                    points.cases[n],
+                    points.landmarks[k],
+                    _mm(errors[n, k]),
+                    f"{points.score[n, k]:.3g}",
+                    points.landmarks[nearest[n, k]] if nearest[n, k] != k else "",
+                    _position(points.predicted_mm[n, k]),
+                    _position(points.truth_mm[n, k]),
+                ]
+            )
+    head = ["case", "landmark", "error (mm)", "score", "confused with", "predicted", "true"]
+    note = "<p>Positions are LPS millimetres of the scanner.</p>"
+    return _table(head, rows, numbers=(2, 3, 5, 6)) + note
+
+
+def _cases_table(points: Points) -> str:
+    rows: list[tuple[float, list[str]]] = []
+    for case, row in zip(points.cases, points.error_mm(), strict=True):
+        n = int(np.isfinite(row).sum())
+        if not n:
+            rows.append((-1.0, [case, "0", "–", "–", "–", ""]))
+            continue
+        worst = int(np.nanargmax(row))
+        middle = [_mm(np.nanmean(row)), _mm(np.nanmedian(row)), _mm(row[worst])]
+        rows.append((np.nanmean(row), [case, str(n), *middle, points.landmarks[worst]]))
+    head = ["case", "landmarks", "mean (mm)", "median (mm)", "largest (mm)", "at"]
+    ranked = [cells for _, cells in sorted(rows, key=lambda row: -row[0])]
+    return _table(head, ranked, numbers=(1, 2, 3, 4))
+
+
+def _settings(config: Mapping[str, Any]) -> str:
+    text = escape(json.dumps(config, indent=2, ensure_ascii=False))
+    versions = [["Python", platform.python_version()]]
+    for package in _PACKAGES:
+        try:
+            versions.append([package, metadata.version(package)])
+        except metadata.PackageNotFoundError:
+            continue
+    return (
+        f"<details><summary>Config</summary><pre>{text}</pre></details>\n"
+        "<details><summary>Versions that evaluated</summary>"
+        f"{_table(['package', 'version'], versions)}</details>"
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> str:
+    """An HTML table of text; every cell is escaped, and `numbers` are columns set to the right."""
+    right = set(numbers)
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        return "".join(
+            f'<{tag} class="n">{escape(cell)}</{tag}>'
+            if column in right
+            else f"<{tag}>{escape(cell)}</{tag}>"
+            for column, cell in enumerate(cells)
+        )
+
+    body = "\n".join(f"<tr>{line('td', row)}</tr>" for row in rows)
+    return (
+        f'<div class="wide"><table><thead><tr>{line("th", head)}</tr></thead>\n'
+        f"<tbody>{body}</tbody></table></div>\n"
+    )
+
+
+def _chart(svg: bytes, alt: str) -> str:
+    uri = _data_uri(svg, "image/svg+xml")
+    return f'<img class="chart" src="{uri}" alt="{escape(alt)}">\n'
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _mm(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}".replace("-", "−")
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def _p(value: float | None) -> str:
+    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _interval(test: Mapping[str, Any]) -> str:
+    interval = test["interval_mm"]
+    return "–" if interval is None else f"{_mm(interval[0])} to {_mm(interval[1])}"
+
+
+def _position(position_mm: np.ndarray) -> str:
+    return ", ".join(f"{value:.1f}".replace("-", "−") for value in position_mm)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+# The policy makes a browser hold the page to its word: nothing is fetched and nothing runs.
+_PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="color-scheme" content="light dark">
+<title>$name</title>
+<style>
+:root { --ink: #1d2329; --soft: #5b6670; --line: #dde2e6; --ground: #ffffff; --tint: #f4f6f8; }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --ink: #e3e7ea; --soft: #9aa5ae; --line: #333c44; --ground: #14181c; --tint: #1c2227; }
+  img.chart { filter: invert(0.9) hue-rotate(180deg); }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1180px; padding: 2.5rem 1.5rem 4rem; color: var(--ink);
+  background: var(--ground); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 0 0 .8rem; }
+.lead { font-size: 1.25rem; margin: 0 0 .3rem; }
+.facts, figcaption, section > p { color: var(--soft); margin: 0; }
+section { border-top: 1px solid var(--line); margin-top: 2rem; padding-top: 1.4rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem 1.1rem .3rem 0; text-align: left; border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 500; vertical-align: bottom; }
+.n { text-align: right; white-space: nowrap; }
+img { display: block; max-width: 100%; height: auto; }
+img.chart { width: 1000px; }
+figure { margin: 0 0 1.4rem; }
+figure.scan img { background: #ffffff; border-radius: 4px; width: 100%; }
+details { margin-bottom: .8rem; }
+summary { cursor: pointer; }
+pre { background: var(--tint); padding: 1rem; border-radius: 4px; overflow-x: auto; }
+@media print {
+  body { max-width: none; padding: 0; font-size: 11px; }
+  figure, tr, img { break-inside: avoid; }
+  h2 { break-after: avoid; }
+}
+</style>
+</head>
+<body>
+<header>
+<h1>$name</h1>
+<p class="lead">$lead</p>
+<p class="facts">$facts</p>
+</header>
+$sections
+</body>
+</html>
+""")

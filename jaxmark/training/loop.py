@@ -1,0 +1,178 @@
+"""The training loop: any method, any number of devices, stopped and continued at will."""
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from jaxmark.config import Experiment, to_json
+from jaxmark.core.errors import InputError
+from jaxmark.core.metrics import radial_error_mm
+from jaxmark.data.cases import PreparedCase
+from jaxmark.data.pipeline import training_batches
+from jaxmark.methods.method import Batch, Method
+from jaxmark.training.checkpoints import Checkpoints
+from jaxmark.training.inference import Predictor, volumes
+from jaxmark.training.records import Records
+from jaxmark.training.sharding import put_batch, replicated, split
+
+
+def train(
+    method: Method,
+    experiment: Experiment,
+    *,
+    cases: Sequence[PreparedCase],
+    validation: Sequence[PreparedCase],
+    landmarks: Sequence[str],
+    workdir: Path,
+    mesh: Mesh,
+) -> None:
+    """Train through all phases, or continue from the newest checkpoint; returns when all is saved.
+
+    Raises:
+      InputError: the batch does not divide over the devices; the checkpoint is of other landmarks
+        or another method.
+      FloatingPointError: the loss is not finite.
+    """
+    settings = experiment.train
+    if settings.batch % mesh.size:
+        raise InputError(
+            "config.train.batch", f"{settings.batch} does not divide over {mesh.size} devices"
+        )
+    total = sum(phase.steps for phase in method.phases)
+    key = jax.random.key(experiment.seed)
+    abstract = jax.eval_shape(method.init, key)
+    meta = {
+        "schema_version": 1,
+        "method": type(experiment.method).__name__,
+        "landmarks": list(landmarks),
+        "config": to_json(experiment),
+    }
+    checkpoints = Checkpoints(workdir, keep=settings.keep_checkpoints)
+    batches = training_batches(
+        cases,
+        batch=settings.batch,
+        seed=experiment.seed,
+        threads=settings.loader_threads,
+        prefetch=settings.prefetch,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
+
+    # A run continues from its newest checkpoint; without one it starts from the seed.
+    latest = checkpoints.latest_step()
+    if latest is None:
+        state = jax.jit(method.init, out_shardings=replicated(mesh))(key)
+        start = 0
+    else:
+        check_same(checkpoints.meta(latest), meta, checkpoints.folder)
+        state, iterator = checkpoints.restore(latest, abstract, mesh)
+        batches.set_state(iterator)
+        start = latest
+        logging.info("continuing at step %d of %d", start, total)
+    if start >= total:
+        logging.info("training is complete (%d steps)", start)
+        checkpoints.close()
+        return
+
+    records = Records(workdir, resume_step=start, tensorboard=settings.tensorboard)
+    predictor = Predictor(method, experiment, mesh)
+    bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, mininterval=1.0)
+    step_number = start
+    first = 0
+    try:
+        for phase in method.phases:
+            last = first + phase.steps
+            if step_number >= last:
+                first = last
+                continue
+            step = jax.jit(
+                lambda state, batch, key, phase=phase: phase.step(
+                    state, batch, jax.random.fold_in(key, state.step)
+                ),
+                donate_argnums=0,
+                in_shardings=(replicated(mesh), split(mesh), replicated(mesh)),
+                out_shardings=replicated(mesh),
+            )
+            bar.set_description(phase.name)
+            clock, since = time.monotonic(), step_number
+            while step_number < last:
+                batch = Batch(**put_batch(mesh, next(batches)))
+                state, metrics = step(state, batch, key)
+                step_number += 1
+                bar.update()
+                if step_number % settings.log_every == 0 or step_number == last:
+                    values = {name: float(value) for name, value in metrics.items()}
+                    check_finite(values, phase.name, step_number)
+                    elapsed = time.monotonic() - clock
+                    rate = (step_number - since) * settings.batch / elapsed
+                    records.write("train", phase.name, step_number, **values, volumes_per_s=rate)
+                    bar.set_postfix(loss=f"{values['loss']:.4g}", volumes_per_s=f"{rate:.2f}")
+                    clock, since = time.monotonic(), step_number
+                if step_number % settings.validate_every == 0 or step_number == last:
+                    mre = validate(predictor, state.params, validation, experiment)
+                    if mre is not None:
+                        records.write("validation", phase.name, step_number, mre_mm=mre)
+                        bar.write(f"step {step_number}: validation MRE {mre:.3f} mm")
+                    # State and iterator are of the same moment: all batches so far, no more.
+                    checkpoints.save(state, batches.get_state(), meta, mre)
+                    clock, since = time.monotonic(), step_number
+            first = last
+    finally:
+        bar.close()
+        records.close()
+        checkpoints.close()
+
+
+def validate(
+    predictor: Predictor,
+    params: Any,
+    cases: Sequence[PreparedCase],
+    experiment: Experiment,
+) -> float | None:
+    """Mean radial error in scanner mm over all validation points; None without any."""
+    if not cases:
+        return None
+    decoder = experiment.predict.decoder
+    found = predictor(params, volumes(cases))
+    predicted = np.stack([result.landmarks_mm(decoder) for result in found])
+    errors = radial_error_mm(
+        np.stack([c.landmarks_mm for c in cases]), predicted, np.stack([c.present for c in cases])
+    )
+    return float(np.nanmean(errors))
+
+
+def check_finite(values: dict[str, float], phase: str, step: int) -> None:
+    """FloatingPointError that names the term, phase and step."""
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise FloatingPointError(f"{', '.join(bad)} not finite in phase {phase} at step {step}")
+
+
+def check_same(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
+    """InputError where a checkpoint belongs to another method, network or set of landmarks."""
+    if found["landmarks"] != wanted["landmarks"]:
+        raise InputError(folder, "was trained on other landmarks; use a new --workdir")
+    ours, theirs = wanted["config"], found["config"]
+    for part in ("method", "data", "augment", "seed"):
+        if ours[part] != theirs[part]:
+            raise InputError(
+                folder,
+                f"was trained with another config.{part}{difference(theirs[part], ours[part])}; "
+                "use a new --workdir",
+            )
+
+
+def difference(old: Any, new: Any) -> str:
+    """The fields that differ, for a message."""
+    if not isinstance(old, dict):
+        return f": {old}, not {new}"
+    names = [name for name in new if old.get(name) != new[name]]
+    return "".join(f".{name}: {old.get(name)}, not {new[name]}" for name in names[:1])

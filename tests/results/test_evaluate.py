@@ -1,0 +1,119 @@
+"""What is written can be read back, bit for bit, and damage is told apart from data."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from jaxmark.core.errors import InputError
+from jaxmark.results import evaluate
+
+
+def make_points(scans=3, landmarks=4, seed=0):
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(0, 30, (scans, landmarks, 3))
+    present = np.ones((scans, landmarks), bool)
+    present[1, 2] = False
+    truth[1, 2] = np.nan
+    return evaluate.Points(
+        cases=('plain, "quoted"', "line\r\nbreak", "ünicode <b>")[:scans],
+        landmarks=tuple(f"L{k}" for k in range(landmarks)),
+        truth_mm=truth,
+        predicted_mm=np.nan_to_num(truth) + rng.normal(0, 2, truth.shape),
+        present=present,
+        score=rng.random((scans, landmarks)),
+    )
+
+
+def run(points, folder):
+    floor = np.zeros((len(points.landmarks), 3))
+    return evaluate.evaluate(
+        points, thresholds_mm=(2, 4), floors={"mean_position": floor}, folder=folder
+    )
+
+
+def test_points_come_back_exactly(tmp_path):
+    points = make_points()
+    run(points, tmp_path / "evaluation")
+    back = evaluate.read_points(tmp_path / "evaluation")
+    assert (back.cases, back.landmarks) == (points.cases, points.landmarks)
+    for name in ("truth_mm", "predicted_mm", "present", "score"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(points, name))
+
+
+def test_table_says_what_it_holds(tmp_path):
+    points = make_points()
+    run(points, tmp_path)
+    with (tmp_path / "points.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    first, absent = rows[0], rows[6]
+    assert (first["case"], first["landmark"]) == ('plain, "quoted"', "L0")
+    assert float(first["y_predicted_lps_mm"]) == points.predicted_mm[0, 0, 1]
+    assert float(first["z_true_lps_mm"]) == points.truth_mm[0, 0, 2]
+    distance = np.linalg.norm(points.truth_mm[0, 0] - points.predicted_mm[0, 0])
+    assert float(first["error_mm"]) == pytest.approx(distance)
+    assert absent["x_true_lps_mm"] == absent["error_mm"] == absent["error_mean_position_mm"] == ""
+    assert absent["x_predicted_lps_mm"] != ""
+
+
+def test_summary_and_floors(tmp_path):
+    points = make_points()
+    summary = run(points, tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert evaluate.read_summary(tmp_path) == summary
+    assert summary["n_points"] == 11
+    floor = summary["floors"]["mean_position"]
+    assert summary.keys() - floor.keys() == {"schema_version", "floors"}
+    errors = evaluate.read_floor_errors(tmp_path)["mean_position"]
+    np.testing.assert_array_equal(np.isnan(errors), ~points.present)
+    assert np.nanmean(errors) == pytest.approx(floor["mre_mm"])
+    expected = np.linalg.norm(points.truth_mm[points.present], axis=-1)
+    np.testing.assert_allclose(errors[points.present], expected)
+
+
+@pytest.mark.parametrize("reader", [evaluate.read_points, evaluate.read_summary])
+def test_missing_files_are_named(tmp_path, reader):
+    with pytest.raises(InputError, match=r"(points\.csv|summary\.json): cannot be read"):
+        reader(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace("error_mm", "error_cm"),
+        lambda text: text.replace("L3", "L2"),
+        lambda text: text.splitlines()[0],
+        lambda text: text.rstrip() + "x\n",
+        lambda text: text + "another,L0\n",
+    ],
+)
+def test_a_damaged_table_is_refused(tmp_path, damage):
+    run(make_points(), tmp_path)
+    path = tmp_path / "points.csv"
+    with path.open(newline="", encoding="utf-8") as file:
+        text = file.read()
+    with path.open("w", newline="", encoding="utf-8") as file:
+        file.write(damage(text))
+    with pytest.raises(InputError, match=r"points\.csv: is damaged"):
+        evaluate.read_points(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema_version": 99}'])
+def test_a_damaged_summary_is_refused(tmp_path, text):
+    (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(InputError, match="summary.json"):
+        evaluate.read_summary(tmp_path)
+
+
+def test_points_that_make_no_table_are_refused():
+    points = make_points()
+    with pytest.raises(ValueError, match="score"):
+        evaluate.Points(**{**vars(points), "score": points.score[:1]})
+    with pytest.raises(ValueError, match="more than once: a"):
+        evaluate.Points(**{**vars(points), "cases": ("a", "b", "a")})
+    with pytest.raises(ValueError, match="no cases"):
+        evaluate.Points((), ("a",), *(np.zeros((0, 1, 3)),) * 2, *(np.zeros((0, 1)),) * 2)

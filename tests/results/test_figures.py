@@ -1,0 +1,174 @@
+"""Pictures are decoded and looked at: the right thing must be in the right place."""
+
+import io
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from jaxmark.results import figures
+
+SHAPE, SPACING = (40, 30, 20), (1.0, 2.0, 1.5)
+HERE = np.array([True])
+
+
+def decode(png):
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+def panels(picture):
+    """Boxes (left, right, top, bottom) of the three dark panels, from left to right."""
+    dark = picture.max(axis=2) < 60
+    columns = np.flatnonzero(dark.mean(axis=0) > 0.15)
+    boxes = []
+    for run in np.split(columns, np.flatnonzero(np.diff(columns) > 20) + 1):
+        rows = np.flatnonzero(dark[:, run].mean(axis=1) > 0.5)
+        boxes.append((run[0], run[-1], rows[0], rows[-1]))
+    return boxes
+
+
+def place(picture, box, color):
+    """Centre of the pixels of a colour in a box, as fractions from its left and its top."""
+    left, right, top, bottom = box
+    part = picture[top : bottom + 1, left : right + 1]
+    rgb = np.array(matplotlib.colors.to_rgb(color)) * 255
+    rows, columns = np.nonzero(np.abs(part - rgb).max(axis=2) < 40)
+    assert rows.size
+    return columns.mean() / (right - left), rows.mean() / (bottom - top)
+
+
+def draw(truth, predicted, present=HERE, image=None):
+    image = np.zeros(SHAPE) if image is None else image
+    return decode(figures.overlay(image, SPACING, truth, predicted, present, "a title"))
+
+
+def test_overlay_shows_landmarks_where_they_are():
+    # Truth: right, front, low. Prediction: left, back, high.
+    truth, predicted = np.array([[8, 6, 4]]), np.array([[30, 22, 16]])
+    picture = draw(truth, predicted)
+    assert picture.shape[1] == 1400
+    boxes = panels(picture)
+    assert len(boxes) == 3
+    for position, color in ((truth[0], figures.TRUTH), (predicted[0], figures.PREDICTION)):
+        x, y, z = (position + 0.5) / SHAPE
+        coronal, sagittal, axial = (place(picture, box, color) for box in boxes)
+        assert coronal == pytest.approx((x, 1 - z), abs=0.03)
+        assert sagittal == pytest.approx((y, 1 - z), abs=0.03)
+        assert axial == pytest.approx((x, y), abs=0.03)
+
+
+def test_overlay_shows_the_image_under_the_landmarks():
+    image = np.zeros(SHAPE)
+    image[28:33, 20:25, 14:19] = 1
+    position = np.array([[30, 22, 16]])
+    picture = draw(position, position, np.array([False]), image)
+    for box, where in zip(
+        panels(picture),
+        ((30.5 / 40, 3.5 / 20), (22.5 / 30, 3.5 / 20), (30.5 / 40, 22.5 / 30)),
+        strict=True,
+    ):
+        assert place(picture, box, "white") == pytest.approx(where, abs=0.05)
+
+
+def test_overlay_panels_have_true_proportions():
+    picture = draw(np.array([[8, 6, 4]]), np.array([[8, 6, 4]]))
+    millimetres = np.array(SHAPE) * SPACING
+    for box, (across, upright) in zip(panels(picture), ((0, 2), (1, 2), (0, 1)), strict=True):
+        width, height = box[1] - box[0], box[3] - box[2]
+        assert width / height == pytest.approx(millimetres[across] / millimetres[upright], rel=0.02)
+
+
+def test_overlay_leaves_out_absent_landmarks_and_bears_odd_images():
+    image = np.full(SHAPE, np.nan)
+    picture = draw(np.array([[np.nan] * 3]), np.array([[8, 6, 4]]), np.array([False]), image)
+    with pytest.raises(AssertionError):
+        place(picture, panels(picture)[0], figures.PREDICTION)
+
+
+def rows_of(count):
+    return [{"name": f"name {k} $x$", "mre_mm": 1.0 + k % 3, "sd_mm": 0.5} for k in range(count)]
+
+
+def height_of(svg):
+    return float(svg.split(b'height="')[1].split(b"pt")[0])
+
+
+def test_bars_stay_apart_however_many():
+    few, many = (figures.per_landmark_bars(rows_of(count)) for count in (5, 60))
+    assert height_of(many) - height_of(few) == pytest.approx(55 * 0.2 * 72)
+
+
+def test_bars_bear_landmarks_that_are_never_there():
+    rows = [*rows_of(2), {"name": "never", "mre_mm": None, "sd_mm": None}]
+    assert b"in no scan" in figures.per_landmark_bars(rows, {"floor": rows})
+    assert figures.per_landmark_bars(rows[2:])
+
+
+@pytest.mark.parametrize("errors", [np.full((2, 2), np.nan), np.zeros((2, 2)), np.eye(2) * 80])
+def test_curve_of_odd_errors(errors):
+    svg = figures.sdr_curve(errors, {"mean_$position": errors + 1}, (2, 4))
+    assert svg.startswith(b"<?xml")
+    assert figures.sdr_curve(errors, {}, ())
+
+
+def test_curve_is_the_share_within_the_radius(monkeypatch):
+    drawn = {}
+
+    def keep(figure: Figure, kind):
+        line = figure.axes[0].get_lines()[-1]
+        drawn["x"], drawn["y"] = line.get_data()
+        return b""
+
+    monkeypatch.setattr(figures, "_bytes", keep)
+    errors = np.array([[3.0, 1.0], [np.nan, 2.0], [8.0, np.nan]])
+    figures.sdr_curve(errors, {}, (2,))
+    for radius, share in ((1.0, 0.25), (2.5, 0.5), (3.0, 0.75), (8.0, 1.0)):
+        assert drawn["y"][np.searchsorted(drawn["x"], radius, "right") - 1] == share
+
+
+def train(step, phase="pretrain", **numbers):
+    return {"kind": "train", "phase": phase, "step": step, **numbers}
+
+
+def validation(step, mre_mm, phase="pretrain"):
+    return {"kind": "validation", "phase": phase, "step": step, "mre_mm": mre_mm}
+
+
+def test_phases_are_laid_end_to_end():
+    records = [train(10, loss=3.0), train(20, loss=2.0), train(5, "joint", loss=1.0)]
+    losses, validations, starts = figures._series([*records, validation(5, 1.5, "joint")])
+    assert [steps.tolist() for steps, _ in losses["loss"]] == [[10, 20], [25]]
+    assert [(steps.tolist(), values.tolist()) for steps, values in validations] == [([25], [1.5])]
+    assert starts == {"pretrain": 0, "joint": 20}
+
+
+def test_phases_that_count_on_stay_where_they_are():
+    losses, _, _ = figures._series([train(20, loss=3.0), train(30, "joint", loss=2.0)])
+    assert [steps.tolist() for steps, _ in losses["loss"]] == [[20], [30]]
+
+
+def test_a_resumed_run_replaces_what_it_repeats():
+    records = [train(10, loss=3.0), train(20, loss=9.0), train(20, loss=2.0), train(30, loss=1.0)]
+    ((steps, values),) = figures._series(records)[0]["loss"]
+    assert (steps.tolist(), values.tolist()) == ([10, 20, 30], [3, 2, 1])
+
+
+def test_training_curves():
+    records = [train(s, loss=1 / (1 + s), loss_d=float("nan"), lr=1.0) for s in range(200)]
+    assert figures.training_curves(records).startswith(b"<?xml")
+    assert figures.training_curves([validation(5, 1.5)])
+    assert figures.training_curves([]) is None
+    assert figures.training_curves([train(1, loss=-1.0), {"kind": "start"}]) is None
+
+
+def test_smoothing_keeps_a_constant_and_the_length():
+    np.testing.assert_allclose(figures._smooth(np.full(300, 2.0)), 2.0)
+    np.testing.assert_array_equal(figures._smooth(np.array([4.0])), [4.0])
+
+
+def test_pictures_are_the_same_each_time_and_leave_no_settings():
+    before = dict(matplotlib.rcParams)
+    assert figures.per_landmark_bars(rows_of(3)) == figures.per_landmark_bars(rows_of(3))
+    assert dict(matplotlib.rcParams) == before

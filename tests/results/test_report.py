@@ -1,0 +1,162 @@
+"""The page is whole, stands alone, and takes no name from data for markup."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from jaxmark.core.errors import InputError
+from jaxmark.results import report
+from jaxmark.results.evaluate import Points, evaluate
+
+EVIL = '<img src="http://example.org/x.png" onerror=alert(1)> & $name'
+
+
+def make_points(means=(1.0, 3.0, 2.0, 5.0, 4.0), names=None):
+    """One landmark of each case is `mean` mm off and one 2 * mean; a third is never there."""
+    truth = np.zeros((len(means), 3, 3))
+    truth[:, 1, 0] = truth[:, 2, 0] = 50
+    predicted = truth.copy()
+    predicted[:, 0, 1] += means
+    predicted[:, 1, 2] += 2 * np.array(means)
+    present = np.ones((len(means), 3), bool)
+    present[:, 2] = False
+    cases = names or tuple(f"case{n}" for n in range(len(means)))
+    return Points(cases, ("a", EVIL, "never"), truth, predicted, present, np.ones((len(means), 3)))
+
+
+def make_overlay(name):
+    corner = np.zeros((3, 3))
+    return report.OverlayCase(
+        name, np.zeros((6, 5, 4)), (1.0, 1.0, 1.0), corner, corner + 1, np.array([1, 1, 0], bool)
+    )
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    config = {"name": EVIL, "method": {"class": "Adversarial", "note": EVIL}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    points = make_points(names=(EVIL, "b", "c", "d", "e"))
+    floors = {"mean_position": points.truth_mm + 20.0, EVIL: points.truth_mm + 30.0}
+    evaluate(points, thresholds_mm=(2.0, 4.5), floors=floors, folder=tmp_path / "evaluation")
+    (tmp_path / "logs").mkdir()
+    train = {"kind": "train", "phase": EVIL, "step": 10, "loss": 1.0, "volumes_per_s": 12.5}
+    lines = [train, {"kind": "validation", "phase": EVIL, "step": 1200, "mre_mm": 3.0}]
+    lines.append({**train, "step": 1200})
+    log = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "logs" / "metrics.jsonl").write_text(log + '{"kind": "tra')
+    return tmp_path
+
+
+class Page(HTMLParser):
+    """Collects what a browser would fetch, and checks that tags are balanced."""
+
+    VOID = {"meta", "img"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.references, self.words = [], [], [], ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        assert not [name for name, _ in attributes if name.startswith("on")]
+        self.references += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words += data
+
+
+def test_page_stands_alone_and_is_balanced(workdir):
+    path = report.write_report(workdir, [make_overlay(EVIL), make_overlay("d")])
+    assert path == workdir / "report" / "index.html"
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.references and all(r.startswith("data:image/") for r in page.references)
+    assert len(page.references) == 5
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert "url(" not in text and "@import" not in text
+
+
+def test_names_are_text_and_not_markup(workdir):
+    text = report.write_report(workdir, [make_overlay(EVIL)]).read_text(encoding="utf-8")
+    page = Page(text)
+    assert "<img src=" + '"http' not in text
+    # Title, heading, config, floors, and the tables of points and of cases.
+    assert page.words.count(EVIL) >= 6
+
+
+def test_page_holds_the_figures(workdir):
+    words = Page(report.write_report(workdir, []).read_text(encoding="utf-8")).words
+    words = re.sub(r"\s+", " ", words)
+    # Errors are 1, 3, 2, 5, 4 and their doubles: mean 4.5; the nearer floor is 20 * sqrt(3) off.
+    assert "4.50 mm mean radial error, 7.7 times smaller than that of “mean position”" in words
+    assert "Adversarial · 5 scans · 3 landmarks · 10 points · 1,200 steps · 12.5 volumes/s" in words
+    for expected in ("SDR at 4.5 mm60.0 %", "SD of points (mm)2.84", "confusion rate0.0 %"):
+        assert expected in words
+    assert "d27.507.5010.00" in words
+
+
+def test_a_method_that_learned_nothing_is_told_so(workdir):
+    points = make_points()
+    floors = {"mean_position": points.truth_mm}
+    evaluate(points, thresholds_mm=(2.0,), floors=floors, folder=workdir / "evaluation")
+    assert "not smaller than that of" in report.write_report(workdir, []).read_text("utf-8")
+
+
+def test_page_without_log_floors_or_points(workdir):
+    (workdir / "logs" / "metrics.jsonl").unlink()
+    points = make_points(means=(1.0,))
+    absent = Points(**{**vars(points), "present": np.zeros((1, 3), bool)})
+    evaluate(absent, thresholds_mm=(2.0,), floors={}, folder=workdir / "evaluation")
+    page = Page(report.write_report(workdir, [make_overlay("case0")]).read_text(encoding="utf-8"))
+    assert "Training" not in page.words
+
+
+@pytest.mark.parametrize(
+    ("means", "expected"),
+    [
+        ((1, 3, 2, 5, 4), [("best", "case0"), ("median", "case1"), ("worst", "case3")]),
+        ((3, 1, 2), [("best", "case1"), ("median", "case2"), ("worst", "case0")]),
+        ((2, 1), [("best", "case1"), ("worst", "case0")]),
+        ((2,), [("only", "case0")]),
+    ],
+)
+def test_cases_are_chosen_once(means, expected):
+    assert report.choose_cases(make_points(means)) == expected
+
+
+def test_cases_without_landmarks_are_not_chosen():
+    points = make_points((1, 2, 3))
+    points.present[0] = False
+    assert report.choose_cases(points) == [("best", "case1"), ("worst", "case2")]
+
+
+def test_log_may_end_in_half_a_line_only(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert report.read_log(path) == []
+    whole = b'{"kind": "train", "phase": "p", "step": 1}\n'
+    path.write_bytes(whole + b'{"kind": "\xc3')
+    assert [record["step"] for record in report.read_log(path)] == [1]
+    for damage in (b'{"kind"\n', b"[1]\n", b'{"kind": "train"}\n'):
+        path.write_bytes(whole + damage + whole)
+        with pytest.raises(InputError, match="line 2"):
+            report.read_log(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "evaluation/points.csv", "evaluation/summary.json"]
+)
+def test_missing_files_are_named(workdir, name):
+    (workdir / name).unlink()
+    with pytest.raises(InputError, match=name.split("/")[-1]):
+        report.write_report(workdir, [])
