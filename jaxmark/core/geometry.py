@@ -135,8 +135,9 @@ def pick_template(landmarks_mm: np.ndarray, present: np.ndarray) -> int:
     for _ in range(10):
         # A case that shares too few landmarks with the mean has no fit, yet.
         cases = eligible[(present[eligible] & known).sum(1) >= 3]
-        fits = [fit_rigid(shapes[i], mean, present[i] & known) for i in cases]
-        fitted = np.stack([apply_affine(fit, shapes[i]) for fit, i in zip(fits, cases, strict=True)])
+        fitted = np.stack(
+            [apply_affine(fit_rigid(shapes[i], mean, present[i] & known), shapes[i]) for i in cases]
+        )
         seen = present[cases][..., None]
         mean = (seen * fitted).sum(0) / np.maximum(seen.sum(0), 1)
         known = seen.any(0)[:, 0]

@@ -215,8 +215,9 @@ def _add(path: Path, where: str, landmarks: Landmarks, name: str, xyz: np.ndarra
 
 
 def _read_markups(path: Path, frame: str) -> Landmarks:
+    text = _text(path)
     try:
-        tree = json.loads(_text(path))
+        tree = json.loads(text)
     except json.JSONDecodeError as error:
         problem = f"is not JSON (line {error.lineno}: {error.msg})"
         raise InputError(path, problem) from None

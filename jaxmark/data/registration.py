@@ -29,10 +29,13 @@ Kind = Literal["none", "center", "rigid", "similarity", "affine"]
 _ROTATIONS = 1000
 # Voxels along the longest side of the template at the coarse, middle and fine level, and how many
 # of its voxels are compared there.
-_COARSE, _MIDDLE, _FINE = (16, 1500), (32, 4000), (64, 20000)
+_COARSE, _MIDDLE, _FINE = (16, 1500), (32, 4000), (128, 40000)
 # Starts refined at the coarse and at the middle level; the best alone is refined at the fine one.
-_KEEP_COARSE, _KEEP_MIDDLE = 96, 8
-_MAX_STEPS = 40
+_KEEP_COARSE, _KEEP_MIDDLE = 96, 16
+# Gauss-Newton steps end when the quality gains less, or when a step this short gains nothing.
+_MAX_STEPS, _MIN_GAIN, _MIN_LENGTH = 40, 1e-5, 0.1
+# Largest step, in radians, relative scale, or template sizes: further the derivatives say nothing.
+_MAX_STEP = 0.5
 # Results whose rotations differ by less are one answer.
 _DISTINCT_DEGREES = 15.0
 
@@ -71,16 +74,16 @@ def register(
     """
     if kind not in get_args(Kind):
         raise ValueError(f"unknown registration {kind!r}, expected one of {get_args(Kind)}")
-    longest_mm = (fixed.voxels.shape * _spacing_mm(fixed.ijk_to_lps)).max()
+    longest_mm = float((np.array(fixed.voxels.shape) * fixed.spacing_mm).max())
     coarse, middle, fine = (
         _level(fixed, moving, longest_mm / n, count) for n, count in (_COARSE, _MIDDLE, _FINE)
     )
-    if kind == "none" or kind == "center":
-        matrix = np.eye(4) if kind == "none" else _starts(coarse, 0.0)[-1]
+    if kind in ("none", "center"):
+        matrix = np.eye(4) if kind == "none" else _starts(coarse, 0.0)[1]
         return Registration(matrix, float(_quality(fine, matrix)), np.inf)
 
     starts = _starts(coarse, search_degrees)
-    starts = starts[np.argsort(-_quality(coarse, starts))[:_KEEP_COARSE]]
+    starts = starts[np.argsort(-_quality(coarse, starts), kind="stable")[:_KEEP_COARSE]]
     results = _distinct([_refine(coarse, start, "rigid") for start in starts])[:_KEEP_MIDDLE]
     results = _distinct(
         [_refine(middle, _refine(middle, matrix, "rigid")[1], kind) for _, matrix in results]
@@ -111,22 +114,22 @@ def resample(scan: Scan, shape: tuple[int, int, int], grid_to_lps: np.ndarray) -
     ratio = np.linalg.norm(grid_to_ijk[:3, :3], axis=1)
     sigma = 0.5 * np.sqrt(np.maximum(ratio**2 - 1, 0))
 
-    # Smooth only what the grid will see.
-    corners = apply_affine(grid_to_ijk, np.indices((2, 2, 2)).reshape(3, 8).T * (np.array(shape) - 1))
-    margin = np.ceil(4 * sigma) + 1
+    # Smooth only what the grid will see, and what the smoothing reaches from there.
     size = np.array(scan.voxels.shape)
-    low = np.clip(np.floor(corners.min(0)) - margin, 0, size - 1).astype(int)
-    high = np.clip(np.ceil(corners.max(0)) + margin, low, size - 1).astype(int) + 1
+    corners = np.indices((2, 2, 2)).reshape(3, 8).T * (np.array(shape) - 1)
+    seen = apply_affine(grid_to_ijk, corners)
+    low = np.clip(np.floor(seen.min(0) - 3 * sigma) - 1, 0, size - 1).astype(int)
+    high = np.clip(np.ceil(seen.max(0) + 3 * sigma) + 2, low + 1, size).astype(int)
     part = scan.voxels[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
-    part = ndimage.gaussian_filter(part.astype(np.float32), sigma, mode="nearest", truncate=3.0)
+    part = ndimage.gaussian_filter(part, sigma, mode="nearest", truncate=3.0)
     return ndimage.affine_transform(
         part,
         grid_to_ijk[:3, :3],
         grid_to_ijk[:3, 3] - low,
         output_shape=shape,
         order=1,
-        # Blends to the outside over one voxel: a node that rounding puts just over the edge
-        # must not drop to the background.
+        # Blends to the outside over one voxel, so that a node which rounding puts just over the
+        # edge keeps its value.
         mode="grid-constant",
         cval=outside,
         prefilter=False,
@@ -157,14 +160,14 @@ def _level(fixed: Scan, moving: Scan, spacing_mm: float, count: int) -> _Level:
     points = apply_affine(fixed.ijk_to_lps, ijk)
     center = points.mean(0)
     size_mm = np.sqrt(((points - center) ** 2).sum(1).mean())
-    gradients = np.stack(np.gradient(fixed.voxels), -1).reshape(-1, 3)[chosen]
+    by_ijk = np.stack([g.ravel()[chosen] for g in np.gradient(fixed.voxels)], -1)
     return _Level(
-        fixed,
-        moving,
-        points,
-        fixed.voxels.ravel()[chosen],
-        gradients @ np.linalg.inv(fixed.ijk_to_lps[:3, :3]) * size_mm,
-        compose_affine(np.eye(3) / size_mm, -center / size_mm),
+        fixed=fixed,
+        moving=moving,
+        points=points,
+        values=fixed.voxels.ravel()[chosen],
+        gradients=by_ijk @ np.linalg.inv(fixed.ijk_to_lps[:3, :3]) * size_mm,
+        normalised=compose_affine(np.eye(3) / size_mm, -center / size_mm),
     )
 
 
@@ -174,9 +177,8 @@ def _coarsen(scan: Scan, spacing_mm: float) -> Scan:
     Means over blocks do most of it, quickly; scans with fewer voxels keep at least four an axis.
     """
     low, high = _limits(scan.voxels)
-    scan_mm = _spacing_mm(scan.ijk_to_lps)
     most = np.maximum(np.array(scan.voxels.shape) // 4, 1)
-    blocks = np.clip(np.rint(spacing_mm / scan_mm).astype(int), 1, most)
+    blocks = np.clip(np.rint(spacing_mm / scan.spacing_mm).astype(int), 1, most)
     voxels = np.pad(
         np.clip(scan.voxels, low, high),
         [(0, -n % block) for n, block in zip(scan.voxels.shape, blocks, strict=True)],
@@ -185,7 +187,9 @@ def _coarsen(scan: Scan, spacing_mm: float) -> Scan:
     for axis, block in enumerate(blocks):
         split = (*voxels.shape[:axis], -1, block, *voxels.shape[axis + 1 :])
         voxels = voxels.reshape(split).mean(axis + 1)
-    voxels = ndimage.gaussian_filter(voxels, spacing_mm / (scan_mm * blocks), mode="nearest")
+    voxels = ndimage.gaussian_filter(
+        voxels, spacing_mm / (scan.spacing_mm * blocks), mode="nearest"
+    )
     block_to_ijk = compose_affine(np.diag(blocks), (blocks - 1) / 2)
     return Scan((voxels - low) / (high - low), scan.ijk_to_lps @ block_to_ijk)
 
@@ -200,12 +204,11 @@ def _limits(voxels: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _spacing_mm(ijk_to_lps: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(ijk_to_lps[:3, :3], axis=0)
-
-
 def _starts(level: _Level, search_degrees: float) -> np.ndarray:
-    """Identity, then rotations (count, 4, 4) that bring the centres of mass together."""
+    """Maps (S, 4, 4): the identity, then the centres of mass together, unturned and turned.
+
+    No principal axes: the rotations cover everything as densely as the refinement needs.
+    """
     fixed_mm, moving_mm = (
         apply_affine(scan.ijk_to_lps, np.array(ndimage.center_of_mass(scan.voxels)))
         for scan in (level.fixed, level.moving)
@@ -232,13 +235,14 @@ def _sample(level: _Level, matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray
     ijk = np.moveaxis(to_ijk[..., :3, :3] @ level.points.T + to_ijk[..., :3, 3:], -2, 0)
     last = np.array(level.moving.voxels.shape).reshape(3, *[1] * (ijk.ndim - 1)) - 1
     inside = ((ijk >= -0.5) & (ijk <= last + 0.5)).all(0)
-    values = ndimage.map_coordinates(level.moving.voxels, ijk, order=1, mode=MODE)
-    if MODE != 'nearest': inside[:] = True
-    return values, inside
+    return ndimage.map_coordinates(level.moving.voxels, ijk, order=1, mode="nearest"), inside
 
 
 def _standardised(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Values (..., N) with mean 0 and norm 1 over the points inside, and 0 at the others."""
+    """Values (..., N) with mean 0 and norm 1 over the points inside, and 0 at the others.
+
+    So what a scan does not cover speaks neither for nor against a map, but is missed.
+    """
     mean = (values * inside).sum(-1, keepdims=True) / np.maximum(inside.sum(-1, keepdims=True), 1)
     centred = (values - mean) * inside
     return centred / np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), 1e-12)
@@ -246,55 +250,62 @@ def _standardised(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
 
 def _quality(level: _Level, matrices: np.ndarray) -> np.ndarray:
     """`Registration.quality` (...) of maps (..., 4, 4)."""
-    fixed = _standardised(level.values, np.ones(len(level.values), bool))
-    return _standardised(*_sample(level, matrices)) @ fixed
+    everywhere = np.ones(len(level.values), bool)
+    return _standardised(*_sample(level, matrices)) @ _standardised(level.values, everywhere)
 
 
-def _refine(level: _Level, matrix: np.ndarray, kind: Kind) -> tuple[float, np.ndarray]:
-    """The quality and the map that Gauss-Newton steps within `kind` lead to."""
-    basis = _generators(kind)
+def _refine(level: _Level, start: np.ndarray, kind: Kind) -> tuple[float, np.ndarray]:
+    """The best quality, and its map, on the way of Gauss-Newton steps within `kind`."""
+    generators = _generators(kind)
     points = apply_affine(level.normalised, level.points)
     points = np.concatenate([points, np.ones((len(points), 1))], 1)
-    jacobian = np.einsum("ni,pij,nj->np", level.gradients, basis[:, :3], points, optimize=True)
-    everywhere = _standardised(level.values, np.ones(len(points), bool))
+    jacobian = np.stack([(points @ g[:3].T * level.gradients).sum(1) for g in generators], 1)
+    fixed = _standardised(level.values, np.ones(len(points), bool))
+    denormalised = np.linalg.inv(level.normalised)
 
-    best, trial, length = -np.inf, matrix, 1.0
+    best, matrix, trial, length = -np.inf, start, start, 1.0
     for _ in range(_MAX_STEPS):
         values, inside = _sample(level, trial)
-        moving = _standardised(values, inside)
-        quality, gain = float(moving @ everywhere), float(moving @ everywhere) - best
+        quality = float(_standardised(values, inside) @ fixed)
+        gain = quality - best
         if gain > 0:
             best, matrix, length = quality, trial, 1.0
-            step = _step(jacobian, level.values, moving, inside)
+            step = _step(jacobian, level.values, values, inside)
         else:
             length /= 2
-        if gain > 0 and gain < TOL or length < 0.1:
+        if 0 < gain < _MIN_GAIN or length < _MIN_LENGTH:
             break
-        exponential = linalg.expm(-length * np.tensordot(step, basis, 1))
-        trial = matrix @ np.linalg.inv(level.normalised) @ exponential @ level.normalised
+        # A warp of the template to the scan as it is sampled now is undone on the scan's side.
+        warp = linalg.expm(-length * np.tensordot(step, generators, 1))
+        trial = matrix @ denormalised @ warp @ level.normalised
     return best, matrix
 
-TOL=1e-5
-MODE='nearest'
 
-def _step(jacobian, fixed, moving, inside) -> np.ndarray:
-    """The coefficients (P,) of the generators."""
-    target = _standardised(fixed, inside)
-    norm = np.linalg.norm((fixed-fixed[inside].mean())[inside]) if inside.any() else 1
+def _step(
+    jacobian: np.ndarray, fixed: np.ndarray, moving: np.ndarray, inside: np.ndarray
+) -> np.ndarray:
+    """Coefficients (P,) of the generators that, to first order, warp the template to the scan.
+
+    Least squares of `standardised(fixed + jacobian @ step) - standardised(moving)`, inside.
+    """
+    if inside.sum() <= jacobian.shape[1]:
+        return np.zeros(jacobian.shape[1])
+    f, m = _standardised(fixed, inside)[inside], _standardised(moving, inside)[inside]
     j = jacobian[inside]
-    f = target[inside]
     j = j - j.mean(0)
-    j = (j - np.outer(f, f @ j)) / norm
-    h = j.T @ j
-    step = np.linalg.solve(h + 1e-6 * np.trace(h) * np.eye(len(h)), j.T @ (moving[inside] - f))
-    return step * min(1.0, 0.5 / np.linalg.norm(step))
+    j = j - np.outer(f, f @ j)
+    norm = f @ fixed[inside]
+    step = np.linalg.lstsq(j.T @ j, j.T @ (m - f), rcond=1e-8)[0] * norm
+    return step * _MAX_STEP / max(_MAX_STEP, float(np.linalg.norm(step)))
 
 
-def _distinct(results):
-    """Best first, without those whose rotation is that of a better one."""
-    kept = []
-    for quality, matrix in sorted(results, key=lambda r: -r[0]):
+def _distinct(results: list[tuple[float, np.ndarray]]) -> list[tuple[float, np.ndarray]]:
+    """Qualities and maps, best first, without those that are turned like a better one."""
+    kept: list[tuple[float, np.ndarray]] = []
+    rotations: list[np.ndarray] = []
+    for quality, matrix in sorted(results, key=lambda result: -result[0]):
         u, _, vt = np.linalg.svd(matrix[:3, :3])
-        if all(rotation_angle_degrees(u @ vt @ o.T) >= _DISTINCT_DEGREES for _, _, o in kept):
-            kept.append((quality, matrix, u @ vt))
-    return [(q, m) for q, m, _ in kept]
+        if all(rotation_angle_degrees(u @ vt @ r.T) >= _DISTINCT_DEGREES for r in rotations):
+            kept.append((quality, matrix))
+            rotations.append(u @ vt)
+    return kept

@@ -8,6 +8,7 @@ A scan that went through one of these looks like a good one, so the files themse
 import gzip
 import itertools
 import math
+import os
 import struct
 import zlib
 from dataclasses import dataclass
@@ -20,12 +21,20 @@ import SimpleITK as sitk
 from jaxmark.core.errors import InputError
 from jaxmark.core.files import replacing
 
-EXTENSIONS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
+_READERS = {
+    ".nii": "NiftiImageIO",
+    ".nii.gz": "NiftiImageIO",
+    ".mha": "MetaImageIO",
+    ".mhd": "MetaImageIO",
+    ".nrrd": "NrrdImageIO",
+}
+EXTENSIONS = tuple(_READERS)
 
 _MIN_VOXELS = 4
 _CHUNK_BYTES = 1 << 20
 _DAMAGED = "truncated or damaged"
 _UNREADABLE = "cannot be read: truncated, damaged, or not the format that its name says"
+_SHEARED = "states axes that are not at right angles (a sheared direction matrix)"
 _WRITABLE_TYPES = (np.float32, np.uint8, np.int16)
 _WRITABLE_EXTENSIONS = (".nii", ".nii.gz", ".mha", ".nrrd")
 
@@ -78,8 +87,8 @@ def read_scan(path: Path) -> Scan:
     Raises:
       InputError: the file is missing, truncated, damaged or of an unknown format; it is not one
         three-dimensional volume of numbers with at least 4 voxels along each axis; its spacing
-        or direction is impossible; its voxels are not finite or all the same; a DICOM folder
-        holds several series or not all slices of one.
+        or direction is impossible or sheared; its voxels are not finite or all the same;
+        a DICOM folder holds several series or not all slices of one.
     """
     if path.is_dir():
         image = _read_series(path)
@@ -112,9 +121,8 @@ def write_scan(path: Path, voxels: np.ndarray, ijk_to_lps: np.ndarray) -> None:
         raise ValueError(f"cannot write {path.name}: need {_WRITABLE_EXTENSIONS}")
     if voxels.dtype not in _WRITABLE_TYPES:
         raise ValueError(f"cannot write voxels of type {voxels.dtype}")
-    axes = ijk_to_lps[:3, :3] / np.linalg.norm(ijk_to_lps[:3, :3], axis=0)
     # ITK would write the nearest right-angled axes to NIfTI, and say nothing.
-    if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-5):
+    if not _at_right_angles(ijk_to_lps[:3, :3]):
         raise ValueError("cannot write axes that are not at right angles")
     image = _place(voxels, ijk_to_lps)
     with replacing(path) as temporary:
@@ -148,6 +156,11 @@ def _place(voxels: np.ndarray, ijk_to_lps: np.ndarray) -> sitk.Image:
     return image
 
 
+def _at_right_angles(columns: np.ndarray) -> bool:
+    axes = columns / np.linalg.norm(columns, axis=0)
+    return np.allclose(axes.T @ axes, np.eye(3), atol=1e-4)
+
+
 def _extension(path: Path) -> str:
     """The longest of `EXTENSIONS` that the name ends with, or ""."""
     name = path.name.lower()
@@ -155,7 +168,7 @@ def _extension(path: Path) -> str:
 
 
 def _case_name(path: Path) -> str:
-    """ "" for what is no scan. A link that leads nowhere counts: reading it says so."""
+    """Empty for what is no scan. A link that leads nowhere counts: reading it says so."""
     if path.name.startswith("."):
         return ""
     if path.is_dir():
@@ -171,9 +184,12 @@ def _read_file(path: Path) -> sitk.Image:
         raise InputError(path, f"not an image format jaxmark reads: {', '.join(EXTENSIONS)}")
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
+    reader.SetImageIO(_READERS[_extension(path)])
     try:
-        if _is_metaimage(path):
-            # Of these, ITK complains on stderr.
+        # Of headers that it cannot parse, ITK would complain on stderr.
+        if _is_nifti(path):
+            _nifti_header(path)
+        elif _is_metaimage(path):
             _metaimage_header(path)
         reader.ReadImageInformation()
         _check_header(path, reader)
@@ -181,9 +197,11 @@ def _read_file(path: Path) -> sitk.Image:
         image = reader.Execute()
     except RuntimeError as error:
         if "orthonormal" in str(error):
-            raise InputError(path, "its axes are not at right angles (a sheared sform)") from None
+            raise InputError(path, _SHEARED) from None
         raise InputError(path, _UNREADABLE) from None
-    except (gzip.BadGzipFile, EOFError, zlib.error):
+    except gzip.BadGzipFile:
+        raise InputError(path, _UNREADABLE) from None
+    except (EOFError, zlib.error):
         raise InputError(path, _DAMAGED) from None
     except OSError as error:
         raise InputError(path, f"cannot be read: {error.strerror}") from None
@@ -207,6 +225,8 @@ def _check_header(path: Path, header: sitk.ImageFileReader, slices: int = 1) -> 
     direction = np.reshape(header.GetDirection(), (len(size), len(size)))[:3, :3]
     if not abs(np.linalg.det(direction)) > 1e-6:
         raise InputError(path, "states axes that do not span space (a singular direction matrix)")
+    if not _at_right_angles(direction):
+        raise InputError(path, _SHEARED)
 
 
 def _stated_spacing(path: Path) -> tuple[float, ...]:
@@ -224,6 +244,8 @@ def _nifti_header(path: Path) -> tuple[str, tuple[float, ...]]:
     """Byte order ("<" or ">") and spacing; its first field, its own size, tells them apart."""
     with _open_nifti(path) as file:
         header = file.read(540)
+    if len(header) < 348:
+        raise InputError(path, _UNREADABLE)
     for order in "<>":
         (size,) = struct.unpack_from(order + "i", header)
         if size == 348:
@@ -285,7 +307,7 @@ def _metaimage_header(path: Path) -> tuple[dict[str, str], int]:
     fields = {}
     with open(path, "rb") as file:
         for line in file:
-            key, _, value = line.decode("latin-1").partition("=")
+            key, _, value = os.fsdecode(line).partition("=")
             fields[key.strip().lower()] = value.strip()
             if key.strip().lower() == "elementdatafile":
                 return fields, file.tell()
@@ -398,13 +420,18 @@ def _check_steps(folder: Path, headers: list[sitk.ImageFileReader]) -> None:
     off = np.linalg.norm(steps - expected, axis=1)
     worst = int(off.argmax())
     # Positions in DICOM are decimal text, often with two or three digits after the point.
-    if not off[worst] <= 0.01 * np.linalg.norm(expected) + 0.01:
+    size = np.linalg.norm(expected)
+    if not (size > 0 and off[worst] <= 0.01 * size + 0.01):
         raise InputError(
             folder,
-            f"from slice {worst + 1} to {worst + 2} is {np.round(steps[worst], 3).tolist()} mm, "
-            f"elsewhere {np.round(expected, 3).tolist()}: a slice is missing or doubled, or the "
-            "slices are uneven or tilted",
+            f"the step from slice {worst + 1} to {worst + 2} is {_rounded(steps[worst])} mm, "
+            f"elsewhere {_rounded(expected)}: a slice is missing or doubled, or the slices are "
+            "uneven or tilted",
         )
+
+
+def _rounded(vector: np.ndarray) -> list[float]:
+    return [round(float(v), 3) for v in vector]
 
 
 def _check_finite(path: Path, voxels: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from jaxmark.core.errors import InputError
 from jaxmark.core.heatmaps import decode_argmax, decode_subvoxel
 from jaxmark.core.losses import weighted_heatmap_loss
 from jaxmark.methods.method import Batch, Method, Metrics, Params, Phase, Prediction, State, Task
+from jaxmark.models.blocks import append_coordinates
 from jaxmark.models.unet import ResidualUNet
 
 
@@ -24,6 +25,8 @@ class HeatmapRegression:
 
     steps: int = 20_000
     widths: tuple[int, ...] = (16, 32, 64, 128)
+    # Give the network each voxel's place in the volume: for cohorts that are registered. Paper: no.
+    coordinates: bool = False
     sigma_mm: float = 1.5
     alpha: float = 1000.0
     learning_rate: float = 1e-4
@@ -42,8 +45,11 @@ class HeatmapRegression:
         net = ResidualUNet(self.widths, len(task.landmarks), dtype=task.dtype)
         optimizer = optax.adam(learning_rate(self.learning_rate, self.steps, self.decay))
 
+        def inputs(image: Array) -> Array:
+            return append_coordinates(image) if self.coordinates else image
+
         def init(key: Array) -> State:
-            params = net.init(key, jnp.zeros((1, *task.crop, 1)))
+            params = net.init(key, inputs(jnp.zeros((1, *task.crop, 1))))
             return State(
                 step=jnp.zeros((), jnp.int32),
                 params={"generator": params},
@@ -62,7 +68,7 @@ class HeatmapRegression:
 
             def loss(params: Params) -> tuple[Array, Metrics]:
                 return weighted_heatmap_loss(
-                    net.apply(params, image),
+                    net.apply(params, inputs(image)),
                     landmarks_ijk,
                     batch.present,
                     spacing_mm=task.spacing_mm,
@@ -81,7 +87,7 @@ class HeatmapRegression:
             return new, {"loss": value, "gradient_norm": optax.global_norm(gradient)}
 
         def predict(params: Params, image: Array) -> Prediction:
-            heatmaps = net.apply(params["generator"], image)
+            heatmaps = net.apply(params["generator"], inputs(image))
             peak, score = decode_argmax(heatmaps)
             fine = decode_subvoxel(heatmaps, peak, task.spacing_mm, self.sigma_mm)
             return Prediction(argmax_ijk=peak, subvoxel_ijk=fine, score=score)

@@ -13,6 +13,17 @@ from jaxmark.core.conv import conv_same, conv_transpose_2
 kernel_init = nn.initializers.he_normal()
 
 
+def append_coordinates(x: Array) -> Array:
+    """`x` with three more channels: each voxel's place in the volume, from -1 to 1 on each axis.
+
+    A convolution sees the same everywhere (Liu et al., NeurIPS 2018); with these it may know where.
+    """
+    shape = x.shape[1:4]
+    axes = jnp.meshgrid(*(jnp.linspace(-1, 1, n, dtype=x.dtype) for n in shape), indexing="ij")
+    place = jnp.broadcast_to(jnp.stack(axes, axis=-1), (*x.shape[:4], 3))
+    return jnp.concatenate([x, place], axis=-1)
+
+
 class Conv(nn.Module):
     """3-D convolution that keeps the shape; parameters are float32, arithmetic is `dtype`."""
 

@@ -1,5 +1,6 @@
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -233,7 +234,7 @@ def test_images_that_are_no_volume_of_numbers(tmp_path: Path) -> None:
         ("constant.nii", volume * 0 + 7, "all voxels are 7"),
     ]:
         path = itk_write(tmp_path / name, wrong)
-        refused(lambda path=path: read_scan(path), path, problem)
+        refused(partial(read_scan, path), path, problem)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -302,6 +303,19 @@ def test_a_sheared_nifti(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("extension", [".mha", ".nrrd"])
+def test_sheared_axes_in_text(tmp_path: Path, extension: str) -> None:
+    sheared = image()
+    sheared.SetDirection((1, 0.3, 0, 0, 1, 0, 0, 0, 1))
+    path = itk_write(tmp_path / f"a{extension}", sheared)
+    refused(lambda: read_scan(path), path, "not at right angles")
+
+
+def test_a_data_file_with_a_name_beyond_ascii(tmp_path: Path) -> None:
+    path = itk_write(tmp_path / "ünï.mhd", image())
+    np.testing.assert_array_equal(read_scan(path).voxels, voxels())
+
+
 # DICOM errors
 
 
@@ -329,6 +343,21 @@ def test_a_truncated_slice(tmp_path: Path, name: str, capfd: pytest.CaptureFixtu
     file.write_bytes(file.read_bytes()[:-20])
     refused(lambda: read_scan(tmp_path / "ct"), file, "truncated")
     assert capfd.readouterr().err == ""
+
+
+def test_slices_in_one_place(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "ct")
+    for file in folder.iterdir():
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(file))
+        part = reader.Execute()
+        part.SetMetaData("0020|0032", "0\\0\\0")
+        part.SetOrigin((0, 0, 0))
+        writer = sitk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetFileName(str(file))
+        writer.Execute(part)
+    refused(lambda: read_scan(folder), folder, "doubled")
 
 
 def test_too_few_slices(tmp_path: Path) -> None:
