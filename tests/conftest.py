@@ -1,8 +1,8 @@
-"""Fixtures of all tests. JAX gets eight CPU devices, so that sharding is tested for real."""
+"""Fixtures of all tests. JAX gets two CPU devices, so that sharding is tested for real."""
 
 import os
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from pathlib import Path

@@ -4,6 +4,7 @@ Heatmaps are `(B, X, Y, Z, K)`, positions `(B, K, 3)` in voxels of the heatmap (
 integers). Everything runs on the device: coordinates go in and come out, volumes stay.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -27,6 +28,13 @@ def gaussians(
         for axis, (n, s) in enumerate(zip(shape, spacing_mm, strict=True))
     )
     return x[:, :, None, None] * y[:, None, :, None] * z[:, None, None, :]
+
+
+def spatial_softmax(logits: Array, spacing_mm: Sequence[float], sigma_mm: float) -> Array:
+    """Softmax over the voxels, scaled so that a Gaussian of `sigma_mm` inside has a peak of 1."""
+    voxel_mm3 = math.prod(spacing_mm)
+    volume_mm3 = (2 * math.pi) ** 1.5 * sigma_mm**3
+    return jax.nn.softmax(logits.astype(jnp.float32), axis=(1, 2, 3)) * (volume_mm3 / voxel_mm3)
 
 
 def decode_argmax(heatmaps: Array) -> tuple[Array, Array]:

@@ -5,15 +5,16 @@ refined by Gauss-Newton steps on the normalised cross-correlation, from coarse t
 are kept at each level. The steps are inverse compositional (Baker & Matthews, IJCV 2004): the
 derivatives are the template's, so that a step costs one interpolation of the moving scan.
 
-Matrices (4, 4) map LPS millimetres to LPS millimetres unless their name says `ijk`. Nothing here
-differs from call to call or uses threads: the same scans give the same result.
+Matrices (4, 4) map LPS millimetres to LPS millimetres unless their name says `ijk`. The same scans
+give the same result on any number of cores: sums over points are `einsum`s, for BLAS would split
+them over threads, and round as these fall.
 """
 
 import dataclasses
 from typing import Literal, get_args
 
 import numpy as np
-from scipy import linalg, ndimage
+from scipy import ndimage
 
 from jaxmark.core.geometry import (
     apply_affine,
@@ -25,6 +26,8 @@ from jaxmark.data.scans import Scan
 
 Kind = Literal["none", "center", "rigid", "similarity", "affine"]
 
+# Where the background and the brightest tissue are taken to be.
+_LOW_PERCENTILE, _HIGH_PERCENTILE = 0.5, 99.5
 # Every rotation is at most 19 degrees away from one of so many.
 _ROTATIONS = 1000
 # Voxels along the longest side of the template at the coarse, middle and fine level, and how many
@@ -47,8 +50,8 @@ class Registration:
     Attributes:
         fixed_to_moving: (4, 4), LPS mm of the template to LPS mm of the scan.
         quality: normalised cross-correlation over the part of the template that the scan covers,
-            times the share of the template's contrast in that part. At most 1; comparable over
-            the scans of a cohort.
+            times that part's share of the template's contrast (the root of its sum of squares).
+            At most 1; comparable over the scans of a cohort.
         margin: by how much, at the middle level, the quality of the answer exceeds that of the
             best with another rotation. Near 0: ambiguous. Infinite where there was no other.
     """
@@ -70,7 +73,7 @@ def register(
             180 is anywhere, 30 suits scans whose headers roughly agree.
 
     Raises:
-        ValueError: the kind is unknown, or a scan has no contrast or voxels that are not finite.
+        ValueError: the kind is unknown, or a scan has no contrast.
     """
     if kind not in get_args(Kind):
         raise ValueError(f"unknown registration {kind!r}, expected one of {get_args(Kind)}")
@@ -109,7 +112,7 @@ def resample(scan: Scan, shape: tuple[int, int, int], grid_to_lps: np.ndarray) -
     Returns:
         (X, Y, Z) float32 of that shape.
     """
-    outside = _limits(scan.voxels)[0]
+    outside = np.percentile(scan.voxels[::2, ::2, ::2], _LOW_PERCENTILE)
     grid_to_ijk = np.linalg.inv(scan.ijk_to_lps) @ grid_to_lps
     ratio = np.linalg.norm(grid_to_ijk[:3, :3], axis=1)
     sigma = 0.5 * np.sqrt(np.maximum(ratio**2 - 1, 0))
@@ -140,9 +143,9 @@ def resample(scan: Scan, shape: tuple[int, int, int], grid_to_lps: np.ndarray) -
 class _Level:
     """Both scans at one resolution, and the sample of the template that is compared.
 
-    `points` (N, 3) are in LPS mm of the template, `values` (N,) its intensities there and
-    `gradients` (N, 3) their derivatives by `normalised @ point`; `normalised` (4, 4) moves the
-    points to mean 0 and unit size, for well conditioned steps.
+    `points` (N, 3) are in LPS mm of the template, `values` (N,) its intensities there.
+    `normalised` (4, 4) takes the points to mean 0 and unit size, where steps are well
+    conditioned, and `gradients` (N, 3) are the derivatives of the values there.
     """
 
     fixed: Scan
@@ -195,12 +198,12 @@ def _coarsen(scan: Scan, spacing_mm: float) -> Scan:
 
 
 def _limits(voxels: np.ndarray) -> tuple[float, float]:
-    """Percentiles 0.5 and 99.5 of a scan, or its extremes where its contrast is in fewer voxels."""
-    low, high = np.percentile(voxels[::2, ::2, ::2], [0.5, 99.5])
+    """Background and brightest tissue, or the extremes where contrast is in few voxels."""
+    low, high = np.percentile(voxels[::2, ::2, ::2], [_LOW_PERCENTILE, _HIGH_PERCENTILE])
     if low == high:
         low, high = voxels.min(), voxels.max()
     if not low < high:
-        raise ValueError("the scan has no contrast, or voxels that are not finite")
+        raise ValueError("a scan without contrast cannot be registered")
     return float(low), float(high)
 
 
@@ -229,10 +232,24 @@ def _generators(kind: Kind) -> np.ndarray:
     return np.stack([*translations, *turns, *[np.diag([1.0, 1, 1, 0])] * (kind == "similarity")])
 
 
+def _exponential(matrix: np.ndarray) -> np.ndarray:
+    """The matrix exponential, exact to rounding for the norms below 1 of steps.
+
+    By its series, for `scipy.linalg.expm` wakes up BLAS threads for every 4 by 4 matrix and so
+    takes longer than all the rest of a registration.
+    """
+    total = term = np.eye(len(matrix))
+    for order in range(1, 18):
+        term = term @ matrix / order
+        total = total + term
+    return total
+
+
 def _sample(level: _Level, matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Values (..., N) of the moving scan at the mapped points, and where they lie inside of it."""
     to_ijk = np.linalg.inv(level.moving.ijk_to_lps) @ matrices
-    ijk = np.moveaxis(to_ijk[..., :3, :3] @ level.points.T + to_ijk[..., :3, 3:], -2, 0)
+    ijk = np.einsum("...ij,nj->i...n", to_ijk[..., :3, :3], level.points)
+    ijk += np.moveaxis(to_ijk[..., :3, 3:], -2, 0)
     last = np.array(level.moving.voxels.shape).reshape(3, *[1] * (ijk.ndim - 1)) - 1
     inside = ((ijk >= -0.5) & (ijk <= last + 0.5)).all(0)
     return ndimage.map_coordinates(level.moving.voxels, ijk, order=1, mode="nearest"), inside
@@ -251,7 +268,8 @@ def _standardised(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
 def _quality(level: _Level, matrices: np.ndarray) -> np.ndarray:
     """`Registration.quality` (...) of maps (..., 4, 4)."""
     everywhere = np.ones(len(level.values), bool)
-    return _standardised(*_sample(level, matrices)) @ _standardised(level.values, everywhere)
+    fixed = _standardised(level.values, everywhere)
+    return np.einsum("...n,n->...", _standardised(*_sample(level, matrices)), fixed)
 
 
 def _refine(level: _Level, start: np.ndarray, kind: Kind) -> tuple[float, np.ndarray]:
@@ -259,14 +277,15 @@ def _refine(level: _Level, start: np.ndarray, kind: Kind) -> tuple[float, np.nda
     generators = _generators(kind)
     points = apply_affine(level.normalised, level.points)
     points = np.concatenate([points, np.ones((len(points), 1))], 1)
-    jacobian = np.stack([(points @ g[:3].T * level.gradients).sum(1) for g in generators], 1)
+    moved = np.einsum("pij,nj->pni", generators[:, :3], points)
+    jacobian = np.einsum("pni,ni->pn", moved, level.gradients)
     fixed = _standardised(level.values, np.ones(len(points), bool))
     denormalised = np.linalg.inv(level.normalised)
 
     best, matrix, trial, length = -np.inf, start, start, 1.0
     for _ in range(_MAX_STEPS):
         values, inside = _sample(level, trial)
-        quality = float(_standardised(values, inside) @ fixed)
+        quality = float(np.einsum("n,n", _standardised(values, inside), fixed))
         gain = quality - best
         if gain > 0:
             best, matrix, length = quality, trial, 1.0
@@ -276,7 +295,7 @@ def _refine(level: _Level, start: np.ndarray, kind: Kind) -> tuple[float, np.nda
         if 0 < gain < _MIN_GAIN or length < _MIN_LENGTH:
             break
         # A warp of the template to the scan as it is sampled now is undone on the scan's side.
-        warp = linalg.expm(-length * np.tensordot(step, generators, 1))
+        warp = _exponential(-length * np.tensordot(step, generators, 1))
         trial = matrix @ denormalised @ warp @ level.normalised
     return best, matrix
 
@@ -288,14 +307,15 @@ def _step(
 
     Least squares of `standardised(fixed + jacobian @ step) - standardised(moving)`, inside.
     """
-    if inside.sum() <= jacobian.shape[1]:
-        return np.zeros(jacobian.shape[1])
+    if inside.sum() <= len(jacobian):
+        return np.zeros(len(jacobian))
     f, m = _standardised(fixed, inside)[inside], _standardised(moving, inside)[inside]
-    j = jacobian[inside]
-    j = j - j.mean(0)
-    j = j - np.outer(f, f @ j)
-    norm = f @ fixed[inside]
-    step = np.linalg.lstsq(j.T @ j, j.T @ (m - f), rcond=1e-8)[0] * norm
+    j = jacobian[:, inside]
+    j -= j.mean(1, keepdims=True)
+    j -= np.einsum("pn,n->p", j, f)[:, None] * f
+    norm = np.einsum("n,n", f, fixed[inside])
+    hessian, slope = np.einsum("pn,qn->pq", j, j), np.einsum("pn,n->p", j, m - f)
+    step = np.linalg.lstsq(hessian, slope, rcond=1e-8)[0] * norm
     return step * _MAX_STEP / max(_MAX_STEP, float(np.linalg.norm(step)))
 
 

@@ -12,8 +12,8 @@ from jax import Array
 
 from jaxmark.core.augmentation import augment
 from jaxmark.core.errors import InputError
-from jaxmark.core.heatmaps import decode_argmax, decode_subvoxel
-from jaxmark.core.losses import weighted_heatmap_loss
+from jaxmark.core.heatmaps import decode_argmax, decode_subvoxel, spatial_softmax
+from jaxmark.core.losses import heatmap_cross_entropy, weighted_heatmap_loss
 from jaxmark.methods.method import Batch, Method, Metrics, Params, Phase, Prediction, State, Task
 from jaxmark.models.blocks import append_coordinates
 from jaxmark.models.unet import ResidualUNet
@@ -25,8 +25,12 @@ class HeatmapRegression:
 
     steps: int = 20_000
     widths: tuple[int, ...] = (16, 32, 64, 128)
+    # Channels of a 1^3 layer before the last; 0: none. See ResidualUNet.
+    head: int = 64
     # Give the network each voxel's place in the volume: for cohorts that are registered. Paper: no.
     coordinates: bool = False
+    # "weighted_l2" (Eq. 2) or "cross_entropy" (of a softmax over all voxels; ours).
+    loss: str = "weighted_l2"
     sigma_mm: float = 1.5
     alpha: float = 1000.0
     learning_rate: float = 1e-4
@@ -35,26 +39,28 @@ class HeatmapRegression:
 
     def build(self, task: Task) -> Method:
         """The method for volumes of `task.crop`, whose sides 2^(levels - 1) must divide."""
-        block = 2 ** (len(self.widths) - 1)
-        if any(n % block for n in task.crop):
-            raise InputError(
-                "config.data.crop",
-                f"{task.crop} has a side that is not a multiple of {block}, which "
-                f"{len(self.widths)} levels (config.method.widths) need",
-            )
-        net = ResidualUNet(self.widths, len(task.landmarks), dtype=task.dtype)
+        check(self, task)
+        net = ResidualUNet(self.widths, len(task.landmarks), self.head, dtype=task.dtype)
         optimizer = optax.adam(learning_rate(self.learning_rate, self.steps, self.decay))
+        place = {"spacing_mm": task.spacing_mm, "sigma_mm": self.sigma_mm}
 
-        def inputs(image: Array) -> Array:
-            return append_coordinates(image) if self.coordinates else image
+        def generator(params: Params, image: Array) -> Array:
+            return net.apply(params, append_coordinates(image) if self.coordinates else image)
 
         def init(key: Array) -> State:
-            params = net.init(key, inputs(jnp.zeros((1, *task.crop, 1))))
+            channels = 4 if self.coordinates else 1
+            params = net.init(key, jnp.zeros((1, *task.crop, channels)))
             return State(
                 step=jnp.zeros((), jnp.int32),
                 params={"generator": params},
                 optimizer={"generator": optimizer.init(params)},
             )
+
+        def loss(params: Params, image: Array, landmarks_ijk: Array, present: Array) -> Array:
+            output = generator(params, image)
+            if self.loss == "cross_entropy":
+                return heatmap_cross_entropy(output, landmarks_ijk, present, **place)
+            return weighted_heatmap_loss(output, landmarks_ijk, present, alpha=self.alpha, **place)
 
         def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
             image, landmarks_ijk = augment(
@@ -65,19 +71,8 @@ class HeatmapRegression:
                 spacing_mm=task.spacing_mm,
                 **dataclasses.asdict(task.augment),
             )
-
-            def loss(params: Params) -> tuple[Array, Metrics]:
-                return weighted_heatmap_loss(
-                    net.apply(params, inputs(image)),
-                    landmarks_ijk,
-                    batch.present,
-                    spacing_mm=task.spacing_mm,
-                    sigma_mm=self.sigma_mm,
-                    alpha=self.alpha,
-                )
-
             params, opt_state = state.params["generator"], state.optimizer["generator"]
-            (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+            value, gradient = jax.value_and_grad(loss)(params, image, landmarks_ijk, batch.present)
             update, opt_state = optimizer.update(gradient, opt_state, params)
             new = State(
                 step=state.step + 1,
@@ -87,12 +82,37 @@ class HeatmapRegression:
             return new, {"loss": value, "gradient_norm": optax.global_norm(gradient)}
 
         def predict(params: Params, image: Array) -> Prediction:
-            heatmaps = net.apply(params["generator"], inputs(image))
+            heatmaps = generator(params["generator"], image)
+            if self.loss == "cross_entropy":
+                heatmaps = spatial_softmax(heatmaps, **place)
             peak, score = decode_argmax(heatmaps)
-            fine = decode_subvoxel(heatmaps, peak, task.spacing_mm, self.sigma_mm)
+            fine = decode_subvoxel(heatmaps, peak, **place)
             return Prediction(argmax_ijk=peak, subvoxel_ijk=fine, score=score)
 
         return Method(init=init, phases=(Phase("pretrain", self.steps, step),), predict=predict)
+
+
+def check(settings: HeatmapRegression, task: Task) -> None:
+    """InputError where a setting is impossible, or does not fit the volumes."""
+    block = 2 ** (len(settings.widths) - 1)
+    if any(n % block for n in task.crop):
+        raise InputError(
+            "config.data.crop",
+            f"{task.crop} has a side that is not a multiple of {block}, which "
+            f"{len(settings.widths)} levels (config.method.widths) need",
+        )
+    if settings.loss not in ("weighted_l2", "cross_entropy"):
+        raise InputError(
+            "config.method.loss", f"{settings.loss!r} is not 'weighted_l2' or 'cross_entropy'"
+        )
+    positive = ("steps", "sigma_mm", "learning_rate", "alpha")
+    for name in positive:
+        if getattr(settings, name) <= 0:
+            raise InputError(f"config.method.{name}", f"{getattr(settings, name)} is not positive")
+    if not settings.widths or min(settings.widths) < 1 or settings.head < 0:
+        raise InputError("config.method.widths", "and head need positive numbers of channels")
+    if not 0 <= settings.decay <= 1:
+        raise InputError("config.method.decay", f"{settings.decay} is not between 0 and 1")
 
 
 def learning_rate(peak: float, steps: int, decay: float) -> optax.Schedule:

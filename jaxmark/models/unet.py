@@ -14,12 +14,15 @@ from jaxmark.models.blocks import Conv, ResidualBlock, Up
 class ResidualUNet(nn.Module):
     """U-Net with a residual block on every level and long skip connections (Tan et al. 2023).
 
-    Widths, depth and normalisation are open in the paper. Input `(B, X, Y, Z, C)`, output
+    Widths, depth and normalisation are open in the paper. `head` channels of a 1^3 layer with a
+    rectifier stand before the last one: without them, all heatmaps are linear mixtures of the
+    `widths[0]` channels of the finest level, too few to keep more landmarks than that apart. Input `(B, X, Y, Z, C)`, output
     `(B, X, Y, Z, out_channels)` in float32; X, Y and Z must be multiples of `2 ** (levels - 1)`.
     """
 
     widths: Sequence[int]
     out_channels: int
+    head: int = 0
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -37,5 +40,7 @@ class ResidualUNet(nn.Module):
         for width, skip in zip(reversed(self.widths[:-1]), reversed(skips), strict=True):
             x = Up(width, dtype=self.dtype)(x)
             x = ResidualBlock(width, dtype=self.dtype)(jnp.concatenate([x, skip], axis=-1))
+        if self.head:
+            x = nn.relu(Conv(self.head, kernel=1, dtype=self.dtype)(x))
         # A linear head in full precision: heatmaps are what loss and decoding see.
         return Conv(self.out_channels, kernel=1, dtype=self.dtype)(x).astype(jnp.float32)

@@ -17,8 +17,8 @@ from jaxmark.core import metrics
 from jaxmark.core.errors import InputError
 from jaxmark.core.files import write_text_atomic
 from jaxmark.core.geometry import apply_affine
-from jaxmark.results import figures
 from jaxmark.data.cases import PreparedCase
+from jaxmark.results import figures
 from jaxmark.results.evaluate import Points, read_floor_errors, read_points, read_summary
 from jaxmark.training.records import read_records
 

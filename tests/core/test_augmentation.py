@@ -102,7 +102,9 @@ def test_rotations_are_rigid_in_millimetres_and_bounded():
     matrices = np.asarray(
         augmentation.random_affines(jax.random.key(0), 200, degrees=30.0, scale=0.0)
     )
-    np.testing.assert_allclose(matrices @ matrices.swapaxes(1, 2), np.tile(np.eye(3), (200, 1, 1)), atol=1e-5)
+    np.testing.assert_allclose(
+        matrices @ matrices.swapaxes(1, 2), np.tile(np.eye(3), (200, 1, 1)), atol=1e-5
+    )
     angle = np.degrees(np.arccos(np.clip((np.trace(matrices, axis1=1, axis2=2) - 1) / 2, -1, 1)))
     assert 25 < angle.max() <= 30.01
     scaled = np.asarray(augmentation.random_affines(jax.random.key(0), 200, degrees=0.0, scale=0.2))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmark.core.heatmaps import decode_argmax, decode_subvoxel, gaussians
+from jaxmark.core.heatmaps import decode_argmax, decode_subvoxel, gaussians, spatial_softmax
 
 SHAPE, SPACING, SIGMA = (16, 14, 10), (1.0, 1.2, 1.6), 2.0
 
@@ -75,3 +75,10 @@ def test_subvoxel_at_the_corner_of_the_volume():
     # Half of the spot is cut away: the position is drawn inwards, but stays within a sigma.
     assert np.isfinite(fine).all()
     assert np.linalg.norm((fine - truth) * np.array(SPACING)) < SIGMA
+
+
+def test_softmax_of_a_log_gaussian_is_the_gaussian_with_peak_one():
+    wide = (40, 40, 30)
+    heatmap = gaussians(jnp.array([[[20.0, 19.0, 15.0]]]), wide, SPACING, SIGMA)
+    found = spatial_softmax(jnp.log(jnp.maximum(heatmap, 1e-30)) + 3.0, SPACING, SIGMA)
+    np.testing.assert_allclose(found, heatmap, atol=1e-4)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from jaxmark.core.losses import weighted_heatmap_loss
+from jaxmark.core.losses import heatmap_cross_entropy, weighted_heatmap_loss
 
 SETTINGS = {"spacing_mm": (1.0, 1.0, 2.0), "sigma_mm": 1.5, "alpha": 1000.0}
 
 
 def loss(prediction, landmarks, present, **changes):
-    return weighted_heatmap_loss(prediction, landmarks, present, **{**SETTINGS, **changes})[0]
+    return weighted_heatmap_loss(prediction, landmarks, present, **{**SETTINGS, **changes})
 
 
 def reference(prediction, landmarks, present, spacing_mm, sigma_mm, alpha):
@@ -40,7 +40,9 @@ def test_agrees_with_float64_numpy(transform):
     found = transform(loss)(
         jnp.asarray(prediction, jnp.float32), jnp.asarray(landmarks, jnp.float32), present
     )
-    np.testing.assert_allclose(found, reference(prediction, landmarks, present, **SETTINGS), rtol=2e-5)
+    np.testing.assert_allclose(
+        found, reference(prediction, landmarks, present, **SETTINGS), rtol=2e-5
+    )
 
 
 def test_by_hand_on_one_voxel():
@@ -80,7 +82,7 @@ def test_gradient_by_finite_differences():
         check_grads(
             lambda p: weighted_heatmap_loss(
                 p, jnp.asarray(landmarks), present, **{**SETTINGS, "alpha": 10.0}
-            )[0],
+            ),
             (jnp.asarray(prediction),),
             order=1,
             modes=["rev"],
@@ -95,3 +97,49 @@ def test_half_precision_predictions_are_scored_in_float32():
     prediction, landmarks, present = case()
     half = jnp.asarray(prediction, jnp.bfloat16)
     assert loss(half, landmarks, present) == loss(half.astype(jnp.float32), landmarks, present)
+
+
+PLACE = {"spacing_mm": (1.0, 1.0, 2.0), "sigma_mm": 1.5}
+
+
+def cross_entropy_reference(logits, landmarks, present, spacing_mm, sigma_mm):
+    shape = logits.shape[1:4]
+    grid = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1)
+    values = []
+    for b, k in zip(*np.nonzero(present), strict=True):
+        squared = (((grid - landmarks[b, k]) * spacing_mm) ** 2).sum(-1)
+        target = np.exp(-squared / (2 * sigma_mm**2))
+        target /= target.sum()
+        chance = np.exp(logits[b, ..., k])
+        values.append(-(target * np.log(chance / chance.sum())).sum())
+    return np.mean(values)
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
+def test_cross_entropy_agrees_with_float64_numpy(transform):
+    logits, landmarks, present = case()
+    landmarks = np.minimum(landmarks, np.array(logits.shape[1:4]) - 1)
+    found = transform(lambda *a: heatmap_cross_entropy(*a, **PLACE))(
+        jnp.asarray(logits, jnp.float32), jnp.asarray(landmarks, jnp.float32), present
+    )
+    expected = cross_entropy_reference(logits, landmarks, present, **PLACE)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_cross_entropy_of_equal_logits_is_the_log_of_the_voxels():
+    found = heatmap_cross_entropy(
+        jnp.full((1, 4, 4, 4, 1), 7.0), jnp.full((1, 1, 3), 2.0), jnp.ones((1, 1), bool), **PLACE
+    )
+    np.testing.assert_allclose(found, np.log(64), rtol=1e-6)
+
+
+def test_cross_entropy_leaves_out_absent_landmarks_and_those_outside():
+    logits, landmarks, present = case()
+    landmarks[0, 0] = [-0.6, 1, 1]
+    gradient = jax.grad(
+        lambda x: heatmap_cross_entropy(x, jnp.asarray(landmarks), present, **PLACE)
+    )(jnp.asarray(logits, jnp.float32))
+    shape = np.array(logits.shape[1:4])
+    counted = present & ((landmarks >= -0.5) & (landmarks <= shape - 0.5)).all(-1)
+    assert not counted[0, 0] and counted.any()
+    assert (np.abs(gradient).sum((1, 2, 3)) > 0).tolist() == counted.tolist()
