@@ -16,8 +16,10 @@ class ResidualUNet(nn.Module):
 
     Widths, depth and normalisation are open in the paper. `head` channels of a 1^3 layer with a
     rectifier stand before the last one: without them, all heatmaps are linear mixtures of the
-    `widths[0]` channels of the finest level, too few to keep more landmarks than that apart. Input `(B, X, Y, Z, C)`, output
-    `(B, X, Y, Z, out_channels)` in float32; X, Y and Z must be multiples of `2 ** (levels - 1)`.
+    `widths[0]` channels of the finest level, too few to keep more landmarks than that apart.
+
+    Input `(B, X, Y, Z, C)`, output `(B, X, Y, Z, out_channels)` in float32; X, Y and Z must be
+    multiples of `2 ** (levels - 1)`.
     """
 
     widths: Sequence[int]

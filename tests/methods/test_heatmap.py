@@ -1,0 +1,123 @@
+"""The heatmap method: its step under jit, and that it learns what there is to learn."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmark.config import Augment
+from jaxmark.core.errors import InputError
+from jaxmark.core.heatmaps import gaussians
+from jaxmark.methods.heatmap import HeatmapRegression, learning_rate
+from jaxmark.methods.method import Batch, Task
+
+CROP, MARGIN, SPACING = (16, 16, 8), 2, (1.0, 1.0, 2.0)
+TASK = Task(
+    landmarks=("a", "b"),
+    crop=CROP,
+    margin=MARGIN,
+    spacing_mm=SPACING,
+    augment=Augment(translation_voxels=2),
+)
+
+
+def batch(count=4, seed=0):
+    """Volumes with a large and a small spot, the two landmarks."""
+    rng = np.random.default_rng(seed)
+    full = tuple(n + 2 * MARGIN for n in CROP)
+    points = jnp.asarray(rng.uniform(6, np.array(full) - 6, (count, 2, 3)), jnp.float32)
+    big = gaussians(points[:, :1], full, SPACING, 2.5)
+    small = gaussians(points[:, 1:], full, SPACING, 1.2)
+    return Batch(
+        image=(big + small).astype(jnp.float16),
+        landmarks_ijk=points,
+        present=jnp.ones((count, 2), bool),
+    )
+
+
+@pytest.mark.parametrize("loss", ["weighted_l2", "cross_entropy"])
+def test_training_finds_the_landmarks(loss):
+    settings = HeatmapRegression(
+        steps=150, widths=(8, 16), head=8, loss=loss, sigma_mm=2.0, learning_rate=3e-3
+    )
+    method = settings.build(TASK)
+    state = method.init(jax.random.key(0))
+    data = batch()
+    step = jax.jit(method.phases[0].step)
+
+    def error(state):
+        inner = data.image[:, MARGIN:-MARGIN, MARGIN:-MARGIN, MARGIN:-MARGIN].astype(jnp.float32)
+        found = jax.jit(method.predict)(state.params, inner)
+        distance = (found.subvoxel_ijk - (data.landmarks_ijk - MARGIN)) * np.array(SPACING)
+        return float(jnp.linalg.norm(distance, axis=-1).mean()), found.score
+
+    before, _ = error(state)
+    first = None
+    for i in range(settings.steps):
+        state, metrics = step(state, data, jax.random.key(i))
+        first = metrics["loss"] if first is None else first
+    after, score = error(state)
+    assert metrics["loss"] < 0.5 * first
+    assert after < 1.0 < before
+    assert int(state.step) == settings.steps
+    # A found landmark has a peak near one.
+    assert 0.3 < score.min() and score.max() < 3
+
+
+def test_a_step_is_a_function_of_state_batch_and_key():
+    method = HeatmapRegression(widths=(4, 8), head=4).build(TASK)
+    state, data = method.init(jax.random.key(0)), batch()
+    step = jax.jit(method.phases[0].step)
+    a, b, c = (step(state, data, jax.random.key(seed))[1]["loss"] for seed in (1, 1, 2))
+    assert a == b != c
+
+
+def test_parameters_stay_in_full_precision_when_arithmetic_is_half():
+    task = dataclasses.replace(TASK, dtype=jnp.bfloat16)
+    method = HeatmapRegression(widths=(4, 8), head=4).build(task)
+    state, metrics = jax.jit(method.phases[0].step)(
+        method.init(jax.random.key(0)), batch(), jax.random.key(0)
+    )
+    assert metrics["loss"].dtype == jnp.float32
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
+
+
+def test_coordinates_let_a_network_without_contrast_know_where_it_is():
+    # The image is empty: only the coordinates can tell one voxel from another.
+    settings = HeatmapRegression(
+        widths=(8, 8), head=16, coordinates=True, loss="cross_entropy", sigma_mm=2.0,
+        learning_rate=1e-2,
+    )  # fmt: skip
+    method = settings.build(dataclasses.replace(TASK, augment=Augment(translation_voxels=0)))
+    state = method.init(jax.random.key(0))
+    data = batch(1)
+    data = data.replace(image=jnp.zeros_like(data.image))
+    step = jax.jit(method.phases[0].step)
+    for i in range(200):
+        state, _ = step(state, data, jax.random.key(i))
+    found = method.predict(state.params, jnp.zeros((1, *CROP, 1)))
+    distance = (found.subvoxel_ijk - (data.landmarks_ijk - MARGIN)) * np.array(SPACING)
+    assert jnp.linalg.norm(distance, axis=-1).max() < 1.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"widths": (4, 4, 4, 4, 4)}, r"config\.data\.crop: \(16, 16, 8\) .* multiple of 16"),
+        ({"loss": "l1"}, r"config\.method\.loss: 'l1'"),
+        ({"sigma_mm": 0.0}, r"config\.method\.sigma_mm: 0\.0 is not positive"),
+        ({"widths": ()}, r"config\.method\.widths"),
+        ({"decay": 2.0}, r"config\.method\.decay: 2\.0"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(changes, message):
+    with pytest.raises(InputError, match=message):
+        HeatmapRegression(**changes).build(TASK)
+
+
+def test_the_rate_is_constant_and_then_falls_to_zero():
+    rate = learning_rate(1e-3, 100, 0.4)
+    np.testing.assert_allclose([rate(0), rate(59), rate(80), rate(100)], [1e-3, 1e-3, 5e-4, 0])
+    assert learning_rate(1e-3, 100, 0.0)(99) == 1e-3

@@ -1,0 +1,215 @@
+"""The loop for real: Grain, Orbax, two devices; stopped runs continue to the same bits."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmark.config import Augment, Data, Experiment, Predict, Train, to_json
+from jaxmark.core.errors import InputError
+from jaxmark.data.cases import PreparedCase, load_case, save_case
+from jaxmark.methods.heatmap import HeatmapRegression
+from jaxmark.methods.method import Task
+from jaxmark.training.checkpoints import Checkpoints
+from jaxmark.training.inference import Predictor, volumes
+from jaxmark.training.loop import train
+from jaxmark.training.records import read_records
+from jaxmark.training.sharding import data_mesh
+
+NAMES = ("a", "b")
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cases")
+    rng = np.random.default_rng(0)
+    found = []
+    for i in range(6):
+        points = rng.uniform(4, 8, (2, 3))
+        affine = np.diag([1.5, 1.5, 2.0, 1.0])
+        affine[:3, 3] = rng.normal(0, 30, 3)
+        world = points * [1.5, 1.5, 2.0] + affine[:3, 3]
+        case = PreparedCase(f"c{i}", folder / f"c{i}", affine, world, np.ones(2, bool), np.nan)
+        save_case(case, rng.normal(size=(12, 12, 8)), {})
+        found.append(load_case(case.folder))
+    return found
+
+
+def experiment(**changes):
+    settings = {
+        "method": HeatmapRegression(steps=6, widths=(4, 8), head=4, learning_rate=1e-3),
+        "data": Data(crop=(8, 8, 4), margin=2, spacing_mm=(1.5, 1.5, 2.0)),
+        "augment": Augment(translation_voxels=2),
+        "train": Train(batch=2, log_every=1, validate_every=2),
+        "predict": Predict(batch=2),
+        **changes,
+    }
+    return Experiment(**settings)
+
+
+def build(settings):
+    data = settings.data
+    task = Task(NAMES, data.crop, data.margin, data.spacing_mm, settings.augment)
+    return settings.method.build(task)
+
+
+def run(settings, cases, workdir, mesh=None):
+    train(
+        build(settings),
+        settings,
+        cases=cases[:4],
+        validation=cases[4:],
+        landmarks=NAMES,
+        workdir=workdir,
+        mesh=mesh or data_mesh(),
+    )
+
+
+def params_of(settings, workdir, mesh=None):
+    checkpoints = Checkpoints(workdir, read_only=True)
+    abstract = jax.eval_shape(build(settings).init, jax.random.key(0))
+    step = checkpoints.latest_step()
+    return step, checkpoints.restore_params(step, abstract.params, mesh or data_mesh())
+
+
+def assert_same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_stopped_run_continues_to_the_same_bits(cases, tmp_path, monkeypatch):
+    whole = experiment()
+    run(whole, cases, tmp_path / "whole")
+
+    # The second run dies in step 5, after the checkpoint of step 4.
+    import jaxmark.training.loop as loop
+
+    put, calls = loop.put_batch, []
+
+    def dies(mesh, tree):
+        calls.append(1)
+        if len(calls) == 5:
+            raise Stop
+        return put(mesh, tree)
+
+    monkeypatch.setattr(loop, "put_batch", dies)
+    with pytest.raises(Stop):
+        run(whole, cases, tmp_path / "cut")
+    monkeypatch.undo()
+    assert params_of(whole, tmp_path / "cut")[0] == 4
+    run(whole, cases, tmp_path / "cut")
+
+    step, expected = params_of(whole, tmp_path / "whole")
+    found_step, found = params_of(whole, tmp_path / "cut")
+    assert step == found_step == 6
+    assert_same(expected, found)
+
+    def log(folder):
+        records = read_records(folder / "logs" / "metrics.jsonl")
+        return [{k: v for k, v in r.items() if k != "volumes_per_s"} for r in records]
+
+    assert log(tmp_path / "whole") == log(tmp_path / "cut")
+    assert [r["step"] for r in log(tmp_path / "cut") if r["kind"] == "validation"] == [2, 4, 6]
+
+
+def test_two_devices_train_what_one_trains(cases, tmp_path):
+    settings = experiment()
+    both = data_mesh()
+    one = jax.make_mesh(
+        (1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1]
+    )
+    assert both.size == 2
+    run(settings, cases, tmp_path / "both", both)
+    run(settings, cases, tmp_path / "one", one)
+    _, a = params_of(settings, tmp_path / "both", one)  # restored onto another number of devices
+    _, b = params_of(settings, tmp_path / "one", one)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        # Sums are taken in another order, and Adam divides by roots of small numbers.
+        np.testing.assert_allclose(x, y, atol=2e-4)
+
+
+def test_the_best_checkpoint_outlives_newer_ones(cases, tmp_path, monkeypatch):
+    import jaxmark.training.loop as loop
+
+    errors = iter([5.0, 1.0, 3.0, 4.0, 2.0])
+    monkeypatch.setattr(loop, "validate", lambda *args: next(errors))
+    settings = experiment(
+        method=HeatmapRegression(steps=5, widths=(4, 8), head=4),
+        train=Train(batch=2, validate_every=1, keep_checkpoints=1),
+    )
+    run(settings, cases, tmp_path)
+    checkpoints = Checkpoints(tmp_path, read_only=True)
+    assert (checkpoints.best_step(), checkpoints.latest_step()) == (2, 5)
+    kept = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
+    assert kept == [2, 5]
+    assert checkpoints.meta(2)["config"] == to_json(settings)
+
+
+def test_predictions_come_in_order_and_the_last_batch_is_filled(cases, tmp_path):
+    settings = experiment(predict=Predict(batch=4))
+    method = build(settings)
+    params = method.init(jax.random.key(0)).params
+    found = list(Predictor(method, settings, data_mesh())(params, volumes(cases)))
+    assert [result.volume.name for result in found] == [case.name for case in cases]
+    alone = list(Predictor(method, experiment(predict=Predict(batch=1)), data_mesh())(
+        params, volumes(cases[5:])
+    ))  # fmt: skip
+    for decoder in ("argmax", "subvoxel"):
+        np.testing.assert_allclose(
+            found[5].landmarks_mm(decoder), alone[0].landmarks_mm(decoder), atol=1e-3
+        )
+        # Inside of the crop, and in millimetres of the scan.
+        ijk = found[5].decoded_ijk[decoder]
+        assert (ijk >= 2).all() and (ijk <= np.array([9, 9, 5])).all()
+        mm = cases[5].ijk_to_lps[:3, :3] @ ijk[0] + cases[5].ijk_to_lps[:3, 3]
+        np.testing.assert_allclose(found[5].landmarks_mm(decoder)[0], mm)
+
+
+def test_another_method_or_other_landmarks_in_a_work_dir_are_refused(cases, tmp_path):
+    run(experiment(), cases, tmp_path)
+    wider = experiment(method=HeatmapRegression(steps=6, widths=(4, 16), head=4))
+    with pytest.raises(InputError, match=r"config\.method\.widths: \[4, 8\], not \[4, 16\]"):
+        run(wider, cases, tmp_path)
+
+
+def test_a_batch_that_does_not_divide_is_refused(cases, tmp_path):
+    with pytest.raises(InputError, match="config.train.batch: 3 does not divide over 2"):
+        run(experiment(train=Train(batch=3)), cases, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was(cases, tmp_path):
+    method = HeatmapRegression(steps=6, widths=(4, 8), head=4, learning_rate=1e38)
+    with pytest.raises(FloatingPointError, match=r"loss.* not finite in phase pretrain at step"):
+        run(experiment(method=method), cases, tmp_path)
+
+
+def test_a_finished_run_is_left_alone(cases, tmp_path):
+    run(experiment(), cases, tmp_path)
+    log = (tmp_path / "logs" / "metrics.jsonl").read_bytes()
+    run(experiment(), cases, tmp_path)
+    assert (tmp_path / "logs" / "metrics.jsonl").read_bytes() == log
+
+
+def test_a_cut_last_line_of_the_log_is_dropped_on_resume(cases, tmp_path):
+    short = experiment()
+    run(short, cases, tmp_path)
+    path = tmp_path / "logs" / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + '{"kind": "train", "st')
+    assert len(read_records(path)) == len(whole.splitlines())
+    path.write_text('{"kind": "train", "st\n' + whole)
+    with pytest.raises(InputError, match=r"metrics\.jsonl: line 1"):
+        read_records(path)
+    assert json.loads(whole.splitlines()[0])["step"] == 1
+
+
+def test_settings_of_the_run_may_change_between_starts(cases, tmp_path):
+    run(experiment(), cases, tmp_path)
+    # How often it is validated is no part of what is trained.
+    run(dataclasses.replace(experiment(), train=Train(batch=2, validate_every=3)), cases, tmp_path)
