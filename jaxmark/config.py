@@ -7,6 +7,8 @@ field can be set (`--config.train.batch=4`); an unknown one or a wrong type is r
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from jaxmark.core.errors import InputError
@@ -130,6 +132,29 @@ def to_json(experiment: Experiment) -> dict[str, Any]:
     tree["method"] = {"class": type(experiment.method).__name__, **tree["method"]}
     # Through JSON once: tuples become lists, as in what is read back.
     return json.loads(json.dumps(tree, allow_nan=False))
+
+
+# Parts of a config that a trained model belongs to; how it is logged or predicted may change.
+_BINDING = ("method", "data", "phantom", "augment", "seed")
+_FREE = ("cache", "workers")
+
+
+def check_same(found: Mapping[str, Any], experiment: Experiment, where: Path) -> None:
+    """InputError where `found`, the config of an earlier run, is of another model or data."""
+    wanted = to_json(experiment)
+    for part in _BINDING:
+        old, new = found[part], wanted[part]
+        if not isinstance(new, dict):
+            old, new, path = {"": old}, {"": new}, f"config.{part}"
+        else:
+            path = f"config.{part}."
+        for name in new:
+            if name not in _FREE and old.get(name) != new[name]:
+                raise InputError(
+                    where,
+                    f"belongs to a run with {path}{name} = {old.get(name)}, not {new[name]}; "
+                    "use another --workdir",
+                )
 
 
 def validate(experiment: Experiment) -> Experiment:

@@ -5,6 +5,7 @@ The only place that knows flags. Exit codes: 0 done, 1 bad input (one line on st
 
 import dataclasses
 import difflib
+import json
 import runpy
 import sys
 import time
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxmark.config import Experiment, to_json, validate
+from jaxmark.config import Experiment, check_same, to_json, validate
 from jaxmark.core.errors import InputError
 from jaxmark.core.files import write_json
 from jaxmark.data.cases import PreparedCase
@@ -64,7 +65,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _main(argv: Sequence[str]) -> None:
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)
     try:
         if len(argv) > 1:
             raise InputError("command line", f"unexpected argument {argv[1]!r}")
@@ -150,6 +151,7 @@ def run(
         count = predict.predict_scans(experiment, workdir, Path(scans), folder, mesh, build)
         say(f"landmarks of {count} scans written to {folder}")
         return
+    check_workdir(workdir, experiment)
     todo = MODES[1:] if mode == "run" else (mode,)
     prepared = prepare_experiment(experiment, workdir)
     method = build(experiment, prepared.landmarks)
@@ -207,6 +209,18 @@ def evaluated_split(prepared: Prepared, experiment: Experiment) -> tuple[str, li
 def done(begin: float) -> None:
     """The last line."""
     say(f"done in {(time.monotonic() - begin) / 60:.1f} minutes")
+
+
+def check_workdir(workdir: Path, experiment: Experiment) -> None:
+    """InputError where the work dir holds a model of another config: it must not be overwritten."""
+    path = workdir / "config.json"
+    if path.exists() and (workdir / "checkpoints").exists():
+        try:
+            check_same(json.loads(path.read_bytes()), experiment, path)
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(path, f"is not the config of a run ({error!r})") from error
 
 
 def prepare_experiment(experiment: Experiment, workdir: Path) -> Prepared:

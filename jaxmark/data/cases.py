@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -43,7 +42,7 @@ class PreparedCase:
             ) from error
 
 
-def save_case(case: PreparedCase, image: np.ndarray, made_from: dict[str, Any]) -> None:
+def save_case(case: PreparedCase, image: np.ndarray, made_from: Path) -> None:
     """Write `case.folder` whole or not at all."""
     case.folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=case.folder.parent))
@@ -58,7 +57,7 @@ def save_case(case: PreparedCase, image: np.ndarray, made_from: dict[str, Any]) 
                 for p, here in zip(case.landmarks_mm, case.present, strict=True)
             ],
             "registration_quality": None if np.isnan(case.quality) else case.quality,
-            "made_from": made_from,
+            "made_from": str(made_from),
         }
         (temporary / "case.json").write_text(json.dumps(tree, indent=1, allow_nan=False))
         if case.folder.exists():

@@ -21,11 +21,8 @@ SPACING_MM = 1.0
 
 # One side in millimetres from the trunk's division at the origin, x towards the patient's left.
 _FIRST, _SECOND = np.array([11.0, 3.0, 5.0]), np.array([18.0, -5.0, 9.0])
-_TWIGS = (
-    (_FIRST, [13.0, 15.0, 10.0]),
-    (_SECOND, [27.0, -6.0, 6.0]),
-    (_SECOND, [20.0, -15.0, 15.0]),
-)
+# Ends of the twigs: one leaves the first division, two the second.
+_TIPS = np.array([[13.0, 15.0, 10.0], [27.0, -6.0, 6.0], [20.0, -15.0, 15.0]])
 
 
 def write_cohort(root: Path, phantom: Phantom) -> None:
@@ -60,22 +57,21 @@ def make_case(seed: int, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     ijk_to_lps = np.diag([SPACING_MM] * 3 + [1.0])
     ijk_to_lps[:3, 3] = origin
 
-    base = rng.normal(0, 2, 3) + [0, 0, -4]
+    base: np.ndarray = rng.normal(0, 2, 3) + [0, 0, -4]
+    segments: list[tuple[np.ndarray, np.ndarray, float]]
     segments = [(base + [0, 0, -22] + rng.normal(0, 1.5, 3), base, 1.9)]
     landmarks = [base]
     for side in (-1.0, 1.0):
         mirror = np.array([side, 1.0, 1.0])
         size = rng.normal(1, 0.08)
-        place = {
-            id(node): base + mirror * node * size + rng.normal(0, 1.5, 3)
-            for node in (_FIRST, _SECOND)
-        }
-        first, second = place[id(_FIRST)], place[id(_SECOND)]
+        first, second = (
+            base + mirror * node * size + rng.normal(0, 1.5, 3) for node in (_FIRST, _SECOND)
+        )
         landmarks += [first, second]
         segments += [(base, first, 1.5), (first, second, 1.3)]
-        for start, end in _TWIGS:
-            tip = base + mirror * np.asarray(end) * size + rng.normal(0, 2, 3)
-            segments.append((place[id(start)], tip, 1.0))
+        for start, end in zip((first, second, second), _TIPS, strict=True):
+            tip = base + mirror * end * size + rng.normal(0, 2, 3)
+            segments.append((start, tip, 1.0))
 
     grid = [origin[a] + SPACING_MM * np.arange(SHAPE[a]) for a in range(3)]
     points = np.stack(np.meshgrid(*grid, indexing="ij"), -1)

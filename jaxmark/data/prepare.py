@@ -4,13 +4,15 @@ The frame (template scan, grid) is found from the training cases alone and belon
 model: the same frame prepares a scan never seen. No landmark of a scan is used to prepare it.
 """
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +21,7 @@ from tqdm import tqdm
 
 from jaxmark.config import Data
 from jaxmark.core.errors import InputError
-from jaxmark.core.files import write_json
+from jaxmark.core.files import write_json, write_text_atomic
 from jaxmark.core.geometry import apply_affine, pick_template
 from jaxmark.data.cases import PreparedCase, load_case, save_case
 from jaxmark.data.cohort import CaseSource, Cohort, check_inside
@@ -28,6 +30,9 @@ from jaxmark.data.scans import Scan, read_scan, write_scan
 
 # Part of every cache key: a change of what preparation computes must not reuse older results.
 RECIPE_VERSION = 1
+
+# Registrations of mouse heads that went wrong, with 40 % of the head cut off, had margins below.
+AMBIGUOUS_MARGIN = 0.02
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -44,13 +49,6 @@ class Frame:
     shape: tuple[int, int, int]  # crop and margin
     intensity_percentiles: tuple[float, float]
 
-    def align(self, scan: Scan) -> tuple[np.ndarray, float]:
-        """(4, 4) from the common mm to the scan's mm, and the registration's quality."""
-        if self.template is None:
-            return np.eye(4), np.nan
-        result = register(self.template, scan, self.register, self.search_degrees)  # type: ignore[arg-type]
-        return result.fixed_to_moving, result.quality
-
     def apply(self, scan: Scan, common_to_scan: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The prepared image (X, Y, Z) float32 and its `ijk_to_lps` (4, 4) in the scan's mm."""
         ijk_to_lps = common_to_scan @ self.grid_to_template
@@ -63,6 +61,15 @@ class Frame:
 
 
 @dataclasses.dataclass(frozen=True)
+class Alignment:
+    """How a scan was brought to the common frame; figures are NaN where nothing was registered."""
+
+    matrix: np.ndarray  # (4, 4): common mm -> mm of the scan
+    quality: float  # see Registration
+    margin: float  # see Registration; infinite where there was no other answer
+
+
+@dataclasses.dataclass(frozen=True)
 class Prepared:
     """A prepared cohort."""
 
@@ -70,6 +77,7 @@ class Prepared:
     cases: dict[str, PreparedCase]
     splits: dict[str, tuple[str, ...]]
     frame: Frame
+    margins: dict[str, float]  # of the registrations: near 0, another rotation fits as well
 
     def split(self, name: str) -> list[PreparedCase]:
         """The cases of train, val or test, in the order of the split."""
@@ -92,15 +100,19 @@ class Prepared:
                 "a larger config.data.crop would hold them"
             )
         quality = np.array([case.quality for case in self.cases.values()])
-        if np.isfinite(quality).sum() > 2:
-            # Three robust standard deviations under the median.
-            median = np.nanmedian(quality)
-            limit = median - 3 * 1.4826 * np.nanmedian(np.abs(quality - median))
-            for case in self.cases.values():
-                if case.quality < limit:
-                    lines.append(
-                        f"{case.name}: registration quality {case.quality:.3f}, median {median:.3f}"
-                    )
+        median = np.median(quality)
+        # Three robust standard deviations under the median; NaN, without registration, is not.
+        limit = median - 3 * 1.4826 * np.median(np.abs(quality - median))
+        for name, case in self.cases.items():
+            if case.quality < limit:
+                lines.append(
+                    f"{name}: registration quality {case.quality:.3f}, median {median:.3f}"
+                )
+            if self.margins[name] < AMBIGUOUS_MARGIN:
+                lines.append(
+                    f"{name}: another rotation fits nearly as well (margin "
+                    f"{self.margins[name]:.3f}); look at its picture in the report"
+                )
         return lines
 
 
@@ -128,61 +140,43 @@ def prepare(cohort: Cohort, data: Data) -> Prepared:
         "train": [identity(source) for source in train],
     }
     folder = cache_folder(data) / digest(settings)
-    keys = {source.name: digest(identity(source)) for source in sources}
+    homes = {s.name: folder / "cases" / f"{s.name}-{digest(identity(s))}" for s in sources}
+    template_scan = read_scan(template.scan) if template else None
+    missing = [source for source in sources if not is_whole(homes[source.name])]
+    alignments = read_alignments(folder / "alignments.json")
+    unknown = [source for source in sources if homes[source.name].name not in alignments]
 
-    def case_folder(source: CaseSource) -> Path:
-        return folder / "cases" / f"{source.name}-{keys[source.name]}"
-
-    template_scan = read_scan(template.scan) if template and data.register != "none" else None
-    missing = [source for source in sources if not (case_folder(source) / "case.json").exists()]
-    alignment_file = folder / "alignment.json"
-    alignments = read_alignments(alignment_file)
-    unknown = [
-        source for source in sources if f"{source.name}-{keys[source.name]}" not in alignments
-    ]
-    if missing or unknown:
+    with worker_pool(data.workers, len(missing) + len(unknown)) as pool:
         found = parallel(
+            pool,
             _check_and_align,
             [(source, template_scan, data) for source in unknown],
             "checking and aligning scans" if template_scan else "checking scans",
-            data.workers,
         )
-        for source, (matrix, quality) in zip(unknown, found, strict=True):
-            alignments[f"{source.name}-{keys[source.name]}"] = matrix.tolist(), quality
-        write_json(
-            alignment_file,
-            {
-                "schema_version": 1,
-                "cases": {
-                    name: {"common_to_scan": m, "quality": None if np.isnan(q) else q}
-                    for name, (m, q) in alignments.items()
-                },
-            },
+        if unknown:
+            alignments |= {
+                homes[source.name].name: alignment
+                for source, alignment in zip(unknown, found, strict=True)
+            }
+            write_alignments(folder / "alignments.json", alignments)
+        aligned = {source.name: alignments[homes[source.name].name] for source in sources}
+        frame = Frame(
+            register=data.register,
+            search_degrees=data.search_degrees,
+            template=template_scan,
+            grid_to_template=place_grid(train, [aligned[s.name].matrix for s in train], data),
+            shape=tuple(n + 2 * data.margin for n in data.crop),  # type: ignore[arg-type]
+            intensity_percentiles=data.intensity_percentiles,
         )
-    aligned = {
-        source.name: (np.asarray(m), q)
-        for source in sources
-        for m, q in [alignments[f"{source.name}-{keys[source.name]}"]]
-    }
-    frame = Frame(
-        register=data.register,
-        search_degrees=data.search_degrees,
-        template=template_scan,
-        grid_to_template=place_grid(train, [aligned[s.name][0] for s in train], data),
-        shape=tuple(n + 2 * data.margin for n in data.crop),  # type: ignore[arg-type]
-        intensity_percentiles=data.intensity_percentiles,
-    )
-    parallel(
-        _prepare_case,
-        [
-            (source, frame, *aligned[source.name], case_folder(source), settings)
-            for source in missing
-        ],
-        "resampling scans",
-        data.workers,
-    )
-    cases = {source.name: load_case(case_folder(source)) for source in sources}
-    return Prepared(cohort.names, cases, cohort.splits, frame)
+        parallel(
+            pool,
+            _prepare_case,
+            [(source, frame, aligned[source.name], homes[source.name]) for source in missing],
+            "resampling scans",
+        )
+    cases = {name: load_case(home) for name, home in homes.items()}
+    margins = {name: alignment.margin for name, alignment in aligned.items()}
+    return Prepared(cohort.names, cases, cohort.splits, frame, margins)
 
 
 def choose_template(train: Sequence[CaseSource], data: Data) -> CaseSource | None:
@@ -221,10 +215,18 @@ def place_grid(
     return matrix
 
 
-def prepare_scan(scan: Scan, frame: Frame) -> tuple[np.ndarray, np.ndarray, float]:
-    """A scan never seen: prepared image, `ijk_to_lps` (4, 4), registration quality."""
-    matrix, quality = frame.align(scan)
-    return *frame.apply(scan, matrix), quality
+def align(scan: Scan, template: Scan | None, kind: str, search_degrees: float) -> Alignment:
+    """Register a scan to the template; the common frame is the scan's own where there is none."""
+    if template is None:
+        return Alignment(np.eye(4), np.nan, np.nan)
+    result = register(template, scan, kind, search_degrees)  # type: ignore[arg-type]
+    return Alignment(result.fixed_to_moving, result.quality, result.margin)
+
+
+def prepare_scan(scan: Scan, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """A scan never seen: its prepared image (X, Y, Z) and `ijk_to_lps` (4, 4)."""
+    alignment = align(scan, frame.template, frame.register, frame.search_degrees)
+    return frame.apply(scan, alignment.matrix)
 
 
 def save_frame(frame: Frame, landmarks: Sequence[str], folder: Path) -> None:
@@ -288,72 +290,93 @@ def digest(tree: Any) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:20]
 
 
-def read_alignments(path: Path) -> dict[str, tuple[list[list[float]], float]]:
+def is_whole(folder: Path) -> bool:
+    """Whether a prepared case can be read; a damaged one is made anew."""
+    try:
+        load_case(folder)
+        return (folder / "image.npy").is_file()
+    except InputError:
+        return False
+
+
+def read_alignments(path: Path) -> dict[str, Alignment]:
     """Alignments found earlier; {} if there are none, or if the file is damaged."""
     try:
         cases = json.loads(path.read_text())["cases"]
         return {
-            name: (c["common_to_scan"], np.nan if c["quality"] is None else c["quality"])
+            name: Alignment(np.asarray(c["matrix"]).reshape(4, 4), c["quality"], c["margin"])
             for name, c in cases.items()
         }
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def parallel(
-    function: Callable[[T], R], items: Sequence[T], description: str, workers: int
-) -> list[R]:
-    """Results in order, from processes, with a progress bar; all InputErrors are collected.
+def write_alignments(path: Path, alignments: dict[str, Alignment]) -> None:
+    """The file that `read_alignments` reads. Not for others: it holds NaN and infinity."""
+    cases = {
+        name: {"matrix": a.matrix.tolist(), "quality": a.quality, "margin": a.margin}
+        for name, a in alignments.items()
+    }
+    write_text_atomic(path, json.dumps({"schema_version": 1, "cases": cases}))
 
-    Processes are started afresh ("spawn"): a fork would copy JAX's threads and locks.
+
+@contextlib.contextmanager
+def worker_pool(workers: int, jobs: int) -> Iterator[Executor | None]:
+    """Processes for `parallel`; None, this process alone, where one worker or one job is enough.
+
+    They are started afresh ("spawn"): a fork would copy JAX's threads and locks.
     """
-    if not items:
-        return []
-    workers = min(workers or os.cpu_count() or 1, len(items))
+    workers = min(workers or os.cpu_count() or 1, jobs)
+    if workers <= 1:
+        yield None
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        yield pool
+
+
+def parallel(
+    pool: Executor | None, function: Callable[[T], R], items: Sequence[T], description: str
+) -> list[R]:
+    """Results in order, with a progress bar; the InputErrors of all items are raised together."""
     results: dict[int, R] = {}
     errors: dict[int, InputError] = {}
-
-    def collect(numbered: Iterable[tuple[int, Callable[[], R]]]) -> None:
-        for number, result in tqdm(numbered, total=len(items), desc=description, unit="scan"):
-            try:
-                results[number] = result()
-            except InputError as error:
-                errors[number] = error
-
-    if workers == 1:
-        collect((i, lambda item=item: function(item)) for i, item in enumerate(items))  # type: ignore[misc]
+    if pool is None:
+        finished: Iterable[tuple[int, Callable[[], R]]] = (
+            (number, functools.partial(function, item)) for number, item in enumerate(items)
+        )
     else:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            futures = {pool.submit(function, item): i for i, item in enumerate(items)}
-            collect((futures[future], future.result) for future in as_completed(futures))
+        futures = {pool.submit(function, item): number for number, item in enumerate(items)}
+        finished = ((futures[future], future.result) for future in as_completed(futures))
+    if not items:
+        return []
+    for number, result in tqdm(finished, total=len(items), desc=description, unit="scan"):
+        try:
+            results[number] = result()
+        except InputError as error:
+            errors[number] = error
     if errors:
         found = [errors[number] for number in sorted(errors)]
         raise found[0] if len(found) == 1 else ExceptionGroup("bad input", found)
     return [results[number] for number in range(len(items))]
 
 
-def _check_and_align(job: tuple[CaseSource, Scan | None, Data]) -> tuple[np.ndarray, float]:
+def _check_and_align(job: tuple[CaseSource, Scan | None, Data]) -> Alignment:
     source, template, data = job
     scan = read_scan(source.scan)
     check_inside(source, scan)
-    if template is None:
-        return np.eye(4), np.nan
-    result = register(template, scan, data.register, data.search_degrees)  # type: ignore[arg-type]
-    return result.fixed_to_moving, result.quality
+    return align(scan, template, data.register, data.search_degrees)
 
 
-def _prepare_case(
-    job: tuple[CaseSource, Frame, np.ndarray, float, Path, dict[str, Any]],
-) -> None:
-    source, frame, common_to_scan, quality, folder, settings = job
-    image, ijk_to_lps = frame.apply(read_scan(source.scan), common_to_scan)
+def _prepare_case(job: tuple[CaseSource, Frame, Alignment, Path]) -> None:
+    source, frame, alignment, folder = job
+    image, ijk_to_lps = frame.apply(read_scan(source.scan), alignment.matrix)
     case = PreparedCase(
         name=source.name,
         folder=folder,
         ijk_to_lps=ijk_to_lps,
         landmarks_mm=source.landmarks_mm,
         present=source.present,
-        quality=quality,
+        quality=alignment.quality,
     )
-    save_case(case, image, {**settings, "scan": str(source.scan)})
+    save_case(case, image, source.scan)

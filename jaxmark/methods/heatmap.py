@@ -42,10 +42,12 @@ class HeatmapRegression:
         check(self, task)
         net = ResidualUNet(self.widths, len(task.landmarks), self.head, dtype=task.dtype)
         optimizer = optax.adam(learning_rate(self.learning_rate, self.steps, self.decay))
-        place = {"spacing_mm": task.spacing_mm, "sigma_mm": self.sigma_mm}
+        spacing_mm, sigma_mm = task.spacing_mm, self.sigma_mm
 
         def generator(params: Params, image: Array) -> Array:
-            return net.apply(params, append_coordinates(image) if self.coordinates else image)
+            output = net.apply(params, append_coordinates(image) if self.coordinates else image)
+            assert isinstance(output, Array)  # never with mutable collections
+            return output
 
         def init(key: Array) -> State:
             channels = 4 if self.coordinates else 1
@@ -59,8 +61,17 @@ class HeatmapRegression:
         def loss(params: Params, image: Array, landmarks_ijk: Array, present: Array) -> Array:
             output = generator(params, image)
             if self.loss == "cross_entropy":
-                return heatmap_cross_entropy(output, landmarks_ijk, present, **place)
-            return weighted_heatmap_loss(output, landmarks_ijk, present, alpha=self.alpha, **place)
+                return heatmap_cross_entropy(
+                    output, landmarks_ijk, present, spacing_mm=spacing_mm, sigma_mm=sigma_mm
+                )
+            return weighted_heatmap_loss(
+                output,
+                landmarks_ijk,
+                present,
+                spacing_mm=spacing_mm,
+                sigma_mm=sigma_mm,
+                alpha=self.alpha,
+            )
 
         def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
             image, landmarks_ijk = augment(
@@ -84,9 +95,9 @@ class HeatmapRegression:
         def predict(params: Params, image: Array) -> Prediction:
             heatmaps = generator(params["generator"], image)
             if self.loss == "cross_entropy":
-                heatmaps = spatial_softmax(heatmaps, **place)
+                heatmaps = spatial_softmax(heatmaps, spacing_mm, sigma_mm)
             peak, score = decode_argmax(heatmaps)
-            fine = decode_subvoxel(heatmaps, peak, **place)
+            fine = decode_subvoxel(heatmaps, peak, spacing_mm, sigma_mm)
             return Prediction(argmax_ijk=peak, subvoxel_ijk=fine, score=score)
 
         return Method(init=init, phases=(Phase("pretrain", self.steps, step),), predict=predict)

@@ -85,7 +85,7 @@ def predict_scans(
 
     def volumes() -> Iterator[Volume]:
         for name, path in sources.items():
-            image, ijk_to_lps, _ = prepare_scan(read_scan(path), frame)
+            image, ijk_to_lps = prepare_scan(read_scan(path), frame)
             yield Volume(name, image.astype(np.float16), ijk_to_lps)
 
     predict(

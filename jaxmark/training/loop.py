@@ -8,11 +8,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from jaxmark.config import Experiment, to_json
+from jaxmark.config import Experiment, check_same, to_json
 from jaxmark.core.errors import InputError
 from jaxmark.core.metrics import radial_error_mm
 from jaxmark.data.cases import PreparedCase
@@ -37,8 +36,8 @@ def train(
     """Train through all phases, or continue from the newest checkpoint; returns when all is saved.
 
     Raises:
-      InputError: the batch does not divide over the devices; the checkpoint is of other landmarks
-        or another method.
+      InputError: the batch does not divide over the devices; the newest checkpoint is of other
+        landmarks, data or settings.
       FloatingPointError: the loss is not finite.
     """
     settings = experiment.train
@@ -51,7 +50,6 @@ def train(
     abstract = jax.eval_shape(method.init, key)
     meta = {
         "schema_version": 1,
-        "method": type(experiment.method).__name__,
         "landmarks": list(landmarks),
         "config": to_json(experiment),
     }
@@ -72,13 +70,16 @@ def train(
         state = jax.jit(method.init, out_shardings=replicated(mesh))(key)
         start = 0
     else:
-        check_same(checkpoints.meta(latest), meta, checkpoints.folder)
+        saved = checkpoints.meta(latest)
+        if saved["landmarks"] != meta["landmarks"]:
+            raise InputError(checkpoints.folder, "is of other landmarks; use another --workdir")
+        check_same(saved["config"], experiment, checkpoints.folder)
         state, iterator = checkpoints.restore(latest, abstract, mesh)
         batches.set_state(iterator)
         start = latest
-        logging.info("continuing at step %d of %d", start, total)
+        print(f"continuing at step {start} of {total}", flush=True)
     if start >= total:
-        logging.info("training is complete (%d steps)", start)
+        print(f"training is complete: {start} steps", flush=True)
         checkpoints.close()
         return
 
@@ -154,25 +155,3 @@ def check_finite(values: dict[str, float], phase: str, step: int) -> None:
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
         raise FloatingPointError(f"{', '.join(bad)} not finite in phase {phase} at step {step}")
-
-
-def check_same(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
-    """InputError where a checkpoint belongs to another method, network or set of landmarks."""
-    if found["landmarks"] != wanted["landmarks"]:
-        raise InputError(folder, "was trained on other landmarks; use a new --workdir")
-    ours, theirs = wanted["config"], found["config"]
-    for part in ("method", "data", "augment", "seed"):
-        if ours[part] != theirs[part]:
-            raise InputError(
-                folder,
-                f"was trained with another config.{part}{difference(theirs[part], ours[part])}; "
-                "use a new --workdir",
-            )
-
-
-def difference(old: Any, new: Any) -> str:
-    """The fields that differ, for a message."""
-    if not isinstance(old, dict):
-        return f": {old}, not {new}"
-    names = [name for name in new if old.get(name) != new[name]]
-    return "".join(f".{name}: {old.get(name)}, not {new[name]}" for name in names[:1])

@@ -15,7 +15,7 @@ def cases(tmp_path):
         points[1] = np.nan
         present = np.array([True, False])
         case = PreparedCase(f"c{i}", tmp_path / f"c{i}", np.eye(4), points, present, np.nan)
-        save_case(case, np.full((4, 4, 4), float(i)), {})
+        save_case(case, np.full((4, 4, 4), float(i)), tmp_path)
         found.append(load_case(case.folder))
     return found
 

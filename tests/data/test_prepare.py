@@ -142,7 +142,7 @@ def test_the_frame_of_a_model_prepares_a_scan_never_seen(data, tmp_path):
     assert landmarks == prepared.landmarks
     case = prepared.split("test")[0]
     scan = read_scan(read_cohort(data).cases[case.name].scan)
-    image, ijk_to_lps, _ = prepare_scan(scan, frame)
+    image, ijk_to_lps = prepare_scan(scan, frame)
     np.testing.assert_array_equal(image.astype(np.float16), case.image())
     np.testing.assert_array_equal(ijk_to_lps, case.ijk_to_lps)
 
@@ -174,6 +174,15 @@ def test_a_small_crop_is_warned_about(data):
     prepared = prepare_all(dataclasses.replace(data, crop=(8, 8, 8), margin=0))
     assert len(prepared.warnings()) == 1 and "outside the prepared volume" in prepared.warnings()[0]
     assert prepare_all(dataclasses.replace(data, crop=(32, 32, 32))).warnings() == []
+
+
+def test_a_damaged_case_is_made_anew(data):
+    case = prepare_all(data).split("train")[0]
+    (case.folder / "case.json").write_text("{")
+    again = prepare_all(data).cases[case.name]
+    np.testing.assert_array_equal(again.landmarks_mm, case.landmarks_mm)
+    (case.folder / "image.npy").unlink()
+    assert prepare_all(data).cases[case.name].image().shape == (28, 24, 20)
 
 
 def test_a_damaged_case_is_an_error_that_names_its_file(data):

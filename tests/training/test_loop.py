@@ -32,7 +32,7 @@ def cases(tmp_path_factory):
         affine[:3, 3] = rng.normal(0, 30, 3)
         world = points * [1.5, 1.5, 2.0] + affine[:3, 3]
         case = PreparedCase(f"c{i}", folder / f"c{i}", affine, world, np.ones(2, bool), np.nan)
-        save_case(case, rng.normal(size=(12, 12, 8)), {})
+        save_case(case, rng.normal(size=(12, 12, 8)), folder)
         found.append(load_case(case.folder))
     return found
 
@@ -174,7 +174,7 @@ def test_predictions_come_in_order_and_the_last_batch_is_filled(cases, tmp_path)
 def test_another_method_or_other_landmarks_in_a_work_dir_are_refused(cases, tmp_path):
     run(experiment(), cases, tmp_path)
     wider = experiment(method=HeatmapRegression(steps=6, widths=(4, 16), head=4))
-    with pytest.raises(InputError, match=r"config\.method\.widths: \[4, 8\], not \[4, 16\]"):
+    with pytest.raises(InputError, match=r"config\.method\.widths = \[4, 8\], not \[4, 16\]"):
         run(wider, cases, tmp_path)
 
 
