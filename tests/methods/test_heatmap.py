@@ -40,7 +40,7 @@ def batch(count=4, seed=0):
 @pytest.mark.parametrize("loss", ["weighted_l2", "cross_entropy"])
 def test_training_finds_the_landmarks(loss):
     settings = HeatmapRegression(
-        steps=150, widths=(8, 16), head=8, loss=loss, sigma_mm=2.0, learning_rate=3e-3
+        steps=200, widths=(8, 16), head=16, loss=loss, sigma_mm=2.0, learning_rate=1e-2
     )
     method = settings.build(TASK)
     state = method.init(jax.random.key(0))

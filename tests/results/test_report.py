@@ -141,18 +141,6 @@ def test_cases_without_landmarks_are_not_chosen():
     assert report.choose_cases(points) == [("best", "case1"), ("worst", "case2")]
 
 
-def test_log_may_end_in_half_a_line_only(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert report.read_log(path) == []
-    whole = b'{"kind": "train", "phase": "p", "step": 1}\n'
-    path.write_bytes(whole + b'{"kind": "\xc3')
-    assert [record["step"] for record in report.read_log(path)] == [1]
-    for damage in (b'{"kind"\n', b"[1]\n", b'{"kind": "train"}\n'):
-        path.write_bytes(whole + damage + whole)
-        with pytest.raises(InputError, match="line 2"):
-            report.read_log(path)
-
-
 @pytest.mark.parametrize(
     "name", ["config.json", "evaluation/points.csv", "evaluation/summary.json"]
 )

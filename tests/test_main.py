@@ -1,0 +1,165 @@
+"""The command line as its users meet it: real processes, real files, real messages."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxmark.data.landmarks import read_landmarks
+
+ROOT = Path(__file__).parents[1]
+TINY = "--config=experiments/quickstart.py:tiny"
+
+
+def jaxmark(*arguments):
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return subprocess.run(
+        [sys.executable, "-m", "jaxmark.main", *map(str, arguments)],
+        capture_output=True,
+        encoding="utf-8",
+        env=environment,
+        cwd=ROOT,
+        timeout=300,
+    )
+
+
+def table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One run of the whole chain on a tiny phantom cohort."""
+    folder = tmp_path_factory.mktemp("run")
+    result = jaxmark(
+        TINY, f"--workdir={folder / 'work'}", f"--config.data.cache={folder / 'cache'}"
+    )
+    assert result.returncode == 0, result.stderr
+    return folder, result
+
+
+def test_one_command_makes_a_model_its_errors_and_a_page(finished):
+    folder, result = finished
+    work = folder / "work"
+    for name in ("config.json", "logs/metrics.jsonl", "preparation/frame.json"):
+        assert (work / name).is_file(), name
+    assert {p.name for p in (work / "predictions").glob("*.mrk.json")} == {
+        "phantom-004.mrk.json",
+        "phantom-005.mrk.json",
+    }
+    summary = json.loads((work / "evaluation" / "summary.json").read_text())
+    points = table(work / "evaluation" / "points.csv")
+    assert summary["n_points"] == len(points) == 10
+    assert np.isclose(np.mean([float(p["error_mm"]) for p in points]), summary["mre_mm"])
+    assert set(summary["floors"]) == {"mean_position", "mean_position_registered"}
+    page = (work / "report" / "index.html").read_text()
+    assert f"{summary['mre_mm']:.2f}"[:4] in page and page.count("data:image/png") == 2
+    for word in ("validation MRE", "floors: mean position", "report: "):
+        assert word in result.stdout + result.stderr
+
+
+def test_errors_are_the_distance_to_the_landmark_files_of_the_scans(finished):
+    folder, _ = finished
+    raw = next((folder / "cache").glob("phantom-*/landmarks"))
+    for point in table(folder / "work" / "evaluation" / "points.csv"):
+        truth = read_landmarks(raw / f"{point['case']}.mrk.json")[point["landmark"]]
+        found = read_landmarks(folder / "work" / "predictions" / f"{point['case']}.mrk.json")
+        error = np.linalg.norm(truth - found[point["landmark"]])
+        assert np.isclose(error, float(point["error_mm"]))
+
+
+def test_a_second_start_does_not_train_again(finished):
+    folder, _ = finished
+    log = (folder / "work" / "logs" / "metrics.jsonl").read_bytes()
+    again = jaxmark(TINY, f"--workdir={folder / 'work'}", f"--config.data.cache={folder / 'cache'}")
+    assert again.returncode == 0, again.stderr
+    assert "training is complete: 6 steps" in again.stdout
+    assert "resampling" not in again.stderr
+    assert (folder / "work" / "logs" / "metrics.jsonl").read_bytes() == log
+
+
+def test_raw_scans_are_predicted_as_prepared_cases_are(finished, tmp_path):
+    folder, _ = finished
+    scan = next((folder / "cache").glob("phantom-*/images/phantom-005.nii.gz"))
+    shutil.copy(scan, tmp_path / "never seen.nii.gz")
+    result = jaxmark(
+        TINY,
+        f"--workdir={folder / 'work'}",
+        f"--config.data.cache={folder / 'cache'}",
+        "--mode=predict",
+        f"--input={tmp_path}",
+        f"--output={tmp_path / 'out'}",
+    )
+    assert result.returncode == 0, result.stderr
+    found = read_landmarks(tmp_path / "out" / "never seen.mrk.json")
+    expected = read_landmarks(folder / "work" / "predictions" / "phantom-005.mrk.json")
+    assert found.keys() == expected.keys()
+    for name, position in expected.items():
+        np.testing.assert_allclose(found[name], position, atol=1e-6)
+
+
+def test_a_work_dir_of_another_model_is_left_alone(finished):
+    folder, _ = finished
+    before = (folder / "work" / "config.json").read_bytes()
+    result = jaxmark(
+        TINY,
+        f"--workdir={folder / 'work'}",
+        f"--config.data.cache={folder / 'cache'}",
+        "--config.method.sigma_mm=3",
+    )
+    assert result.returncode == 1
+    assert result.stderr.splitlines() == [
+        f"error: {folder}/work/config.json: belongs to a run with config.method.sigma_mm = 2.0, "
+        "not 3.0; use another --workdir"
+    ]
+    assert (folder / "work" / "config.json").read_bytes() == before
+
+
+MISTAKES = {
+    "--config.train.bach=4": "--config.train.bach: no such field; nearest: config.train.batch",
+    "--config.mehtod.steps=4": "--config.mehtod.steps: no such field; nearest: config.method",
+    "--config.train.batch=four": "--config.train.batch=four: invalid literal for int()",
+    "--config.train.batch=0": "config.train.batch: 0 is not a number of at least 1",
+    "--config.data.crop=32,32": "config.data.crop: (32, 32) is not three positive whole numbers",
+    "--config.data.register=magic": "config.data.register: 'magic' is not one of",
+    "--config.data.root=/nowhere": "config.data.root: there is no folder '/nowhere'",
+    "--mode=dance": "flag --mode=dance: value should be one of <run|prepare|train|predict",
+    "--config=nowhere.py": "nowhere.py: no such experiment file (--config)",
+    "stray": "command line: unexpected argument 'stray'",
+    "--config.method.sigma_mm=-1": "config.method.sigma_mm: -1.0 is not positive",
+    "--config.predict.split=val --config.phantom.val=0": "the split 'val' has no cases",
+}
+
+
+@pytest.fixture(scope="module")
+def mistakes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mistakes")
+
+    def run(number, mistake):
+        work = folder / f"work{number}"
+        config = [] if mistake.startswith("--config=") else [TINY]
+        cache = [] if mistake.startswith("--config=") else [f"--config.data.cache={folder / 'c'}"]
+        return work, jaxmark(
+            *config, f"--workdir={work}", "--mode=predict", *cache, *mistake.split()
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        results = pool.map(run, range(len(MISTAKES)), MISTAKES)
+        return dict(zip(MISTAKES, results, strict=True))
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_1(mistakes, mistake):
+    _, result = mistakes[mistake]
+    assert result.returncode == 1, result.stdout
+    lines = [line for line in result.stderr.splitlines() if "scan" not in line]
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    assert MISTAKES[mistake] in lines[0]
