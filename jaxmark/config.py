@@ -143,11 +143,12 @@ def check_same(found: Mapping[str, Any], experiment: Experiment, where: Path) ->
     """InputError where `found`, the config of an earlier run, is of another model or data."""
     wanted = to_json(experiment)
     for part in _BINDING:
+        if part not in found:
+            raise InputError(where, f"is not the config of a run: it lacks {part!r}")
         old, new = found[part], wanted[part]
-        if not isinstance(new, dict):
+        path = f"config.{part}."
+        if not isinstance(new, dict) or not isinstance(old, dict):
             old, new, path = {"": old}, {"": new}, f"config.{part}"
-        else:
-            path = f"config.{part}."
         for name in new:
             if name not in _FREE and old.get(name) != new[name]:
                 raise InputError(

@@ -5,7 +5,6 @@ The only place that knows flags. Exit codes: 0 done, 1 bad input (one line on st
 
 import dataclasses
 import difflib
-import json
 import runpy
 import sys
 import time
@@ -20,7 +19,7 @@ from ml_collections import config_flags
 
 from jaxmark.config import Experiment, check_same, to_json, validate
 from jaxmark.core.errors import InputError
-from jaxmark.core.files import write_json
+from jaxmark.core.files import read_json, write_json
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.phantom import write_cohort
@@ -215,12 +214,7 @@ def check_workdir(workdir: Path, experiment: Experiment) -> None:
     """InputError where the work dir holds a model of another config: it must not be overwritten."""
     path = workdir / "config.json"
     if path.exists() and (workdir / "checkpoints").exists():
-        try:
-            check_same(json.loads(path.read_bytes()), experiment, path)
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(path, f"is not the config of a run ({error!r})") from error
+        check_same(read_json(path), experiment, path)
 
 
 def prepare_experiment(experiment: Experiment, workdir: Path) -> Prepared:

@@ -5,10 +5,13 @@ import os
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from absl import flags
+
+from jaxmark.core.errors import InputError
 
 # Grain reads absl flags, which nobody parses in a test.
 flags.FLAGS.mark_as_parsed()
@@ -21,3 +24,14 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("JAXMARK_DATA names no folder of real scans")
     return Path(folder)
+
+
+def refused(call: Callable[[], object], *fragments: str | Path) -> None:
+    """The call raises an InputError of one line, which holds the fragments."""
+    with pytest.raises(InputError) as caught:
+        call()
+    line = str(caught.value)
+    print(line)
+    assert "\n" not in line and r"\n" not in line
+    for fragment in fragments:
+        assert str(fragment) in line

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxmark.core.errors import InputError
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -26,6 +28,26 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path, schema_version: int | None = None) -> dict[str, Any]:
+    """The object in a JSON file that jaxmark wrote.
+
+    Raises:
+      InputError: the file cannot be read, is not a JSON object, or is of another schema version.
+    """
+    try:
+        tree = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(path, f"is not JSON ({error})") from error
+    if not isinstance(tree, dict):
+        raise InputError(path, "is not a JSON object")
+    if schema_version is not None and tree.get("schema_version") != schema_version:
+        found = tree.get("schema_version")
+        raise InputError(path, f"has schema version {found}, not {schema_version}")
+    return tree
 
 
 def write_text_atomic(path: Path, text: str) -> None:

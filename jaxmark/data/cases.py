@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxmark.core.errors import InputError
+from jaxmark.core.files import read_json
 
 SCHEMA_VERSION = 1
 
@@ -72,9 +73,7 @@ def load_case(folder: Path) -> PreparedCase:
     """Read `case.json`; the image is read when it is asked for."""
     path = folder / "case.json"
     try:
-        tree = json.loads(path.read_text())
-        if tree["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"schema version {tree['schema_version']}, not {SCHEMA_VERSION}")
+        tree = read_json(path, SCHEMA_VERSION)
         points = tree["landmarks_lps_mm"]
         landmarks = [[np.nan] * 3 if p is None else p for p in points]
         quality = tree["registration_quality"]
@@ -86,5 +85,7 @@ def load_case(folder: Path) -> PreparedCase:
             present=np.asarray([p is not None for p in points], bool),
             quality=np.nan if quality is None else float(quality),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(path, f"damaged prepared case ({error})") from error
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(path, f"damaged prepared case ({error!r})") from error

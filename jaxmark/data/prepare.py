@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from jaxmark.config import Data
 from jaxmark.core.errors import InputError
-from jaxmark.core.files import write_json, write_text_atomic
+from jaxmark.core.files import read_json, write_json, write_text_atomic
 from jaxmark.core.geometry import apply_affine, pick_template
 from jaxmark.data.cases import PreparedCase, load_case, save_case
 from jaxmark.data.cohort import CaseSource, Cohort, check_inside
@@ -249,8 +249,8 @@ def save_frame(frame: Frame, landmarks: Sequence[str], folder: Path) -> None:
 def load_frame(folder: Path) -> tuple[Frame, tuple[str, ...]]:
     """The frame of a trained model, and the names of its landmarks."""
     path = folder / "frame.json"
+    tree = read_json(path, 1)
     try:
-        tree = json.loads(path.read_text())
         frame = Frame(
             register=tree["register"],
             search_degrees=tree["search_degrees"],
@@ -260,8 +260,8 @@ def load_frame(folder: Path) -> tuple[Frame, tuple[str, ...]]:
             intensity_percentiles=tuple(tree["intensity_percentiles"]),
         )
         return frame, tuple(tree["landmarks"])
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise InputError(path, f"no readable frame ({error}); run --mode=prepare") from error
+    except (KeyError, TypeError) as error:
+        raise InputError(path, f"lacks a field or has a wrong one ({error!r})") from error
 
 
 def cache_folder(data: Data) -> Path:

@@ -70,7 +70,7 @@ def find_scans(folder: Path) -> dict[str, Path]:
         raise InputError(folder, "no such folder")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        name = _case_name(path)
+        name = case_name(path)
         if not name:
             continue
         if not name.isprintable():
@@ -124,7 +124,7 @@ def write_scan(path: Path, voxels: np.ndarray, ijk_to_lps: np.ndarray) -> None:
     # ITK would write the nearest right-angled axes to NIfTI, and say nothing.
     if not _at_right_angles(ijk_to_lps[:3, :3]):
         raise ValueError("cannot write axes that are not at right angles")
-    image = _place(voxels, ijk_to_lps)
+    image = to_image(voxels, ijk_to_lps)
     with replacing(path) as temporary:
         try:
             sitk.WriteImage(image, str(temporary), useCompression=path.suffix != ".nii")
@@ -132,9 +132,14 @@ def write_scan(path: Path, voxels: np.ndarray, ijk_to_lps: np.ndarray) -> None:
             raise OSError(f"{path}: cannot be written") from error
 
 
-def to_image(scan: Scan) -> sitk.Image:
-    """The scan as SimpleITK sees it (a copy)."""
-    return _place(scan.voxels, scan.ijk_to_lps)
+def to_image(voxels: np.ndarray, ijk_to_lps: np.ndarray) -> sitk.Image:
+    """A SimpleITK image (a copy) of voxels (X, Y, Z) of any type and their place (4, 4)."""
+    image = sitk.GetImageFromArray(voxels.transpose(2, 1, 0))
+    spacing_mm = np.linalg.norm(ijk_to_lps[:3, :3], axis=0)
+    image.SetSpacing(spacing_mm.tolist())
+    image.SetDirection((ijk_to_lps[:3, :3] / spacing_mm).ravel().tolist())
+    image.SetOrigin(ijk_to_lps[:3, 3].tolist())
+    return image
 
 
 def from_image(image: sitk.Image) -> Scan:
@@ -145,15 +150,6 @@ def from_image(image: sitk.Image) -> Scan:
     ijk_to_lps[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     ijk_to_lps[:3, 3] = image.GetOrigin()
     return Scan(voxels, ijk_to_lps)
-
-
-def _place(voxels: np.ndarray, ijk_to_lps: np.ndarray) -> sitk.Image:
-    image = sitk.GetImageFromArray(voxels.transpose(2, 1, 0))
-    spacing_mm = np.linalg.norm(ijk_to_lps[:3, :3], axis=0)
-    image.SetSpacing(spacing_mm.tolist())
-    image.SetDirection((ijk_to_lps[:3, :3] / spacing_mm).ravel().tolist())
-    image.SetOrigin(ijk_to_lps[:3, 3].tolist())
-    return image
 
 
 def _at_right_angles(columns: np.ndarray) -> bool:
@@ -167,8 +163,11 @@ def _extension(path: Path) -> str:
     return max((e for e in EXTENSIONS if name.endswith(e)), key=len, default="")
 
 
-def _case_name(path: Path) -> str:
-    """Empty for what is no scan. A link that leads nowhere counts: reading it says so."""
+def case_name(path: Path) -> str:
+    """The name of the scan at `path`, empty for what is no scan.
+
+    A link that leads nowhere counts: reading it says so.
+    """
     if path.name.startswith("."):
         return ""
     if path.is_dir():

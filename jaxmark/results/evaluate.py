@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from jaxmark.core import metrics
 from jaxmark.core.errors import InputError
-from jaxmark.core.files import write_json, write_text_atomic
+from jaxmark.core.files import read_json, write_json, write_text_atomic
 from jaxmark.core.geometry import apply_affine
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.landmarks import read_table
@@ -174,17 +173,7 @@ def _mean_position(positions: Sequence[np.ndarray]) -> np.ndarray:
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """The figures that `evaluate` wrote. Raises InputError for a missing or damaged file."""
-    path = folder / SUMMARY
-    try:
-        summary = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(path, f"cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(path, f"is not JSON ({error})") from error
-    version = summary.get("schema_version") if isinstance(summary, dict) else None
-    if version != SCHEMA_VERSION:
-        raise InputError(path, f"has schema version {version}, not {SCHEMA_VERSION}")
-    return summary
+    return read_json(folder / SUMMARY, SCHEMA_VERSION)
 
 
 def read_points(folder: Path) -> Points:

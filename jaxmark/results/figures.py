@@ -139,14 +139,16 @@ def per_landmark_bars(
             rows, np.maximum(mean - spread, 0), mean + spread, INK, lw=1.1, label="± 1 SD of scans"
         )
         reach = [*mean, *np.quantile(np.nan_to_num(mean + spread), [0.9])]
+        floor_reach: list[float] = []
         for color, (name, floor) in zip(cycle(FLOORS), (floors or {}).items(), strict=False):
             where = _column(floor, "mre_mm")
             axes.vlines(where, rows - 0.38, rows + 0.38, color, lw=2, label=_words(name))
-            reach.extend(where)
+            floor_reach.append(np.nanmax(where, initial=0.0))
         axes.set_yticks(rows, [f"{row['name']}" for row in per_landmark], fontsize=9)
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        # One gross mistake must not squeeze all other bars: arrows mark whiskers that go on.
-        end = 1.08 * float(np.nanmax([*reach, 0.1]))
+        # One gross mistake must not squeeze all other bars: arrows mark whiskers that go on. Nor
+        # must a floor far above; the nearest one is shown whole.
+        end = 1.08 * float(np.nanmax([*reach, min(floor_reach, default=0.0), 0.1]))
         axes.set_xlim(0, end)
         beyond = rows[np.nan_to_num(mean + spread) > end]
         axes.plot(np.full(len(beyond), end), beyond, ">", color=INK, ms=5, clip_on=False)

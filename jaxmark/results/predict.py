@@ -12,7 +12,7 @@ from jaxmark.config import Experiment
 from jaxmark.core.errors import InputError
 from jaxmark.data.landmarks import Landmarks, write_mrk_json, write_table
 from jaxmark.data.prepare import load_frame, prepare_scan
-from jaxmark.data.scans import EXTENSIONS, find_scans, read_scan
+from jaxmark.data.scans import case_name, find_scans, read_scan
 from jaxmark.methods.method import Method, Params
 from jaxmark.training.checkpoints import Checkpoints
 from jaxmark.training.inference import Found, Predictor, Volume
@@ -103,9 +103,7 @@ def predict_scans(
 def scans_at(path: Path) -> dict[str, Path]:
     """Name -> scan: the scan at `path`, or those in it."""
     if not path.is_dir():
-        name = path.name
-        extension = max((e for e in EXTENSIONS if name.lower().endswith(e)), key=len, default="")
-        return {name[: len(name) - len(extension)]: path}
+        return {case_name(path) or path.name: path}
     return find_scans(path) or {path.name: path}
 
 

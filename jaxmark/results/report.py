@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxmark.core import metrics
-from jaxmark.core.errors import InputError
-from jaxmark.core.files import write_text_atomic
+from jaxmark.core.files import read_json, write_text_atomic
 from jaxmark.core.geometry import apply_affine
 from jaxmark.data.cases import PreparedCase
 from jaxmark.results import figures
@@ -89,7 +88,7 @@ def write_report(workdir: Path, overlays: Sequence[OverlayCase]) -> Path:
     `overlays` are the cases to show, usually those of `choose_cases`. The page holds its pictures
     and refers to nothing outside itself. Raises InputError for a missing or damaged file.
     """
-    config = _read_config(workdir / "config.json")
+    config = read_json(workdir / "config.json")
     summary = read_summary(workdir / "evaluation")
     points = read_points(workdir / "evaluation")
     floor_errors = read_floor_errors(workdir / "evaluation")
@@ -136,18 +135,6 @@ def write_report(workdir: Path, overlays: Sequence[OverlayCase]) -> Path:
     path = workdir / "report" / "index.html"
     write_text_atomic(path, page)
     return path
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(path, f"cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(path, f"is not JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise InputError(path, "is not the config of an experiment")
-    return config
 
 
 def _lead(summary: Mapping[str, Any]) -> str:

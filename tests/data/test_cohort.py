@@ -1,11 +1,11 @@
 import dataclasses
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import refused
 
 from jaxmark.config import Data
 from jaxmark.core.errors import InputError
@@ -20,16 +20,6 @@ A, B, C = (
     np.array([14.0, 24.0, -24.0]),
     np.array([11.0, 23.0, -30.0]),
 )
-
-
-def refused(call: Callable[[], object], *fragments: str | Path) -> None:
-    with pytest.raises(InputError) as caught:
-        call()
-    line = str(caught.value)
-    print(line)
-    assert "\n" not in line and r"\n" not in line
-    for fragment in fragments:
-        assert str(fragment) in line
 
 
 def make(root: Path, cases: dict[str, Landmarks | None], splits: object = None) -> Data:

@@ -4,12 +4,13 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import refused
 
 from jaxmark.core.errors import InputError
 from jaxmark.data.landmarks import (
@@ -26,16 +27,6 @@ POINTS: Landmarks = {
     "absent": None,
     "ünï": np.array([-1.0, 2.0, 3.0]),
 }
-
-
-def refused(call: Callable[[], object], *fragments: str | Path) -> None:
-    with pytest.raises(InputError) as caught:
-        call()
-    line = str(caught.value)
-    print(line)
-    assert "\n" not in line and r"\n" not in line
-    for fragment in fragments:
-        assert str(fragment) in line
 
 
 def same(a: Mapping[str, np.ndarray | None], b: Mapping[str, np.ndarray | None]) -> None:

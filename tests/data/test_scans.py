@@ -1,16 +1,14 @@
 import struct
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from conftest import refused
 
-from jaxmark.core.errors import InputError
 from jaxmark.data.scans import (
     EXTENSIONS,
-    Scan,
     find_scans,
     from_image,
     read_scan,
@@ -34,25 +32,13 @@ def voxels(dtype: type = np.float32) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 200, SHAPE).astype(dtype)
 
 
-def refused(call: Callable[[], object], *fragments: str | Path) -> None:
-    with pytest.raises(InputError) as caught:
-        call()
-    line = str(caught.value)
-    print(line)
-    assert "\n" not in line and r"\n" not in line
-    for fragment in fragments:
-        assert str(fragment) in line
-
-
 def itk_write(path: Path, image: sitk.Image, compress: bool = False) -> Path:
     sitk.WriteImage(image, str(path), compress)
     return path
 
 
 def image(dtype: type = np.float32) -> sitk.Image:
-    return sitk.Cast(
-        to_image(Scan(voxels(), AFFINE)), sitk.GetImageFromArray(voxels(dtype)).GetPixelID()
-    )
+    return sitk.Cast(to_image(voxels(), AFFINE), sitk.GetImageFromArray(voxels(dtype)).GetPixelID())
 
 
 def replace(path: Path, old: bytes, new: bytes) -> None:
@@ -91,7 +77,7 @@ def write_series(folder: Path, uid: str = "1.2.826.1", prefix: str = "") -> Path
 
 
 def test_index_and_millimetres_agree_with_simpleitk() -> None:
-    made = to_image(Scan(voxels(), AFFINE))
+    made = to_image(voxels(), AFFINE)
     assert made.GetSize() == SHAPE
     for index in ((0, 0, 0), (6, 0, 0), (1, 5, 3)):
         expected = AFFINE[:3, :3] @ index + AFFINE[:3, 3]
