@@ -21,7 +21,7 @@ class Data:
     Lengths are millimetres, shapes are voxels in (X, Y, Z) order.
     """
 
-    # A folder with `images/` and `landmarks/` (or `landmarks.csv`); empty: the phantom.
+    # A folder with `images/` and `landmarks/` (or `landmarks.csv`); empty: the phantom, if any.
     root: str = ""
     # Frame of landmark files that don't state theirs: "LPS", "RAS" or "" (then they must).
     frame: str = ""
@@ -119,7 +119,8 @@ class Experiment:
     name: str = "experiment"
     seed: int = 0
     data: Data = dataclasses.field(default_factory=Data)
-    phantom: Phantom = dataclasses.field(default_factory=Phantom)
+    # None: the experiment needs data of its own.
+    phantom: Phantom | None = None
     augment: Augment = dataclasses.field(default_factory=Augment)
     train: Train = dataclasses.field(default_factory=Train)
     predict: Predict = dataclasses.field(default_factory=Predict)
@@ -167,9 +168,6 @@ def validate(experiment: Experiment) -> Experiment:
         "data.val_fraction": (data.val_fraction, 0),
         "data.test_fraction": (data.test_fraction, 0),
         "data.search_degrees": (data.search_degrees, 0),
-        "phantom.train": (experiment.phantom.train, 1),
-        "phantom.val": (experiment.phantom.val, 0),
-        "phantom.test": (experiment.phantom.test, 0),
         "train.batch": (train.batch, 1),
         "train.log_every": (train.log_every, 1),
         "train.validate_every": (train.validate_every, 1),
@@ -182,6 +180,14 @@ def validate(experiment: Experiment) -> Experiment:
             for field in dataclasses.fields(augment)
         },
     }
+    if experiment.phantom is not None:
+        at_least |= {
+            "phantom.train": (experiment.phantom.train, 1),
+            "phantom.val": (experiment.phantom.val, 0),
+            "phantom.test": (experiment.phantom.test, 0),
+        }
+    elif not data.root:
+        raise InputError("config.data.root", "is empty; set it to the folder of your scans")
     for name, (value, least) in at_least.items():
         if not (math.isfinite(value) and value >= least):
             raise InputError(f"config.{name}", f"{value} is not a number of at least {least}")

@@ -75,6 +75,8 @@ def _main(argv: Sequence[str]) -> None:
         run(experiment, workdir, _MODE.value, _INPUT.value, _OUTPUT.value)
     except InputError as error:
         _stop(error)
+    except FloatingPointError as error:
+        _stop(f"training: {error}; earlier checkpoints are intact")
     except ExceptionGroup as group:
         problems, others = group.split(InputError)
         if others is not None or problems is None:
@@ -221,6 +223,7 @@ def prepare_experiment(experiment: Experiment, workdir: Path) -> Prepared:
     """The cohort, own or phantom, prepared; writes config and frame into the work dir."""
     data = experiment.data
     if not data.root:
+        assert experiment.phantom is not None  # see validate
         name = digest(to_json(experiment)["phantom"])
         root = cache_folder(data) / f"phantom-{name}"
         write_cohort(root, experiment.phantom)

@@ -55,7 +55,7 @@ def predict(
     for result in bar:
         scores = dict(zip(landmarks, result.score.tolist(), strict=True))
         write_mrk_json(
-            folder / f"{result.volume.name}.mrk.json",
+            folder / f"{result.name}.mrk.json",
             _named(landmarks, result.landmarks_mm(decoder)),
             descriptions={name: f"score {score:.3f}" for name, score in scores.items()},
         )
@@ -63,8 +63,8 @@ def predict(
     for name in DECODERS:
         write_table(
             folder / f"landmarks_{name}.csv",
-            {f.volume.name: _named(landmarks, f.landmarks_mm(name)) for f in found},
-            {f.volume.name: dict(zip(landmarks, f.score.tolist(), strict=True)) for f in found},
+            {f.name: _named(landmarks, f.landmarks_mm(name)) for f in found},
+            {f.name: dict(zip(landmarks, f.score.tolist(), strict=True)) for f in found},
         )
     return found
 

@@ -31,13 +31,14 @@ class Volume:
 class Found:
     """Landmarks of one volume in its voxels; `landmarks_mm` leads to the scan."""
 
-    volume: Volume
+    name: str
+    ijk_to_lps: np.ndarray  # (4, 4)
     decoded_ijk: dict[str, np.ndarray]  # decoder -> (K, 3)
     score: np.ndarray  # (K,)
 
     def landmarks_mm(self, decoder: str) -> np.ndarray:
         """(K, 3) LPS mm of the scan's own world."""
-        return apply_affine(self.volume.ijk_to_lps, self.decoded_ijk[decoder])
+        return apply_affine(self.ijk_to_lps, self.decoded_ijk[decoder])
 
 
 def volumes(cases: Iterable[PreparedCase]) -> Iterator[Volume]:
@@ -82,7 +83,8 @@ class Predictor:
         for i, volume in enumerate(part):
             decoded = {"argmax": host.argmax_ijk[i], "subvoxel": host.subvoxel_ijk[i]}
             yield Found(
-                volume=volume,
+                name=volume.name,
+                ijk_to_lps=volume.ijk_to_lps,
                 decoded_ijk={name: ijk + self._margin for name, ijk in decoded.items()},
                 score=host.score[i],
             )

@@ -109,7 +109,9 @@ def train(
                 state, metrics = step(state, batch, key)
                 step_number += 1
                 bar.update()
-                if step_number % settings.log_every == 0 or step_number == last:
+                due = step_number % settings.validate_every == 0 or step_number == last
+                if due or step_number % settings.log_every == 0:
+                    # Before every checkpoint too: what is not finite must not be saved.
                     values = {name: float(value) for name, value in metrics.items()}
                     check_finite(values, phase.name, step_number)
                     elapsed = time.monotonic() - clock
@@ -117,7 +119,7 @@ def train(
                     records.write("train", phase.name, step_number, **values, volumes_per_s=rate)
                     bar.set_postfix(loss=f"{values['loss']:.4g}", volumes_per_s=f"{rate:.2f}")
                     clock, since = time.monotonic(), step_number
-                if step_number % settings.validate_every == 0 or step_number == last:
+                if due:
                     mre = validate(predictor, state.params, validation, experiment)
                     if mre is not None:
                         records.write("validation", phase.name, step_number, mre_mm=mre)

@@ -156,7 +156,7 @@ def test_predictions_come_in_order_and_the_last_batch_is_filled(cases, tmp_path)
     method = build(settings)
     params = method.init(jax.random.key(0)).params
     found = list(Predictor(method, settings, data_mesh())(params, volumes(cases)))
-    assert [result.volume.name for result in found] == [case.name for case in cases]
+    assert [result.name for result in found] == [case.name for case in cases]
     alone = list(Predictor(method, experiment(predict=Predict(batch=1)), data_mesh())(
         params, volumes(cases[5:])
     ))  # fmt: skip
