@@ -20,8 +20,9 @@ def get_config(preset: str = "") -> Experiment:
         ),
         phantom=Phantom(train=3, val=1, test=2) if tiny else Phantom(train=24, val=6, test=10),
         method=HeatmapRegression(
-            steps=6 if tiny else 1200,
+            steps=6 if tiny else 600,
             widths=(4, 8) if tiny else (16, 32, 64),
+            loss="cross_entropy",
             sigma_mm=2.0,
             learning_rate=1e-3,
             decay=0.5,
