@@ -59,7 +59,7 @@ def test_one_command_makes_a_model_its_errors_and_a_page(finished):
     points = table(work / "evaluation" / "points.csv")
     assert summary["n_points"] == len(points) == 10
     assert np.isclose(np.mean([float(p["error_mm"]) for p in points]), summary["mre_mm"])
-    assert set(summary["floors"]) == {"mean_position", "mean_position_registered"}
+    assert set(summary["floors"]) == {"mean_position"}
     page = (work / "report" / "index.html").read_text()
     assert f"{summary['mre_mm']:.2f}"[:4] in page and page.count("data:image/png") == 2
     for word in ("validation MRE", "floors: mean position", "report: "):

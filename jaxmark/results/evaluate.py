@@ -113,9 +113,13 @@ def evaluate_cases(
     """Score the table `predictions` of prepared cases against their landmarks; see `evaluate`.
 
     The floors are the mean positions of the training cases `train`: in millimetres of the scanner
-    ("mean_position"), and in the prepared grid, which each case's registration carries back to its
-    scan ("mean_position_registered"). Raises InputError for predictions that lack a case.
+    ("mean_position"), and, where cases were registered, in the prepared grid, from which each
+    case's registration carries them to its scan ("mean_position_registered").
+
+    Raises InputError for predictions that lack a case, and for cases without any landmark.
     """
+    if not any(case.present.any() for case in cases):
+        raise InputError(predictions, "no case has landmarks to compare with: nothing to evaluate")
     table = read_table(predictions)
     scores = _read_scores(predictions)
     predicted = np.full((len(cases), len(landmarks), 3), np.nan)
@@ -137,7 +141,9 @@ def evaluate_cases(
     mean_mm = _mean_position([case.landmarks_mm for case in train])
     mean_ijk = _mean_position([case.landmarks_ijk for case in train])
     registered = np.stack([apply_affine(case.ijk_to_lps, mean_ijk) for case in cases])
-    floors = {"mean_position": mean_mm, "mean_position_registered": registered}
+    floors = {"mean_position": mean_mm}
+    if any(np.isfinite(case.quality) for case in cases):
+        floors["mean_position_registered"] = registered
     return evaluate(points, thresholds_mm=thresholds_mm, floors=floors, folder=folder)
 
 
