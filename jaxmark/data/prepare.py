@@ -302,7 +302,7 @@ def is_whole(folder: Path) -> bool:
 def read_alignments(path: Path) -> dict[str, Alignment]:
     """Alignments found earlier; {} if there are none, or if the file is damaged."""
     try:
-        cases = json.loads(path.read_text())["cases"]
+        cases = json.loads(path.read_bytes())["cases"]
         return {
             name: Alignment(np.asarray(c["matrix"]).reshape(4, 4), c["quality"], c["margin"])
             for name, c in cases.items()
