@@ -7,7 +7,7 @@ field can be set (`--config.train.batch=4`); an unknown one or a wrong type is r
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +140,12 @@ _BINDING = ("method", "data", "phantom", "augment", "seed")
 _FREE = ("cache", "workers")
 
 
-def check_same(found: Mapping[str, Any], experiment: Experiment, where: Path) -> None:
+def check_same(
+    found: Mapping[str, Any], experiment: Experiment, where: Path, parts: Sequence[str] = _BINDING
+) -> None:
     """InputError where `found`, the config of an earlier run, is of another model or data."""
     wanted = to_json(experiment)
-    for part in _BINDING:
+    for part in parts:
         if part not in found:
             raise InputError(where, f"is not the config of a run: it lacks {part!r}")
         old, new = found[part], wanted[part]
@@ -186,8 +188,6 @@ def validate(experiment: Experiment) -> Experiment:
             "phantom.val": (experiment.phantom.val, 0),
             "phantom.test": (experiment.phantom.test, 0),
         }
-    elif not data.root:
-        raise InputError("config.data.root", "is empty; set it to the folder of your scans")
     for name, (value, least) in at_least.items():
         if not (math.isfinite(value) and value >= least):
             raise InputError(f"config.{name}", f"{value} is not a number of at least {least}")

@@ -223,7 +223,8 @@ def prepare_experiment(experiment: Experiment, workdir: Path) -> Prepared:
     """The cohort, own or phantom, prepared; writes config and frame into the work dir."""
     data = experiment.data
     if not data.root:
-        assert experiment.phantom is not None  # see validate
+        if experiment.phantom is None:
+            raise InputError("config.data.root", "is empty; set it to the folder of your scans")
         name = digest(to_json(experiment)["phantom"])
         root = cache_folder(data) / f"phantom-{name}"
         write_cohort(root, experiment.phantom)

@@ -19,7 +19,6 @@ def experiment(**changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"phantom": None}, "config.data.root: is empty"),
         ({"data": Data(crop=(8, 8))}, r"config.data.crop: \(8, 8\) is not three positive whole"),
         ({"data": Data(crop=(8, 8, 0))}, "config.data.crop"),
         ({"data": Data(spacing_mm=(1.0, -1.0, 1.0))}, "config.data.spacing_mm"),

@@ -124,6 +124,7 @@ def test_a_work_dir_of_another_model_is_left_alone(finished):
 
 
 MISTAKES = {
+    "--config=experiments/mouse_ct.py": "config.data.root: is empty; set it to the folder",
     "--config.train.bach=4": "--config.train.bach: no such field; nearest: config.train.batch",
     "--config.mehtod.steps=4": "--config.mehtod.steps: no such field; nearest: config.method",
     "--config.train.batch=four": "--config.train.batch=four: invalid literal for int()",

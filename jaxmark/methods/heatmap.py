@@ -90,7 +90,7 @@ class HeatmapRegression:
                 params={"generator": optax.apply_updates(params, update)},
                 optimizer={"generator": opt_state},
             )
-            return new, {"loss": value, "gradient_norm": optax.global_norm(gradient)}
+            return new, {"loss": value, "gradient_norm": optax.tree.norm(gradient)}
 
         def predict(params: Params, image: Array) -> Prediction:
             heatmaps = generator(params["generator"], image)

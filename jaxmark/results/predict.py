@@ -8,8 +8,9 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from jaxmark.config import Experiment
+from jaxmark.config import Experiment, check_same
 from jaxmark.core.errors import InputError
+from jaxmark.core.files import read_json
 from jaxmark.data.landmarks import Landmarks, write_mrk_json, write_table
 from jaxmark.data.prepare import load_frame, prepare_scan
 from jaxmark.data.scans import case_name, find_scans, read_scan
@@ -78,7 +79,13 @@ def predict_scans(
     build: Callable[[Experiment, tuple[str, ...]], Method],
 ) -> int:
     """Find landmarks in raw scans: a file, a DICOM folder, or a folder of these; how many."""
+    check_same(read_json(workdir / "config.json"), experiment, workdir, parts=("method",))
     frame, landmarks = load_frame(workdir / "preparation")
+    data = experiment.data
+    if frame.shape != tuple(n + 2 * data.margin for n in data.crop):
+        raise InputError(
+            "config.data.crop", f"with its margin is not {frame.shape}, the model's in {workdir}"
+        )
     method = build(experiment, landmarks)
     params, _ = load_params(method, experiment, workdir, mesh)
     sources = scans_at(scans)
