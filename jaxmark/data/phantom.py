@@ -6,9 +6,11 @@ look alike from nearby, so that a detector has to tell them apart by where they 
 """
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from jaxmark.config import Phantom
 from jaxmark.core.files import write_text_atomic
@@ -35,18 +37,14 @@ def write_cohort(root: Path, phantom: Phantom) -> None:
     if splits_file.exists():
         return
     counts = {"train": phantom.train, "val": phantom.val, "test": phantom.test}
-    number = 0
-    splits: dict[str, list[str]] = {}
-    for split, count in counts.items():
-        splits[split] = []
-        for _ in range(count):
-            name = f"phantom-{number:03d}"
-            voxels, ijk_to_lps, landmarks_mm = make_case(phantom.seed, number)
-            write_scan(root / "images" / f"{name}.nii.gz", voxels, ijk_to_lps)
-            points = dict(zip(LANDMARKS, landmarks_mm, strict=True))
-            write_mrk_json(root / "landmarks" / f"{name}.mrk.json", points)
-            splits[split].append(name)
-            number += 1
+    names = iter([f"phantom-{number:03d}" for number in range(sum(counts.values()))])
+    splits = {split: list(islice(names, count)) for split, count in counts.items()}
+    cases = [name for split in splits.values() for name in split]
+    for number, name in enumerate(tqdm(cases, desc="making phantoms", unit="scan")):
+        voxels, ijk_to_lps, landmarks_mm = make_case(phantom.seed, number)
+        write_scan(root / "images" / f"{name}.nii.gz", voxels, ijk_to_lps)
+        points = dict(zip(LANDMARKS, landmarks_mm, strict=True))
+        write_mrk_json(root / "landmarks" / f"{name}.mrk.json", points)
     write_text_atomic(splits_file, json.dumps(splits, indent=1))
 
 
