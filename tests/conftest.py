@@ -8,10 +8,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from absl import flags
 
 from jaxmark.core.errors import InputError
+from jaxmark.core.geometry import rotation_from_quaternion
 
 # Grain reads absl flags, which nobody parses in a test.
 flags.FLAGS.mark_as_parsed()
@@ -35,3 +37,8 @@ def refused(call: Callable[[], object], *fragments: str | Path) -> None:
     assert "\n" not in line and r"\n" not in line
     for fragment in fragments:
         assert str(fragment) in line
+
+
+def random_rotation(rng: np.random.Generator) -> np.ndarray:
+    """A (3, 3) rotation, uniform over all rotations."""
+    return rotation_from_quaternion(rng.standard_normal(4))

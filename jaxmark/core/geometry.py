@@ -6,9 +6,6 @@ Points are (..., 3); an affine map is a (4, 4) matrix acting on columns, so that
 
 import numpy as np
 
-# Millimetres of the LPS frame (DICOM, ITK) to those of RAS (NIfTI, Slicer); its own inverse.
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
 
 def apply_affine(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Map points (..., 3) by `matrix` (4, 4)."""
@@ -80,11 +77,6 @@ def rotation_from_quaternion(quaternion: np.ndarray) -> np.ndarray:
         [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
     ]
     return np.stack([np.stack(row, -1) for row in rows], -2)
-
-
-def random_rotation(rng: np.random.Generator) -> np.ndarray:
-    """A (3, 3) rotation, uniform over all rotations."""
-    return rotation_from_quaternion(rng.standard_normal(4))
 
 
 def spread_rotations(count: int) -> np.ndarray:

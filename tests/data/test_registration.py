@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import random_rotation
 
 from jaxmark.core.geometry import (
     apply_affine,
     compose_affine,
     fit_rigid,
-    random_rotation,
     rotation_angle_degrees,
 )
 from jaxmark.data.registration import Kind, Registration, register, resample
