@@ -52,12 +52,26 @@ class Data:
 
 @dataclasses.dataclass
 class Phantom:
-    """The synthetic cohort used where `data.root` is empty."""
+    """The synthetic Circle-of-Willis cohort used where `data.root` is empty."""
 
-    train: int = 24
-    val: int = 6
-    test: int = 8
+    train: int = 70
+    val: int = 10
+    test: int = 32
     seed: int = 0
+    # "MRA" (time of flight) or "CTA".
+    modality: str = "MRA"
+    spacing_mm: tuple[float, float, float] = (0.513, 0.513, 0.8)
+    # Voxels of a scan.
+    shape: tuple[int, int, int] = (208, 176, 112)
+    # How the heads lie: standard deviations about and along each axis, as a registration leaves.
+    rotation_sd_degrees: float = 3.0
+    translation_sd_mm: float = 2.0
+    # Share of people with stenoses and aneurysms.
+    pathology: float = 0.0
+    # Are landmarks annotated where a segment that should meet there is missing? The papers do.
+    annotate_missing: bool = True
+    # Landmark sets of further people, without scans: the papers' unpaired second modality.
+    unpaired: int = 500
 
 
 @dataclasses.dataclass
@@ -187,6 +201,10 @@ def validate(experiment: Experiment) -> Experiment:
             "phantom.train": (experiment.phantom.train, 1),
             "phantom.val": (experiment.phantom.val, 0),
             "phantom.test": (experiment.phantom.test, 0),
+            "phantom.unpaired": (experiment.phantom.unpaired, 0),
+            "phantom.pathology": (experiment.phantom.pathology, 0),
+            "phantom.rotation_sd_degrees": (experiment.phantom.rotation_sd_degrees, 0),
+            "phantom.translation_sd_mm": (experiment.phantom.translation_sd_mm, 0),
         }
     for name, (value, least) in at_least.items():
         if not (math.isfinite(value) and value >= least):
@@ -198,6 +216,10 @@ def validate(experiment: Experiment) -> Experiment:
         "predict.checkpoint": (experiment.predict.checkpoint, ("best", "last")),
         "predict.split": (experiment.predict.split, ("", "train", "val", "test")),
     }
+    if experiment.phantom is not None:
+        choices["phantom.modality"] = (experiment.phantom.modality, ("MRA", "CTA"))
+        _triple("phantom.spacing_mm", experiment.phantom.spacing_mm, (int, float))
+        _triple("phantom.shape", experiment.phantom.shape, (int,))
     for name, (choice, allowed) in choices.items():
         if choice not in allowed:
             raise InputError(f"config.{name}", f"{choice!r} is not one of {allowed}")

@@ -18,11 +18,12 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxmark.config import Experiment, check_same, to_json, validate
+from jaxmark.core.anatomy import COW19
 from jaxmark.core.errors import InputError
 from jaxmark.core.files import read_json, write_json
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.cohort import read_cohort
-from jaxmark.data.phantom import write_cohort
+from jaxmark.data.phantom.cohort import RECIPE_VERSION, write_cohort
 from jaxmark.data.prepare import Prepared, cache_folder, digest, prepare, save_frame
 from jaxmark.methods.method import Method, Task
 from jaxmark.results import evaluate, predict, report
@@ -30,15 +31,18 @@ from jaxmark.training.inference import Predictor, volumes
 from jaxmark.training.loop import train
 from jaxmark.training.sharding import data_mesh
 
-MODES = ("run", "prepare", "train", "predict", "evaluate", "report")
+STAGES = ("prepare", "train", "predict", "evaluate", "report")
+MODES = ("run", *STAGES, "phantom")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="FILE.py[:preset]", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/<experiment>.")
-_MODE = flags.DEFINE_enum("mode", "run", MODES, "run: all that follow, continuing an earlier run.")
+_MODE = flags.DEFINE_enum(
+    "mode", "run", MODES, "run: all stages that follow, continuing an earlier run."
+)
 _INPUT = flags.DEFINE_string("input", None, "With --mode=predict: a scan, or a folder of scans.")
-_OUTPUT = flags.DEFINE_string("output", None, "With --input: folder of the results.")
+_OUTPUT = flags.DEFINE_string("output", None, "With --input or --mode=phantom: where to write.")
 
 
 def console() -> None:
@@ -70,7 +74,7 @@ def _main(argv: Sequence[str]) -> None:
             raise InputError("command line", f"unexpected argument {argv[1]!r}")
         if _CONFIG.value is None:
             raise InputError("--config", "is required: an experiment file, FILE.py[:preset]")
-        experiment = validate(_CONFIG.value)
+        experiment = validate(for_device(_CONFIG.value, jax.devices()[0].platform))
         workdir = Path(_WORKDIR.value or Path("runs") / experiment.name)
         run(experiment, workdir, _MODE.value, _INPUT.value, _OUTPUT.value)
     except InputError as error:
@@ -99,6 +103,26 @@ def config_file(argv: Sequence[str]) -> tuple[str, str] | None:
             file, _, preset = value.partition(":")
             return file, preset
     return None
+
+
+def for_device(experiment: Experiment, platform: str) -> Experiment:
+    """The preset that the experiment file has for this device, if the command line names none.
+
+    Not while flags are parsed: asking for the device starts the backend. So the flags are parsed
+    once more, with the preset in its place and the same overrides.
+    """
+    file, preset = config_file(sys.argv) or ("", "")
+    choose = None if preset or not file else runpy.run_path(file).get("default_preset")
+    if choose is None:
+        return experiment
+    preset = choose(platform)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+    # The file's name is an argument of its own or the end of one; nothing else ends in it.
+    named = [f"{a}:{preset}" if a in (file, f"--config={file}") else a for a in sys.argv]
+    values(named, known_only=True)
+    say(f"preset {preset!r}, since the device is a {platform} (--config={file}:PRESET chooses)")
+    return values.config
 
 
 def unknown_field(argv: Sequence[str]) -> str:
@@ -152,8 +176,10 @@ def run(
         count = predict.predict_scans(experiment, workdir, Path(scans), folder, mesh, build)
         say(f"landmarks of {count} scans written to {folder}")
         return
+    if mode == "phantom":
+        return write_phantom(experiment, output)
     check_workdir(workdir, experiment)
-    todo = MODES[1:] if mode == "run" else (mode,)
+    todo = STAGES if mode == "run" else (mode,)
     prepared = prepare_experiment(experiment, workdir)
     method = build(experiment, prepared.landmarks)
     if "train" in todo:
@@ -198,6 +224,16 @@ def run(
     done(begin)
 
 
+def write_phantom(experiment: Experiment, output: str | None) -> None:
+    """The experiment's synthetic cohort as files for any tool."""
+    if experiment.phantom is None:
+        raise InputError("--mode=phantom", f"experiment {experiment.name!r} has no phantom")
+    if output is None:
+        raise InputError("--output", "is required with --mode=phantom: the folder of the cohort")
+    write_cohort(Path(output), experiment.phantom, experiment.data.workers)
+    say(f"synthetic cohort written to {output}")
+
+
 def evaluated_split(prepared: Prepared, experiment: Experiment) -> tuple[str, list[PreparedCase]]:
     """`config.predict.split` and its cases; where it is empty, test, or val if there is no test."""
     name = experiment.predict.split or ("test" if prepared.splits["test"] else "val")
@@ -225,10 +261,10 @@ def prepare_experiment(experiment: Experiment, workdir: Path) -> Prepared:
     if not data.root:
         if experiment.phantom is None:
             raise InputError("config.data.root", "is empty; set it to the folder of your scans")
-        name = digest(to_json(experiment)["phantom"])
-        root = cache_folder(data) / f"phantom-{name}"
-        write_cohort(root, experiment.phantom)
-        data = dataclasses.replace(data, root=str(root))
+        settings = {"recipe": RECIPE_VERSION, **to_json(experiment)["phantom"]}
+        root = cache_folder(data) / f"phantom-{digest(settings)}"
+        write_cohort(root, experiment.phantom, data.workers)
+        data = dataclasses.replace(data, root=str(root), landmarks=COW19.landmarks)
     cohort = read_cohort(data)
     begin = time.monotonic()
     prepared = prepare(cohort, data)

@@ -15,7 +15,7 @@ import pytest
 from jaxmark.data.landmarks import read_landmarks
 
 ROOT = Path(__file__).parents[1]
-TINY = "--config=experiments/quickstart.py:tiny"
+TINY = "--config=experiments/cow.py:tiny"
 
 
 def jaxmark(*arguments):
@@ -57,7 +57,7 @@ def test_one_command_makes_a_model_its_errors_and_a_page(finished):
     }
     summary = json.loads((work / "evaluation" / "summary.json").read_text())
     points = table(work / "evaluation" / "points.csv")
-    assert summary["n_points"] == len(points) == 10
+    assert summary["n_points"] == len(points) == 38
     assert np.isclose(np.mean([float(p["error_mm"]) for p in points]), summary["mre_mm"])
     assert set(summary["floors"]) == {"mean_position"}
     page = (work / "report" / "index.html").read_text(encoding="utf-8")
@@ -133,6 +133,7 @@ MISTAKES = {
     "--config.data.register=magic": "config.data.register: 'magic' is not one of",
     "--config.data.root=/nowhere": "config.data.root: there is no folder '/nowhere'",
     "--mode=dance": "flag --mode=dance: value should be one of <run|prepare|train|predict",
+    "--config=experiments/cow.py:big": "--config: cow.py has no preset 'big', but paper",
     "--config=nowhere.py": "nowhere.py: no such experiment file (--config)",
     "stray": "command line: unexpected argument 'stray'",
     "--config.method.sigma_mm=-1": "config.method.sigma_mm: -1.0 is not positive",

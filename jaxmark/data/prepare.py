@@ -4,25 +4,21 @@ The frame (template scan, grid) is found from the training cases alone and belon
 model: the same frame prepares a scan never seen. No landmark of a scan is used to prepare it.
 """
 
-import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
-import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from jaxmark.config import Data
 from jaxmark.core.errors import InputError
 from jaxmark.core.files import read_json, write_json, write_text_atomic
 from jaxmark.core.geometry import apply_affine, pick_template
+from jaxmark.core.parallel import parallel, worker_pool
 from jaxmark.data.cases import PreparedCase, load_case, save_case
 from jaxmark.data.cohort import CaseSource, Cohort, check_inside
 from jaxmark.data.registration import register, resample
@@ -34,9 +30,6 @@ RECIPE_VERSION = 1
 # The mouse head that was turned wrongly, with 40 % of it cut off, had a margin of 0.008; so have a
 # few that are right.
 AMBIGUOUS_MARGIN = 0.02
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,47 +312,6 @@ def write_alignments(path: Path, alignments: dict[str, Alignment]) -> None:
         for name, a in alignments.items()
     }
     write_text_atomic(path, json.dumps({"schema_version": 1, "cases": cases}))
-
-
-@contextlib.contextmanager
-def worker_pool(workers: int, jobs: int) -> Iterator[Executor | None]:
-    """Processes for `parallel`; None, this process alone, where one worker or one job is enough.
-
-    They are started afresh ("spawn"): a fork would copy JAX's threads and locks.
-    """
-    workers = min(workers or os.cpu_count() or 1, jobs)
-    if workers <= 1:
-        yield None
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield pool
-
-
-def parallel(
-    pool: Executor | None, function: Callable[[T], R], items: Sequence[T], description: str
-) -> list[R]:
-    """Results in order, with a progress bar; the InputErrors of all items are raised together."""
-    results: dict[int, R] = {}
-    errors: dict[int, InputError] = {}
-    if pool is None:
-        finished: Iterable[tuple[int, Callable[[], R]]] = (
-            (number, functools.partial(function, item)) for number, item in enumerate(items)
-        )
-    else:
-        futures = {pool.submit(function, item): number for number, item in enumerate(items)}
-        finished = ((futures[future], future.result) for future in as_completed(futures))
-    if not items:
-        return []
-    for number, result in tqdm(finished, total=len(items), desc=description, unit="scan"):
-        try:
-            results[number] = result()
-        except InputError as error:
-            errors[number] = error
-    if errors:
-        found = [errors[number] for number in sorted(errors)]
-        raise found[0] if len(found) == 1 else ExceptionGroup("bad input", found)
-    return [results[number] for number in range(len(items))]
 
 
 def _check_and_align(job: tuple[CaseSource, Scan | None, Data]) -> Alignment:

@@ -10,10 +10,10 @@ import pytest
 from jaxmark.config import Data, Phantom
 from jaxmark.core.errors import InputError
 from jaxmark.core.geometry import apply_affine
-from jaxmark.data import phantom
 from jaxmark.data.cases import load_case
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.landmarks import write_mrk_json
+from jaxmark.data.phantom.cohort import write_cohort
 from jaxmark.data.prepare import load_frame, prepare, prepare_scan, save_frame
 from jaxmark.data.scans import read_scan, write_scan
 
@@ -21,7 +21,8 @@ from jaxmark.data.scans import read_scan, write_scan
 @pytest.fixture
 def data(tmp_path):
     root = tmp_path / "own"
-    phantom.write_cohort(root, Phantom(train=3, val=1, test=1, seed=4))
+    spacing_mm, shape = (2.5, 2.5, 2.5), (44, 36, 36)
+    write_cohort(root, Phantom(3, 1, 1, 4, spacing_mm=spacing_mm, shape=shape, unpaired=0))
     return Data(
         root=str(root),
         cache=str(tmp_path / "cache"),

@@ -1,0 +1,85 @@
+"""Circle-of-Willis landmarks in MRA: 19 bifurcations of look-alike arteries.
+
+python -m jaxmark.main --config=experiments/cow.py
+
+Without data of yours this makes a synthetic cohort (`jaxmark/data/phantom`). Without a preset the
+device decides: `paper` on an accelerator, `small` on a CPU.
+
+- `paper`: 70 training and 32 test scans of 192 x 160 x 96 voxels at 0.513 x 0.513 x 0.8 mm, and 500
+  landmark sets of another cohort, as in Tan et al. (ISBI 2023); 10 more scans for validation, which
+  the paper has none of. Its network, loss and Adam at 1e-4: the "Baseline" row of its table.
+- `small`: coarser voxels, fewer scans, a cross-entropy in place of the paper's loss.
+- `tiny`: for tests; it shows that everything runs, not that anything is learned.
+
+Your own scans: --config.data.root=FOLDER --config.data.register=rigid
+"""
+
+from jaxmark.config import Augment, Data, Evaluate, Experiment, Phantom, Train
+from jaxmark.core.errors import InputError
+from jaxmark.methods.heatmap import HeatmapRegression
+
+
+def default_preset(platform: str) -> str:
+    """The preset where none is named; `platform` is JAX's: "cpu", "gpu" or "tpu"."""
+    return "small" if platform == "cpu" else "paper"
+
+
+def get_config(preset: str = "paper") -> Experiment:
+    """See above; InputError for a preset that does not exist."""
+    presets = {"paper": paper, "small": small, "tiny": tiny}
+    if preset not in presets:
+        raise InputError("--config", f"cow.py has no preset {preset!r}, but {', '.join(presets)}")
+    return presets[preset]()
+
+
+def paper() -> Experiment:
+    """The size and settings of the paper."""
+    return Experiment(
+        name="cow",
+        data=Data(spacing_mm=(0.513, 0.513, 0.8), crop=(192, 160, 96), margin=8),
+        phantom=Phantom(train=70, val=10, test=32, unpaired=500),
+        method=HeatmapRegression(steps=20_000),
+        augment=Augment(translation_voxels=8),
+        train=Train(batch=1, validate_every=500),
+        evaluate=Evaluate(sdr_thresholds_mm=(2.0, 3.0, 4.0, 5.0, 6.0)),
+    )
+
+
+def small() -> Experiment:
+    """Under five minutes on a 2-core CPU."""
+    spacing_mm = (1.6, 1.6, 2.0)
+    return Experiment(
+        name="cow_small",
+        data=Data(spacing_mm=spacing_mm, crop=(56, 48, 40), margin=4),
+        phantom=Phantom(
+            train=40, val=6, test=16, spacing_mm=spacing_mm, shape=(64, 56, 48), unpaired=500
+        ),
+        method=HeatmapRegression(
+            steps=600,
+            widths=(16, 32, 64),
+            coordinates=True,
+            loss="cross_entropy",
+            sigma_mm=2.0,
+            learning_rate=1e-3,
+            decay=0.5,
+        ),
+        augment=Augment(translation_voxels=4, rotation_degrees=5, scale=0.05),
+        train=Train(batch=2, log_every=20, validate_every=100),
+        evaluate=Evaluate(sdr_thresholds_mm=(2.0, 3.0, 4.0, 5.0, 6.0)),
+    )
+
+
+def tiny() -> Experiment:
+    """Seconds."""
+    spacing_mm = (3.0, 3.0, 3.0)
+    experiment = small()
+    experiment.name = "cow_tiny"
+    experiment.data = Data(spacing_mm=spacing_mm, crop=(32, 28, 24), margin=2)
+    experiment.phantom = Phantom(
+        train=3, val=1, test=2, spacing_mm=spacing_mm, shape=(36, 32, 28), unpaired=4
+    )
+    experiment.method.steps = 6
+    experiment.method.widths = (4, 8)
+    experiment.augment = Augment(translation_voxels=2, rotation_degrees=5)
+    experiment.train = Train(batch=1, log_every=2, validate_every=3)
+    return experiment

@@ -1,0 +1,137 @@
+"""Anatomical schemes: which landmarks there are, and how vessel segments join them.
+
+A scheme is a value. Another anatomy is another value, not other code.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of vessel; its ends are landmarks, or one end is where the scheme ends."""
+
+    name: str
+    ends: tuple[str, ...]
+    may_be_missing: bool = False
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """K landmarks and the S segments between them."""
+
+    name: str
+    # In the order of every array of landmarks.
+    landmarks: tuple[str, ...]
+    # (right, left) landmarks that a mirror exchanges; the others lie in the middle.
+    symmetric_pairs: tuple[tuple[str, str], ...]
+    # In the order of every array of segments; a segmentation's labels count from 1.
+    segments: tuple[Segment, ...]
+
+    def __post_init__(self) -> None:
+        names = [name for pair in self.symmetric_pairs for name in pair]
+        names += [end for segment in self.segments for end in segment.ends]
+        for name in names:
+            if name not in self.landmarks:
+                raise ValueError(f"{self.name}: {name!r} is not one of its landmarks")
+
+    def landmark(self, name: str) -> int:
+        """Index of a landmark; ValueError where there is none of that name."""
+        return self.landmarks.index(name)
+
+    def segment(self, name: str) -> int:
+        """Index of a segment; ValueError where there is none of that name."""
+        return [segment.name for segment in self.segments].index(name)
+
+    @cached_property
+    def incidence(self) -> np.ndarray:
+        """(S, K) bool: which segments meet at which landmarks."""
+        return np.array(
+            [[name in segment.ends for name in self.landmarks] for segment in self.segments]
+        )
+
+    @cached_property
+    def may_be_missing(self) -> np.ndarray:
+        """(S,) bool: segments that some people lack."""
+        return np.array([segment.may_be_missing for segment in self.segments])
+
+    @cached_property
+    def may_change(self) -> np.ndarray:
+        """(K,) bool: landmarks whose attribute can be false."""
+        return self.incidence[self.may_be_missing].any(0)
+
+    @cached_property
+    def mirrored(self) -> np.ndarray:
+        """(K,) int: index of each landmark's mirror image, its own for one in the middle."""
+        twin = dict(self.symmetric_pairs) | {left: right for right, left in self.symmetric_pairs}
+        return np.array([self.landmark(twin.get(name, name)) for name in self.landmarks])
+
+    def landmark_attributes(self, segment_present: np.ndarray | Sequence[bool]) -> np.ndarray:
+        """(..., S) bool -> (..., K) bool: no segment is missing that meets the landmark.
+
+        The bifurcation attribute of Tan et al. (ISBI 2022), section 2.1: where a segment is
+        missing, its ends lie on smooth stretches of vessel and look like no bifurcation.
+        """
+        missing = ~np.asarray(segment_present, bool)
+        return ~(missing[..., :, None] & self.incidence).any(-2)
+
+
+def _sides(*segments: Segment) -> tuple[Segment, ...]:
+    """Each segment on the right and on the left: `@` in a name stands for the side."""
+    return tuple(
+        Segment(
+            segment.name.replace("@", side),
+            tuple(end.replace("@", side) for end in segment.ends),
+            segment.may_be_missing,
+        )
+        for segment in segments
+        for side in "RL"
+    )
+
+
+# The Circle of Willis with 19 landmarks and 20 segments, after Tan et al. (ISBI 2022 and 2023).
+# The papers print the scheme as a figure; the order here is consistent with all that they say.
+COW19 = Scheme(
+    name="cow19",
+    landmarks=(
+        *("C4/C5 R", "C4/C5 L"),
+        *("ICA terminus R", "ICA terminus L"),
+        *("M1/M2 R", "M1/M2 L"),
+        *("A1/A2 R", "A1/A2 L"),
+        *("A2/A3 R", "A2/A3 L"),
+        "BA tip",
+        *("P2A/P2P R", "P2A/P2P L"),
+        *("P1/P2A R", "P1/P2A L"),
+        *("ICA/PCoA R", "ICA/PCoA L"),
+        *("ICA/OA R", "ICA/OA L"),
+    ),
+    symmetric_pairs=(
+        ("C4/C5 R", "C4/C5 L"),
+        ("ICA terminus R", "ICA terminus L"),
+        ("M1/M2 R", "M1/M2 L"),
+        ("A1/A2 R", "A1/A2 L"),
+        ("A2/A3 R", "A2/A3 L"),
+        ("P2A/P2P R", "P2A/P2P L"),
+        ("P1/P2A R", "P1/P2A L"),
+        ("ICA/PCoA R", "ICA/PCoA L"),
+        ("ICA/OA R", "ICA/OA L"),
+    ),
+    segments=(
+        *_sides(
+            Segment("C5 @", ("C4/C5 @", "ICA/OA @")),
+            Segment("C6 @", ("ICA/OA @", "ICA/PCoA @")),
+            Segment("C7 @", ("ICA/PCoA @", "ICA terminus @")),
+            Segment("M1 @", ("ICA terminus @", "M1/M2 @")),
+            Segment("A1 @", ("ICA terminus @", "A1/A2 @"), may_be_missing=True),
+            Segment("A2 @", ("A1/A2 @", "A2/A3 @")),
+            Segment("PCoA @", ("ICA/PCoA @", "P1/P2A @"), may_be_missing=True),
+            Segment("P1 @", ("BA tip", "P1/P2A @"), may_be_missing=True),
+            Segment("P2A @", ("P1/P2A @", "P2A/P2P @")),
+        ),
+        Segment("ACoA", ("A1/A2 R", "A1/A2 L"), may_be_missing=True),
+        Segment("BA", ("BA tip",)),
+    ),
+)

@@ -1,0 +1,57 @@
+"""Independent work on many items in processes, with a progress bar and all problems together."""
+
+import contextlib
+import functools
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from jaxmark.core.errors import InputError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@contextlib.contextmanager
+def worker_pool(workers: int, jobs: int) -> Iterator[Executor | None]:
+    """Processes for `parallel`; None, this process alone, where one worker or one job is enough.
+
+    They are started afresh ("spawn"): a fork would copy JAX's threads and locks.
+    """
+    workers = min(workers or os.cpu_count() or 1, jobs)
+    if workers <= 1:
+        yield None
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        yield pool
+
+
+def parallel(
+    pool: Executor | None, function: Callable[[T], R], items: Sequence[T], description: str
+) -> list[R]:
+    """Results in order, with a progress bar; the InputErrors of all items are raised together."""
+    results: dict[int, R] = {}
+    errors: dict[int, InputError] = {}
+    if pool is None:
+        finished: Iterable[tuple[int, Callable[[], R]]] = (
+            (number, functools.partial(function, item)) for number, item in enumerate(items)
+        )
+    else:
+        futures = {pool.submit(function, item): number for number, item in enumerate(items)}
+        finished = ((futures[future], future.result) for future in as_completed(futures))
+    if not items:
+        return []
+    for number, result in tqdm(finished, total=len(items), desc=description, unit="scan"):
+        try:
+            results[number] = result()
+        except InputError as error:
+            errors[number] = error
+    if errors:
+        found = [errors[number] for number in sorted(errors)]
+        raise found[0] if len(found) == 1 else ExceptionGroup("bad input", found)
+    return [results[number] for number in range(len(items))]

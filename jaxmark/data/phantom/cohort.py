@@ -1,0 +1,182 @@
+"""A cohort of synthetic people on disk, as raw scans with everything that is known of them.
+
+```
+root/images/<case>.nii.gz         int16: MRA intensities, or HU
+root/landmarks/<case>.mrk.json    the landmarks of `COW19`, LPS mm
+root/segmentations/<case>.nii.gz  uint8: 1 + index of the segment, 21 a vessel beyond the scheme
+root/anatomy/<case>.json          segments and bifurcations that exist; centrelines, tangents, radii
+root/unpaired.csv                 landmarks of people without a scan
+root/phantom.json                 how it was made, and whose data the shapes rest on
+root/splits.json                  written last: a folder that has it is whole
+```
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmark.config import Phantom
+from jaxmark.core.anatomy import COW19
+from jaxmark.core.files import write_json, write_text_atomic
+from jaxmark.core.geometry import apply_affine
+from jaxmark.core.parallel import parallel, worker_pool
+from jaxmark.data.landmarks import write_mrk_json, write_table
+from jaxmark.data.phantom.anatomy import Anatomy, Vessel
+from jaxmark.data.phantom.images import render_cta, render_mra
+from jaxmark.data.phantom.lumen import Grid, Lumen, rasterize
+from jaxmark.data.phantom.shape import attribution, draw_anatomy
+from jaxmark.data.phantom.vessels import draw_vessels
+from jaxmark.data.scans import write_scan
+
+# Part of the name of a cached cohort: a change of what is drawn must not reuse an older one.
+RECIPE_VERSION = 1
+
+# Centre of the field of view, in the frame of `draw_anatomy`: the middle of the mean landmarks.
+_CENTRE_MM = np.array([0.0, 0.0, 6.5])
+# Streams of random numbers of one seed; a person's anatomy doesn't depend on the image made of it.
+_ANATOMY, _IMAGE, _UNPAIRED = range(3)
+# Starting processes costs about as much as making this many voxels.
+_VOXELS_WORTH_PROCESSES = 5e7
+
+
+@dataclass(frozen=True)
+class PhantomCase:
+    """A synthetic scan and its labels."""
+
+    anatomy: Anatomy
+    vessels: list[Vessel]
+    # (X, Y, Z) int16
+    voxels: np.ndarray
+    # Its `segment` is what the cohort's segmentations are, its `tangent` the orientation field.
+    lumen: Lumen
+    # (4, 4) voxels -> LPS mm
+    ijk_to_lps: np.ndarray
+    # (19,) bool: those that a landmark file names
+    annotated: np.ndarray
+
+
+def make_case(phantom: Phantom, number: int) -> PhantomCase:
+    """Case `number` of a cohort: a function of the settings' values and the number alone."""
+    rng = np.random.default_rng([phantom.seed, _ANATOMY, number])
+    anatomy = _draw_person(phantom, rng)
+    vessels = draw_vessels(rng, anatomy, pathology=bool(rng.random() < phantom.pathology))
+    grid = place_grid(phantom)
+    lumen = rasterize(vessels, grid)
+    render = {"MRA": render_mra, "CTA": render_cta}[phantom.modality]
+    rng = np.random.default_rng([phantom.seed, _IMAGE, number])
+    return PhantomCase(
+        anatomy=anatomy,
+        vessels=vessels,
+        voxels=render(rng, lumen, grid, anatomy),
+        lumen=lumen,
+        ijk_to_lps=grid.ijk_to_lps,
+        annotated=_annotated(phantom, anatomy, grid),
+    )
+
+
+def draw_unpaired(phantom: Phantom) -> dict[str, dict[str, np.ndarray]]:
+    """Case -> landmark -> LPS mm of `phantom.unpaired` people who have no scan in the cohort."""
+    grid = place_grid(phantom)
+    people = {}
+    for number in range(phantom.unpaired):
+        anatomy = _draw_person(phantom, np.random.default_rng([phantom.seed, _UNPAIRED, number]))
+        annotated = _annotated(phantom, anatomy, grid)
+        people[f"unpaired-{number:03d}"] = _named(anatomy, annotated)
+    return people
+
+
+def place_grid(phantom: Phantom) -> Grid:
+    """The voxels of every scan of a cohort."""
+    spacing = np.array(phantom.spacing_mm)
+    ijk_to_lps = np.diag([*spacing, 1.0])
+    ijk_to_lps[:3, 3] = _CENTRE_MM - (np.array(phantom.shape) - 1) / 2 * spacing
+    return Grid(phantom.shape, ijk_to_lps)
+
+
+def write_cohort(root: Path, phantom: Phantom, workers: int = 0) -> None:
+    """Write a cohort into `root`, or what an interrupted call left out; nothing if it is whole.
+
+    `workers` processes share the work, 0: one a CPU core; their number changes no byte.
+    """
+    if (root / "splits.json").exists():
+        return
+    counts = {"train": phantom.train, "val": phantom.val, "test": phantom.test}
+    names = [f"phantom-{number:03d}" for number in range(sum(counts.values()))]
+    order = iter(names)
+    splits = {split: list(islice(order, count)) for split, count in counts.items()}
+    todo = [
+        (phantom, number, name, root)
+        for number, name in enumerate(names)
+        if not (root / "anatomy" / f"{name}.json").exists()
+    ]
+    small = len(todo) * np.prod(phantom.shape) < _VOXELS_WORTH_PROCESSES
+    with worker_pool(1 if small else workers, len(todo)) as pool:
+        parallel(pool, _write_case, todo, "making phantoms")
+    write_table(root / "unpaired.csv", draw_unpaired(phantom))
+    settings = {"recipe": RECIPE_VERSION, **dataclasses.asdict(phantom)}
+    write_json(
+        root / "phantom.json",
+        {"schema_version": 1, "scheme": COW19.name, "phantom": settings, "shape": attribution()},
+    )
+    write_text_atomic(root / "splits.json", json.dumps(splits, indent=1))
+
+
+def _draw_person(phantom: Phantom, rng: np.random.Generator) -> Anatomy:
+    return draw_anatomy(rng, phantom.rotation_sd_degrees, phantom.translation_sd_mm)
+
+
+def _annotated(phantom: Phantom, anatomy: Anatomy, grid: Grid) -> np.ndarray:
+    """(19,) bool: within the field of view, and not left out for a missing segment."""
+    ijk = apply_affine(np.linalg.inv(grid.ijk_to_lps), anatomy.landmarks_mm)
+    inside = np.all((ijk >= 0) & (ijk <= np.array(grid.shape) - 1), axis=1)
+    if phantom.annotate_missing:
+        return inside
+    return inside & COW19.landmark_attributes(anatomy.segment_present)
+
+
+def _named(anatomy: Anatomy, annotated: np.ndarray) -> dict[str, np.ndarray]:
+    points = zip(COW19.landmarks, anatomy.landmarks_mm, annotated, strict=True)
+    return {name: xyz for name, xyz, there in points if there}
+
+
+def _write_case(job: tuple[Phantom, int, str, Path]) -> None:
+    """Write the files of one case, `anatomy/` last: where it is, the others are."""
+    phantom, number, name, root = job
+    case = make_case(phantom, number)
+    write_scan(root / "images" / f"{name}.nii.gz", case.voxels, case.ijk_to_lps)
+    write_scan(root / "segmentations" / f"{name}.nii.gz", case.lumen.segment, case.ijk_to_lps)
+    points = _named(case.anatomy, case.annotated)
+    write_mrk_json(root / "landmarks" / f"{name}.mrk.json", points)
+    write_text_atomic(root / "anatomy" / f"{name}.json", json.dumps(_describe(case)))
+
+
+def _describe(case: PhantomCase) -> dict[str, Any]:
+    """All that is known of a synthetic person, as JSON types."""
+    present = case.anatomy.segment_present
+    bifurcations = COW19.landmark_attributes(present)
+    return {
+        "schema_version": 1,
+        "scheme": COW19.name,
+        "segment_present": {
+            s.name: bool(there) for s, there in zip(COW19.segments, present, strict=True)
+        },
+        "landmark_is_bifurcation": {
+            name: bool(is_one) for name, is_one in zip(COW19.landmarks, bifurcations, strict=True)
+        },
+        "fetal": {"R": bool(case.anatomy.fetal[0]), "L": bool(case.anatomy.fetal[1])},
+        "centrelines": [
+            {
+                "name": vessel.name,
+                "segment": COW19.segments[vessel.segment].name if vessel.segment >= 0 else None,
+                "points_lps_mm": np.round(vessel.points_mm, 3).tolist(),
+                "tangents": np.round(vessel.tangents, 3).tolist(),
+                "radii_mm": np.round(vessel.radii_mm, 3).tolist(),
+            }
+            for vessel in case.vessels
+        ],
+    }

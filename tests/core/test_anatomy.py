@@ -1,0 +1,69 @@
+"""The Circle-of-Willis scheme against statements written out by hand."""
+
+import numpy as np
+import pytest
+
+from jaxmark.core.anatomy import COW19, Scheme, Segment
+
+
+def attributes(*missing):
+    present = [segment.name not in missing for segment in COW19.segments]
+    result = COW19.landmark_attributes(present)
+    return {name for name, good in zip(COW19.landmarks, result, strict=True) if not good}
+
+
+def test_the_scheme_has_the_papers_numbers():
+    assert len(COW19.landmarks) == 19 and len(COW19.segments) == 20
+    assert len(COW19.symmetric_pairs) == 9
+    # The papers name landmarks by number: 5 and 6 are M1/M2, 12 and 13 are P2A/P2P.
+    assert {COW19.landmarks[5 - 1], COW19.landmarks[6 - 1]} == {"M1/M2 R", "M1/M2 L"}
+    assert {COW19.landmarks[12 - 1], COW19.landmarks[13 - 1]} == {"P2A/P2P R", "P2A/P2P L"}
+    assert COW19.landmarks[11 - 1] == "BA tip"
+
+
+def test_every_segment_has_two_ends_but_the_basilar_artery():
+    ends = dict(zip([s.name for s in COW19.segments], COW19.incidence.sum(1), strict=True))
+    assert ends.pop("BA") == 1
+    assert set(ends.values()) == {2}
+
+
+def test_a_complete_circle_has_all_bifurcations():
+    assert attributes() == set()
+
+
+def test_a_missing_segment_takes_the_bifurcations_at_its_ends():
+    assert attributes("PCoA R") == {"ICA/PCoA R", "P1/P2A R"}
+    assert attributes("P1 L") == {"BA tip", "P1/P2A L"}
+    assert attributes("ACoA") == {"A1/A2 R", "A1/A2 L"}
+    assert attributes("A1 L") == {"ICA terminus L", "A1/A2 L"}
+    assert attributes("ACoA", "A1 L") == {"ICA terminus L", "A1/A2 L", "A1/A2 R"}
+
+
+def test_only_ends_of_segments_that_may_be_missing_may_change():
+    changing = {n for n, may in zip(COW19.landmarks, COW19.may_change, strict=True) if may}
+    sides = {f"{n} {s}" for n in ("ICA terminus", "A1/A2", "P1/P2A", "ICA/PCoA") for s in "RL"}
+    assert changing == sides | {"BA tip"}
+
+
+def test_attributes_of_many_people_at_once():
+    rng = np.random.default_rng(0)
+    present = rng.random((3, 5, 20)) < 0.8
+    result = COW19.landmark_attributes(present)
+    assert result.shape == (3, 5, 19)
+    for index in np.ndindex(3, 5):
+        missing = [
+            s.name for s, there in zip(COW19.segments, present[index], strict=True) if not there
+        ]
+        bad = {n for n, good in zip(COW19.landmarks, result[index], strict=True) if not good}
+        assert bad == attributes(*missing)
+
+
+def test_mirroring_twice_is_nothing_and_exchanges_sides():
+    assert (COW19.mirrored[COW19.mirrored] == np.arange(19)).all()
+    assert COW19.landmarks[COW19.mirrored[COW19.landmark("A1/A2 R")]] == "A1/A2 L"
+    assert COW19.mirrored[COW19.landmark("BA tip")] == COW19.landmark("BA tip")
+
+
+def test_a_name_that_no_landmark_has_is_refused():
+    with pytest.raises(ValueError, match="'c' is not one of its landmarks"):
+        Scheme("bad", ("a", "b"), (), (Segment("s", ("a", "c")),))

@@ -1,0 +1,135 @@
+"""Synthetic cohorts: what their files say must be in their voxels, whoever wrote them."""
+
+import dataclasses
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from jaxmark.config import Data, Phantom
+from jaxmark.core.anatomy import COW19
+from jaxmark.core.geometry import apply_affine
+from jaxmark.data.cohort import check_inside, read_cohort
+from jaxmark.data.landmarks import read_table
+from jaxmark.data.phantom.cohort import draw_unpaired, make_case, write_cohort
+from jaxmark.data.scans import read_scan
+
+SMALL = Phantom(
+    train=3, val=1, test=1, seed=5, spacing_mm=(2.0, 2.0, 2.0), shape=(52, 46, 44), unpaired=6
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("cohort")
+    write_cohort(root, SMALL, workers=1)
+    return root
+
+
+def digests(root):
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return {str(f.relative_to(root)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def test_the_pipeline_reads_it(root):
+    cohort = read_cohort(Data(root=str(root), landmarks=COW19.landmarks))
+    assert {split: len(cases) for split, cases in cohort.splits.items()} == {
+        "train": 3,
+        "val": 1,
+        "test": 1,
+    }
+    for case in cohort.cases.values():
+        check_inside(case, read_scan(case.scan))
+        assert case.present.all()
+
+
+def test_files_and_case_agree(root):
+    case = make_case(SMALL, 4)
+    scan = read_scan(root / "images" / "phantom-004.nii.gz")
+    np.testing.assert_array_equal(scan.voxels, case.voxels)
+    np.testing.assert_allclose(scan.ijk_to_lps, case.ijk_to_lps, atol=1e-5)
+    labels = read_scan(root / "segmentations" / "phantom-004.nii.gz")
+    np.testing.assert_array_equal(labels.voxels, case.lumen.segment)
+    known = json.loads((root / "anatomy" / "phantom-004.json").read_text())
+    assert list(known["segment_present"].values()) == case.anatomy.segment_present.tolist()
+    assert (
+        list(known["landmark_is_bifurcation"].values())
+        == COW19.landmark_attributes(case.anatomy.segment_present).tolist()
+    )
+    for line in known["centrelines"]:
+        lengths = np.linalg.norm(line["tangents"], axis=1)
+        np.testing.assert_allclose(lengths, 1, atol=2e-3)
+        assert len(line["points_lps_mm"]) == len(line["radii_mm"]) == len(lengths)
+
+
+def test_landmarks_lie_where_their_segments_meet():
+    fine = dataclasses.replace(SMALL, spacing_mm=(0.9, 0.9, 0.9), shape=(112, 100, 96))
+    for number in range(3):
+        case = make_case(fine, number)
+        present = case.anatomy.segment_present
+        ijk = apply_affine(np.linalg.inv(case.ijk_to_lps), case.anatomy.landmarks_mm)
+        for k, centre in enumerate(np.rint(ijk).astype(int)):
+            nearby = case.lumen.segment[tuple(slice(c - 1, c + 2) for c in centre)]
+            ours = np.flatnonzero(COW19.incidence[:, k] & present) + 1
+            assert np.isin(nearby, ours).any(), COW19.landmarks[k]
+
+
+def test_the_number_of_processes_changes_no_byte(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxmark.data.phantom.cohort._VOXELS_WORTH_PROCESSES", 0)
+    write_cohort(tmp_path, SMALL, workers=2)
+    assert digests(tmp_path) == digests(root)
+
+
+def test_an_interrupted_cohort_is_finished(root, tmp_path):
+    write_cohort(tmp_path, SMALL, workers=1)
+    whole = digests(tmp_path)
+    kept = (tmp_path / "images" / "phantom-000.nii.gz").stat().st_mtime_ns
+    (tmp_path / "splits.json").unlink()
+    for lost in (tmp_path / "anatomy" / "phantom-002.json", tmp_path / "unpaired.csv"):
+        lost.unlink()
+    write_cohort(tmp_path, SMALL, workers=1)
+    assert digests(tmp_path) == whole
+    assert (tmp_path / "images" / "phantom-000.nii.gz").stat().st_mtime_ns == kept
+
+
+def test_modality_resolution_and_pathology_leave_the_anatomy_alone():
+    first = make_case(SMALL, 2)
+    for changes in ({"modality": "CTA"}, {"spacing_mm": (3.0, 3.0, 3.0), "shape": (36, 32, 30)}):
+        other = make_case(dataclasses.replace(SMALL, **changes), 2)
+        np.testing.assert_array_equal(first.anatomy.landmarks_mm, other.anatomy.landmarks_mm)
+        for a, b in zip(first.vessels, other.vessels, strict=True):
+            np.testing.assert_array_equal(a.points_mm, b.points_mm)
+        assert first.voxels.shape != other.voxels.shape or (first.voxels != other.voxels).any()
+    ill = make_case(dataclasses.replace(SMALL, pathology=1.0), 2)
+    np.testing.assert_array_equal(first.anatomy.landmarks_mm, ill.anatomy.landmarks_mm)
+
+
+def test_unpaired_people_are_others(root):
+    table = read_table(root / "unpaired.csv")
+    drawn = draw_unpaired(SMALL)
+    assert list(table) == list(drawn) and len(table) == 6
+    scanned = [make_case(SMALL, number).anatomy.landmarks_mm[0] for number in range(5)]
+    for name, points in drawn.items():
+        assert set(points) <= set(COW19.landmarks)
+        for landmark, xyz in points.items():
+            np.testing.assert_array_equal(table[name][landmark], xyz)
+        assert not any(np.allclose(points["C4/C5 R"], other) for other in scanned)
+
+
+def test_landmarks_may_be_left_out_where_a_segment_is_missing():
+    strict = dataclasses.replace(SMALL, annotate_missing=False)
+    seen = 0
+    for number in range(20):
+        case = make_case(strict, number)
+        expected = COW19.landmark_attributes(case.anatomy.segment_present)
+        np.testing.assert_array_equal(case.annotated, expected)
+        seen += (~expected).sum()
+    assert seen > 10
+
+
+def test_landmarks_beyond_the_field_of_view_are_absent():
+    low = make_case(dataclasses.replace(SMALL, shape=(52, 46, 16)), 0)
+    z = low.anatomy.landmarks_mm[:, 2]
+    assert not low.annotated[z.argmax()] and not low.annotated[z.argmin()]
+    assert low.annotated.any()
