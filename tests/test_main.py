@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from jaxmark.data.landmarks import read_landmarks
+from jaxmark.data.scans import read_scan
 
 ROOT = Path(__file__).parents[1]
 TINY = "--config=experiments/cow.py:tiny"
@@ -106,6 +107,25 @@ def test_raw_scans_are_predicted_as_prepared_cases_are(finished, tmp_path):
         np.testing.assert_allclose(found[name], position, atol=1e-6)
 
 
+def test_without_a_preset_the_device_chooses_and_a_cohort_is_written(tmp_path):
+    result = jaxmark(
+        "--config=experiments/cow.py",
+        "--mode=phantom",
+        f"--output={tmp_path}",
+        "--config.phantom.train=1",
+        "--config.phantom.val=0",
+        "--config.phantom.test=1",
+        "--config.phantom.modality=CTA",
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("preset 'small', since the device is a cpu")
+    for folder, suffix in (("images", "nii.gz"), ("segmentations", "nii.gz"), ("anatomy", "json")):
+        names = {path.name for path in (tmp_path / folder).iterdir()}
+        assert names == {f"phantom-000.{suffix}", f"phantom-001.{suffix}"}
+    # The overrides held through the change of preset: HU, air included.
+    assert read_scan(tmp_path / "images" / "phantom-000.nii.gz").voxels.min() < -800
+
+
 def test_a_work_dir_of_another_model_is_left_alone(finished):
     folder, _ = finished
     before = (folder / "work" / "config.json").read_bytes()
@@ -133,8 +153,10 @@ MISTAKES = {
     "--config.data.register=magic": "config.data.register: 'magic' is not one of",
     "--config.data.root=/nowhere": "config.data.root: there is no folder '/nowhere'",
     "--mode=dance": "flag --mode=dance: value should be one of <run|prepare|train|predict",
-    "--config=experiments/cow.py:big": "--config: cow.py has no preset 'big', but paper",
+    "--config=experiments/cow.py:big": "there is no preset 'big', but paper, small, tiny",
     "--config=nowhere.py": "nowhere.py: no such experiment file (--config)",
+    "--mode=phantom": "--output: is required with --mode=phantom",
+    "--config.phantom.modality=PET": "config.phantom.modality: 'PET' is not one of",
     "stray": "command line: unexpected argument 'stray'",
     "--config.method.sigma_mm=-1": "config.method.sigma_mm: -1.0 is not positive",
     "--config.predict.split=val --config.phantom.val=0": "the split 'val' has no cases",

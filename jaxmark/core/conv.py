@@ -1,43 +1,259 @@
 """3-D convolution, pooling and up-sampling, written in the forms that XLA runs fast.
 
-XLA's 3-D convolution on a CPU reaches a fraction of what its 2-D convolution and its matrix product
+XLA's 3-D convolution on a CPU reaches a tenth of what its 2-D convolution and its matrix product
 reach, and a transposed convolution (dilated on the left) is slower still, on GPUs as well. The
-functions here are exact equivalents of the textbook definitions.
+functions here equal the textbook definitions; how they compute is chosen at trace time by platform,
+shape and pass. Measured on 2 cores with AVX-512, jax 0.10.2, float32, huge pages, ms, 3^3 kernels:
+
+| volume, channels       | pass   | lax 3-D | (a) | (b) | (c) | PyTorch |
+|---|---|---|---|---|---|---|
+| 96 x 80 x 48, 1 -> 16  | value  | 89 | 9  | 18  | 17  | 13  |
+| 96 x 80 x 48, 16 -> 16 | value  | -  | 46 | 30  | 24  | 15  |
+| 48 x 40 x 24, 32 -> 32 | value  | 79 | 14 | 9.2 | 5.8 | 5.5 |
+| 24 x 20 x 12, 64 -> 64 | value  | 28 | 7  | 4.7 | 3.2 | 2.5 |
+
+(a) one 2-D convolution whose input channels hold the neighbouring planes, (b) one whose output
+channels do, (c) Winograd's F(4, 3) along X.
 
 Arrays are `(B, X, Y, Z, C)`; kernels `(kx, ky, kz, C_in, C_out)`.
 """
 
+import functools
+from collections.abc import Sequence
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+
+# Winograd's F(4, 3): four outputs of a 3-tap filter by six products instead of twelve, as
+# y = OUTPUT ((TAPS k) * (INPUT x)). Lavin and Gray, CVPR 2016.
+INPUT = np.array(
+    [
+        [4, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ]
+)
+TAPS = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
+OUTPUT = np.array(
+    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+)
+
+# Below this many multiplications nothing takes long, and the plainer form compiles faster.
+WINOGRAD_FROM = 5e7
+# Bytes of the columns of a weight gradient that are made at once.
+COLUMNS_AT_ONCE = 2**24
 
 
 def conv_same(x: Array, kernel: Array) -> Array:
     """Stride-1 convolution (cross-correlation) with zero padding that keeps the shape; odd kernels.
 
-    X is folded into the batch: one 2-D convolution over (Y, Z) whose input channels hold the kx
-    neighbouring planes of each plane.
+    Forward, input gradient and weight gradient are each written out; reverse mode only.
     """
-    kx, ky, kz, c_in, c_out = kernel.shape
-    b, nx, ny, nz, _ = x.shape
-    if (kx, ky, kz) == (1, 1, 1):
-        return jnp.dot(x, kernel[0, 0, 0])
-    planes = jnp.pad(x, ((0, 0), (kx // 2, kx // 2), (0, 0), (0, 0), (0, 0)))
-    stacked = jnp.concatenate([planes[:, i : i + nx] for i in range(kx)], axis=-1)
-    folded = kernel.transpose(1, 2, 0, 3, 4).reshape(ky, kz, kx * c_in, c_out)
+    if kernel.shape[:3] == (1, 1, 1):
+        return matmul(x, kernel[0, 0, 0])
+    return _conv(x, kernel)
+
+
+@jax.custom_vjp
+def _conv(x: Array, kernel: Array) -> Array:
+    return lax.platform_dependent(x, kernel, cpu=conv_on_cpu, default=conv_direct)
+
+
+def _conv_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _conv(x, kernel), (x, kernel)
+
+
+def _conv_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    dx = _conv(dy, kernel[::-1, ::-1, ::-1].swapaxes(3, 4))
+    size = kernel.shape[:3]
+    dk = lax.platform_dependent(
+        x,
+        dy,
+        cpu=functools.partial(weight_gradient_on_cpu, size=size),
+        default=functools.partial(weight_gradient_direct, size=size),
+    )
+    return dx, dk
+
+
+_conv.defvjp(_conv_forward, _conv_backward)
+
+
+def conv_direct(x: Array, kernel: Array) -> Array:
+    """The textbook, for platforms with 3-D convolutions of their own (cuDNN)."""
+    numbers = ("NXYZC", "XYZIO", "NXYZC")
+    return lax.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", dimension_numbers=numbers)
+
+
+def weight_gradient_direct(x: Array, dy: Array, size: Sequence[int]) -> Array:
+    like = jax.ShapeDtypeStruct((*size, x.shape[-1], dy.shape[-1]), x.dtype)
+    (dk,) = jax.linear_transpose(lambda kernel: conv_direct(x, kernel), like)(dy)
+    return dk
+
+
+def conv_on_cpu(x: Array, kernel: Array) -> Array:
+    """Sums over Y and Z by 2-D convolutions over all planes; the sum over X as is cheapest."""
+    kx, _, _, c_in, c_out = kernel.shape
+    dtype = x.dtype
+    x, kernel = _at_least_float32(x), _at_least_float32(kernel)
+    if c_in < 8:
+        y = _planes_as_inputs(x, kernel)
+    elif kx == 3 and x.size * kernel.size / c_in >= WINOGRAD_FROM:
+        y = _winograd(x, kernel)
+    else:
+        y = _planes_as_outputs(x, kernel)
+    return y.astype(dtype)
+
+
+def _at_least_float32(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _pad(x: Array, x_pad: tuple[int, int], y_pad: int = 0, z_pad: int = 0) -> Array:
+    return jnp.pad(x, ((0, 0), x_pad, (y_pad, y_pad), (z_pad, z_pad), (0, 0)))
+
+
+def _conv_2d(x: Array, kernel: Array) -> Array:
+    """Same-padded 2-D convolution of every plane: `(B, X, Y, Z, C_in)`, `(ky, kz, C_in, C_out)`.
+
+    One row more than asked for is computed and cut off. XLA gives a convolution to YNNPACK unless
+    its output is larger than its input, and then to Eigen, which is up to twice as fast here.
+    """
+    b, nx, ny, nz, c_in = x.shape
+    ky, kz, _, c_out = kernel.shape
+    extra = int(max(c_in, c_out) > 16)  # YNNPACK leaves smaller ones to Eigen anyway.
     y = lax.conv_general_dilated(
-        stacked.reshape(b * nx, ny, nz, kx * c_in),
-        folded,
+        x.reshape(b * nx, ny, nz, c_in),
+        kernel,
         window_strides=(1, 1),
-        padding="SAME",
+        padding=((ky // 2 + extra, ky // 2), (kz // 2, kz // 2)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    return y.reshape(b, nx, ny, nz, c_out)
+    return y.reshape(b, nx, ny + extra, nz, c_out)[:, :, extra:]
 
 
-def max_pool_2(x: Array) -> Array:
-    """Maximum over blocks of 2 x 2 x 2; every side must be even."""
+def _planes_as_inputs(x: Array, kernel: Array) -> Array:
+    """One 2-D convolution whose input channels hold the kx planes around each plane."""
+    kx, ky, kz, c_in, c_out = kernel.shape
+    padded = _pad(x, (kx // 2, kx // 2))
+    planes = jnp.concatenate([padded[:, i : i + x.shape[1]] for i in range(kx)], axis=-1)
+    return _conv_2d(planes, kernel.transpose(1, 2, 0, 3, 4).reshape(ky, kz, kx * c_in, c_out))
+
+
+def _planes_as_outputs(x: Array, kernel: Array) -> Array:
+    """One 2-D convolution whose output channels hold what each plane gives to the kx around it."""
+    kx, ky, kz, c_in, c_out = kernel.shape
+    given = _conv_2d(x, kernel.transpose(1, 2, 3, 0, 4).reshape(ky, kz, c_in, kx * c_out))
+    given = _pad(given, (kx // 2, kx // 2))
+    parts = [given[:, i : i + x.shape[1], ..., i * c_out : (i + 1) * c_out] for i in range(kx)]
+    return functools.reduce(jnp.add, parts)
+
+
+def _winograd(x: Array, kernel: Array) -> Array:
+    """Six 2-D convolutions of sums of planes make four planes, where the definition takes twelve.
+
+    In float32 it loses about two bits against the definition.
+    """
+    b, nx, ny, nz, _ = x.shape
+    tiles = -(-nx // 4)
+    padded = _pad(x, (1, 4 * tiles - nx + 1))
+    planes = [padded[:, i : i + 4 * tiles - 3 : 4] for i in range(6)]
+    taps = jnp.einsum("ij,j...->i...", TAPS.astype(kernel.dtype), kernel)
+    products = [_conv_2d(_combine(row, planes), tap) for row, tap in zip(INPUT, taps, strict=True)]
+    y = jnp.stack([_combine(row, products) for row in OUTPUT], axis=2)
+    return y.reshape(b, 4 * tiles, ny, nz, -1)[:, :nx]
+
+
+def _combine(weights: np.ndarray, arrays: Sequence[Array]) -> Array:
+    terms = [a if w == 1 else float(w) * a for w, a in zip(weights, arrays, strict=True) if w]
+    return functools.reduce(jnp.add, terms)
+
+
+def weight_gradient_on_cpu(x: Array, dy: Array, size: Sequence[int]) -> Array:
+    """Gradient of the kernel: shifted planes of `dy` times columns of `x`, as matrix products.
+
+    The shifts over X are on the side of `dy`, those over Y and Z on that of `x`, which makes both
+    factors wide. Plane by plane in a loop where all columns together would leave the cache.
+    """
+    kx, ky, kz = size
+    b, nx, ny, nz, c_in = x.shape
+    c_out = dy.shape[-1]
+    dtype = x.dtype
+    x, dy = _at_least_float32(x), _at_least_float32(dy)
+    rows = ny * nz
+    padded = _pad(x, (0, 0), ky // 2, kz // 2).reshape(b * nx, ny + ky - 1, nz + kz - 1, c_in)
+    # One transposition of all planes, so that no product needs one; shifts are then slices.
+    shifted = dy.reshape(b, nx, rows, c_out).swapaxes(2, 3)
+    shifted = jnp.pad(shifted, ((0, 0), (kx // 2, kx // 2), (0, 0), (0, 0)))
+
+    def columns(planes: Array) -> Array:
+        parts = [planes[..., j : j + ny, k : k + nz, :] for j in range(ky) for k in range(kz)]
+        return jnp.concatenate(parts, axis=-1).reshape(-1, ky * kz * c_in)
+
+    if padded.size * ky * kz * padded.itemsize <= COLUMNS_AT_ONCE:
+        taps = jnp.stack([shifted[:, i : i + nx] for i in range(kx)])
+        left = taps.transpose(0, 3, 1, 2, 4).reshape(kx * c_out, b * nx * rows)
+        total = jnp.dot(left, columns(padded))
+    else:
+        flat = shifted.reshape(-1, c_out, rows)
+
+        def add_plane(total: Array, plane: Array) -> tuple[Array, None]:
+            first = plane + plane // nx * (kx - 1)
+            left = lax.dynamic_slice_in_dim(flat, first, kx).reshape(kx * c_out, rows)
+            return total + jnp.dot(left, columns(padded[plane])), None
+
+        zero = jnp.zeros((kx * c_out, ky * kz * c_in), x.dtype)
+        total, _ = lax.scan(add_plane, zero, jnp.arange(b * nx))
+    dk = total.reshape(kx, c_out, ky, kz, c_in)[::-1]
+    return dk.transpose(0, 2, 3, 4, 1).astype(dtype)
+
+
+@jax.custom_vjp
+def matmul(x: Array, weight: Array) -> Array:
+    """`(..., M)` by `(M, N)`; the gradient of `weight` transposes the narrower of its factors."""
+    return jnp.dot(x, weight)
+
+
+def _matmul_forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
+    return jnp.dot(x, weight), (x, weight)
+
+
+def _matmul_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, weight = saved
+    dy = lax.optimization_barrier(dy)  # Else XLA writes rearranged gradients out once per use.
+    rows = tuple(range(x.ndim - 1))
+    if x.shape[-1] <= dy.shape[-1]:
+        dw = lax.dot_general(x, dy, ((rows, rows), ((), ())))
+    else:
+        dw = lax.dot_general(dy, x, ((rows, rows), ((), ()))).T
+    return jnp.dot(dy, weight.T), dw
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def to_blocks(x: Array) -> Array:
+    """Blocks of 2 x 2 x 2 voxels into channels: `(B, 2X, 2Y, 2Z, C)` to `(B, X, Y, Z, 8 C)`."""
     b, nx, ny, nz, c = x.shape
-    return x.reshape(b, nx // 2, 2, ny // 2, 2, nz // 2, 2, c).max((2, 4, 6))
+    x = x.reshape(b, nx // 2, 2, ny // 2, 2, nz // 2, 2, c)
+    return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, nx // 2, ny // 2, nz // 2, 8 * c)
+
+
+def from_blocks(x: Array) -> Array:
+    """The inverse of `to_blocks`."""
+    b, nx, ny, nz, c = x.shape
+    x = x.reshape(b, nx, ny, nz, 2, 2, 2, c // 8)
+    return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, 2 * nx, 2 * ny, 2 * nz, c // 8)
+
+
+def conv_strided_2(x: Array, kernel: Array) -> Array:
+    """Convolution with a 2 x 2 x 2 kernel and stride 2, which halves every side (even ones)."""
+    return matmul(to_blocks(x), kernel.reshape(-1, kernel.shape[-1]))
 
 
 def conv_transpose_2(x: Array, kernel: Array) -> Array:
@@ -46,8 +262,37 @@ def conv_transpose_2(x: Array, kernel: Array) -> Array:
     out[2i + a, 2j + b, 2k + c] = x[i, j, k] @ kernel[a, b, c]: one matrix product, then blocks are
     laid out in space.
     """
-    b, nx, ny, nz, c_in = x.shape
-    c_out = kernel.shape[-1]
-    columns = kernel.transpose(3, 0, 1, 2, 4).reshape(c_in, 8 * c_out)
-    y = jnp.dot(x, columns).reshape(b, nx, ny, nz, 2, 2, 2, c_out)
-    return y.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, 2 * nx, 2 * ny, 2 * nz, c_out)
+    columns = kernel.transpose(3, 0, 1, 2, 4).reshape(x.shape[-1], -1)
+    return from_blocks(matmul(x, columns))
+
+
+def max_pool_2(x: Array) -> Array:
+    """Maximum over blocks of 2 x 2 x 2; every side must be even."""
+    b, nx, ny, nz, c = x.shape
+    return x.reshape(b, nx // 2, 2, ny // 2, 2, nz // 2, 2, c).max((2, 4, 6))
+
+
+def avg_pool_2(x: Array) -> Array:
+    """Mean over blocks of 2 x 2 x 2; every side must be even."""
+    b, nx, ny, nz, c = x.shape
+    return x.reshape(b, nx // 2, 2, ny // 2, 2, nz // 2, 2, c).mean((2, 4, 6))
+
+
+def upsample_2(x: Array, method: str = "trilinear") -> Array:
+    """Twice the voxels a side, `nearest` or `trilinear` (half-pixel centres, edges repeated)."""
+    for axis in (1, 2, 3):
+        if method == "nearest":
+            low = high = x
+        elif method == "trilinear":
+            n = x.shape[axis]
+            before = lax.slice_in_dim(x, 0, n - 1, axis=axis)
+            after = lax.slice_in_dim(x, 1, n, axis=axis)
+            first = lax.slice_in_dim(x, 0, 1, axis=axis)
+            last = lax.slice_in_dim(x, n - 1, n, axis=axis)
+            low = 0.75 * x + 0.25 * jnp.concatenate([first, before], axis)
+            high = 0.75 * x + 0.25 * jnp.concatenate([after, last], axis)
+        else:
+            raise ValueError(f"method must be nearest or trilinear, not {method!r}")
+        shape = (*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :])
+        x = jnp.stack([low, high], axis + 1).reshape(shape)
+    return x

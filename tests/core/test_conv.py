@@ -1,12 +1,14 @@
 """The convolutions against XLA's own 3-D ones, in float64, with gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
-from jaxmark.core.conv import conv_same, conv_transpose_2, max_pool_2
+from jaxmark.core import conv
 
 NUMBERS = ("NXYZC", "XYZIO", "NXYZC")
 
@@ -15,55 +17,178 @@ def textbook_same(x, kernel):
     return lax.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", dimension_numbers=NUMBERS)
 
 
+def textbook_strided(x, kernel):
+    return lax.conv_general_dilated(x, kernel, (2, 2, 2), "VALID", dimension_numbers=NUMBERS)
+
+
 def textbook_transpose(x, kernel):
-    return lax.conv_transpose(x, kernel, (2, 2, 2), "VALID", dimension_numbers=NUMBERS)
+    # lax mirrors the kernel of a transposed convolution; the definition does not.
+    mirrored = kernel[::-1, ::-1, ::-1]
+    return lax.conv_transpose(x, mirrored, (2, 2, 2), "VALID", dimension_numbers=NUMBERS)
 
 
-def textbook_pool(x, kernel):
+def textbook_max_pool(x):
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 2, 1), (1, 2, 2, 2, 1), "VALID")
 
 
-@pytest.mark.parametrize(
-    ("ours", "textbook", "kernel"),
-    [
-        (conv_same, textbook_same, (3, 3, 3)),
-        (conv_same, textbook_same, (1, 1, 1)),
-        (conv_same, textbook_same, (5, 3, 1)),
-        (conv_transpose_2, textbook_transpose, (2, 2, 2)),
-        (lambda x, kernel: max_pool_2(x), textbook_pool, (1, 1, 1)),
-    ],
-)
-def test_value_and_gradients_equal_the_textbook(ours, textbook, kernel):
+def textbook_avg_pool(x):
+    return lax.reduce_window(x, 0.0, lax.add, (1, 2, 2, 2, 1), (1, 2, 2, 2, 1), "VALID") / 8
+
+
+def textbook_upsample(x, method):
+    b, nx, ny, nz, c = x.shape
+    return jax.image.resize(x, (b, 2 * nx, 2 * ny, 2 * nz, c), method)
+
+
+def assert_equal_with_gradients(ours, textbook, *shapes, tolerance=1e-12):
+    """Value, and the gradient of a random weighting of it for every argument."""
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
-        x = jnp.asarray(rng.normal(size=(2, 6, 8, 4, 3)))
-        k = jnp.asarray(rng.normal(size=(*kernel, 3, 5)))
-        assert x.dtype == jnp.float64
-        if ours is conv_transpose_2:
-            # lax mirrors the kernel of a transposed convolution; the definition does not.
-            expected = textbook(x, k[::-1, ::-1, ::-1])
-        else:
-            expected = textbook(x, k)
-        found = jax.jit(ours)(x, k)
-        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
-
+        args = [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
+        assert args[0].dtype == jnp.float64
+        expected, expected_back = jax.vjp(textbook, *args)
+        found, found_back = jax.vjp(jax.jit(ours), *args)
         weight = jnp.asarray(rng.normal(size=expected.shape))
+        pairs = [(found, expected)]
+        pairs += list(zip(found_back(weight), expected_back(weight), strict=True))
+        for a, b in pairs:
+            assert a.shape == b.shape
+            np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * float(jnp.abs(b).max()))
 
-        def loss(f, x, k):
-            return (f(x, k) * weight).sum()
 
-        def reference(x, k):
-            return textbook(x, k[::-1, ::-1, ::-1]) if ours is conv_transpose_2 else textbook(x, k)
+@pytest.mark.parametrize(
+    ("volume", "kernel", "channels"),
+    [
+        ((6, 8, 4), (3, 3, 3), (2, 5)),
+        ((5, 3, 7), (3, 3, 3), (9, 18)),
+        ((1, 4, 3), (3, 3, 3), (9, 4)),
+        ((6, 5, 4), (1, 1, 1), (2, 5)),
+        ((6, 5, 4), (1, 1, 1), (5, 2)),
+        ((6, 5, 4), (5, 3, 1), (2, 5)),
+        ((4, 5, 6), (1, 3, 5), (9, 10)),
+    ],
+)
+def test_same_convolution(volume, kernel, channels):
+    assert_equal_with_gradients(
+        conv.conv_same, textbook_same, (2, *volume, channels[0]), (*kernel, *channels)
+    )
 
-        for a, b in zip(
-            jax.grad(loss, (1, 2))(ours, x, k), jax.grad(loss, (1, 2))(reference, x, k), strict=True
-        ):
-            np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
+
+@pytest.mark.parametrize("volume", [(8, 4, 5), (6, 5, 4), (7, 3, 2), (2, 6, 3)])
+@pytest.mark.parametrize("channels", [(9, 10), (17, 8)])
+def test_forms_for_large_volumes(volume, channels, monkeypatch):
+    """What large volumes choose (Winograd, weight gradients in a loop), on small ones."""
+    monkeypatch.setattr(conv, "WINOGRAD_FROM", 0)
+    monkeypatch.setattr(conv, "COLUMNS_AT_ONCE", 0)
+    assert_equal_with_gradients(
+        conv.conv_same, textbook_same, (2, *volume, channels[0]), (3, 3, 3, *channels)
+    )
+
+
+@pytest.mark.parametrize("form", [conv._planes_as_inputs, conv._planes_as_outputs, conv._winograd])
+def test_every_form_equals_the_textbook_whatever_the_rule(form):
+    assert_equal_with_gradients(form, textbook_same, (2, 7, 4, 5, 3), (3, 3, 3, 3, 18))
+
+
+@pytest.mark.parametrize("size", [(3, 3, 3), (5, 3, 1)])
+def test_what_other_platforms_run_equals_what_the_cpu_runs(size):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x = jnp.asarray(rng.normal(size=(2, 4, 5, 6, 3)))
+        dy = jnp.asarray(rng.normal(size=(2, 4, 5, 6, 4)))
+        kernel = jnp.asarray(rng.normal(size=(*size, 3, 4)))
+        np.testing.assert_allclose(
+            conv.conv_direct(x, kernel), conv.conv_on_cpu(x, kernel), atol=1e-12
+        )
+        np.testing.assert_allclose(
+            conv.weight_gradient_direct(x, dy, size),
+            conv.weight_gradient_on_cpu(x, dy, size),
+            atol=1e-11,
+        )
+
+
+def test_winograd_is_accurate_in_float32():
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(1, 16, 12, 12, 32)), rng.normal(size=(3, 3, 3, 32, 32))
+    found = conv._winograd(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32))
+    with jax.enable_x64(True):
+        expected = np.asarray(textbook_same(jnp.asarray(x), jnp.asarray(kernel)))
+    assert np.abs(np.asarray(found) - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("channels", [(2, 20), (20, 2)])
+def test_strided_and_transposed_convolution(channels):
+    kernel = (2, 2, 2, *channels)
+    even, any_size = (2, 6, 4, 2, channels[0]), (2, 3, 4, 5, channels[0])
+    assert_equal_with_gradients(conv.conv_strided_2, textbook_strided, even, kernel)
+    assert_equal_with_gradients(conv.conv_transpose_2, textbook_transpose, any_size, kernel)
+
+
+def test_pooling():
+    shape = (2, 6, 8, 4, 3)
+    assert_equal_with_gradients(conv.max_pool_2, textbook_max_pool, shape)
+    assert_equal_with_gradients(conv.avg_pool_2, textbook_avg_pool, shape)
+
+
+@pytest.mark.parametrize("method", ["nearest", "trilinear"])
+@pytest.mark.parametrize("volume", [(4, 3, 5), (1, 2, 6)])
+def test_upsampling(method, volume):
+    assert_equal_with_gradients(
+        functools.partial(conv.upsample_2, method=method),
+        functools.partial(textbook_upsample, method=method),
+        (2, *volume, 3),
+    )
+
+
+def test_unknown_upsampling_is_refused():
+    with pytest.raises(ValueError, match="cubic"):
+        conv.upsample_2(jnp.zeros((1, 2, 2, 2, 1)), "cubic")
+
+
+def test_batches_of_convolutions():
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x = jnp.asarray(rng.normal(size=(3, 1, 4, 5, 6, 9)))
+        kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 3, 9, 4)))
+        expected = jnp.stack([textbook_same(a, k) for a, k in zip(x, kernel, strict=True)])
+        np.testing.assert_allclose(jax.vmap(conv.conv_same)(x, kernel), expected, atol=1e-12)
+
+        def gradient(x, kernel):
+            return jax.grad(lambda k: (conv.conv_same(x, k) ** 2).sum())(kernel)
+
+        one_by_one = jnp.stack([gradient(a, k) for a, k in zip(x, kernel, strict=True)])
+        np.testing.assert_allclose(jax.vmap(gradient)(x, kernel), one_by_one, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("function", "kernel"),
+    [
+        (conv.conv_same, (3, 3, 3, 9, 4)),
+        (conv.conv_same, (1, 1, 1, 9, 4)),
+        (conv.conv_strided_2, (2, 2, 2, 9, 4)),
+        (conv.conv_transpose_2, (2, 2, 2, 9, 4)),
+        (conv.max_pool_2, None),
+        (conv.avg_pool_2, None),
+        (conv.upsample_2, None),
+    ],
+)
+def test_bfloat16_stays_bfloat16(function, kernel):
+    rng = np.random.default_rng(0)
+    shapes = [(2, 4, 6, 2, 9)] + ([kernel] if kernel else [])
+    exact = [jnp.asarray(rng.normal(size=s), jnp.bfloat16).astype(jnp.float32) for s in shapes]
+    args = [a.astype(jnp.bfloat16) for a in exact]
+    found, back = jax.vjp(function, *args)
+    expected = function(*exact)
+    assert found.dtype == jnp.bfloat16
+    assert all(g.dtype == jnp.bfloat16 for g in back(found))
+    np.testing.assert_allclose(
+        found.astype(jnp.float32), expected, atol=0.02 * float(jnp.abs(expected).max())
+    )
 
 
 def test_transposed_convolution_by_hand():
     x = jnp.array([2.0, 3.0]).reshape(1, 2, 1, 1, 1)
     kernel = jnp.arange(8.0).reshape(2, 2, 2, 1, 1)
-    out = conv_transpose_2(x, kernel)[0, ..., 0]
+    out = conv.conv_transpose_2(x, kernel)[0, ..., 0]
     assert out.shape == (4, 2, 2)
     assert out[0, 1, 0] == 2 * 2 and out[3, 1, 1] == 3 * 7
