@@ -60,7 +60,9 @@ def _parse(argv: list[str]) -> list[str]:
     except InputError as error:
         _stop(error)
     except flags.Error as error:
-        _stop(str(error).splitlines()[0])
+        lines = str(error).strip().splitlines()
+        # An error inside the experiment file comes with its traceback, what it is in the last line.
+        _stop(lines[0] if len(lines) == 1 or lines[0][-1] != ":" else f"{lines[0]} {lines[-1]}")
     except KeyError:
         # An override of a field that does not exist.
         _stop(unknown_field(argv))
