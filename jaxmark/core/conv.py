@@ -45,8 +45,8 @@ OUTPUT = np.array(
 
 # Below this many multiplications nothing takes long, and the plainer form compiles faster.
 WINOGRAD_FROM = 5e7
-# Bytes of the columns of a weight gradient that are made at once.
-COLUMNS_AT_ONCE = 2**24
+# Planes of fewer voxels than this are too small for a product each: one for the volume is faster.
+LOOP_FROM_ROWS = 200
 
 
 def conv_same(x: Array, kernel: Array) -> Array:
@@ -178,7 +178,7 @@ def weight_gradient_on_cpu(x: Array, dy: Array, size: Sequence[int]) -> Array:
     """Gradient of the kernel: shifted planes of `dy` times columns of `x`, as matrix products.
 
     The shifts over X are on the side of `dy`, those over Y and Z on that of `x`, which makes both
-    factors wide. Plane by plane in a loop where all columns together would leave the cache.
+    factors wide. Plane by plane in a loop, for all columns together would leave the cache.
     """
     kx, ky, kz = size
     b, nx, ny, nz, c_in = x.shape
@@ -195,7 +195,7 @@ def weight_gradient_on_cpu(x: Array, dy: Array, size: Sequence[int]) -> Array:
         parts = [planes[..., j : j + ny, k : k + nz, :] for j in range(ky) for k in range(kz)]
         return jnp.concatenate(parts, axis=-1).reshape(-1, ky * kz * c_in)
 
-    if padded.size * ky * kz * padded.itemsize <= COLUMNS_AT_ONCE:
+    if rows < LOOP_FROM_ROWS:
         taps = jnp.stack([shifted[:, i : i + nx] for i in range(kx)])
         left = taps.transpose(0, 3, 1, 2, 4).reshape(kx * c_out, b * nx * rows)
         total = jnp.dot(left, columns(padded))

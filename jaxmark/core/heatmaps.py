@@ -2,6 +2,9 @@
 
 Heatmaps are `(B, X, Y, Z, K)`, positions `(B, K, 3)` in voxels of the heatmap (voxel centres at
 integers). Everything runs on the device: coordinates go in and come out, volumes stay.
+
+Decoders take heatmaps, or the features and the `head` that makes heatmaps of them voxel by voxel:
+then heatmaps are made slab by slab, and again in a small window around each maximum.
 """
 
 import math
@@ -10,6 +13,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.scipy.special import logsumexp
+
+from jaxmark.core.slabs import Head, map_slabs
 
 
 def gaussians(
@@ -30,51 +36,111 @@ def gaussians(
     return x[:, :, None, None] * y[:, None, :, None] * z[:, None, None, :]
 
 
-def spatial_softmax(logits: Array, spacing_mm: Sequence[float], sigma_mm: float) -> Array:
-    """Softmax over the voxels, scaled so that a Gaussian of `sigma_mm` inside has a peak of 1."""
-    voxel_mm3 = math.prod(spacing_mm)
-    volume_mm3 = (2 * math.pi) ** 1.5 * sigma_mm**3
-    return jax.nn.softmax(logits.astype(jnp.float32), axis=(1, 2, 3)) * (volume_mm3 / voxel_mm3)
+def decode(
+    features: Array,
+    head: Head,
+    *,
+    spacing_mm: Sequence[float],
+    sigma_mm: float,
+    softmax: bool,
+) -> tuple[Array, Array, Array]:
+    """Landmarks of the heatmaps that `head` makes of features `(B, X, Y, Z, C)`.
+
+    With `softmax`, what the head makes are logits, and their softmax over all voxels is the
+    heatmap, scaled so that a Gaussian of `sigma_mm` inside has a peak of 1.
+
+    Returns:
+      The voxel of the maximum (B, K, 3), the sub-voxel peak (B, K, 3), and the height (B, K).
+    """
+    rows, log_sums = map_slabs(lambda slab, _: _survey(head(slab), softmax), features)
+    # (slabs, B, n, Y, K) -> (B, X, Y, K)
+    rows = rows.swapaxes(0, 1).reshape(features.shape[0], *features.shape[1:3], -1)
+    argmax, score = _argmax_of_rows(rows, features, head)
+    window, start = windows(features, argmax, head, spacing_mm, sigma_mm)
+    if softmax:
+        # The mean shift asks for no scale: relative to the maximum nothing over- or underflows.
+        window = jnp.exp(window - score[..., None, None, None])
+        peak_of_sum_1 = math.prod(spacing_mm) / ((2 * math.pi) ** 1.5 * sigma_mm**3)
+        score = jnp.exp(score - logsumexp(log_sums, axis=0)) / peak_of_sum_1
+    return argmax, mean_shift(window, start, argmax, spacing_mm, sigma_mm), score
 
 
-def decode_argmax(heatmaps: Array) -> tuple[Array, Array]:
-    """Voxel of the maximum of each heatmap, and its value: `(B, K, 3)` float32 and `(B, K)`."""
-    b, *shape, k = heatmaps.shape
-    flat = heatmaps.reshape(b, -1, k)
-    index = jnp.argmax(flat, axis=1)
-    score = jnp.take_along_axis(flat, index[:, None], axis=1)[:, 0]
-    position = jnp.stack(jnp.unravel_index(index, shape), axis=-1)
-    return position.astype(jnp.float32), score.astype(jnp.float32)
+def _survey(heatmaps: Array, softmax: bool) -> tuple[Array, Array]:
+    """Maxima along Z, (B, n, Y, K), and the logarithm of the sum of exponentials (B, K), or 0."""
+    heatmaps = heatmaps.astype(jnp.float32)
+    total = logsumexp(heatmaps, axis=(1, 2, 3)) if softmax else jnp.zeros(())
+    return heatmaps.max(3), total
 
 
-def decode_subvoxel(
-    heatmaps: Array, argmax_ijk: Array, spacing_mm: Sequence[float], sigma_mm: float
+def _argmax_of_rows(rows: Array, features: Array, head: Head) -> tuple[Array, Array]:
+    """The voxel of the maximum and its value, from the maxima along Z.
+
+    A reduction that carries indices is slow; this one looks at values only, and then again at
+    the one row per landmark that holds the maximum. Among equals the first in X, Y, Z counts.
+    """
+    b, _, ny, k = rows.shape
+    best = jnp.argmax(rows.reshape(b, -1, k), axis=1)
+    x, y = best // ny, best % ny
+    row = jax.vmap(lambda volume, i, j: volume[i, j])(features, x, y)  # (B, K, Z, C)
+    z = jnp.argmax(_own_channel(head(row)), axis=-1)
+    return jnp.stack([x, y, z], axis=-1).astype(jnp.float32), rows.max((1, 2))
+
+
+def _own_channel(values: Array) -> Array:
+    """(B, K, ..., K), places of each landmark with the heatmaps of all -> (B, K, ...), its own."""
+    return jnp.moveaxis(jnp.diagonal(values, axis1=1, axis2=-1), -1, 1).astype(jnp.float32)
+
+
+def windows(
+    features: Array,
+    argmax_ijk: Array,
+    head: Head,
+    spacing_mm: Sequence[float],
+    sigma_mm: float,
+) -> tuple[Array, Array]:
+    """Each landmark's heatmap within about 2 sigma of its maximum, and where that window starts.
+
+    Returns arrays (B, K, wx, wy, wz) and (B, K, 3), the latter whole numbers.
+    """
+    shape = jnp.asarray(features.shape[1:4])
+    radius = [max(2, round(2 * sigma_mm / s)) for s in spacing_mm]
+    size = [min(2 * r + 1, n) for r, n in zip(radius, features.shape[1:4], strict=True)]
+    start = argmax_ijk.astype(jnp.int32) - jnp.asarray(radius)
+    start = jnp.clip(start, 0, shape - jnp.asarray(size))
+
+    def cut(volume: Array, corner: Array) -> Array:
+        return jax.lax.dynamic_slice(volume, (*corner, 0), (*size, volume.shape[-1]))
+
+    cuts = jax.vmap(jax.vmap(cut, (None, 0)))(features, start)
+    return _own_channel(head(cuts)), start
+
+
+def mean_shift(
+    window: Array,
+    start: Array,
+    argmax_ijk: Array,
+    spacing_mm: Sequence[float],
+    sigma_mm: float,
 ) -> Array:
     """Sub-voxel peaks `(B, K, 3)` by mean shift with a Gaussian of the target's width.
 
     The fixed point is a maximum of the heatmap smoothed by that Gaussian, the matched filter for a
     known peak shape: it uses the whole spot, not the three brightest voxels, and is exact for a
     noise-free Gaussian. Each iteration halves the distance, so twelve leave a 4000th of a voxel.
-    Only a window of about 2 sigma around the maximum is read; negative values count as zero.
+    Negative values count as zero. `window` and `start` as `windows` returns them.
     """
-    shape = heatmaps.shape[1:4]
-    radius = [max(2, round(2 * sigma_mm / s)) for s in spacing_mm]
-    size = [min(2 * r + 1, n) for r, n in zip(radius, shape, strict=True)]
     spacing = jnp.asarray(spacing_mm, jnp.float32)
 
-    def one(heatmap: Array, peak: Array) -> Array:
-        start = [
-            jnp.clip(peak[a].astype(jnp.int32) - radius[a], 0, shape[a] - size[a]) for a in range(3)
-        ]
-        window = jnp.maximum(jax.lax.dynamic_slice(heatmap, start, size), 0).astype(jnp.float32)
-        grids = [start[a] + jnp.arange(size[a], dtype=jnp.float32) for a in range(3)]
+    def one(values: Array, first: Array, peak: Array) -> Array:
+        values = jnp.maximum(values, 0)
+        grids = [first[a] + jnp.arange(values.shape[a], dtype=jnp.float32) for a in range(3)]
 
         def shift(_: int, centre: Array) -> Array:
             gx, gy, gz = (
                 jnp.exp(-0.5 * ((grids[a] - centre[a]) * spacing[a] / sigma_mm) ** 2)
                 for a in range(3)
             )
-            weight = window * gx[:, None, None] * gy[:, None] * gz
+            weight = values * gx[:, None, None] * gy[:, None] * gz
             marginals = weight.sum((1, 2)), weight.sum((0, 2)), weight.sum((0, 1))
             total = jnp.maximum(weight.sum(), 1e-30)
             moved = jnp.stack(
@@ -83,8 +149,6 @@ def decode_subvoxel(
             # An empty window (no positive value) says nothing: stay at the maximum.
             return jnp.where(weight.sum() > 1e-30, moved, centre)
 
-        return jax.lax.fori_loop(0, 12, shift, peak.astype(jnp.float32))
+        return jax.lax.fori_loop(0, 12, shift, peak)
 
-    # A landmark's heatmap is a strided slice; mapping over (B, K) reads only its window.
-    channels = jnp.moveaxis(heatmaps, -1, 1)
-    return jax.vmap(jax.vmap(one))(channels, argmax_ijk)
+    return jax.vmap(jax.vmap(one))(window, start, argmax_ijk)

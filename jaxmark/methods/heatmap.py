@@ -4,6 +4,7 @@ This is the paper's "Baseline" row and its pretraining phase.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,9 @@ from jax import Array
 
 from jaxmark.core.augmentation import augment
 from jaxmark.core.errors import InputError
-from jaxmark.core.heatmaps import decode_argmax, decode_subvoxel, spatial_softmax
+from jaxmark.core.heatmaps import decode
 from jaxmark.core.losses import heatmap_cross_entropy, weighted_heatmap_loss
+from jaxmark.core.slabs import Head
 from jaxmark.methods.method import Batch, Method, Metrics, Params, Phase, Prediction, State, Task
 from jaxmark.models.blocks import append_coordinates
 from jaxmark.models.unet import ResidualUNet
@@ -29,6 +31,8 @@ class HeatmapRegression:
     head: int = 64
     # Give the network each voxel's place in the volume: for cohorts that are registered. Paper: no.
     coordinates: bool = False
+    # Keep fewer activations for the gradient and compute them twice: for cards with little memory.
+    remat: bool = False
     # "weighted_l2" (Eq. 2) or "cross_entropy" (of a softmax over all voxels; ours).
     loss: str = "weighted_l2"
     sigma_mm: float = 1.5
@@ -40,14 +44,22 @@ class HeatmapRegression:
     def build(self, task: Task) -> Method:
         """The method for volumes of `task.crop`, whose sides 2^(levels - 1) must divide."""
         check(self, task)
-        net = ResidualUNet(self.widths, len(task.landmarks), self.head, dtype=task.dtype)
+        net = ResidualUNet(
+            self.widths, len(task.landmarks), self.head, dtype=task.dtype, remat=self.remat
+        )
         optimizer = optax.adam(learning_rate(self.learning_rate, self.steps, self.decay))
         spacing_mm, sigma_mm = task.spacing_mm, self.sigma_mm
+        heatmap_loss = {
+            "weighted_l2": functools.partial(weighted_heatmap_loss, alpha=self.alpha),
+            "cross_entropy": heatmap_cross_entropy,
+        }[self.loss]
 
-        def generator(params: Params, image: Array) -> Array:
-            output = net.apply(params, append_coordinates(image) if self.coordinates else image)
-            assert isinstance(output, Array)  # never with mutable collections
-            return output
+        def features(params: Params, image: Array) -> Array:
+            image = append_coordinates(image) if self.coordinates else image
+            return jnp.asarray(net.apply(params, image, method="features"))
+
+        def head(params: Params) -> Head:
+            return lambda x: jnp.asarray(net.apply(params, x, method="heatmaps"))
 
         def init(key: Array) -> State:
             channels = 4 if self.coordinates else 1
@@ -59,18 +71,13 @@ class HeatmapRegression:
             )
 
         def loss(params: Params, image: Array, landmarks_ijk: Array, present: Array) -> Array:
-            output = generator(params, image)
-            if self.loss == "cross_entropy":
-                return heatmap_cross_entropy(
-                    output, landmarks_ijk, present, spacing_mm=spacing_mm, sigma_mm=sigma_mm
-                )
-            return weighted_heatmap_loss(
-                output,
+            return heatmap_loss(
+                features(params, image),
                 landmarks_ijk,
                 present,
                 spacing_mm=spacing_mm,
                 sigma_mm=sigma_mm,
-                alpha=self.alpha,
+                head=head(params),
             )
 
         def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
@@ -93,11 +100,14 @@ class HeatmapRegression:
             return new, {"loss": value, "gradient_norm": optax.tree.norm(gradient)}
 
         def predict(params: Params, image: Array) -> Prediction:
-            heatmaps = generator(params["generator"], image)
-            if self.loss == "cross_entropy":
-                heatmaps = spatial_softmax(heatmaps, spacing_mm, sigma_mm)
-            peak, score = decode_argmax(heatmaps)
-            fine = decode_subvoxel(heatmaps, peak, spacing_mm, sigma_mm)
+            params = params["generator"]
+            peak, fine, score = decode(
+                features(params, image),
+                head(params),
+                spacing_mm=spacing_mm,
+                sigma_mm=sigma_mm,
+                softmax=self.loss == "cross_entropy",
+            )
             return Prediction(argmax_ijk=peak, subvoxel_ijk=fine, score=score)
 
         return Method(init=init, phases=(Phase("pretrain", self.steps, step),), predict=predict)

@@ -8,6 +8,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxmark.core.conv import conv_same, conv_transpose_2
+from jaxmark.core.normalization import group_norm
 
 # He et al. 2015, for layers followed by a rectifier.
 kernel_init = nn.initializers.he_normal()
@@ -55,15 +56,14 @@ class Up(nn.Module):
 
 
 class Norm(nn.Module):
-    """Group normalisation (Wu and He 2018), statistics in float32; 8 channels a group or fewer."""
-
-    dtype: DTypeLike = jnp.float32
+    """Group normalisation; 8 channels a group, or the most that divide them."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return nn.GroupNorm(num_groups=None, group_size=math.gcd(8, x.shape[-1]), dtype=self.dtype)(
-            x
-        )
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        return group_norm(x, scale, bias, math.gcd(8, channels))
 
 
 class ResidualBlock(nn.Module):
@@ -75,9 +75,9 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         y = Conv(self.features, bias=False, dtype=self.dtype)(x)
-        y = nn.relu(Norm(dtype=self.dtype)(y))
+        y = nn.relu(Norm()(y))
         y = Conv(self.features, bias=False, dtype=self.dtype)(y)
-        y = Norm(dtype=self.dtype)(y)
+        y = Norm()(y)
         if x.shape[-1] != self.features:
             x = Conv(self.features, kernel=1, bias=False, dtype=self.dtype)(x)
         return nn.relu(x + y)

@@ -19,30 +19,76 @@ class ResidualUNet(nn.Module):
     `widths[0]` channels of the finest level, too few to keep more landmarks than that apart.
 
     Input `(B, X, Y, Z, C)`, output `(B, X, Y, Z, out_channels)` in float32; X, Y and Z must be
-    multiples of `2 ** (levels - 1)`.
+    multiples of `2 ** (levels - 1)`. The two halves are there by themselves: `features`, and
+    `heatmaps`, which works on voxels one by one and so on any part of the volume.
     """
 
     widths: Sequence[int]
     out_channels: int
     head: int = 0
     dtype: DTypeLike = jnp.float32
+    # Compute the activations of residual blocks anew for the gradient instead of keeping them.
+    remat: bool = False
+
+    def setup(self) -> None:
+        self.body = UNetBody(self.widths, dtype=self.dtype, remat=self.remat)
+        self.last = Pointwise(self.out_channels, hidden=self.head, dtype=self.dtype)
+
+    def __call__(self, x: Array) -> Array:
+        return self.heatmaps(self.features(x))
+
+    def features(self, x: Array) -> Array:
+        """`(B, X, Y, Z, widths[0])` in `dtype`."""
+        return self.body(x)
+
+    def heatmaps(self, features: Array) -> Array:
+        """`(..., widths[0])` to `(..., out_channels)` in float32."""
+        return self.last(features)
+
+
+class UNetBody(nn.Module):
+    """Down and up: everything but the last layers."""
+
+    widths: Sequence[int]
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         block = 2 ** (len(self.widths) - 1)
         if any(n % block for n in x.shape[1:4]):
             raise ValueError(f"volume {x.shape[1:4]} has a side that is not a multiple of {block}")
+        # Under its own name, so that parameters are the same either way.
+        kind = nn.remat(ResidualBlock) if self.remat else ResidualBlock
+        widths = [*self.widths, *reversed(self.widths[:-1])]
+        blocks = [
+            kind(width, dtype=self.dtype, name=f"ResidualBlock_{i}")
+            for i, width in enumerate(widths)
+        ]
         x = x.astype(self.dtype)
         skips = []
-        for width in self.widths[:-1]:
-            x = ResidualBlock(width, dtype=self.dtype)(x)
+        levels = len(self.widths)
+        for residual in blocks[: levels - 1]:
+            x = residual(x)
             skips.append(x)
             x = max_pool_2(x)
-        x = ResidualBlock(self.widths[-1], dtype=self.dtype)(x)
-        for width, skip in zip(reversed(self.widths[:-1]), reversed(skips), strict=True):
-            x = Up(width, dtype=self.dtype)(x)
-            x = ResidualBlock(width, dtype=self.dtype)(jnp.concatenate([x, skip], axis=-1))
-        if self.head:
-            x = nn.relu(Conv(self.head, kernel=1, dtype=self.dtype)(x))
-        # A linear head in full precision: heatmaps are what loss and decoding see.
-        return Conv(self.out_channels, kernel=1, dtype=self.dtype)(x).astype(jnp.float32)
+        x = blocks[levels - 1](x)
+        for residual, skip in zip(blocks[levels:], reversed(skips), strict=True):
+            x = Up(skip.shape[-1], dtype=self.dtype)(x)
+            x = residual(jnp.concatenate([x, skip], axis=-1))
+        return x
+
+
+class Pointwise(nn.Module):
+    """1^3 convolutions on arrays `(..., C)`: one, or two with a rectifier between."""
+
+    features: int
+    hidden: int = 0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        if self.hidden:
+            x = nn.relu(Conv(self.hidden, kernel=1, dtype=self.dtype)(x))
+        # Heatmaps are what loss and decoding see: in full precision.
+        return Conv(self.features, kernel=1, dtype=self.dtype)(x).astype(jnp.float32)

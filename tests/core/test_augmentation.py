@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from jaxmark.core import augmentation
-from jaxmark.core.heatmaps import decode_argmax, decode_subvoxel, gaussians
+from jaxmark.core.heatmaps import decode, gaussians
 
 CROP, MARGIN, SPACING = (16, 14, 12), 4, (1.0, 1.2, 1.5)
 FULL = tuple(n + 2 * MARGIN for n in CROP)
@@ -46,8 +46,7 @@ def test_landmarks_follow_the_volume(settings):
     image, points = volumes()
     found, moved = jax.jit(lambda k: augment(k, image, points, **settings))(jax.random.key(3))
     assert found.shape == (3, *CROP, 1) and found.dtype == jnp.float32
-    peak, _ = decode_argmax(found)
-    seen = decode_subvoxel(found, peak, SPACING, 2.0)
+    _, seen, _ = decode(found, lambda x: x, spacing_mm=SPACING, sigma_mm=2.0, softmax=False)
     np.testing.assert_allclose(seen * np.array(SPACING), moved * np.array(SPACING), atol=0.2)
     # Something did move, and each volume by its own amount.
     shift = np.asarray(moved - (points - MARGIN))

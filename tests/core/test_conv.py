@@ -79,7 +79,7 @@ def test_same_convolution(volume, kernel, channels):
 def test_forms_for_large_volumes(volume, channels, monkeypatch):
     """What large volumes choose (Winograd, weight gradients in a loop), on small ones."""
     monkeypatch.setattr(conv, "WINOGRAD_FROM", 0)
-    monkeypatch.setattr(conv, "COLUMNS_AT_ONCE", 0)
+    monkeypatch.setattr(conv, "LOOP_FROM_ROWS", 0)
     assert_equal_with_gradients(
         conv.conv_same, textbook_same, (2, *volume, channels[0]), (3, 3, 3, *channels)
     )

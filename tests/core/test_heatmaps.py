@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from jaxmark.core.heatmaps import decode_argmax, decode_subvoxel, gaussians, spatial_softmax
+from jaxmark.core import slabs
+from jaxmark.core.heatmaps import decode, gaussians
 
 SHAPE, SPACING, SIGMA = (16, 14, 10), (1.0, 1.2, 1.6), 2.0
 
@@ -20,6 +22,13 @@ def reference(points, shape, spacing, sigma):
     return out
 
 
+def decoded(heatmaps, head=lambda x: x, softmax=False):
+    """Maximum, sub-voxel peak, height."""
+    return decode(
+        jnp.asarray(heatmaps), head, spacing_mm=SPACING, sigma_mm=SIGMA, softmax=softmax
+    )
+
+
 def test_gaussians_are_equation_1():
     points = np.random.default_rng(0).uniform(-1, 12, (2, 3, 3))
     found = jax.jit(lambda p: gaussians(p, SHAPE, SPACING, SIGMA))(points.astype(np.float32))
@@ -33,7 +42,7 @@ def test_peak_of_a_landmark_on_a_voxel_is_one():
 
 def test_argmax_is_the_brightest_voxel_of_each_channel():
     heatmaps = np.random.default_rng(1).normal(size=(2, *SHAPE, 4)).astype(np.float32)
-    position, score = decode_argmax(jnp.asarray(heatmaps))
+    position, _, score = decoded(heatmaps)
     for b in range(2):
         for k in range(4):
             best = np.unravel_index(heatmaps[b, ..., k].argmax(), SHAPE)
@@ -45,14 +54,12 @@ def test_subvoxel_is_exact_on_a_gaussian_and_better_than_argmax_under_noise():
     rng = np.random.default_rng(2)
     truth = rng.uniform(4.5, 8.5, (4, 3, 3)) * [1, 0.9, 0.6]
     clean = gaussians(jnp.asarray(truth, jnp.float32), SHAPE, SPACING, SIGMA)
-    peak, _ = decode_argmax(clean)
-    fine = decode_subvoxel(clean, peak, SPACING, SIGMA)
+    peak, fine, _ = decoded(clean)
     assert np.abs((fine - truth) * np.array(SPACING)).max() < 0.06
     assert np.linalg.norm((peak - truth) * np.array(SPACING), axis=-1).mean() > 0.4
 
     noisy = clean + 0.05 * rng.normal(size=clean.shape).astype(np.float32)
-    peak, _ = decode_argmax(noisy)
-    fine = decode_subvoxel(noisy, peak, SPACING, SIGMA)
+    peak, fine, _ = decoded(noisy)
     coarse_error, fine_error = (
         np.linalg.norm((p - truth) * np.array(SPACING), axis=-1).mean() for p in (peak, fine)
     )
@@ -61,24 +68,45 @@ def test_subvoxel_is_exact_on_a_gaussian_and_better_than_argmax_under_noise():
 
 def test_subvoxel_stays_at_the_maximum_where_nothing_is_positive():
     heatmaps = jnp.full((1, *SHAPE, 1), -1.0).at[0, 2, 3, 4, 0].set(-0.5)
-    peak, _ = decode_argmax(heatmaps)
-    np.testing.assert_array_equal(
-        decode_subvoxel(heatmaps, peak, SPACING, SIGMA), [[[2.0, 3.0, 4.0]]]
-    )
+    _, fine, _ = decoded(heatmaps)
+    np.testing.assert_array_equal(fine, [[[2.0, 3.0, 4.0]]])
 
 
 def test_subvoxel_at_the_corner_of_the_volume():
     truth = jnp.array([[[0.3, 0.2, 9.1]]])
     heatmaps = gaussians(truth, SHAPE, SPACING, SIGMA)
-    peak, _ = decode_argmax(heatmaps)
-    fine = decode_subvoxel(heatmaps, peak, SPACING, SIGMA)
+    peak, fine, _ = decoded(heatmaps)
     # Half of the spot is cut away: the position is drawn inwards, but stays within a sigma.
     assert np.isfinite(fine).all()
     assert np.linalg.norm((fine - truth) * np.array(SPACING)) < SIGMA
 
 
-def test_softmax_of_a_log_gaussian_is_the_gaussian_with_peak_one():
+def test_among_equal_voxels_the_first_counts():
+    heatmaps = np.zeros((1, *SHAPE, 2), np.float32)
+    heatmaps[0, 5, 3, 7, 0] = heatmaps[0, 5, 3, 2, 0] = heatmaps[0, 9, 0, 0, 0] = 1
+    position, _, _ = decoded(heatmaps)
+    np.testing.assert_array_equal(position[0], [[5, 3, 2], [0, 0, 0]])
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize("voxels", [1, 14 * 10, 3 * 14 * 10, 10**6])
+def test_slabs_change_nothing(voxels, softmax, monkeypatch):
+    rng = np.random.default_rng(3)
+    features = rng.normal(size=(2, *SHAPE, 4)).astype(np.float32)
+    weight = rng.normal(size=(4, 3)).astype(np.float32)
+    whole = decoded(features @ weight, softmax=softmax)
+    monkeypatch.setattr(slabs, "SLAB_VOXELS_CPU", voxels)
+    found = jax.jit(lambda x: decoded(x, lambda part: part @ weight, softmax))(features)
+    np.testing.assert_array_equal(found[0], whole[0])
+    np.testing.assert_allclose(found[1], whole[1], atol=1e-4)
+    np.testing.assert_allclose(found[2], whole[2], rtol=1e-5)
+
+
+def test_softmax_of_a_log_gaussian_has_peak_one_and_the_gaussian_s_place():
     wide = (40, 40, 30)
-    heatmap = gaussians(jnp.array([[[20.0, 19.0, 15.0]]]), wide, SPACING, SIGMA)
-    found = spatial_softmax(jnp.log(jnp.maximum(heatmap, 1e-30)) + 3.0, SPACING, SIGMA)
-    np.testing.assert_allclose(found, heatmap, atol=1e-4)
+    truth = jnp.array([[[20.2, 19.4, 15.0]]])
+    heatmap = gaussians(truth, wide, SPACING, SIGMA)
+    logits = jnp.log(jnp.maximum(heatmap, 1e-30)) + 3.0
+    _, fine, score = decoded(logits, softmax=True)
+    np.testing.assert_allclose(score, heatmap.max(), atol=1e-4)
+    np.testing.assert_allclose(fine, truth, atol=0.03)

@@ -24,14 +24,14 @@ TASK = Task(
 
 
 def batch(count=4, seed=0):
-    """Volumes with a large and a small spot, the two landmarks."""
+    """Volumes with a large bright spot and a small dim one, the two landmarks."""
     rng = np.random.default_rng(seed)
     full = tuple(n + 2 * MARGIN for n in CROP)
     points = jnp.asarray(rng.uniform(6, np.array(full) - 6, (count, 2, 3)), jnp.float32)
     big = gaussians(points[:, :1], full, SPACING, 2.5)
     small = gaussians(points[:, 1:], full, SPACING, 1.2)
     return Batch(
-        image=(big + small).astype(jnp.float16),
+        image=(big + 0.5 * small).astype(jnp.float16),
         landmarks_ijk=points,
         present=jnp.ones((count, 2), bool),
     )
@@ -59,8 +59,8 @@ def test_training_finds_the_landmarks(loss):
         state, metrics = step(state, data, jax.random.key(i))
         first = metrics["loss"] if first is None else first
     after, score = error(state)
-    assert metrics["loss"] < 0.5 * first
-    assert after < 1.0 < before
+    assert metrics["loss"] < 0.6 * first
+    assert after < 1.5 < before
     assert int(state.step) == settings.steps
     # A found landmark has a peak near one.
     assert 0.3 < score.min() and score.max() < 3

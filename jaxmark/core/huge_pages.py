@@ -1,0 +1,63 @@
+"""Huge pages for large buffers: 2 MiB at a time from Linux instead of 4 KiB.
+
+On a CPU every step takes its buffers from malloc afresh, and fetching them page by page is a good
+part of its time (a training step of 96 x 80 x 48 voxels: 0.92 s without, 0.65 s with huge pages).
+glibc asks for them if a variable says so when a process starts, and at no other time; so a command
+starts itself again, once. Keeping freed memory for the next step (mallopt: no mmap, no trim) is as
+fast and needs no new start, but took up to twice the memory.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+VARIABLE = "GLIBC_TUNABLES"
+TUNABLE = "glibc.malloc.hugetlb"
+KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def restart_with_huge_pages() -> None:
+    """Start this command again with huge pages, as the same process: this does not return.
+
+    It does where they can't be had, and where the environment has decided: on, or with 0 off.
+    """
+    tunables = os.environ.get(VARIABLE, "")
+    if setting(tunables) is not None or obstacle():
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    joined = f"{tunables}:{TUNABLE}=1" if tunables else f"{TUNABLE}=1"
+    # argv[0] may be a bare "python"; the full path finds the same virtual environment.
+    os.execve(
+        sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, VARIABLE: joined}
+    )
+
+
+def state() -> str:
+    """Whether this process has them: "on", or "off" and why."""
+    if why := obstacle():
+        return f"off ({why})"
+    return "on" if setting(os.environ.get(VARIABLE, "")) in ("1", "2") else "off"
+
+
+def setting(tunables: str) -> str | None:
+    """The tunable's value in `name=value:name=value`; the last one counts."""
+    return dict(entry.partition("=")[::2] for entry in tunables.split(":")).get(TUNABLE)
+
+
+def obstacle() -> str | None:
+    """Why there can be no huge pages; None where there can."""
+    if glibc_version() < (2, 35):
+        return "needs Linux with glibc 2.35"
+    if not KERNEL.exists() or "[never]" in KERNEL.read_text():
+        return f"{KERNEL} is never"
+    return None
+
+
+def glibc_version() -> tuple[int, ...]:
+    """As in (2, 36); empty where the C library is another."""
+    try:
+        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+    except (ValueError, OSError, AttributeError):
+        return ()
+    return tuple(map(int, version.split("."))) if name == "glibc" else ()

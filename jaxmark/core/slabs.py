@@ -1,0 +1,42 @@
+"""Volumes slab by slab, so that what is made of them is never in memory as a whole."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+# Turns features (..., C) into heatmaps (..., K), each voxel by itself.
+Head = Callable[[Array], Array]
+
+# Voxels of a slab, about: on a CPU the caches hold what is made of them; elsewhere a slab is big
+# enough to occupy a device.
+SLAB_VOXELS_CPU, SLAB_VOXELS = 2**15, 2**19
+
+
+def map_slabs(function: Callable[[Array, Array], Any], volume: Array) -> Any:
+    """`function(slab, first)` of slabs of equal thickness along X, one after another.
+
+    Args:
+      function: takes (B, n, Y, Z, C) and the number of its first plane, returns arrays.
+      volume: (B, X, Y, Z, C).
+
+    Returns:
+      What `function` returned, with a new first axis over the slabs. Its gradient computes each
+      slab anew: between the passes only `volume` is kept.
+    """
+    planes = slab_planes(volume.shape[1:4])
+    slabs = volume.shape[1] // planes
+    again = jax.checkpoint(function)
+    if slabs == 1:
+        return jax.tree.map(lambda x: x[None], again(volume, jnp.zeros((), jnp.int32)))
+    split = volume.reshape(volume.shape[0], slabs, planes, *volume.shape[2:]).swapaxes(0, 1)
+    return lax.map(lambda args: again(*args), (split, planes * jnp.arange(slabs)))
+
+
+def slab_planes(shape: tuple[int, ...]) -> int:
+    """Planes along X of a slab: the most that divide X evenly and hold no more than they should."""
+    most = SLAB_VOXELS_CPU if jax.default_backend() == "cpu" else SLAB_VOXELS
+    fits = max(1, most // (shape[1] * shape[2]))
+    return max(n for n in range(1, shape[0] + 1) if shape[0] % n == 0 and n <= fits)

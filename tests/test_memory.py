@@ -1,0 +1,99 @@
+"""What the compiler itself says that losses, decoding and the network keep in memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmark.core import slabs
+from jaxmark.core.heatmaps import decode
+from jaxmark.core.losses import heatmap_cross_entropy, weighted_heatmap_loss
+from jaxmark.models.unet import ResidualUNet
+
+SHAPE, K, HIDDEN = (32, 32, 16), 12, 32
+PLACE = {"spacing_mm": (1.0, 1.0, 2.0), "sigma_mm": 2.0}
+HEATMAPS = 4 * K * 32 * 32 * 16  # bytes
+
+
+def temporary(function, *args):
+    """Bytes besides arguments and results."""
+    return jax.jit(function).lower(*args).compile().memory_analysis().temp_size_in_bytes
+
+
+def weighted(*args, **kwargs):
+    return weighted_heatmap_loss(*args, alpha=1000.0, **PLACE, **kwargs)
+
+
+def cross_entropy(*args, **kwargs):
+    return heatmap_cross_entropy(*args, **PLACE, **kwargs)
+
+
+@pytest.fixture
+def landmarks():
+    return jnp.full((1, K, 3), 5.0), jnp.ones((1, K), bool)
+
+
+def test_no_target_is_stored(landmarks):
+    prediction = jnp.ones((1, *SHAPE, K))
+    assert temporary(weighted, prediction, *landmarks) < 0.1 * HEATMAPS
+    assert temporary(jax.grad(weighted), prediction, *landmarks) < 0.1 * HEATMAPS
+    # XLA stores the exponentials of a softmax, on a CPU at least, but no target beside them.
+    assert temporary(cross_entropy, prediction, *landmarks) < 1.1 * HEATMAPS
+    assert temporary(jax.grad(cross_entropy), prediction, *landmarks) < 1.1 * HEATMAPS
+
+
+@pytest.mark.parametrize("loss", [weighted, cross_entropy])
+def test_with_a_head_no_heatmaps_are_stored_either(loss, landmarks, monkeypatch):
+    monkeypatch.setattr(slabs, "SLAB_VOXELS_CPU", 32 * 16)
+    features = jnp.ones((1, *SHAPE, 4))
+    first, second = jnp.ones((4, HIDDEN)), jnp.ones((HIDDEN, K))
+
+    def head(first, second):
+        return lambda x: jax.nn.relu(x @ first) @ second
+
+    def by_slabs(features, first, second):
+        return loss(features, *landmarks, head=head(first, second))
+
+    def whole(features, first, second):
+        return loss(head(first, second)(features), *landmarks)
+
+    assert temporary(by_slabs, features, first, second) < 0.6 * HEATMAPS
+    gradients = [jax.grad(f, (0, 1, 2)) for f in (whole, by_slabs)]
+    plain, slabwise = (temporary(g, features, first, second) for g in gradients)
+    assert slabwise < 0.8 * HEATMAPS and plain > 8 * slabwise
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_decoding_stores_no_heatmaps(softmax, monkeypatch):
+    monkeypatch.setattr(slabs, "SLAB_VOXELS_CPU", 32 * 16)
+    features, weight = jnp.ones((1, *SHAPE, 4)), jnp.ones((4, K))
+
+    def positions(features, weight):
+        return decode(features, lambda x: x @ weight, softmax=softmax, **PLACE)
+
+    assert temporary(positions, features, weight) < 0.6 * HEATMAPS
+
+
+def kept_for_the_gradient(net, params, x):
+    """Bytes of what the forward pass leaves for the backward pass."""
+    kept = jax.eval_shape(lambda params: jax.vjp(lambda p: net.apply(p, x), params)[1], params)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+
+
+def test_rematerialisation_keeps_less_and_changes_no_result():
+    # Not asked of the compiler: on a CPU, XLA merges the second computation with the first.
+    plain, remat = (ResidualUNet((8, 16), K, HIDDEN, remat=flag) for flag in (False, True))
+    x = jax.random.normal(jax.random.key(0), (1, *SHAPE, 1))
+    params = plain.init(jax.random.key(1), x)
+    assert jax.tree.structure(params) == jax.tree.structure(remat.init(jax.random.key(1), x))
+    body = 4 * 8 * 32 * 32 * 16
+    saved = kept_for_the_gradient(plain, params, x) - kept_for_the_gradient(remat, params, x)
+    # Two convolutions and two normalisations of both blocks at full size, at least.
+    assert saved > 6 * body
+
+    def total(net, params):
+        return (net.apply(params, x) ** 2).mean()
+
+    gradients = [jax.jit(jax.grad(total, 1), static_argnums=0)(n, params) for n in (plain, remat)]
+    for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
