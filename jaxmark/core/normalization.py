@@ -1,6 +1,6 @@
-"""Group normalisation of volumes (Wu and He, ECCV 2018) with its gradient written out.
+"""Group normalisation (Wu and He, ECCV 2018) and rectifier, with gradients that keep little.
 
-Both directions are two sums a channel and one affine map a channel, which XLA fuses with whatever
+Normalisation is, both ways, two sums and one affine map a channel, which XLA fuses with whatever
 stands around them; only the input is kept for the gradient. Sums over a group's channels and
 voxels at once, the usual way, run four to five times slower than sums a channel on a CPU.
 """
@@ -56,6 +56,24 @@ def _backward(
 
 
 group_norm.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def relu(x: Array) -> Array:
+    """max(x, 0). Kept for the gradient is the result, which the next layer keeps anyway."""
+    return jnp.maximum(x, 0)
+
+
+def _relu_forward(x: Array) -> tuple[Array, Array]:
+    y = relu(x)
+    return y, y
+
+
+def _relu_backward(y: Array, dy: Array) -> tuple[Array]:
+    return (jnp.where(y > 0, dy, 0),)
+
+
+relu.defvjp(_relu_forward, _relu_backward)
 
 
 def _channel_means(*factors: Array) -> Array:

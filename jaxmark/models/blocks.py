@@ -8,7 +8,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxmark.core.conv import conv_same, conv_transpose_2
-from jaxmark.core.normalization import group_norm
+from jaxmark.core.normalization import group_norm, relu
 
 # He et al. 2015, for layers followed by a rectifier.
 kernel_init = nn.initializers.he_normal()
@@ -75,9 +75,9 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         y = Conv(self.features, bias=False, dtype=self.dtype)(x)
-        y = nn.relu(Norm()(y))
+        y = relu(Norm()(y))
         y = Conv(self.features, bias=False, dtype=self.dtype)(y)
         y = Norm()(y)
         if x.shape[-1] != self.features:
             x = Conv(self.features, kernel=1, bias=False, dtype=self.dtype)(x)
-        return nn.relu(x + y)
+        return relu(x + y)

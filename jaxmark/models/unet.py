@@ -8,6 +8,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxmark.core.conv import max_pool_2
+from jaxmark.core.normalization import relu
 from jaxmark.models.blocks import Conv, ResidualBlock, Up
 
 
@@ -89,6 +90,6 @@ class Pointwise(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         if self.hidden:
-            x = nn.relu(Conv(self.hidden, kernel=1, dtype=self.dtype)(x))
+            x = relu(Conv(self.hidden, kernel=1, dtype=self.dtype)(x))
         # Heatmaps are what loss and decoding see: in full precision.
         return Conv(self.features, kernel=1, dtype=self.dtype)(x).astype(jnp.float32)

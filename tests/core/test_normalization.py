@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmark.core.normalization import group_norm
+from jaxmark.core.normalization import group_norm, relu
 
 
 @pytest.mark.parametrize(("channels", "group"), [(16, 8), (6, 2), (4, 4), (3, 1)])
@@ -41,3 +41,10 @@ def test_half_precision_goes_in_and_out_and_statistics_are_single():
 def test_a_constant_volume_is_not_divided_by_zero():
     found = group_norm(jnp.full((1, 2, 2, 2, 4), 1e3), jnp.ones(4), jnp.zeros(4), 2)
     assert np.isfinite(found).all()
+
+
+def test_relu_and_its_gradient():
+    x = jnp.array([-2.0, -0.0, 0.0, 3.0])
+    found, back = jax.vjp(relu, x)
+    np.testing.assert_array_equal(found, [0, 0, 0, 3])
+    np.testing.assert_array_equal(back(jnp.full(4, 5.0))[0], [0, 0, 0, 5])
