@@ -1,0 +1,89 @@
+"""The problems that are measured. Imports neither JAX nor PyTorch: a process loads its own only."""
+
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+
+# "ResidualBlock_0/Conv_1/kernel" -> array in the layout of jaxmark's parameters.
+Weights = dict[str, np.ndarray]
+Row = dict[str, Any]
+WORKS = ("step", "inference")
+LANDMARKS = (5, 45)  # beside those of Spec
+JAX = "experiments.benchmarks.contenders:JaxContender"
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """One training problem; what is not here is `HeatmapRegression`'s default."""
+
+    volume: tuple[int, int, int]  # voxels
+    batch: int = 1
+    landmarks: int = 19
+    widths: tuple[int, ...] = (16, 32, 64, 128)
+    head: int = 64
+    margin: int = 8
+    spacing_mm: tuple[float, float, float] = (0.513, 0.513, 0.8)
+    sigma_mm: float = 1.5
+    alpha: float = 1000.0
+    learning_rate: float = 1e-4
+    platform: str = "cpu"  # "cpu" or "gpu", for JAX and PyTorch alike
+
+    @property
+    def dtype(self) -> str:
+        """Arithmetic of the network while it is timed."""
+        return "float32" if self.platform == "cpu" else "bfloat16"
+
+    @property
+    def columns(self) -> Row:
+        """The first columns of a table."""
+        size = "x".join(map(str, self.volume))
+        return {"volume": size, "batch": self.batch, "K": self.landmarks}
+
+    def __str__(self) -> str:
+        return "{volume}, batch {batch}, K {K}".format(**self.columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the command line asks for."""
+
+    volumes: tuple[Spec, ...]  # smallest first, all with the first batch
+    batches: tuple[int, ...]
+    repeats: int
+    seconds: float  # nothing is repeated any more once its repeats took this long
+
+    def scaled(self) -> tuple[Spec, ...]:
+        """The other batches, then other numbers of landmarks.
+
+        At the first volume on a CPU, which would take minutes for a large one; at the last on a
+        GPU, which a small one would not fill.
+        """
+        base = self.volumes[0 if self.volumes[0].platform == "cpu" else -1]
+        batches = [dataclasses.replace(base, batch=batch) for batch in self.batches[1:]]
+        counts = [dataclasses.replace(base, landmarks=count) for count in LANDMARKS]
+        return (*batches, *counts)
+
+
+def cores() -> int:
+    """That this process may use."""
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else os.cpu_count() or 1
+
+
+def example(spec: Spec) -> dict[str, np.ndarray]:
+    """A batch of noise as the pipeline makes them: fields of `jaxmark.methods.method.Batch`.
+
+    Landmarks lie anywhere in the crop, between voxels too; the last one is absent.
+    """
+    rng = np.random.default_rng(0)
+    full = [n + 2 * spec.margin for n in spec.volume]
+    points = rng.uniform(spec.margin, np.add(spec.volume, spec.margin) - 1, (spec.landmarks, 3))
+    present = np.ones((spec.batch, spec.landmarks), bool)
+    present[:, -1] = False
+    return {
+        "image": rng.random((spec.batch, *full, 1), np.float32).astype(np.float16),
+        "landmarks_ijk": np.tile(points, (spec.batch, 1, 1)).astype(np.float32),
+        "present": present,
+    }

@@ -1,0 +1,125 @@
+"""Parts (a) and (c): training step and inference against PyTorch and against textbook Flax."""
+
+import contextlib
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.benchmarks.common import JAX, WORKS, Options, Row, Spec, Weights
+from experiments.benchmarks.timing import Worker, WorkerError, interleave, job, median_ms, ratio
+
+NAMES = ("jaxmark", "torch", "naive")
+METHOD = (
+    "One step (crop, targets, loss of Eq. 2, gradient, its norm, Adam) or inference (network and "
+    "argmax) on data held by the device; each contender in a process of its own with all cores, "
+    "interleaved; medians and their ratios; compilation and warm-up apart (prepare_s in the JSON). "
+    "Same weights, outcomes compared before. GPU: bfloat16 for all, PyTorch with torch.compile, "
+    "autocast and channels_last_3d; CPU: float32, PyTorch eager, channels_last_3d. naive: Flax's "
+    "own layers, targets held in memory. A contender that is far slower gets fewer repeats. "
+    "MB of a step: what the compiled program needs at once, with weights, batch and optimiser "
+    "(compiled.memory_analysis()); torch: the most that its allocator held, or on a CPU the growth "
+    "of its process."
+)
+# Largest differences to jaxmark that are rounding, by arithmetic. Where it moves one input of a
+# rectifier across 0, a voxel's gradient comes or goes: one flip in PyTorch (48 x 40 x 24) made 2e-3
+# of a kernel's gradient (jaxmark was within 2e-6 of float64). Adam's first step is a rate times the
+# sign of the gradient, so where that is near 0 a weight moves as far as anything can: the update is
+# compared as a whole (root mean square). In bfloat16 gradients of single parameters say nothing.
+LIMITS = {
+    "float32": {"heatmaps": 1e-3, "loss": 1e-3, "gradient": 1e-2, "update": 1e-1},
+    "bfloat16": {"heatmaps": 1e-1, "loss": 5e-2},
+}
+
+
+def rows(spec: Spec, options: Options) -> Iterator[Row | str]:
+    """Equality, then times; a contender that fails or disagrees is a note and not timed."""
+    # Once a volume: on a GPU everything is compiled again for it, in float32.
+    dtypes = dict.fromkeys(("float32", spec.dtype)) if spec in options.volumes else {}
+    prepare: dict[str, dict[str, float]] = {}
+    memory: dict[str, int] = {}
+    jobs: dict[str, dict[str, Callable[[], float]]] = {}
+
+    def ready(name: str, worker: Worker) -> dict[str, dict[str, Any]]:
+        """Outcomes by dtype."""
+        prepare[name] = {work: worker.call("prepare", work) for work in WORKS}
+        memory[name] = worker.call("memory")
+        jobs[name] = {work: job(worker, work) for work in WORKS}
+        return {dtype: worker.call("outcome", dtype) for dtype in dtypes}
+
+    with contextlib.ExitStack() as stack:
+        own = stack.enter_context(Worker(JAX, spec, "jaxmark"))
+        expected, weights = ready("jaxmark", own), own.call("weights")
+        rivals: dict[str, tuple[Any, ...]] = {"naive": (JAX, spec, "naive")}
+        if importlib.util.find_spec("torch"):
+            rivals["torch"] = ("experiments.benchmarks.twin:TorchTwin", spec, weights)
+        for name, arguments in rivals.items():
+            try:
+                outcomes = ready(name, stack.enter_context(Worker(*arguments)))
+                for dtype, outcome in outcomes.items():
+                    found = differences(outcome, expected[dtype], weights)
+                    line = ", ".join(f"{key} {value:.1e}" for key, value in found.items())
+                    yield f"{spec}: {name} against jaxmark in {dtype}: {line}"
+                    if not agrees(found, dtype):
+                        raise WorkerError("it disagrees with jaxmark")
+            except WorkerError as error:  # out of memory, say
+                jobs.pop(name, None)
+                yield f"{spec}: {name} is not timed: {error}"
+        expected.clear()  # heatmaps of a gigabyte
+        for work in WORKS:
+            turns = {name: works[work] for name, works in jobs.items()}
+            times = interleave(turns, options, f"{spec} {work}")
+            yield {
+                **row(spec, work, times, memory if work == "step" else {}),
+                "prepare_s": {name: works[work] for name, works in prepare.items()},
+            }
+
+
+def row(
+    spec: Spec, work: str, times: Mapping[str, Sequence[float]], memory: Mapping[str, int]
+) -> Row:
+    """Medians in ms, ratios to jaxmark's, MB, and every repeat in seconds."""
+    medians = {name: median_ms(times.get(name, ())) for name in NAMES}
+    return {
+        **spec.columns,
+        "work": work,
+        **{f"{name}_ms": value for name, value in medians.items()},
+        "torch/jaxmark": ratio(medians["torch"], medians["jaxmark"]),
+        "naive/jaxmark": ratio(medians["naive"], medians["jaxmark"]),
+        "repeats": "/".join(str(len(times.get(name, ()))) for name in NAMES),
+        **{f"{name}_MB": ratio(memory.get(name), 1e6) for name in NAMES},
+        "seconds": dict(times),
+    }
+
+
+def differences(
+    found: Mapping[str, Any], expected: Mapping[str, Any], start: Weights
+) -> dict[str, float]:
+    """How far two outcomes of one step are apart, as shares of the expected one.
+
+    `gradient` is the worst parameter's; `update` the root mean square over all weights;
+    `same_argmax` the share of landmarks.
+    """
+    names = list(start)
+    gap, moved = (
+        np.concatenate([(expected["weights"][n] - other[n]).ravel() for n in names])
+        for other in (found["weights"], start)
+    )
+    return {
+        "heatmaps": relative(found["heatmaps"], expected["heatmaps"]),
+        "loss": relative(found["loss"], expected["loss"]),
+        "gradient": max(relative(found["gradient"][n], expected["gradient"][n]) for n in names),
+        "update": float(np.linalg.norm(gap) / np.linalg.norm(moved)),
+        "same_argmax": float((found["argmax_ijk"] == expected["argmax_ijk"]).all(-1).mean()),
+    }
+
+
+def agrees(found: Mapping[str, float], dtype: str) -> bool:
+    """Is what two outcomes differ in rounding?"""
+    return all(found[name] <= limit for name, limit in LIMITS[dtype].items())
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference as a share of the largest value."""
+    return float(np.abs(found - expected).max() / np.abs(expected).max())

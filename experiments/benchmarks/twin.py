@@ -1,0 +1,241 @@
+"""The PyTorch twin: the same network, loss, optimiser and decoding, as one would write them there.
+
+Volumes are `(B, C, X, Y, Z)`, in memory channels last.
+"""
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.benchmarks.common import Spec, Weights, cores, example
+
+# Names of parameters: jaxmark's (as `common.Weights` has them) -> those of the modules below.
+NAMES = (
+    ("ResidualBlock_", "blocks."),
+    ("Up_", "ups."),
+    ("Conv_", "convs."),
+    ("Norm_", "norms."),
+    ("/", "."),
+    ("kernel", "weight"),
+    ("scale", "weight"),
+)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3^3 convolutions and a shortcut."""
+
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__()
+        sizes = [(c_in, 3), (c_out, 3)] + [(c_in, 1)] * (c_in != c_out)
+        self.convs = nn.ModuleList(
+            nn.Conv3d(c, c_out, kernel, padding=kernel // 2, bias=False) for c, kernel in sizes
+        )
+        groups = c_out // math.gcd(8, c_out)
+        # Flax's epsilon; PyTorch's own is 1e-5.
+        self.norms = nn.ModuleList(nn.GroupNorm(groups, c_out, eps=1e-6) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norms[0](self.convs[0](x)))
+        y = self.norms[1](self.convs[1](y))
+        if len(self.convs) == 3:
+            x = self.convs[2](x)
+        return F.relu(x + y)
+
+
+class ResidualUNet(nn.Module):
+    """The twin of `jaxmark.models.unet.ResidualUNet`; heatmaps are float32."""
+
+    def __init__(self, widths: Sequence[int], out_channels: int, head: int):
+        super().__init__()
+        down, up = list(widths), list(reversed(widths[:-1]))
+        inputs = [1, *down[:-1], *(2 * width for width in up)]
+        self.blocks = nn.ModuleList(map(ResidualBlock, inputs, [*down, *up]))
+        self.ups = nn.ModuleList(
+            nn.ConvTranspose3d(a, b, 2, stride=2, bias=False)
+            for a, b in zip(reversed(widths[1:]), up, strict=True)
+        )
+        self.convs = nn.ModuleList(
+            [nn.Conv3d(widths[0], head, 1), nn.Conv3d(head, out_channels, 1)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = []
+        for block in self.blocks[: len(self.ups)]:
+            skips.append(block(x))
+            x = F.max_pool3d(skips[-1], 2)
+        x = self.blocks[len(self.ups)](x)
+        for up, block in zip(self.ups, self.blocks[len(self.ups) + 1 :], strict=True):
+            # jaxmark scales this kernel by sqrt(8). Adam would notice if the weights were scaled.
+            x = F.conv_transpose3d(x, up.weight * math.sqrt(8), stride=2)
+            x = block(torch.cat([x, skips.pop()], dim=1))
+        return self.convs[1](F.relu(self.convs[0](x))).float()
+
+
+def gaussians(points: Tensor, spec: Spec) -> Tensor:
+    """Targets (B, K, X, Y, Z), channels last as the heatmaps, of points (B, K, 3) in voxels."""
+    scales = [spacing / spec.sigma_mm for spacing in spec.spacing_mm]
+    x, y, z = (
+        torch.exp(
+            -0.5 * ((torch.arange(n, device=points.device)[:, None] - p[:, None]) * scale) ** 2
+        )
+        for n, p, scale in zip(spec.volume, points.unbind(-1), scales, strict=True)
+    )
+    target = x[:, :, None, None] * y[:, None, :, None] * z[:, None, None, :]
+    return target.permute(0, 4, 1, 2, 3)
+
+
+def weighted_loss(heatmaps: Tensor, points: Tensor, present: Tensor, spec: Spec) -> Tensor:
+    """Eq. 2 of Tan et al. 2023, as `jaxmark.core.losses.weighted_heatmap_loss`."""
+    target = gaussians(points, spec)
+    weight = torch.exp(math.log(spec.alpha) * target)
+    error = (weight * (heatmaps - target) ** 2).mean((2, 3, 4))
+    return (error * present).sum() / present.sum()
+
+
+def decode_argmax(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions (B, K, 3) and scores (B, K)."""
+    score, index = heatmaps.flatten(2).max(dim=2)
+    return torch.stack(torch.unravel_index(index, heatmaps.shape[2:]), dim=-1), score
+
+
+class TorchTwin:
+    """The methods of `contenders.JaxContender` that comparisons call."""
+
+    def __init__(self, spec: Spec, weights: Weights):
+        self._resident = resident()
+        self.spec, self.weights = spec, weights
+        self.device = torch.device("cuda" if spec.platform == "gpu" else "cpu")
+        torch.set_num_threads(cores())
+        # Equality is shown in float32 proper. bfloat16 is timed, which this does not touch.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True
+        host = example(spec)
+        image = torch.from_numpy(host["image"]).permute(0, 4, 1, 2, 3)
+        self.image = image.to(self.device, memory_format=torch.channels_last_3d)
+        self.points = torch.from_numpy(host["landmarks_ijk"]).to(self.device)
+        self.present = torch.from_numpy(host["present"]).to(self.device)
+        net = ResidualUNet(spec.widths, spec.landmarks, spec.head)
+        self.net = net.to(self.device, memory_format=torch.channels_last_3d)
+        self._restart()
+        self._compiled = [torch.compile(self._loss), torch.compile(self._decode)]
+
+    def _restart(self) -> None:
+        self.net.load_state_dict(to_torch(self.weights))
+        parameters = self.net.parameters()
+        self.adam = torch.optim.Adam(parameters, lr=self.spec.learning_rate, fused=True)
+
+    def prepare(self, work: str) -> float:
+        """Seconds of the first run, which compiles on a GPU."""
+        return self.run(work, 1)
+
+    def run(self, work: str, count: int) -> float:
+        """Seconds of `count` in a row; the device is waited for once, at the end."""
+        one = self.inference if work == "inference" else self.step
+        self._wait()
+        begin = time.perf_counter()
+        for _ in range(count):
+            one(self.spec.dtype)
+        self._wait()
+        return time.perf_counter() - begin
+
+    def step(self, dtype: str) -> Tensor:
+        """One training step; returns the loss. The norm is what jaxmark's step reports as well."""
+        self.adam.zero_grad(set_to_none=True)
+        with self._arithmetic(dtype):
+            loss = self._functions(dtype)[0](self._crop())
+        loss.backward()
+        nn.utils.get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
+        self.adam.step()
+        return loss.detach()
+
+    def inference(self, dtype: str) -> tuple[Tensor, Tensor]:
+        """Positions and scores of the batch."""
+        with torch.inference_mode(), self._arithmetic(dtype):
+            return self._functions(dtype)[1](self._crop())
+
+    def outcome(self, dtype: str) -> dict[str, Any]:
+        """What one step and inference from the same start give; see `step.differences`."""
+        self._restart()
+        with torch.inference_mode(), self._arithmetic(dtype):
+            heatmaps = self.net(self._crop())
+        found, _ = self.inference(dtype)
+        loss = self.step(dtype)
+        moment = {name: self.adam.state[p]["exp_avg"] for name, p in self.net.named_parameters()}
+        return {
+            "heatmaps": heatmaps.permute(0, 2, 3, 4, 1).cpu().numpy(),
+            "argmax_ijk": found.cpu().numpy().astype(np.float32),
+            "loss": loss.cpu().numpy(),
+            "gradient": from_torch(moment, self.weights),
+            "weights": from_torch(self.net.state_dict(), self.weights),
+        }
+
+    def memory(self) -> int:
+        """Bytes of a step: the most that the GPU held, or by how much the process has grown."""
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        self.run("step", 1)
+        return torch.cuda.max_memory_allocated() if on_gpu else resident() - self._resident
+
+    def _loss(self, image: Tensor) -> Tensor:
+        points = self.points - self.spec.margin
+        return weighted_loss(self.net(image), points, self.present, self.spec)
+
+    def _decode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        return decode_argmax(self.net(image))
+
+    def _functions(self, dtype: str) -> Sequence[Callable[[Tensor], Any]]:
+        """Loss and decoding; compiled on a GPU but for showing equality in float32."""
+        return self._compiled if dtype == "bfloat16" else (self._loss, self._decode)
+
+    def _arithmetic(self, dtype: str) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+    def _crop(self) -> Tensor:
+        """The crops (B, 1, X, Y, Z) in float32."""
+        inner = slice(self.spec.margin, -self.spec.margin)
+        image = self.image[:, :, inner, inner, inner].float()
+        return image.contiguous(memory_format=torch.channels_last_3d)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def resident() -> int:
+    """The most bytes of memory that this process ever had."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _name(name: str) -> str:
+    for ours, theirs in NAMES:
+        name = name.replace(ours, theirs)
+    return name
+
+
+def _axes(name: str) -> tuple[int, ...]:
+    """Order of axes from (kx, ky, kz, C_in, C_out) to PyTorch's."""
+    return (3, 4, 0, 1, 2) if "Up_" in name else (4, 3, 0, 1, 2)
+
+
+def to_torch(weights: Weights) -> dict[str, Tensor]:
+    """Under PyTorch's names and in its layouts."""
+    return {
+        _name(k): torch.from_numpy(v.transpose(_axes(k)).copy() if v.ndim == 5 else v)
+        for k, v in weights.items()
+    }
+
+
+def from_torch(state: Mapping[str, Tensor], like: Weights) -> Weights:
+    """The way back."""
+    arrays = {k: state[_name(k)].detach().cpu().numpy().copy() for k in like}
+    return {k: v.transpose(np.argsort(_axes(k))) if v.ndim == 5 else v for k, v in arrays.items()}

@@ -1,0 +1,176 @@
+"""The benchmarks' contenders do the same work, and their figures are what they say."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.benchmarks.common import Options, Spec
+from experiments.benchmarks.contenders import JaxContender
+from experiments.benchmarks.roofline import costs, floor_seconds
+from experiments.benchmarks.step import LIMITS, agrees, differences, row
+from experiments.benchmarks.timing import interleave, median_ms, ratio, table
+
+ROOT = Path(__file__).parents[1]
+SPEC = Spec((16, 16, 8), batch=2, landmarks=3, widths=(4, 8), head=8, margin=4)
+
+
+@pytest.fixture(scope="module")
+def own() -> JaxContender:
+    """jaxmark, its outcome as `expected` of the others."""
+    return JaxContender(SPEC, "jaxmark")
+
+
+@pytest.fixture(scope="module")
+def expected(own: JaxContender) -> dict[str, Any]:
+    return own.outcome("float32")
+
+
+def test_naive_flax_does_the_same(own: JaxContender, expected: dict[str, Any]) -> None:
+    naive = JaxContender(SPEC, "naive")
+    found = differences(naive.outcome("float32"), expected, own.weights())
+    assert agrees(found, "float32") and found["same_argmax"] == 1, found
+    assert naive.run("step", 2) > 0 and naive.memory() > 0
+
+
+def test_torch_does_the_same(own: JaxContender, expected: dict[str, Any]) -> None:
+    pytest.importorskip("torch")
+    from experiments.benchmarks.twin import TorchTwin
+
+    twin = TorchTwin(SPEC, own.weights())
+    twin.run("step", 1)  # an outcome is of the start, whatever went before
+    found = differences(twin.outcome("float32"), expected, own.weights())
+    assert agrees(found, "float32") and found["same_argmax"] == 1, found
+
+
+def test_other_weights_do_not_agree(own: JaxContender, expected: dict[str, Any]) -> None:
+    start = own.weights()
+    same = differences(expected, expected, start)
+    assert same == {"heatmaps": 0, "loss": 0, "gradient": 0, "update": 0, "same_argmax": 1}
+    for name in LIMITS["float32"]:
+        assert not agrees(same | {name: 0.2}, "float32")
+        assert not agrees(same | {name: float("nan")}, "float32")
+    stuck = differences({**expected, "weights": start}, expected, start)
+    assert stuck["update"] == pytest.approx(1)
+    shifted = {**expected, "heatmaps": 1.5 * expected["heatmaps"], "loss": 2 * expected["loss"]}
+    found = differences(shifted, expected, start)
+    assert found["heatmaps"] == pytest.approx(0.5) and found["loss"] == pytest.approx(1)
+
+
+def test_medians_and_ratios() -> None:
+    assert median_ms([0.003, 0.001, 0.009]) == 3 and median_ms([]) is None
+    assert ratio(3, 2) == 1.5 and ratio(None, 2) is None and ratio(3, None) is None
+    found = row(SPEC, "step", {"jaxmark": [0.002, 0.004], "naive": [0.03]}, {"jaxmark": 5_000_000})
+    assert found["jaxmark_ms"] == 3 and found["naive_ms"] == 30 and found["torch_ms"] is None
+    assert found["naive/jaxmark"] == 10 and found["torch/jaxmark"] is None
+    assert found["repeats"] == "2/0/1" and found["jaxmark_MB"] == 5 and found["naive_MB"] is None
+    assert found["seconds"]["jaxmark"] == [0.002, 0.004]
+
+
+def test_table() -> None:
+    rows = [{"a": 1, "ms": 1234.5, "x": {"y": 1}}, {"a": 20, "ms": None, "x": {}}]
+    assert table(rows) == " a     ms\n 1  1,234\n20      -"
+    assert table([{"ms": 3.14159}]) == "  ms\n3.14"
+    assert table([]) == ""
+
+
+def test_jobs_take_turns_until_their_time_is_spent() -> None:
+    order = []
+
+    def job(name: str) -> float:
+        order.append(name)
+        return 1.0
+
+    jobs = {"a": lambda: job("a"), "b": lambda: job("b")}
+    times = interleave(jobs, Options((SPEC,), (1,), repeats=3, seconds=60), "")
+    assert order == ["a", "b"] * 3 and times == {"a": [1.0] * 3, "b": [1.0] * 3}
+    assert interleave(jobs, Options((SPEC,), (1,), 3, seconds=0), "") == {"a": [1.0], "b": [1.0]}
+
+
+def test_other_batches_and_landmarks_change_one_thing() -> None:
+    large = dataclasses.replace(SPEC, volume=(32, 32, 16))
+    found = Options((SPEC, large), (2, 4), 1, 1).scaled()
+    assert [(s.volume[0], s.batch, s.landmarks) for s in found] == [
+        (16, 4, 3),
+        (16, 2, 5),
+        (16, 2, 45),
+    ]
+    gpu = [dataclasses.replace(spec, platform="gpu") for spec in (SPEC, large)]
+    assert {spec.volume[0] for spec in Options(tuple(gpu), (2, 4), 1, 1).scaled()} == {32}
+
+
+def test_costs_by_hand(own: JaxContender) -> None:
+    fine, coarse = 2 * 16 * 16 * 8, 2 * 8 * 8 * 4
+    # (voxels met by the kernel, voxels out, taps, channels in and out), in the network's order.
+    convolutions = [
+        *((fine, fine, 27, 1, 4), (fine, fine, 27, 4, 4), (fine, fine, 1, 1, 4)),
+        *((coarse, coarse, 27, 4, 8), (coarse, coarse, 27, 8, 8), (coarse, coarse, 1, 4, 8)),
+        (coarse, fine, 8, 8, 4),
+        *((fine, fine, 27, 8, 4), (fine, fine, 27, 4, 4), (fine, fine, 1, 8, 4)),
+        *((fine, fine, 1, 4, 8), (fine, fine, 1, 8, 3)),
+    ]
+    forward = [(2 * n * taps * a * b, 4 * (n * a + out * b)) for n, out, taps, a, b in convolutions]
+    assert costs("inference", SPEC) == forward
+    kernels = sum(w.size for name, w in own.weights().items() if name.endswith("kernel"))
+    needed = costs("step", SPEC)
+    assert needed[-1] == (0, 32 * kernels)
+    flops = sum(cost[0] for cost in forward)
+    image = forward[0][0] + forward[2][0]  # has no gradient
+    assert sum(cost[0] for cost in needed) == 3 * flops - image
+    assert floor_seconds([(100, 1), (1, 30)], peak=10, bandwidth=5) == 16
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.benchmarks.run", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        (["--parts=step,foo"], ["--parts", "'foo'", "roofline"]),
+        (["--volumes=20x16x16"], ["--volumes", "'20x16x16'", "multiples of 8"]),
+        (["--batches=1,no"], ["--batches", "'1,no'"]),
+        (["--out=nowhere/x.json"], ["--out", "nowhere/x.json"]),
+    ],
+)
+def test_bad_flags_are_one_line(
+    tmp_path: Path, arguments: Sequence[str], fragments: Sequence[str]
+) -> None:
+    ran = command(tmp_path, *arguments)
+    assert ran.returncode == 1 and ran.stdout == "" and ran.stderr.count("\n") == 1
+    assert all(fragment in ran.stderr for fragment in fragments), ran.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_command(tmp_path: Path) -> None:
+    tiny = ["--volumes=16x16x8", "--widths=4", "--repeats=2", "--seconds=0.1"]
+    ran = command(tmp_path, "--parts=step", "--out=found.json", *tiny)
+    assert ran.returncode == 0, ran.stderr
+    assert "torch/jaxmark" in ran.stdout and "written: found.json" in ran.stdout
+    tree = json.loads((tmp_path / "found.json").read_text())
+    assert tree["platform"] == "cpu" and tree["versions"]["jax"] and tree["date"]
+    part = tree["parts"]["step"]
+    assert any("naive against jaxmark in float32" in note for note in part["notes"])
+    with_torch = importlib.util.find_spec("torch") is not None
+    assert with_torch or "PyTorch is not installed" in ran.stdout
+    assert [found["work"] for found in part["rows"]] == ["step", "inference"]
+    for found in part["rows"]:
+        seconds = found["seconds"]
+        assert set(seconds) == {"jaxmark", "naive"} | ({"torch"} if with_torch else set())
+        assert found["jaxmark_ms"] == pytest.approx(1e3 * np.median(seconds["jaxmark"]))
+        assert found["naive/jaxmark"] == pytest.approx(found["naive_ms"] / found["jaxmark_ms"])
