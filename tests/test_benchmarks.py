@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from experiments.benchmarks.common import Options, Spec
 from experiments.benchmarks.contenders import JaxContender
+from experiments.benchmarks.convolutions import FORMS
 from experiments.benchmarks.roofline import costs, floor_seconds
 from experiments.benchmarks.step import LIMITS, agrees, differences, row
 from experiments.benchmarks.timing import interleave, median_ms, ratio, table
@@ -39,6 +41,19 @@ def test_naive_flax_does_the_same(own: JaxContender, expected: dict[str, Any]) -
     found = differences(naive.outcome("float32"), expected, own.weights())
     assert agrees(found, "float32") and found["same_argmax"] == 1, found
     assert naive.run("step", 2) > 0 and naive.memory() > 0
+
+
+@pytest.mark.parametrize("direction", ["value", "weight gradient"])
+def test_all_forms_are_one_convolution(direction: str) -> None:
+    x, kernel, gradient = (
+        jax.random.normal(jax.random.key(i), shape)
+        for i, shape in enumerate([(2, 8, 6, 4, 9), (3, 3, 3, 9, 10), (2, 8, 6, 4, 10)])
+    )
+    forms = FORMS[direction]
+    other = kernel if direction == "value" else gradient
+    expected = forms["lax 3-D"](x, other)
+    for name, form in forms.items():
+        np.testing.assert_allclose(form(x, other), expected, atol=1e-3, err_msg=name)
 
 
 def test_torch_does_the_same(own: JaxContender, expected: dict[str, Any]) -> None:

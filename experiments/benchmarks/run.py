@@ -26,6 +26,11 @@ PARTS: dict[str, tuple[str, str, Callable[[Options], Sequence[Spec]]]] = {
     "pipeline": ("input pipeline", "pipeline", lambda options: options.volumes),
     "scaling": ("the same by batch and by landmarks K", "step", Options.scaled),
     "startup": ("time to the first step", "startup", lambda options: options.volumes),
+    "convolutions": (
+        "forms of one convolution",
+        "convolutions",
+        lambda options: options.volumes[-2:][:1],
+    ),
     "roofline": ("what the device could do", "roofline", lambda options: options.volumes),
 }
 

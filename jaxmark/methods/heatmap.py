@@ -5,6 +5,7 @@ This is the paper's "Baseline" row and its pretraining phase.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -49,10 +50,9 @@ class HeatmapRegression:
         )
         optimizer = optax.adam(learning_rate(self.learning_rate, self.steps, self.decay))
         spacing_mm, sigma_mm = task.spacing_mm, self.sigma_mm
-        heatmap_loss = {
-            "weighted_l2": functools.partial(weighted_heatmap_loss, alpha=self.alpha),
-            "cross_entropy": heatmap_cross_entropy,
-        }[self.loss]
+        heatmap_loss: Callable[..., Array] = heatmap_cross_entropy
+        if self.loss == "weighted_l2":
+            heatmap_loss = functools.partial(weighted_heatmap_loss, alpha=self.alpha)
 
         def features(params: Params, image: Array) -> Array:
             image = append_coordinates(image) if self.coordinates else image
