@@ -18,6 +18,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxmark.config import Experiment, check_same, to_json, validate
+from jaxmark.core import huge_pages
 from jaxmark.core.anatomy import COW19
 from jaxmark.core.errors import InputError
 from jaxmark.core.files import read_json, write_json
@@ -29,7 +30,7 @@ from jaxmark.methods.method import Method, Task
 from jaxmark.results import evaluate, predict, report
 from jaxmark.training.inference import Predictor, volumes
 from jaxmark.training.loop import train
-from jaxmark.training.sharding import data_mesh
+from jaxmark.training.sharding import data_mesh, join_processes
 
 STAGES = ("prepare", "train", "predict", "evaluate", "report")
 MODES = ("run", *STAGES, "phantom")
@@ -43,6 +44,12 @@ _MODE = flags.DEFINE_enum(
 )
 _INPUT = flags.DEFINE_string("input", None, "With --mode=predict: a scan, or a folder of scans.")
 _OUTPUT = flags.DEFINE_string("output", None, "With --input or --mode=phantom: where to write.")
+_HUGE_PAGES = flags.DEFINE_bool(
+    "huge_pages", True, "On a CPU: fetch large buffers in huge pages, which is faster."
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "This is one of the processes of a cluster's job (SLURM, Open MPI, ...)."
+)
 
 
 def console() -> None:
@@ -76,7 +83,13 @@ def _main(argv: Sequence[str]) -> None:
             raise InputError("command line", f"unexpected argument {argv[1]!r}")
         if _CONFIG.value is None:
             raise InputError("--config", "is required: an experiment file, FILE.py[:preset]")
-        experiment = validate(for_device(_CONFIG.value, jax.devices()[0].platform))
+        if _DISTRIBUTED.value:
+            join_processes()
+        platform = jax.devices()[0].platform
+        # A process that others have met can't start again.
+        if platform == "cpu" and _HUGE_PAGES.value and not _DISTRIBUTED.value:
+            huge_pages.restart_with_huge_pages()
+        experiment = validate(for_device(_CONFIG.value, platform))
         workdir = Path(_WORKDIR.value or Path("runs") / experiment.name)
         run(experiment, workdir, _MODE.value, _INPUT.value, _OUTPUT.value)
     except InputError as error:
@@ -171,6 +184,8 @@ def run(
     device = jax.devices()[0]
     kind = f"{mesh.size} x {device.device_kind} ({device.platform})"
     say(f"{experiment.name}: {mode} in {workdir}, {kind}")
+    if device.platform == "cpu":
+        say(f"huge pages for large buffers (--[no]huge_pages): {huge_pages.state()}")
     if scans is not None:
         if mode != "predict":
             raise InputError("--input", "goes with --mode=predict")

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxmark.core.huge_pages import VARIABLE, obstacle
 from jaxmark.data.landmarks import read_landmarks
 from jaxmark.data.scans import read_scan
 
@@ -19,13 +21,13 @@ ROOT = Path(__file__).parents[1]
 TINY = "--config=experiments/cow.py:tiny"
 
 
-def jaxmark(*arguments):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+def jaxmark(*arguments, **environment):
+    inherited = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", VARIABLE)}
     return subprocess.run(
         [sys.executable, "-m", "jaxmark.main", *map(str, arguments)],
         capture_output=True,
         encoding="utf-8",
-        env=environment,
+        env={**inherited, **environment},
         cwd=ROOT,
         timeout=300,
     )
@@ -143,6 +145,32 @@ def test_a_work_dir_of_another_model_is_left_alone(finished):
     assert (folder / "work" / "config.json").read_bytes() == before
 
 
+@pytest.mark.skipif(obstacle() is not None, reason=f"huge pages: {obstacle()}")
+@pytest.mark.parametrize(("flag", "state"), [("--huge_pages", "on"), ("--nohuge_pages", "off")])
+def test_huge_pages_are_on_unless_switched_off(flag, state, tmp_path):
+    result = jaxmark(TINY, f"--workdir={tmp_path / 'a b'}", "--mode=phantom", flag)
+    lines = result.stdout.splitlines()
+    assert len(lines) == 2 and str(tmp_path / "a b") in lines[0]
+    assert lines[1] == f"huge pages for large buffers (--[no]huge_pages): {state}"
+    assert result.returncode == 1 and "--output: is required" in result.stderr
+
+
+def test_processes_of_a_cluster_find_each_other():
+    def process(number):
+        return jaxmark(
+            TINY, "--mode=phantom", "--distributed", SLURM_PROCID=number, SLURM_LOCALID=number,
+            SLURM_JOB_ID="1", SLURM_STEP_NODELIST="127.0.0.1", SLURM_NTASKS="2",
+            JAX_COORDINATOR_PORT=port,
+        )  # fmt: skip
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    with ThreadPoolExecutor(2) as pool:
+        for result in pool.map(process, "01"):
+            assert "2 x cpu (cpu)" in result.stdout, result.stderr
+
+
 MISTAKES = {
     "--config=experiments/mouse_ct.py": "config.data.root: is empty; set it to the folder",
     "--config.train.bach=4": "--config.train.bach: no such field; nearest: config.train.batch",
@@ -157,6 +185,7 @@ MISTAKES = {
     "--config=nowhere.py": "nowhere.py: no such experiment file (--config)",
     "--mode=phantom": "--output: is required with --mode=phantom",
     "--config.phantom.modality=PET": "config.phantom.modality: 'PET' is not one of",
+    "--distributed": "--distributed: found no cluster that started this process",
     "stray": "command line: unexpected argument 'stray'",
     "--config.method.sigma_mm=-1": "config.method.sigma_mm: -1.0 is not positive",
     "--config.predict.split=val --config.phantom.val=0": "the split 'val' has no cases",
@@ -172,7 +201,12 @@ def mistakes(tmp_path_factory):
         config = [] if mistake.startswith("--config=") else [TINY]
         cache = [] if mistake.startswith("--config=") else [f"--config.data.cache={folder / 'c'}"]
         return work, jaxmark(
-            *config, f"--workdir={work}", "--mode=predict", *cache, *mistake.split()
+            *config,
+            f"--workdir={work}",
+            "--mode=predict",
+            "--nohuge_pages",  # saves a second start
+            *cache,
+            *mistake.split(),
         )
 
     with ThreadPoolExecutor(2) as pool:

@@ -8,6 +8,7 @@ with where it is installed (`pip install '.[bench]'`). Nothing else should compu
 
 import importlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from experiments.benchmarks.common import Options, Spec
 from experiments.benchmarks.timing import Worker, WorkerError, table
+from jaxmark.core import huge_pages
 
 # Title, module with METHOD and rows(), and what these are called for.
 PARTS: dict[str, tuple[str, str, Callable[[Options], Sequence[Spec]]]] = {
@@ -126,6 +128,8 @@ def main(argv: Sequence[str]) -> None:
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}")
         options("cpu")  # before anything is started
+        # As jaxmark starts itself on a CPU; PyTorch gains as much.
+        os.environ.update(huge_pages.environment())
         with Worker("experiments.benchmarks.machine:Machine") as worker:
             about = worker.call("describe")
     except (ValueError, WorkerError) as error:

@@ -19,18 +19,25 @@ KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 def restart_with_huge_pages() -> None:
     """Start this command again with huge pages, as the same process: this does not return.
 
-    It does where they can't be had, and where the environment has decided: on, or with 0 off.
+    It does where nothing would change (see `environment`).
+    """
+    if changes := environment():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # argv[0] may be a bare "python"; the full path finds the same virtual environment.
+        arguments = [sys.executable, *sys.orig_argv[1:]]
+        os.execve(sys.executable, arguments, {**os.environ, **changes})
+
+
+def environment() -> dict[str, str]:
+    """The variable that gives new processes huge pages.
+
+    Empty where they can't be had, and where the environment has decided: on, or with 0 off.
     """
     tunables = os.environ.get(VARIABLE, "")
     if setting(tunables) is not None or obstacle():
-        return
-    sys.stdout.flush()
-    sys.stderr.flush()
-    joined = f"{tunables}:{TUNABLE}=1" if tunables else f"{TUNABLE}=1"
-    # argv[0] may be a bare "python"; the full path finds the same virtual environment.
-    os.execve(
-        sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, VARIABLE: joined}
-    )
+        return {}
+    return {VARIABLE: f"{tunables}:{TUNABLE}=1" if tunables else f"{TUNABLE}=1"}
 
 
 def state() -> str:

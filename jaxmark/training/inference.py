@@ -67,11 +67,14 @@ class Predictor:
     def __call__(self, params: Params, volumes: Iterable[Volume]) -> Iterator[Found]:
         """Predictions in order; a batch is read while the one before is computed."""
         source = iter(volumes)
+        # Every process reads all volumes, computes its share of a batch, and gets all results.
+        share = self._batch // jax.process_count()
+        mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
         pending: tuple[Sequence[Volume], Prediction] | None = None
         while part := list(islice(source, self._batch)):
             images = [volume.image[..., None] for volume in part]
             images += images[-1:] * (self._batch - len(images))
-            result = self._predict(params, put_batch(self._mesh, np.stack(images)))
+            result = self._predict(params, put_batch(self._mesh, np.stack(images[mine])))
             if pending is not None:
                 yield from self._collect(*pending)
             pending = part, result

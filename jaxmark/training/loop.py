@@ -20,7 +20,7 @@ from jaxmark.methods.method import Batch, Method
 from jaxmark.training.checkpoints import Checkpoints
 from jaxmark.training.inference import Predictor, volumes
 from jaxmark.training.records import Records
-from jaxmark.training.sharding import put_batch, replicated, split
+from jaxmark.training.sharding import put_batch, replicated, sharded_step
 
 
 def train(
@@ -94,14 +94,7 @@ def train(
             if step_number >= last:
                 first = last
                 continue
-            step = jax.jit(
-                lambda state, batch, key, phase=phase: phase.step(
-                    state, batch, jax.random.fold_in(key, state.step)
-                ),
-                donate_argnums=0,
-                in_shardings=(replicated(mesh), split(mesh), replicated(mesh)),
-                out_shardings=replicated(mesh),
-            )
+            step = sharded_step(phase.step, mesh)
             bar.set_description(phase.name)
             clock, since = time.monotonic(), step_number
             while step_number < last:

@@ -1,10 +1,29 @@
 """One mesh over all devices of all processes: states are copied, batches are split."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxmark.core.errors import InputError
+from jaxmark.methods.method import Batch, Metrics, State
+
+
+def join_processes() -> None:
+    """Join the other processes of a cluster's job; before anything asks for a device.
+
+    JAX finds out who and where they are from what SLURM, Open MPI, Kubernetes or a TPU tells each.
+    Raises InputError where none of them started this process.
+    """
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        raise InputError(
+            "--distributed", "found no cluster that started this process (srun, mpirun, ...)"
+        ) from error
 
 
 def data_mesh() -> Mesh:
@@ -27,4 +46,16 @@ def put_batch(mesh: Mesh, tree: Any) -> Any:
     sharding = split(mesh)
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
+    )
+
+
+def sharded_step(
+    step: Callable[[State, Batch, Array], tuple[State, Metrics]], mesh: Mesh
+) -> Callable[[State, Batch, Array], tuple[State, Metrics]]:
+    """A phase's step on all devices: the state is donated, and the key differs at every step."""
+    return jax.jit(
+        lambda state, batch, key: step(state, batch, jax.random.fold_in(key, state.step)),
+        donate_argnums=0,
+        in_shardings=(replicated(mesh), split(mesh), replicated(mesh)),
+        out_shardings=replicated(mesh),
     )

@@ -24,9 +24,7 @@ def reference(points, shape, spacing, sigma):
 
 def decoded(heatmaps, head=lambda x: x, softmax=False):
     """Maximum, sub-voxel peak, height."""
-    return decode(
-        jnp.asarray(heatmaps), head, spacing_mm=SPACING, sigma_mm=SIGMA, softmax=softmax
-    )
+    return decode(jnp.asarray(heatmaps), head, spacing_mm=SPACING, sigma_mm=SIGMA, softmax=softmax)
 
 
 def test_gaussians_are_equation_1():

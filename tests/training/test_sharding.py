@@ -1,0 +1,242 @@
+"""Sharding for real: 1, 2, 4 and 8 devices, and two processes, do what one device does.
+
+The number of devices is fixed when JAX starts, so this file is also a program: each run trains a
+few steps, predicts, and writes what came out, and the tests compare.
+"""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmark.config import Augment, Data, Experiment, Predict
+from jaxmark.methods.heatmap import HeatmapRegression
+from jaxmark.methods.method import Batch, Task
+from jaxmark.training.inference import Predictor, Volume
+from jaxmark.training.sharding import (
+    data_mesh,
+    join_processes,
+    put_batch,
+    replicated,
+    sharded_step,
+)
+
+LOSSES = ("weighted_l2", "cross_entropy")
+CROP, MARGIN, SPACING_MM, NAMES = (16, 16, 8), 2, (1.0, 1.0, 2.0), ("a", "b", "c")
+FULL = tuple(n + 2 * MARGIN for n in CROP)
+BATCH, STEPS, RATE = 8, 3, 1e-3
+# Runs that are compared with one device; each takes seconds to compile, so not all there could be.
+MANY = [(2, LOSSES[1]), (4, LOSSES[0]), (8, LOSSES[1])]
+# Where Adam's running means of the gradient and of its square are among the arrays of a run.
+MOMENT_1, MOMENT_2 = (f"optimizer['generator'][0].{name}" for name in ("mu", "nu"))
+
+
+def main(folder, losses):
+    """Trains and predicts on all devices of all processes; process 0 writes into `folder`."""
+    if "SLURM_JOB_ID" in os.environ:
+        join_processes()
+    mesh = data_mesh()
+    for loss in losses:
+        facts, arrays = run(loss, mesh)
+        if jax.process_index() == 0:
+            (folder / f"{loss}.json").write_text(json.dumps(facts))
+            np.savez(folder / loss, **arrays)
+
+
+def run(loss, mesh):
+    """What can be said of a run, and its numbers."""
+    # Every kind of random change there is: rotation, shift, contrast, brightness, noise.
+    changes = Augment(2, rotation_degrees=10, scale=0.1, contrast=0.2, brightness=0.1, noise=0.1)
+    settings = HeatmapRegression(
+        steps=STEPS, widths=(4, 8), head=8, loss=loss, sigma_mm=2.0, learning_rate=RATE
+    )
+    method = settings.build(Task(NAMES, CROP, MARGIN, SPACING_MM, changes))
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(STEPS, BATCH, *FULL, 1)).astype(np.float16)
+    points = rng.uniform(4, 8, (STEPS, BATCH, len(NAMES), 3)).astype(np.float32)
+    present = rng.random((STEPS, BATCH, len(NAMES))) < 0.8
+
+    def batch(step):
+        share = BATCH // jax.process_count()
+        mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+        local = (images[step, mine], points[step, mine], present[step, mine])
+        return Batch(*put_batch(mesh, local))
+
+    key = jax.random.key(0)
+    state = jax.jit(method.init, out_shardings=replicated(mesh))(key)
+    step = sharded_step(method.phases[0].step, mesh).lower(state, batch(0), key).compile()
+    metrics, donated = [], []
+    for i in range(STEPS):
+        before, data = state, batch(i)
+        state, values = step(state, data, key)
+        donated += [leaf.is_deleted() for leaf in jax.tree.leaves(before)]
+        metrics.append([float(values["loss"]), float(values["gradient_norm"])])
+
+    experiment = Experiment(
+        settings,
+        data=Data(crop=CROP, margin=MARGIN, spacing_mm=SPACING_MM),
+        predict=Predict(batch=BATCH),
+    )
+    arrays = {"metrics": np.array(metrics)}
+    volumes = (Volume(str(i), image[..., 0], np.eye(4)) for i, image in enumerate(images[0]))
+    found = list(Predictor(method, experiment, mesh)(state.params, volumes))
+    arrays["score"] = np.stack([result.score for result in found])
+    for decoder in ("argmax", "subvoxel"):
+        arrays[decoder] = np.stack([result.decoded_ijk[decoder] for result in found])
+    text = step.as_text()
+    facts = {
+        "devices": mesh.size,
+        "shards": sorted({shard.data.shape for shard in data.image.addressable_shards}),
+        "entry": next(line for line in text.splitlines() if line.startswith("ENTRY")),
+        "collectives": sorted(set(re.findall(r"(all-\w+|collective-\w+|reduce-\w+)\(", text))),
+        "donated": all(donated),
+        "copies_differ": [
+            jax.tree_util.keystr(path)
+            for path, leaf in jax.tree.leaves_with_path(state)
+            if any(
+                np.any(np.asarray(shard.data) != np.asarray(leaf.addressable_data(0)))
+                for shard in leaf.addressable_shards
+            )
+        ],
+    }
+    for part in ("params", "optimizer"):
+        for path, leaf in jax.tree.leaves_with_path(getattr(state, part)):
+            arrays[part + jax.tree_util.keystr(path)] = np.asarray(leaf.addressable_data(0))
+    return facts, arrays
+
+
+def start(folder, devices, losses, **environment):
+    """This file as a program on so many CPU devices."""
+    folder.mkdir(exist_ok=True)
+    result = subprocess.run(
+        [sys.executable, __file__, str(folder), *losses],
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            # Fast code is of no use here, and would take twice as long to compile.
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+            "--xla_backend_optimization_level=1",
+            **environment,
+        },
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def results(folder, losses):
+    """Loss -> facts and arrays, as `main` wrote them."""
+    return {
+        loss: (
+            json.loads((folder / f"{loss}.json").read_text()),
+            dict(np.load(folder / f"{loss}.npz")),
+        )
+        for loss in losses
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Number of devices -> loss -> facts and arrays."""
+    folder = tmp_path_factory.mktemp("runs")
+    losses = {1: LOSSES, **{n: [b for a, b in MANY if a == n] for n, _ in MANY}}
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(start, folder / str(n), n, losses[n]) for n in losses]
+    for job in jobs:
+        job.result()
+    return {n: results(folder / str(n), losses[n]) for n in losses}
+
+
+def assert_same_training(found, expected):
+    """Equal but for rounding (6e-8 in float32): sums over the batch are taken in another order.
+
+    Loss, gradient and Adam's moments are held to some of these. Adam divides the gradient by its
+    own size, so a parameter whose gradient is nothing but rounding moves as far as any, and in
+    whatever direction: the last bias, say, which shifts all voxels of a softmax. So parameters are
+    compared where gradients stand out from that, to a hundredth of the way they can have gone.
+    """
+    np.testing.assert_allclose(found["metrics"], expected["metrics"], rtol=1e-5)
+    norm = expected["metrics"][:, 1].max()
+    for name, value in expected.items():
+        if name.startswith(MOMENT_1):
+            np.testing.assert_allclose(found[name], value, atol=1e-6 * norm, err_msg=name)
+        elif name.startswith(MOMENT_2):
+            np.testing.assert_allclose(found[name], value, atol=1e-6 * norm**2, err_msg=name)
+        elif name.startswith("params"):
+            gradient = np.sqrt(expected[name.replace("params['generator']", MOMENT_2, 1)])
+            felt = gradient > 1e-5 * norm
+            np.testing.assert_allclose(
+                found[name][felt], value[felt], atol=1e-2 * STEPS * RATE, err_msg=name
+            )
+
+
+def assert_same_predictions(found, expected):
+    """The same brightest voxels, and what follows from them but for rounding."""
+    np.testing.assert_array_equal(found["argmax"], expected["argmax"])
+    np.testing.assert_allclose(found["score"], expected["score"], rtol=1e-4)
+    np.testing.assert_allclose(found["subvoxel"], expected["subvoxel"], atol=1e-3)
+
+
+@pytest.mark.parametrize(("devices", "loss"), MANY)
+def test_many_devices_train_and_predict_what_one_does(runs, devices, loss):
+    _, one = runs[1][loss]
+    facts, many = runs[devices][loss]
+    assert facts["devices"] == devices
+    # Random changes, noise in every voxel among them, are those of one device, or these differed.
+    assert_same_training(many, one)
+    assert_same_predictions(many, one)
+
+
+@pytest.mark.parametrize(("devices", "loss"), [(1, "weighted_l2"), *MANY])
+def test_each_device_computes_its_share_and_holds_the_whole_state(runs, devices, loss):
+    facts, arrays = runs[devices][loss]
+    share = [BATCH // devices, *FULL, 1]
+    assert facts["shards"] == [share]
+    assert f"f16[{','.join(map(str, share))}]" in facts["entry"]
+    # Gradients are summed; no volume or activation travels from device to device.
+    assert facts["collectives"] == (["all-reduce"] if devices > 1 else [])
+    assert facts["donated"]
+    assert facts["copies_differ"] == []
+    assert all(np.isfinite(value).all() for value in arrays.values())
+
+
+def test_two_processes_train_and_predict_what_one_does_with_two_devices(runs, tmp_path):
+    loss = "cross_entropy"
+    slurm = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "127.0.0.1",
+        "SLURM_NTASKS": "2",
+        "JAX_COORDINATOR_PORT": str(free_port()),
+    }
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [
+            pool.submit(start, tmp_path, 1, [loss], SLURM_PROCID=i, SLURM_LOCALID=i, **slurm)
+            for i in "01"
+        ]
+    for job in jobs:
+        job.result()
+    facts, arrays = results(tmp_path, [loss])[loss]
+    assert facts["devices"] == 2
+    assert facts["shards"] == [[BATCH // 2, *FULL, 1]]
+    assert facts["collectives"] == ["all-reduce"]
+    assert_same_training(arrays, runs[2][loss][1])
+    assert_same_predictions(arrays, runs[2][loss][1])
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
