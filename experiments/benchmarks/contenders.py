@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array, lax
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from experiments.benchmarks.common import Spec, Weights, example
@@ -20,6 +21,7 @@ from jaxmark.core.augmentation import centre_crop
 from jaxmark.methods.heatmap import HeatmapRegression
 from jaxmark.methods.method import Batch, Method, Metrics, Params, Phase, Prediction, State, Task
 from jaxmark.models.unet import ResidualUNet
+from jaxmark.training.sharding import sharded_init
 
 
 class ResidualBlock(nn.Module):
@@ -223,7 +225,8 @@ class JaxContender:
     def run_afresh(self) -> None:
         """One step from where the loop starts: the method's own initialisation."""
         init = METHODS[self.name](self.spec, jnp.dtype(self.spec.dtype)).init
-        self.state = jax.jit(init)(self.key)
+        mesh = Mesh(jax.devices()[:1], ("data",))
+        self.state = sharded_init(init, mesh)(self.key)
         self.run("step", 1)
 
     def outcome(self, dtype: str) -> dict[str, Any]:

@@ -240,8 +240,8 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 def to_blocks(x: Array) -> Array:
     """Blocks of 2 x 2 x 2 voxels into channels: `(B, 2X, 2Y, 2Z, C)` to `(B, X, Y, Z, 8 C)`."""
     b, nx, ny, nz, c = x.shape
-    x = x.reshape(b, nx // 2, 2, ny // 2, 2, nz // 2, 2, c)
-    return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, nx // 2, ny // 2, nz // 2, 8 * c)
+    x = _in_blocks(x).transpose(0, 1, 3, 5, 2, 4, 6, 7)
+    return x.reshape(b, nx // 2, ny // 2, nz // 2, 8 * c)
 
 
 def from_blocks(x: Array) -> Array:
@@ -266,16 +266,40 @@ def conv_transpose_2(x: Array, kernel: Array) -> Array:
     return from_blocks(matmul(x, columns))
 
 
+@jax.custom_vjp
 def max_pool_2(x: Array) -> Array:
-    """Maximum over blocks of 2 x 2 x 2; every side must be even."""
+    """Maximum over blocks of 2 x 2 x 2; every side must be even. Equals share the gradient."""
+    return _in_blocks(x).max((2, 4, 6))
+
+
+def _max_pool_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
+    y = max_pool_2(x)
+    return y, (x, y)
+
+
+def _max_pool_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array]:
+    x, y = saved
+    b, nx, ny, nz, c = y.shape
+    one = (b, nx, 1, ny, 1, nz, 1, c)
+    largest = _in_blocks(x) >= y.reshape(one)
+    # XLA may compute x once more for this, rounded otherwise, and then none equals the maximum: a
+    # block's gradient is lost, where JAX's own division by the number of equals makes it NaN.
+    share = dy / jnp.maximum(largest.sum((2, 4, 6)), 1).astype(dy.dtype)
+    return (jnp.where(largest, share.reshape(one), 0).reshape(x.shape),)
+
+
+max_pool_2.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _in_blocks(x: Array) -> Array:
+    """(B, 2X, 2Y, 2Z, C) as (B, X, 2, Y, 2, Z, 2, C)."""
     b, nx, ny, nz, c = x.shape
-    return x.reshape(b, nx // 2, 2, ny // 2, 2, nz // 2, 2, c).max((2, 4, 6))
+    return x.reshape(b, nx // 2, 2, ny // 2, 2, nz // 2, 2, c)
 
 
 def avg_pool_2(x: Array) -> Array:
     """Mean over blocks of 2 x 2 x 2; every side must be even."""
-    b, nx, ny, nz, c = x.shape
-    return x.reshape(b, nx // 2, 2, ny // 2, 2, nz // 2, 2, c).mean((2, 4, 6))
+    return _in_blocks(x).mean((2, 4, 6))
 
 
 def upsample_2(x: Array, method: str = "trilinear") -> Array:

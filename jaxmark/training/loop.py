@@ -20,7 +20,7 @@ from jaxmark.methods.method import Batch, Method
 from jaxmark.training.checkpoints import Checkpoints
 from jaxmark.training.inference import Predictor, volumes
 from jaxmark.training.records import Records
-from jaxmark.training.sharding import put_batch, replicated, sharded_step
+from jaxmark.training.sharding import put_batch, sharded_init, sharded_step
 
 
 def train(
@@ -67,7 +67,7 @@ def train(
     # A run continues from its newest checkpoint; without one it starts from the seed.
     latest = checkpoints.latest_step()
     if latest is None:
-        state = jax.jit(method.init, out_shardings=replicated(mesh))(key)
+        state = sharded_init(method.init, mesh)(key)
         start = 0
     else:
         saved = checkpoints.meta(latest)

@@ -192,3 +192,8 @@ def test_transposed_convolution_by_hand():
     out = conv.conv_transpose_2(x, kernel)[0, ..., 0]
     assert out.shape == (4, 2, 2)
     assert out[0, 1, 0] == 2 * 2 and out[3, 1, 1] == 3 * 7
+
+
+def test_equals_share_the_gradient_of_a_maximum():
+    gradient = jax.grad(lambda x: conv.max_pool_2(x).sum())(jnp.zeros((1, 2, 2, 2, 1)))
+    np.testing.assert_array_equal(gradient, np.full((1, 2, 2, 2, 1), 1 / 8))

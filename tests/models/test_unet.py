@@ -77,3 +77,18 @@ def test_coordinates_run_from_minus_one_to_one_on_their_axis():
         place = np.moveaxis(np.asarray(x[1, ..., 1 + axis]), axis, 0)
         assert (place == place[:, :1, :1]).all()
         np.testing.assert_allclose(place[:, 0, 0], np.linspace(-1, 1, len(place)), atol=1e-6)
+
+
+def test_gradients_are_finite_however_xla_rounds_on_the_way():
+    # Without optimisation XLA computes values again that JAX's maximum expects to be equal.
+    net = ResidualUNet((4, 8), 2, head=4)
+    x = jax.random.normal(jax.random.key(0), (2, 16, 16, 8, 1))
+    params = net.init(jax.random.key(1), x)
+
+    def gradient(level):
+        options = {"xla_backend_optimization_level": level}
+        function = jax.jit(jax.grad(lambda p: (net.apply(p, x) ** 2).mean()))
+        return function.lower(params).compile(compiler_options=options)(params)
+
+    for a, b in zip(*map(jax.tree.leaves, (gradient(0), gradient(3))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)

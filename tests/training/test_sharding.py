@@ -25,7 +25,7 @@ from jaxmark.training.sharding import (
     data_mesh,
     join_processes,
     put_batch,
-    replicated,
+    sharded_init,
     sharded_step,
 )
 
@@ -71,7 +71,7 @@ def run(loss, mesh):
         return Batch(*put_batch(mesh, local))
 
     key = jax.random.key(0)
-    state = jax.jit(method.init, out_shardings=replicated(mesh))(key)
+    state = sharded_init(method.init, mesh)(key)
     step = sharded_step(method.phases[0].step, mesh).lower(state, batch(0), key).compile()
     metrics, donated = [], []
     for i in range(STEPS):
