@@ -45,8 +45,13 @@ OUTPUT = np.array(
 
 # Below this many multiplications nothing takes long, and the plainer form compiles faster.
 WINOGRAD_FROM = 5e7
+# What is computed from more bytes than this goes through memory, not caches: then slab by slab.
+WHOLE_UP_TO = 2**27
+TILES_OF_A_SLAB = 4
 # Planes of fewer voxels than this are too small for a product each: one for the volume is faster.
 LOOP_FROM_ROWS = 200
+# Voxels, at most, whose columns are made at once.
+ROWS_AT_ONCE = 4096
 
 
 def conv_same(x: Array, kernel: Array) -> Array:
@@ -161,12 +166,24 @@ def _winograd(x: Array, kernel: Array) -> Array:
     """
     b, nx, ny, nz, _ = x.shape
     tiles = -(-nx // 4)
-    padded = _pad(x, (1, 4 * tiles - nx + 1))
-    planes = [padded[:, i : i + 4 * tiles - 3 : 4] for i in range(6)]
+    at_once = tiles if x.nbytes <= WHOLE_UP_TO else min(tiles, TILES_OF_A_SLAB)
+    slabs = -(-tiles // at_once)
+    padded = _pad(x, (1, 4 * at_once * slabs - nx + 1))
     taps = jnp.einsum("ij,j...->i...", TAPS.astype(kernel.dtype), kernel)
-    products = [_conv_2d(_combine(row, planes), tap) for row, tap in zip(INPUT, taps, strict=True)]
-    y = jnp.stack([_combine(row, products) for row in OUTPUT], axis=2)
-    return y.reshape(b, 4 * tiles, ny, nz, -1)[:, :nx]
+
+    def slab(first: Array | int) -> Array:
+        part = lax.dynamic_slice_in_dim(padded, first, 4 * at_once + 2, axis=1)
+        planes = [part[:, i : i + 4 * at_once - 3 : 4] for i in range(6)]
+        products = [
+            _conv_2d(_combine(row, planes), tap) for row, tap in zip(INPUT, taps, strict=True)
+        ]
+        return jnp.stack([_combine(row, products) for row in OUTPUT], axis=2)
+
+    if slabs == 1:
+        y = slab(0)
+    else:
+        y = jnp.moveaxis(lax.map(slab, 4 * at_once * jnp.arange(slabs)), 0, 1)
+    return y.reshape(b, 4 * at_once * slabs, ny, nz, -1)[:, :nx]
 
 
 def _combine(weights: np.ndarray, arrays: Sequence[Array]) -> Array:
@@ -178,7 +195,7 @@ def weight_gradient_on_cpu(x: Array, dy: Array, size: Sequence[int]) -> Array:
     """Gradient of the kernel: shifted planes of `dy` times columns of `x`, as matrix products.
 
     The shifts over X are on the side of `dy`, those over Y and Z on that of `x`, which makes both
-    factors wide. Plane by plane in a loop, for all columns together would leave the cache.
+    factors wide. Planes or parts of them in a loop: all columns together would leave the cache.
     """
     kx, ky, kz = size
     b, nx, ny, nz, c_in = x.shape
@@ -192,8 +209,9 @@ def weight_gradient_on_cpu(x: Array, dy: Array, size: Sequence[int]) -> Array:
     shifted = jnp.pad(shifted, ((0, 0), (kx // 2, kx // 2), (0, 0), (0, 0)))
 
     def columns(planes: Array) -> Array:
-        parts = [planes[..., j : j + ny, k : k + nz, :] for j in range(ky) for k in range(kz)]
-        return jnp.concatenate(parts, axis=-1).reshape(-1, ky * kz * c_in)
+        high = planes.shape[1] - ky + 1
+        taps = [planes[:, j : j + high, k : k + nz] for j in range(ky) for k in range(kz)]
+        return jnp.concatenate(taps, axis=-1).reshape(-1, ky * kz * c_in)
 
     if rows < LOOP_FROM_ROWS:
         taps = jnp.stack([shifted[:, i : i + nx] for i in range(kx)])
@@ -201,14 +219,20 @@ def weight_gradient_on_cpu(x: Array, dy: Array, size: Sequence[int]) -> Array:
         total = jnp.dot(left, columns(padded))
     else:
         flat = shifted.reshape(-1, c_out, rows)
+        fits = (n for n in range(1, ny) if ny % n == 0 and rows // n <= ROWS_AT_ONCE)
+        parts = next(fits, ny)
+        height = ny // parts
 
-        def add_plane(total: Array, plane: Array) -> tuple[Array, None]:
-            first = plane + plane // nx * (kx - 1)
-            left = lax.dynamic_slice_in_dim(flat, first, kx).reshape(kx * c_out, rows)
-            return total + jnp.dot(left, columns(padded[plane])), None
+        def add_part(total: Array, number: Array) -> tuple[Array, None]:
+            plane, part = number // parts, number % parts
+            start = plane + plane // nx * (kx - 1), 0, part * height * nz
+            left = lax.dynamic_slice(flat, start, (kx, c_out, height * nz))
+            corner = plane, part * height, 0, 0
+            right = lax.dynamic_slice(padded, corner, (1, height + ky - 1, *padded.shape[2:]))
+            return total + jnp.dot(left.reshape(kx * c_out, -1), columns(right)), None
 
         zero = jnp.zeros((kx * c_out, ky * kz * c_in), x.dtype)
-        total, _ = lax.scan(add_plane, zero, jnp.arange(b * nx))
+        total, _ = lax.scan(add_part, zero, jnp.arange(b * nx * parts))
     dk = total.reshape(kx, c_out, ky, kz, c_in)[::-1]
     return dk.transpose(0, 2, 3, 4, 1).astype(dtype)
 
