@@ -45,9 +45,6 @@ OUTPUT = np.array(
 
 # Below this many multiplications nothing takes long, and the plainer form compiles faster.
 WINOGRAD_FROM = 5e7
-# What is computed from more bytes than this goes through memory, not caches: then slab by slab.
-WHOLE_UP_TO = 2**27
-TILES_OF_A_SLAB = 4
 # Planes of fewer voxels than this are too small for a product each: one for the volume is faster.
 LOOP_FROM_ROWS = 200
 # Voxels, at most, whose columns are made at once.
@@ -166,24 +163,12 @@ def _winograd(x: Array, kernel: Array) -> Array:
     """
     b, nx, ny, nz, _ = x.shape
     tiles = -(-nx // 4)
-    at_once = tiles if x.nbytes <= WHOLE_UP_TO else min(tiles, TILES_OF_A_SLAB)
-    slabs = -(-tiles // at_once)
-    padded = _pad(x, (1, 4 * at_once * slabs - nx + 1))
+    padded = _pad(x, (1, 4 * tiles - nx + 1))
+    planes = [padded[:, i : i + 4 * tiles - 3 : 4] for i in range(6)]
     taps = jnp.einsum("ij,j...->i...", TAPS.astype(kernel.dtype), kernel)
-
-    def slab(first: Array | int) -> Array:
-        part = lax.dynamic_slice_in_dim(padded, first, 4 * at_once + 2, axis=1)
-        planes = [part[:, i : i + 4 * at_once - 3 : 4] for i in range(6)]
-        products = [
-            _conv_2d(_combine(row, planes), tap) for row, tap in zip(INPUT, taps, strict=True)
-        ]
-        return jnp.stack([_combine(row, products) for row in OUTPUT], axis=2)
-
-    if slabs == 1:
-        y = slab(0)
-    else:
-        y = jnp.moveaxis(lax.map(slab, 4 * at_once * jnp.arange(slabs)), 0, 1)
-    return y.reshape(b, 4 * at_once * slabs, ny, nz, -1)[:, :nx]
+    products = [_conv_2d(_combine(row, planes), tap) for row, tap in zip(INPUT, taps, strict=True)]
+    y = jnp.stack([_combine(row, products) for row in OUTPUT], axis=2)
+    return y.reshape(b, 4 * tiles, ny, nz, -1)[:, :nx]
 
 
 def _combine(weights: np.ndarray, arrays: Sequence[Array]) -> Array:
