@@ -3,17 +3,8 @@
 XLA's 3-D convolution on a CPU reaches a tenth of what its 2-D convolution and its matrix product
 reach, and a transposed convolution (dilated on the left) is slower still, on GPUs as well. The
 functions here equal the textbook definitions; how they compute is chosen at trace time by platform,
-shape and pass. Measured on 2 cores with AVX-512, jax 0.10.2, float32, huge pages, ms, 3^3 kernels:
-
-| volume, channels       | pass   | lax 3-D | (a) | (b) | (c) | PyTorch |
-|---|---|---|---|---|---|---|
-| 96 x 80 x 48, 1 -> 16  | value  | 89 | 9  | 18  | 17  | 13  |
-| 96 x 80 x 48, 16 -> 16 | value  | -  | 46 | 30  | 24  | 15  |
-| 48 x 40 x 24, 32 -> 32 | value  | 79 | 14 | 9.2 | 5.8 | 5.5 |
-| 24 x 20 x 12, 64 -> 64 | value  | 28 | 7  | 4.7 | 3.2 | 2.5 |
-
-(a) one 2-D convolution whose input channels hold the neighbouring planes, (b) one whose output
-channels do, (c) Winograd's F(4, 3) along X.
+shape and pass. BUILD_NOTES.md has the times of all forms that were tried, and
+`experiments/benchmarks/convolutions.py` measures them again.
 
 Arrays are `(B, X, Y, Z, C)`; kernels `(kx, ky, kz, C_in, C_out)`.
 """
@@ -104,11 +95,11 @@ def conv_on_cpu(x: Array, kernel: Array) -> Array:
     dtype = x.dtype
     x, kernel = _at_least_float32(x), _at_least_float32(kernel)
     if c_in < 8:
-        y = _planes_as_inputs(x, kernel)
+        y = planes_as_inputs(x, kernel)
     elif kx == 3 and x.size * kernel.size / c_in >= WINOGRAD_FROM:
-        y = _winograd(x, kernel)
+        y = winograd(x, kernel)
     else:
-        y = _planes_as_outputs(x, kernel)
+        y = planes_as_outputs(x, kernel)
     return y.astype(dtype)
 
 
@@ -120,7 +111,7 @@ def _pad(x: Array, x_pad: tuple[int, int], y_pad: int = 0, z_pad: int = 0) -> Ar
     return jnp.pad(x, ((0, 0), x_pad, (y_pad, y_pad), (z_pad, z_pad), (0, 0)))
 
 
-def _conv_2d(x: Array, kernel: Array) -> Array:
+def conv_2d(x: Array, kernel: Array) -> Array:
     """Same-padded 2-D convolution of every plane: `(B, X, Y, Z, C_in)`, `(ky, kz, C_in, C_out)`.
 
     One row more than asked for is computed and cut off. XLA gives a convolution to YNNPACK unless
@@ -139,24 +130,24 @@ def _conv_2d(x: Array, kernel: Array) -> Array:
     return y.reshape(b, nx, ny + extra, nz, c_out)[:, :, extra:]
 
 
-def _planes_as_inputs(x: Array, kernel: Array) -> Array:
+def planes_as_inputs(x: Array, kernel: Array) -> Array:
     """One 2-D convolution whose input channels hold the kx planes around each plane."""
     kx, ky, kz, c_in, c_out = kernel.shape
     padded = _pad(x, (kx // 2, kx // 2))
     planes = jnp.concatenate([padded[:, i : i + x.shape[1]] for i in range(kx)], axis=-1)
-    return _conv_2d(planes, kernel.transpose(1, 2, 0, 3, 4).reshape(ky, kz, kx * c_in, c_out))
+    return conv_2d(planes, kernel.transpose(1, 2, 0, 3, 4).reshape(ky, kz, kx * c_in, c_out))
 
 
-def _planes_as_outputs(x: Array, kernel: Array) -> Array:
+def planes_as_outputs(x: Array, kernel: Array) -> Array:
     """One 2-D convolution whose output channels hold what each plane gives to the kx around it."""
     kx, ky, kz, c_in, c_out = kernel.shape
-    given = _conv_2d(x, kernel.transpose(1, 2, 3, 0, 4).reshape(ky, kz, c_in, kx * c_out))
+    given = conv_2d(x, kernel.transpose(1, 2, 3, 0, 4).reshape(ky, kz, c_in, kx * c_out))
     given = _pad(given, (kx // 2, kx // 2))
     parts = [given[:, i : i + x.shape[1], ..., i * c_out : (i + 1) * c_out] for i in range(kx)]
     return functools.reduce(jnp.add, parts)
 
 
-def _winograd(x: Array, kernel: Array) -> Array:
+def winograd(x: Array, kernel: Array) -> Array:
     """Six 2-D convolutions of sums of planes make four planes, where the definition takes twelve.
 
     In float32 it loses about two bits against the definition.
@@ -166,12 +157,12 @@ def _winograd(x: Array, kernel: Array) -> Array:
     padded = _pad(x, (1, 4 * tiles - nx + 1))
     planes = [padded[:, i : i + 4 * tiles - 3 : 4] for i in range(6)]
     taps = jnp.einsum("ij,j...->i...", TAPS.astype(kernel.dtype), kernel)
-    products = [_conv_2d(_combine(row, planes), tap) for row, tap in zip(INPUT, taps, strict=True)]
-    y = jnp.stack([_combine(row, products) for row in OUTPUT], axis=2)
+    products = [conv_2d(combine(row, planes), tap) for row, tap in zip(INPUT, taps, strict=True)]
+    y = jnp.stack([combine(row, products) for row in OUTPUT], axis=2)
     return y.reshape(b, 4 * tiles, ny, nz, -1)[:, :nx]
 
 
-def _combine(weights: np.ndarray, arrays: Sequence[Array]) -> Array:
+def combine(weights: np.ndarray, arrays: Sequence[Array]) -> Array:
     terms = [a if w == 1 else float(w) * a for w, a in zip(weights, arrays, strict=True) if w]
     return functools.reduce(jnp.add, terms)
 
