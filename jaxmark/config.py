@@ -25,12 +25,20 @@ class Data:
     root: str = ""
     # Frame of landmark files that don't state theirs: "LPS", "RAS" or "" (then they must).
     frame: str = ""
+    # Landmarks of another cohort, for methods that learn from them: a table (CSV), or a folder of
+    # landmark files. Empty: `unpaired.csv` in `root`, if it is there.
+    unpaired: str = ""
+    # How they come into the prepared volumes: "none" (their frame is the common one already), or a
+    # "rigid" or "similarity" fit of each set to the landmarks of a training case.
+    unpaired_align: str = "none"
     # Landmark names in order; empty: taken from the files, which must then all have the same ones.
     landmarks: tuple[str, ...] = ()
     # Used where the folder has no `splits.json`.
     val_fraction: float = 0.15
     test_fraction: float = 0.15
     split_seed: int = 0
+    # Share of the training split that is used, for learning curves: less is a subset of more.
+    train_fraction: float = 1.0
     # How scans are brought together: "none" (world frames agree already), "center" (centres of
     # mass), "rigid", "similarity" or "affine" (intensity registration to `template`).
     register: str = "none"
@@ -211,6 +219,7 @@ def validate(experiment: Experiment) -> Experiment:
             raise InputError(f"config.{name}", f"{value} is not a number of at least {least}")
     choices = {
         "data.frame": (data.frame, ("", "LPS", "RAS")),
+        "data.unpaired_align": (data.unpaired_align, ("none", "rigid", "similarity")),
         "data.register": (data.register, ("none", "center", "rigid", "similarity", "affine")),
         "predict.decoder": (experiment.predict.decoder, ("argmax", "subvoxel")),
         "predict.checkpoint": (experiment.predict.checkpoint, ("best", "last")),
@@ -230,6 +239,10 @@ def validate(experiment: Experiment) -> Experiment:
         raise InputError("config.data.intensity_percentiles", f"{low}, {high} is not a rising pair")
     if data.val_fraction + data.test_fraction >= 1:
         raise InputError("config.data.val_fraction", "with test_fraction leaves no training cases")
+    if not 0 < data.train_fraction <= 1:
+        raise InputError(
+            "config.data.train_fraction", f"{data.train_fraction} is not above 0 and at most 1"
+        )
     if augment.translation_voxels > data.margin:
         raise InputError(
             "config.augment.translation_voxels",

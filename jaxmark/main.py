@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -26,7 +27,8 @@ from jaxmark.data.cases import PreparedCase
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.phantom.cohort import RECIPE_VERSION, write_cohort
 from jaxmark.data.prepare import Prepared, cache_folder, digest, prepare, save_frame
-from jaxmark.methods.method import Method, Task
+from jaxmark.data.unpaired import place_unpaired, read_unpaired
+from jaxmark.methods.method import LandmarkSets, Method, Task
 from jaxmark.results import evaluate, predict, report
 from jaxmark.training.inference import Predictor, volumes
 from jaxmark.training.loop import train
@@ -197,8 +199,8 @@ def run(
         return write_phantom(experiment, output)
     check_workdir(workdir, experiment)
     todo = STAGES if mode == "run" else (mode,)
-    prepared = prepare_experiment(experiment, workdir)
-    method = build(experiment, prepared.landmarks)
+    prepared, unpaired = prepare_experiment(experiment, workdir)
+    method = build(experiment, prepared.landmarks, unpaired)
     if "train" in todo:
         train(
             method,
@@ -272,8 +274,13 @@ def check_workdir(workdir: Path, experiment: Experiment) -> None:
         check_same(read_json(path), experiment, path)
 
 
-def prepare_experiment(experiment: Experiment, workdir: Path) -> Prepared:
-    """The cohort, own or phantom, prepared; writes config and frame into the work dir."""
+def prepare_experiment(
+    experiment: Experiment, workdir: Path
+) -> tuple[Prepared, LandmarkSets | None]:
+    """The cohort, own or phantom, prepared, and the unpaired one for methods that learn from it.
+
+    Writes config and frame into the work dir.
+    """
     data = experiment.data
     if not data.root:
         if experiment.phantom is None:
@@ -283,6 +290,8 @@ def prepare_experiment(experiment: Experiment, workdir: Path) -> Prepared:
         write_cohort(root, experiment.phantom, data.workers)
         data = dataclasses.replace(data, root=str(root), landmarks=COW19.landmarks)
     cohort = read_cohort(data)
+    # Read before anything is prepared: a mistake in it should show at once.
+    sets = read_unpaired(data, cohort.names) if experiment.method.needs_unpaired else None
     begin = time.monotonic()
     prepared = prepare(cohort, data)
     sizes = ", ".join(f"{len(cases)} {split}" for split, cases in prepared.splits.items())
@@ -292,12 +301,37 @@ def prepare_experiment(experiment: Experiment, workdir: Path) -> Prepared:
     )
     for line in prepared.warnings():
         say(f"warning: {line}")
+    unpaired = None
+    if sets is not None:
+        path, by_case = sets
+        unpaired = place(by_case, prepared, data.unpaired_align, path)
     write_json(workdir / "config.json", {"schema_version": 1, **to_json(experiment)})
     save_frame(prepared.frame, prepared.landmarks, workdir / "preparation")
-    return prepared
+    return prepared, unpaired
 
 
-def build(experiment: Experiment, landmarks: tuple[str, ...]) -> Method:
+def place(sets: dict[str, np.ndarray], prepared: Prepared, align: str, path: Path) -> LandmarkSets:
+    """Landmarks without scans as methods take them; says how many there are."""
+    ijk = place_unpaired(sets, prepared.split("train"), prepared.frame, align, path)
+    present = np.isfinite(ijk).all(-1)
+    given = sum(int(np.isfinite(points).all(-1).sum()) for points in sets.values())
+    outside = given - int(present.sum())
+    say(
+        f"landmarks of {len(sets)} people without scans, {path}: {present.sum()} points"
+        + (f"; {outside} more lie outside of the prepared volume and are left out" * bool(outside))
+    )
+    if not present.any():
+        raise InputError(
+            path,
+            "no landmark lies in the prepared volume; are the sets in another frame? "
+            "--config.data.unpaired_align=rigid",
+        )
+    return LandmarkSets(np.nan_to_num(ijk).astype(np.float32), present)
+
+
+def build(
+    experiment: Experiment, landmarks: tuple[str, ...], unpaired: LandmarkSets | None = None
+) -> Method:
     """The method of an experiment; bfloat16 arithmetic where there is an accelerator."""
     on_cpu = jax.devices()[0].platform == "cpu"
     data = experiment.data
@@ -308,6 +342,7 @@ def build(experiment: Experiment, landmarks: tuple[str, ...]) -> Method:
         spacing_mm=data.spacing_mm,
         augment=experiment.augment,
         dtype=jnp.float32 if on_cpu else jnp.bfloat16,
+        unpaired=unpaired,
     )
     return experiment.method.build(task)
 

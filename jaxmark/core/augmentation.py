@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax import Array
 from jax.scipy.ndimage import map_coordinates
 
@@ -15,20 +16,6 @@ def centre_crop(image: Array, margin: int) -> Array:
     """The crop `(B, X, Y, Z, C)` without its margin."""
     inner = slice(margin, -margin or None)
     return image[:, inner, inner, inner]
-
-
-def translate(
-    key: Array, image: Array, landmarks_ijk: Array, *, margin: int, voxels: int
-) -> tuple[Array, Array]:
-    """Crop at a random whole-voxel offset of up to `voxels` (<= margin) an axis, per volume."""
-    b = image.shape[0]
-    crop = tuple(n - 2 * margin for n in image.shape[1:4])
-    offset = margin + jax.random.randint(key, (b, 3), -voxels, voxels + 1)
-
-    def one(volume: Array, start: Array) -> Array:
-        return jax.lax.dynamic_slice(volume, (*start, 0), (*crop, volume.shape[-1]))
-
-    return jax.vmap(one)(image, offset), landmarks_ijk - offset[:, None].astype(jnp.float32)
 
 
 def random_affines(key: Array, batch: int, *, degrees: float, scale: float) -> Array:
@@ -49,46 +36,83 @@ def random_affines(key: Array, batch: int, *, degrees: float, scale: float) -> A
     return rotation * factor
 
 
-def warp(
-    image: Array,
-    landmarks_ijk: Array,
-    affine: Array,
-    offset: Array,
-    *,
-    margin: int,
-    spacing_mm: Sequence[float],
-) -> tuple[Array, Array]:
-    """Turn and scale volumes about the crop's centre, shift them, and crop: trilinear sampling.
+@struct.dataclass
+class View:
+    """Where a crop is taken from a volume with a margin, for each volume of a batch."""
 
-    Args:
-      image: (B, X + 2 margin, Y + 2 margin, Z + 2 margin, C).
-      landmarks_ijk: (B, K, 3) in voxels of `image`.
-      affine: (B, 3, 3), from output to input, in millimetre axes.
-      offset: (B, 3), from output to input, in voxels.
+    # (B, 3, 3) from the crop to the volume, in millimetre axes, about the crop's centre. None: no
+    # turning, and `offset` is whole voxels.
+    affine: Array | None
+    offset: Array  # (B, 3) voxels from the crop to the volume, 0 for its centre
 
-    Returns:
-      Volumes (B, X, Y, Z, C), and landmarks in their voxels.
-    """
-    crop = tuple(n - 2 * margin for n in image.shape[1:4])
-    spacing = jnp.asarray(spacing_mm, jnp.float32)
-    # The same map in voxels: out of voxels into mm, through the affine, back into voxels.
-    linear = affine * spacing[None, None, :] / spacing[None, :, None]
-    centre = jnp.asarray([(n - 1) / 2 for n in crop], jnp.float32)
-    grid = jnp.stack(
-        jnp.meshgrid(*(jnp.arange(n) - c for n, c in zip(crop, centre, strict=True)), indexing="ij")
+
+def random_view(
+    key: Array, batch: int, *, translation_voxels: int, rotation_degrees: float, scale: float
+) -> View:
+    """Uniform translations of up to so many voxels an axis, rotations and scales."""
+    k_move, k_turn = jax.random.split(key)
+    if not (rotation_degrees or scale):
+        whole = jax.random.randint(k_move, (batch, 3), -translation_voxels, translation_voxels + 1)
+        return View(affine=None, offset=whole)
+    return View(
+        affine=random_affines(k_turn, batch, degrees=rotation_degrees, scale=scale),
+        offset=jax.random.uniform(
+            k_move, (batch, 3), minval=-translation_voxels, maxval=translation_voxels
+        ),
     )
 
-    def one(volume: Array, points: Array, m: Array, t: Array) -> tuple[Array, Array]:
-        source = jnp.einsum("ij,jxyz->ixyz", m, grid) + (centre + margin + t)[:, None, None, None]
+
+def view_points(
+    landmarks_ijk: Array,
+    view: View,
+    *,
+    crop: Sequence[int],
+    margin: int,
+    spacing_mm: Sequence[float],
+) -> Array:
+    """Landmarks (B, K, 3) in voxels of a volume with its margin -> in voxels of the view's crop."""
+    moved = landmarks_ijk - margin - view.offset[:, None].astype(jnp.float32)
+    if view.affine is None:
+        return moved
+    centre = _centre(crop)
+    back = jnp.linalg.inv(_in_voxels(view.affine, spacing_mm))
+    return jnp.einsum("bij,bkj->bki", back, moved - centre) + centre
+
+
+def view_image(image: Array, view: View, *, margin: int, spacing_mm: Sequence[float]) -> Array:
+    """The view's crop (B, X, Y, Z, C) of volumes with a margin; trilinear where it is turned."""
+    crop = tuple(n - 2 * margin for n in image.shape[1:4])
+
+    def cut(volume: Array, offset: Array) -> Array:
+        return jax.lax.dynamic_slice(volume, (*(margin + offset), 0), (*crop, volume.shape[-1]))
+
+    if view.affine is None:
+        return jax.vmap(cut)(image, view.offset)
+    centre = _centre(crop)
+    axes = (jnp.arange(n) - c for n, c in zip(crop, centre, strict=True))
+    grid = jnp.stack(jnp.meshgrid(*axes, indexing="ij"))
+
+    def turn(volume: Array, matrix: Array, offset: Array) -> Array:
+        start = (centre + margin + offset)[:, None, None, None]
+        source = jnp.einsum("ij,jxyz->ixyz", matrix, grid) + start
         sample = jax.vmap(
             lambda channel: map_coordinates(channel, list(source), order=1, mode="nearest"),
             in_axes=-1,
             out_axes=-1,
         )
-        moved = jnp.einsum("ij,kj->ki", jnp.linalg.inv(m), points - centre - margin - t) + centre
-        return sample(volume), moved
+        return sample(volume)
 
-    return jax.vmap(one)(image, landmarks_ijk, linear, offset)
+    return jax.vmap(turn)(image, _in_voxels(view.affine, spacing_mm), view.offset)
+
+
+def _in_voxels(affine: Array, spacing_mm: Sequence[float]) -> Array:
+    """Matrices in millimetre axes as the same maps in voxels."""
+    spacing = jnp.asarray(spacing_mm, jnp.float32)
+    return affine * spacing[None, None, :] / spacing[None, :, None]
+
+
+def _centre(crop: Sequence[int]) -> Array:
+    return jnp.asarray([(n - 1) / 2 for n in crop], jnp.float32)
 
 
 def augment(
@@ -110,20 +134,19 @@ def augment(
     Returns volumes (B, X, Y, Z, C) in float32 and landmarks (B, K, 3) in their voxels.
     """
     b = image.shape[0]
-    k_move, k_turn, k_contrast, k_brightness, k_noise = jax.random.split(key, 5)
-    image = image.astype(jnp.float32)
-    if rotation_degrees or scale:
-        affine = random_affines(k_turn, b, degrees=rotation_degrees, scale=scale)
-        offset = jax.random.uniform(
-            k_move, (b, 3), minval=-translation_voxels, maxval=translation_voxels
-        )
-        image, landmarks_ijk = warp(
-            image, landmarks_ijk, affine, offset, margin=margin, spacing_mm=spacing_mm
-        )
-    else:
-        image, landmarks_ijk = translate(
-            k_move, image, landmarks_ijk, margin=margin, voxels=translation_voxels
-        )
+    k_view, k_contrast, k_brightness, k_noise = jax.random.split(key, 4)
+    view = random_view(
+        k_view,
+        b,
+        translation_voxels=translation_voxels,
+        rotation_degrees=rotation_degrees,
+        scale=scale,
+    )
+    crop = tuple(n - 2 * margin for n in image.shape[1:4])
+    landmarks_ijk = view_points(
+        landmarks_ijk, view, crop=crop, margin=margin, spacing_mm=spacing_mm
+    )
+    image = view_image(image.astype(jnp.float32), view, margin=margin, spacing_mm=spacing_mm)
     shape = (b, 1, 1, 1, 1)
     if contrast:
         image = image * jax.random.uniform(

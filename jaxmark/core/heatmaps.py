@@ -36,6 +36,11 @@ def gaussians(
     return x[:, :, None, None] * y[:, None, :, None] * z[:, None, None, :]
 
 
+def gaussian_sum(spacing_mm: Sequence[float], sigma_mm: float) -> float:
+    """The sum over all voxels of a Gaussian of height 1."""
+    return (2 * math.pi) ** 1.5 * sigma_mm**3 / math.prod(spacing_mm)
+
+
 def decode(
     features: Array,
     head: Head,
@@ -60,8 +65,7 @@ def decode(
     if softmax:
         # The mean shift asks for no scale: relative to the maximum nothing over- or underflows.
         window = jnp.exp(window - score[..., None, None, None])
-        peak_of_sum_1 = math.prod(spacing_mm) / ((2 * math.pi) ** 1.5 * sigma_mm**3)
-        score = jnp.exp(score - logsumexp(log_sums, axis=0)) / peak_of_sum_1
+        score = jnp.exp(score - logsumexp(log_sums, axis=0)) * gaussian_sum(spacing_mm, sigma_mm)
     return argmax, mean_shift(window, start, argmax, spacing_mm, sigma_mm), score
 
 

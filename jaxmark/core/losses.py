@@ -81,6 +81,29 @@ def heatmap_cross_entropy(
     return _masked_mean(logsumexp(log_sums, axis=0) - expected, present & inside)
 
 
+def adversarial_loss(fake_logits: Array) -> Array:
+    """What the generator pays where the discriminator is not deceived (Tan et al. 2023, Eq. 3).
+
+    -log D(G(I)) with D the sigmoid of the logits, which is softplus(-logits): no rounding to
+    log(0), and a gradient where the discriminator is sure. Mean over the logits.
+    """
+    return jax.nn.softplus(-fake_logits).mean()
+
+
+def discriminator_loss(
+    real_logits: Array, fake_logits: Array, *, label_smoothing: float = 0.0
+) -> Array:
+    """-log D(H) - log(1 - D(G(I))), each term's mean over its logits (Tan et al. 2023, Eq. 4).
+
+    With `label_smoothing` s, real is to be called 1 - s instead of 1 (Salimans et al., NIPS 2016:
+    on the real side only); the paper: 0.
+    """
+    sure = jax.nn.softplus(-real_logits).mean()
+    unsure = jax.nn.softplus(real_logits).mean()
+    real = (1 - label_smoothing) * sure + label_smoothing * unsure
+    return real + jax.nn.softplus(fake_logits).mean()
+
+
 def _over_slabs(
     sums: Callable[[Array, Array], Any], prediction: Array, landmarks_ijk: Array, head: Head | None
 ) -> Any:

@@ -15,18 +15,19 @@ Head = Callable[[Array], Array]
 SLAB_VOXELS_CPU, SLAB_VOXELS = 2**15, 2**19
 
 
-def map_slabs(function: Callable[[Array, Array], Any], volume: Array) -> Any:
+def map_slabs(function: Callable[[Array, Array], Any], volume: Array, *, multiple: int = 1) -> Any:
     """`function(slab, first)` of slabs of equal thickness along X, one after another.
 
     Args:
       function: takes (B, n, Y, Z, C) and the number of its first plane, returns arrays.
       volume: (B, X, Y, Z, C).
+      multiple: slabs have a multiple of so many planes, and so must X.
 
     Returns:
       What `function` returned, with a new first axis over the slabs. Its gradient computes each
       slab anew: between the passes only `volume` is kept.
     """
-    planes = slab_planes(volume.shape[1:4])
+    planes = slab_planes(volume.shape[1:4], multiple)
     slabs = volume.shape[1] // planes
     again = jax.checkpoint(function)
     if slabs == 1:
@@ -35,8 +36,9 @@ def map_slabs(function: Callable[[Array, Array], Any], volume: Array) -> Any:
     return lax.map(lambda args: again(*args), (split, planes * jnp.arange(slabs)))
 
 
-def slab_planes(shape: tuple[int, ...]) -> int:
+def slab_planes(shape: tuple[int, ...], multiple: int = 1) -> int:
     """Planes along X of a slab: the most that divide X evenly and hold no more than they should."""
     most = SLAB_VOXELS_CPU if jax.default_backend() == "cpu" else SLAB_VOXELS
-    fits = max(1, most // (shape[1] * shape[2]))
-    return max(n for n in range(1, shape[0] + 1) if shape[0] % n == 0 and n <= fits)
+    fits = max(multiple, most // (shape[1] * shape[2]))
+    sizes = range(multiple, shape[0] + 1, multiple)
+    return max(n for n in sizes if shape[0] % n == 0 and n <= fits)

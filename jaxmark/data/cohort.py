@@ -4,16 +4,19 @@
 root/images/<case>.nii.gz            or another format of `scans`, or a folder of DICOM slices
 root/landmarks/<case>.mrk.json       or .fcsv or .csv; or all cases in one root/landmarks.csv
 root/splits.json                     {"train": ["case", ...], "val": [...], "test": [...]}; optional
+root/unpaired.csv                    landmarks of people without scans; optional, see `unpaired`
 ```
 """
 
 import difflib
 import hashlib
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,7 +61,9 @@ class Cohort:
     splits: dict[str, tuple[str, ...]]
 
 
-class _Labels(NamedTuple):
+class Labels(NamedTuple):
+    """Landmarks of one case, and where they were read."""
+
     file: Path
     landmarks: Landmarks
 
@@ -90,6 +95,9 @@ def read_cohort(data: Data) -> Cohort:
     cases = {case: _case(case, scans[case], labels.get(case), names) for case in scans}
     splits_file = root / "splits.json"
     splits = _read_splits(splits_file, cases) if splits_file.exists() else _draw_splits(data, cases)
+    keep = math.ceil(data.train_fraction * len(splits["train"]))
+    kept = set(sorted(splits["train"], key=partial(_drawn, data.split_seed))[:keep])
+    splits["train"] = tuple(case for case in splits["train"] if case in kept)
     return Cohort(names, cases, splits)
 
 
@@ -130,17 +138,22 @@ def _is_inside(xyz: np.ndarray, scan: Scan) -> bool:
     return bool(np.all((ijk >= -edge) & (ijk <= np.array(scan.voxels.shape) - 1 + edge)))
 
 
-def _read_labels(root: Path, frame: str) -> dict[str, _Labels]:
+def _read_labels(root: Path, frame: str) -> dict[str, Labels]:
     """Case -> its landmark file and landmarks."""
     folder, table = root / "landmarks", root / "landmarks.csv"
     if folder.exists() and table.exists():
         raise InputError(root, "has both landmarks/ and landmarks.csv; keep one")
     if table.exists():
-        return {case: _Labels(table, given) for case, given in read_table(table, frame).items()}
-    if not folder.is_dir():
-        return {}
+        return read_labels(table, frame)
+    return read_labels(folder, frame) if folder.is_dir() else {}
+
+
+def read_labels(path: Path, frame: str) -> dict[str, Labels]:
+    """Case -> its landmark file and landmarks: of a table of all cases, or a folder of files."""
+    if not path.is_dir():
+        return {case: Labels(path, given) for case, given in read_table(path, frame).items()}
     files: dict[str, Path] = {}
-    for file in sorted(folder.iterdir()):
+    for file in sorted(path.iterdir()):
         known = (e for e in landmark_files.EXTENSIONS if file.name.lower().endswith(e))
         extension = next(known, "")
         if file.name.startswith(".") or not extension:
@@ -149,25 +162,30 @@ def _read_labels(root: Path, frame: str) -> dict[str, _Labels]:
         if case in files:
             raise InputError(file, f"case {case!r} has a second file, {files[case].name}")
         files[case] = file
-    return {case: _Labels(file, read_landmarks(file, frame)) for case, file in files.items()}
+    return {case: Labels(file, read_landmarks(file, frame)) for case, file in files.items()}
 
 
-def _chosen_names(names: tuple[str, ...], labels: dict[str, _Labels]) -> tuple[str, ...]:
+def _chosen_names(names: tuple[str, ...], labels: dict[str, Labels]) -> tuple[str, ...]:
     for name, count in Counter(names).items():
         if count > 1:
             raise InputError("config.data.landmarks", f"names {name!r} {count} times")
     for case, (file, given) in labels.items():
         for name in given:
-            if name not in names:
-                raise InputError(
-                    file,
-                    f"case {case!r}: landmark {name!r} is not in config.data.landmarks"
-                    f"{_nearest(name, names)}",
-                )
+            check_name(name, names, file, case)
     return tuple(names)
 
 
-def _common_names(root: Path, labels: dict[str, _Labels]) -> tuple[str, ...]:
+def check_name(name: str, names: Sequence[str], file: Path, case: str) -> None:
+    """InputError where a landmark of a file is none of the cohort's."""
+    if name not in names:
+        raise InputError(
+            file,
+            f"case {case!r}: landmark {name!r} is not in config.data.landmarks"
+            f"{_nearest(name, names)}",
+        )
+
+
+def _common_names(root: Path, labels: dict[str, Labels]) -> tuple[str, ...]:
     if not labels:
         raise InputError(root, "has no landmarks, neither in landmarks/ nor in landmarks.csv")
     first, *others = sorted(labels, key=_natural)
@@ -190,7 +208,7 @@ def _common_names(root: Path, labels: dict[str, _Labels]) -> tuple[str, ...]:
     return tuple(sorted(names, key=int) if all(map(str.isdecimal, names)) else names)
 
 
-def _case(name: str, scan: Path, labels: _Labels | None, names: tuple[str, ...]) -> CaseSource:
+def _case(name: str, scan: Path, labels: Labels | None, names: tuple[str, ...]) -> CaseSource:
     given = labels.landmarks if labels else {}
     positions = [given.get(landmark) for landmark in names]
     landmarks_mm = np.array([np.full(3, np.nan) if xyz is None else xyz for xyz in positions])
@@ -241,17 +259,18 @@ def _draw_splits(data: Data, cases: dict[str, CaseSource]) -> dict[str, tuple[st
     if not labelled:
         raise InputError("config.data.root", f"no case of {data.root} has landmarks")
 
-    def drawn(name: str) -> bytes:
-        # Unlike a shuffle, the same for any order of files and any version of a library.
-        return hashlib.sha256(f"{data.split_seed}/{name}".encode()).digest()
-
-    order = sorted(labelled, key=drawn)
+    order = sorted(labelled, key=partial(_drawn, data.split_seed))
     val = max(round(data.val_fraction * len(order)), int(len(order) >= 3))
     # Rounding up twice must not leave training without a case.
     val = min(val, len(order) - 1)
     test = min(round(data.test_fraction * len(order)), len(order) - 1 - val)
     parts = {"val": order[:val], "test": order[val : val + test], "train": order[val + test :]}
     return {split: tuple(sorted(parts[split], key=_natural)) for split in SPLITS}
+
+
+def _drawn(seed: int, name: str) -> bytes:
+    """Sorts names at random; unlike a shuffle, the same for any order of files."""
+    return hashlib.sha256(f"{seed}/{name}".encode()).digest()
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

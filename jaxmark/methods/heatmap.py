@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.scipy.special import logsumexp
 
 from jaxmark.core.augmentation import augment
 from jaxmark.core.errors import InputError
-from jaxmark.core.heatmaps import decode
+from jaxmark.core.heatmaps import decode, gaussian_sum
 from jaxmark.core.losses import heatmap_cross_entropy, weighted_heatmap_loss
-from jaxmark.core.slabs import Head
+from jaxmark.core.slabs import Head, map_slabs
 from jaxmark.methods.method import Batch, Method, Metrics, Params, Phase, Prediction, State, Task
 from jaxmark.models.blocks import append_coordinates
 from jaxmark.models.unet import ResidualUNet
@@ -42,75 +43,132 @@ class HeatmapRegression:
     # Share of the steps over which the rate falls to zero along a cosine at the end; the paper: 0.
     decay: float = 0.0
 
+    @property
+    def needs_unpaired(self) -> bool:
+        """See `Settings`."""
+        return False
+
     def build(self, task: Task) -> Method:
         """The method for volumes of `task.crop`, whose sides 2^(levels - 1) must divide."""
         check(self, task)
-        net = ResidualUNet(
-            self.widths, len(task.landmarks), self.head, dtype=task.dtype, remat=self.remat
-        )
+        generator = Generator(self, task)
         optimizer = optax.adam(learning_rate(self.learning_rate, self.steps, self.decay))
-        spacing_mm, sigma_mm = task.spacing_mm, self.sigma_mm
-        heatmap_loss: Callable[..., Array] = heatmap_cross_entropy
-        if self.loss == "weighted_l2":
-            heatmap_loss = functools.partial(weighted_heatmap_loss, alpha=self.alpha)
-
-        def features(params: Params, image: Array) -> Array:
-            image = append_coordinates(image) if self.coordinates else image
-            return jnp.asarray(net.apply(params, image, method="features"))
-
-        def head(params: Params) -> Head:
-            return lambda x: jnp.asarray(net.apply(params, x, method="heatmaps"))
 
         def init(key: Array) -> State:
-            channels = 4 if self.coordinates else 1
-            params = net.init(key, jnp.zeros((1, *task.crop, channels)))
+            params = generator.init(key)
             return State(
                 step=jnp.zeros((), jnp.int32),
                 params={"generator": params},
                 optimizer={"generator": optimizer.init(params)},
             )
 
-        def loss(params: Params, image: Array, landmarks_ijk: Array, present: Array) -> Array:
-            return heatmap_loss(
-                features(params, image),
-                landmarks_ijk,
-                present,
-                spacing_mm=spacing_mm,
-                sigma_mm=sigma_mm,
-                head=head(params),
-            )
+        step = pretraining_step(generator, optimizer)
+        return Method(
+            init=init,
+            phases=(Phase("pretrain", self.steps, step),),
+            predict=lambda params, image: generator.predict(params["generator"], image),
+        )
 
-        def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
-            image, landmarks_ijk = augment(
-                key,
-                batch.image,
-                batch.landmarks_ijk,
-                margin=task.margin,
-                spacing_mm=task.spacing_mm,
-                **dataclasses.asdict(task.augment),
-            )
-            params, opt_state = state.params["generator"], state.optimizer["generator"]
-            value, gradient = jax.value_and_grad(loss)(params, image, landmarks_ijk, batch.present)
-            update, opt_state = optimizer.update(gradient, opt_state, params)
-            new = State(
-                step=state.step + 1,
-                params={"generator": optax.apply_updates(params, update)},
-                optimizer={"generator": opt_state},
-            )
-            return new, {"loss": value, "gradient_norm": optax.tree.norm(gradient)}
 
-        def predict(params: Params, image: Array) -> Prediction:
-            params = params["generator"]
-            peak, fine, score = decode(
-                features(params, image),
-                head(params),
-                spacing_mm=spacing_mm,
-                sigma_mm=sigma_mm,
-                softmax=self.loss == "cross_entropy",
-            )
-            return Prediction(argmax_ijk=peak, subvoxel_ijk=fine, score=score)
+class Generator:
+    """The network, its loss and its decoding, as pure functions of its parameters."""
 
-        return Method(init=init, phases=(Phase("pretrain", self.steps, step),), predict=predict)
+    def __init__(self, settings: HeatmapRegression, task: Task):
+        self.settings, self.task = settings, task
+        self._net = ResidualUNet(
+            settings.widths,
+            len(task.landmarks),
+            settings.head,
+            dtype=task.dtype,
+            remat=settings.remat,
+        )
+
+    def init(self, key: Array) -> Params:
+        """Parameters of both halves, body and head."""
+        channels = 4 if self.settings.coordinates else 1
+        return self._net.init(key, jnp.zeros((1, *self.task.crop, channels)))
+
+    def features(self, params: Params, image: Array) -> Array:
+        """Volumes (B, X, Y, Z, 1) -> what the head makes heatmaps of, voxel by voxel."""
+        image = append_coordinates(image) if self.settings.coordinates else image
+        return jnp.asarray(self._net.apply(params, image, method="features"))
+
+    def head(self, params: Params) -> Head:
+        """Features to heatmaps, or with the cross-entropy to logits of a softmax."""
+        return lambda x: jnp.asarray(self._net.apply(params, x, method="heatmaps"))
+
+    def heatmaps(self, params: Params, features: Array) -> Head:
+        """Features (any slab of them) to heatmaps whose peaks should be 1, whatever the loss.
+
+        `features` are those of the whole volumes, over which a softmax has to run.
+        """
+        head = self.head(params)
+        if self.settings.loss != "cross_entropy":
+            return head
+        total = gaussian_sum(self.task.spacing_mm, self.settings.sigma_mm)
+        logits = map_slabs(lambda slab, _: logsumexp(head(slab), axis=(1, 2, 3)), features)
+        log_sum = logsumexp(logits, axis=0)[:, None, None, None]
+        return lambda x: total * jnp.exp(head(x) - log_sum)
+
+    def loss(self, params: Params, features: Array, landmarks_ijk: Array, present: Array) -> Array:
+        """L_heat of Eq. 2, or the cross-entropy in its place."""
+        heatmap_loss: Callable[..., Array] = heatmap_cross_entropy
+        if self.settings.loss == "weighted_l2":
+            heatmap_loss = functools.partial(weighted_heatmap_loss, alpha=self.settings.alpha)
+        return heatmap_loss(
+            features,
+            landmarks_ijk,
+            present,
+            spacing_mm=self.task.spacing_mm,
+            sigma_mm=self.settings.sigma_mm,
+            head=self.head(params),
+        )
+
+    def predict(self, params: Params, image: Array) -> Prediction:
+        """Landmarks of volumes (B, X, Y, Z, 1)."""
+        peak, fine, score = decode(
+            self.features(params, image),
+            self.head(params),
+            spacing_mm=self.task.spacing_mm,
+            sigma_mm=self.settings.sigma_mm,
+            softmax=self.settings.loss == "cross_entropy",
+        )
+        return Prediction(argmax_ijk=peak, subvoxel_ijk=fine, score=score)
+
+
+def pretraining_step(
+    generator: Generator, optimizer: optax.GradientTransformation
+) -> Callable[[State, Batch, Array], tuple[State, Metrics]]:
+    """A step of the generator alone on L_heat; other networks of the state stay as they are."""
+
+    def loss(params: Params, image: Array, landmarks_ijk: Array, present: Array) -> Array:
+        return generator.loss(params, generator.features(params, image), landmarks_ijk, present)
+
+    def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
+        image, landmarks_ijk = augmented(generator.task, batch, key)
+        params, opt_state = state.params["generator"], state.optimizer["generator"]
+        value, gradient = jax.value_and_grad(loss)(params, image, landmarks_ijk, batch.present)
+        update, opt_state = optimizer.update(gradient, opt_state, params)
+        new = State(
+            step=state.step + 1,
+            params={**state.params, "generator": optax.apply_updates(params, update)},
+            optimizer={**state.optimizer, "generator": opt_state},
+        )
+        return new, {"loss": value, "gradient_norm": optax.tree.norm(gradient)}
+
+    return step
+
+
+def augmented(task: Task, batch: Batch, key: Array) -> tuple[Array, Array]:
+    """Random views of a batch: volumes of the crop's shape, and landmarks in their voxels."""
+    return augment(
+        key,
+        batch.image,
+        batch.landmarks_ijk,
+        margin=task.margin,
+        spacing_mm=task.spacing_mm,
+        **dataclasses.asdict(task.augment),
+    )
 
 
 def check(settings: HeatmapRegression, task: Task) -> None:

@@ -4,10 +4,11 @@ A module of this package is one paper: a settings dataclass with a function `bui
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array
 from jax.typing import DTypeLike
@@ -16,6 +17,14 @@ from jaxmark.config import Augment
 
 Params = Mapping[str, Any]
 Metrics = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class LandmarkSets:
+    """Landmarks of people without images, in the volumes of those with."""
+
+    landmarks_ijk: np.ndarray  # (U, K, 3) float32 in voxels of a volume with its margin; 0: absent
+    present: np.ndarray  # (U, K) bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +38,8 @@ class Task:
     augment: Augment
     # Arithmetic of the networks; parameters, losses and decoding are always float32.
     dtype: DTypeLike = jnp.float32
+    # Another cohort's landmarks, for methods that learn from them.
+    unpaired: LandmarkSets | None = None
 
 
 @struct.dataclass
@@ -60,11 +71,17 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A stretch of training. `step(state, batch, key)` is pure; the loop jits and shards it."""
+    """A stretch of training. `step(state, batch, key)` is pure; the loop jits and shards it.
+
+    Its metrics are scalars; `loss` is one of them. `alarm` looks at the records of the phase so
+    far, means of the metrics since the record before, and says what a person should know, if
+    anything.
+    """
 
     name: str
     steps: int
     step: Callable[[State, Batch, Array], tuple[State, Metrics]]
+    alarm: Callable[[Sequence[Mapping[str, float]]], str | None] = lambda records: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +95,11 @@ class Method:
 
 class Settings(Protocol):
     """The settings dataclass of a method, the `method` field of an experiment."""
+
+    @property
+    def needs_unpaired(self) -> bool:
+        """Whether training needs `Task.unpaired`; prediction never does."""
+        ...
 
     def build(self, task: Task) -> Method:
         """The method for this task; InputError where settings and task don't fit."""

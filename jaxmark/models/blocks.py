@@ -1,10 +1,12 @@
 """Layers shared by the networks. Volumes are `(B, X, Y, Z, C)`."""
 
 import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
+from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from jaxmark.core.conv import conv_same, conv_transpose_2
@@ -14,15 +16,19 @@ from jaxmark.core.normalization import group_norm, relu
 kernel_init = nn.initializers.he_normal()
 
 
+def coordinates(shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Array:
+    """(X, Y, Z, 3): each voxel's place in the volume, from -1 to 1 on each axis."""
+    axes = (jnp.linspace(-1, 1, n, dtype=dtype) for n in shape)
+    return jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)
+
+
 def append_coordinates(x: Array) -> Array:
-    """`x` with three more channels: each voxel's place in the volume, from -1 to 1 on each axis.
+    """`x` with three more channels, `coordinates`.
 
     A convolution sees the same everywhere (Liu et al., NeurIPS 2018); with these it may know where.
     """
-    shape = x.shape[1:4]
-    axes = jnp.meshgrid(*(jnp.linspace(-1, 1, n, dtype=x.dtype) for n in shape), indexing="ij")
-    place = jnp.broadcast_to(jnp.stack(axes, axis=-1), (*x.shape[:4], 3))
-    return jnp.concatenate([x, place], axis=-1)
+    place = coordinates(x.shape[1:4], x.dtype)
+    return jnp.concatenate([x, jnp.broadcast_to(place, (*x.shape[:4], 3))], axis=-1)
 
 
 class Conv(nn.Module):
@@ -32,11 +38,12 @@ class Conv(nn.Module):
     kernel: int = 3
     bias: bool = True
     dtype: DTypeLike = jnp.float32
+    initializer: Initializer = kernel_init
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.kernel,) * 3 + (x.shape[-1], self.features)
-        y = conv_same(x, self.param("kernel", kernel_init, shape).astype(self.dtype))
+        y = conv_same(x, self.param("kernel", self.initializer, shape).astype(self.dtype))
         if self.bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return y

@@ -91,5 +91,9 @@ class Pointwise(nn.Module):
     def __call__(self, x: Array) -> Array:
         if self.hidden:
             x = relu(Conv(self.hidden, kernel=1, dtype=self.dtype)(x))
-        # Heatmaps are what loss and decoding see: in full precision.
-        return Conv(self.features, kernel=1, dtype=self.dtype)(x).astype(jnp.float32)
+        # Heatmaps are nearly everywhere 0, and start so: a network that first has to unlearn He's
+        # random ones doesn't find the landmarks again with a squared error.
+        small = nn.initializers.normal(1e-3)
+        last = Conv(self.features, kernel=1, dtype=self.dtype, initializer=small)
+        # They are what loss and decoding see: in full precision.
+        return last(x).astype(jnp.float32)

@@ -16,7 +16,7 @@ from jaxmark.core.errors import InputError
 from jaxmark.core.metrics import radial_error_mm
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.pipeline import training_batches
-from jaxmark.methods.method import Batch, Method
+from jaxmark.methods.method import Batch, Method, Metrics
 from jaxmark.training.checkpoints import Checkpoints
 from jaxmark.training.inference import Predictor, volumes
 from jaxmark.training.records import Records
@@ -96,22 +96,30 @@ def train(
                 continue
             step = sharded_step(phase.step, mesh)
             bar.set_description(phase.name)
-            clock, since = time.monotonic(), step_number
+            past = [r for r in records.past if r["kind"] == "train" and r["phase"] == phase.name]
+            alarmed = phase.alarm(past) or "" if past else ""
+            clock, recent = time.monotonic(), []
             while step_number < last:
                 batch = Batch(**put_batch(mesh, next(batches)))
                 state, metrics = step(state, batch, key)
+                recent.append(metrics)
                 step_number += 1
                 bar.update()
                 due = step_number % settings.validate_every == 0 or step_number == last
                 if due or step_number % settings.log_every == 0:
                     # Before every checkpoint too: what is not finite must not be saved.
-                    values = {name: float(value) for name, value in metrics.items()}
+                    values = means(recent)
                     check_finite(values, phase.name, step_number)
-                    elapsed = time.monotonic() - clock
-                    rate = (step_number - since) * settings.batch / elapsed
+                    rate = len(recent) * settings.batch / (time.monotonic() - clock)
                     records.write("train", phase.name, step_number, **values, volumes_per_s=rate)
                     bar.set_postfix(loss=f"{values['loss']:.4g}", volumes_per_s=f"{rate:.2f}")
-                    clock, since = time.monotonic(), step_number
+                    past.append(values)
+                    alarm = phase.alarm(past) or ""
+                    if alarm and not alarmed:
+                        bar.write(f"warning: step {step_number}: {alarm}")
+                        records.write("warning", phase.name, step_number, message=alarm)
+                    alarmed = alarm
+                    clock, recent = time.monotonic(), []
                 if due:
                     mre = validate(predictor, state.params, validation, experiment)
                     if mre is not None:
@@ -119,7 +127,7 @@ def train(
                         bar.write(f"step {step_number}: validation MRE {mre:.3f} mm")
                     # State and iterator are of the same moment: all batches so far, no more.
                     checkpoints.save(state, batches.get_state(), meta, mre)
-                    clock, since = time.monotonic(), step_number
+                    clock = time.monotonic()
             first = last
     finally:
         bar.close()
@@ -143,6 +151,12 @@ def validate(
         np.stack([c.landmarks_mm for c in cases]), predicted, np.stack([c.present for c in cases])
     )
     return float(np.nanmean(errors))
+
+
+def means(metrics: Sequence[Metrics]) -> dict[str, float]:
+    """The mean of each metric over some steps, all fetched at once."""
+    fetched = jax.device_get(metrics)
+    return {name: float(np.mean([step[name] for step in fetched])) for name in fetched[0]}
 
 
 def check_finite(values: dict[str, float], phase: str, step: int) -> None:

@@ -14,7 +14,8 @@ class Records:
     def __init__(self, workdir: Path, *, resume_step: int, tensorboard: bool = False):
         self.path = workdir / "logs" / "metrics.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [r for r in read_records(self.path) if r["step"] <= resume_step]
+        # What the run had written when it was stopped, up to the step it resumes from.
+        self.past = kept = [r for r in read_records(self.path) if r["step"] <= resume_step]
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
         os.replace(temporary, self.path)
@@ -30,12 +31,15 @@ class Records:
                 ) from error
             self._board = SummaryWriter(str(workdir / "logs" / "tensorboard"))
 
-    def write(self, kind: str, phase: str, step: int, **values: float) -> None:
-        """One record; `kind` is "train" or "validation"."""
+    def write(self, kind: str, phase: str, step: int, **values: float | str) -> None:
+        """One record; `kind` is "train", "validation" or "warning"."""
         self._file.write(json.dumps({"kind": kind, "phase": phase, "step": step, **values}) + "\n")
         self._file.flush()
         if self._board is not None:
             for name, value in values.items():
+                if isinstance(value, str):
+                    self._board.add_text(f"{kind}/{name}", value, step)
+                    continue
                 self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:

@@ -1,12 +1,19 @@
 """The weighted heatmap loss: by hand, against float64 NumPy, masked, eager and under jit."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from jaxmark.core.losses import heatmap_cross_entropy, weighted_heatmap_loss
+from jaxmark.core.losses import (
+    adversarial_loss,
+    discriminator_loss,
+    heatmap_cross_entropy,
+    weighted_heatmap_loss,
+)
 
 SETTINGS = {"spacing_mm": (1.0, 1.0, 2.0), "sigma_mm": 1.5, "alpha": 1000.0}
 
@@ -143,3 +150,37 @@ def test_cross_entropy_leaves_out_absent_landmarks_and_those_outside():
     counted = present & ((landmarks >= -0.5) & (landmarks <= shape - 0.5)).all(-1)
     assert not counted[0, 0] and counted.any()
     assert (np.abs(gradient).sum((1, 2, 3)) > 0).tolist() == counted.tolist()
+
+
+def test_adversarial_losses_are_those_of_the_paper():
+    # D is the sigmoid of the logits.
+    real, fake = np.array([1.5, -0.5]), np.array([0.25, -2.0])
+    d_real, d_fake = 1 / (1 + np.exp(-real)), 1 / (1 + np.exp(-fake))
+    eq3 = -np.log(d_fake).mean()
+    eq4 = -np.log(d_real).mean() - np.log(1 - d_fake).mean()
+    for wrap in (lambda f: f, jax.jit):
+        np.testing.assert_allclose(wrap(adversarial_loss)(jnp.asarray(fake)), eq3, rtol=1e-6)
+        np.testing.assert_allclose(
+            wrap(discriminator_loss)(jnp.asarray(real), jnp.asarray(fake)), eq4, rtol=1e-6
+        )
+    # By hand: at logits of 0 every probability is a half.
+    zero = jnp.zeros(3)
+    np.testing.assert_allclose(adversarial_loss(zero), math.log(2), rtol=1e-6)
+    np.testing.assert_allclose(discriminator_loss(zero, zero), 2 * math.log(2), rtol=1e-6)
+
+
+def test_label_smoothing_moves_the_best_real_logit_only():
+    real = jnp.linspace(-6, 6, 1201)
+    fake = jnp.array([-50.0])
+    losses = jax.vmap(lambda r: discriminator_loss(r[None], fake, label_smoothing=0.1))(real)
+    # The smallest loss is where D(H) = 0.9.
+    np.testing.assert_allclose(real[losses.argmin()], math.log(0.9 / 0.1), atol=0.011)
+
+
+def test_adversarial_gradients_neither_vanish_nor_overflow():
+    logits = jnp.array([-200.0, 0.0, 200.0])
+    gradient = jax.grad(lambda x: adversarial_loss(x) * 3)(logits)
+    np.testing.assert_allclose(gradient, [-1.0, -0.5, 0.0], atol=1e-6)
+    assert np.isfinite(discriminator_loss(logits, logits))
+    d_gradient = jax.grad(lambda x: discriminator_loss(x, -x) * 3)(logits)
+    np.testing.assert_allclose(d_gradient, [-2.0, -1.0, 0.0], atol=1e-6)

@@ -1,0 +1,90 @@
+"""Landmarks of people without scans: another cohort's, read and brought into prepared volumes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxmark.config import Data
+from jaxmark.core.errors import InputError
+from jaxmark.core.geometry import apply_affine, fit_rigid
+from jaxmark.data.cases import PreparedCase
+from jaxmark.data.cohort import check_name, read_labels
+from jaxmark.data.prepare import Frame
+
+# Points at this distance from where a fit wants them weigh half in it.
+_HALF_WEIGHT_MM = 5.0
+
+
+def read_unpaired(data: Data, names: Sequence[str]) -> tuple[Path, dict[str, np.ndarray]]:
+    """Where they are, and case -> landmarks (K, 3) LPS mm, NaN where absent.
+
+    Reads `data.unpaired`, or `unpaired.csv` of the cohort's folder.
+
+    Raises:
+      InputError: there is no such file or folder, or no case in it; a name is not one of `names`;
+        see also `read_landmarks`.
+    """
+    path = Path(data.unpaired or Path(data.root) / "unpaired.csv").expanduser()
+    if not path.exists():
+        raise InputError(
+            "config.data.unpaired",
+            f"there is no {path}, and config.method.real = 'both' needs landmarks of another "
+            "cohort; 'images' does without",
+        )
+    sets = {}
+    for case, (file, given) in read_labels(path, data.frame).items():
+        for name in given:
+            check_name(name, names, file, case)
+        positions = [given.get(name) for name in names]
+        sets[case] = np.array([np.full(3, np.nan) if xyz is None else xyz for xyz in positions])
+    if not sets:
+        raise InputError(path, "holds no landmarks")
+    return path, sets
+
+
+def place_unpaired(
+    sets: dict[str, np.ndarray],
+    train: Sequence[PreparedCase],
+    frame: Frame,
+    align: str,
+    where: Path,
+) -> np.ndarray:
+    """Landmarks (U, K, 3) in voxels of the prepared volumes, NaN where absent or outside of them.
+
+    With `align` "none" the sets are in the common frame of the prepared cases. Else each is turned
+    and moved (and scaled: "similarity") onto the landmarks of a training case, one after another,
+    so that the sets lie as the training cases lie: if they all lay alike, that would tell them from
+    predictions. Fits bear gross outliers (Cauchy weights).
+
+    Raises:
+      InputError: a set shares fewer than three landmarks with the training cases.
+    """
+    to_ijk = np.linalg.inv(frame.grid_to_template)
+    placed = []
+    for number, (case, landmarks_mm) in enumerate(sets.items()):
+        if align == "none":
+            ijk = apply_affine(to_ijk, landmarks_mm)
+        else:
+            target = train[number % len(train)].landmarks_ijk
+            # Voxels as millimetres of the grid, in which a turn is one.
+            target_mm = apply_affine(frame.grid_to_template, target)
+            try:
+                fit = _robust_fit(landmarks_mm, target_mm, scale=align == "similarity")
+            except ValueError as error:
+                raise InputError(where, f"case {case!r} can't be aligned: {error}") from None
+            ijk = apply_affine(to_ijk @ fit, landmarks_mm)
+        inside = ((ijk >= 0) & (ijk <= np.asarray(frame.shape) - 1)).all(-1, keepdims=True)
+        placed.append(np.where(inside, ijk, np.nan))
+    return np.stack(placed)
+
+
+def _robust_fit(source: np.ndarray, target: np.ndarray, *, scale: bool) -> np.ndarray:
+    """`fit_rigid` of the points that both have, with outliers weighing less and less."""
+    both = np.isfinite(source).all(-1) & np.isfinite(target).all(-1)
+    weight = both.astype(float)
+    for _ in range(10):
+        fit = fit_rigid(source, target, weight, scale=scale)
+        distance = np.linalg.norm(apply_affine(fit, source) - target, axis=-1)
+        weight = np.where(both, 1 / (1 + (distance / _HALF_WEIGHT_MM) ** 2), 0.0)
+    return fit

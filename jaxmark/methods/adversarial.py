@@ -1,0 +1,316 @@
+"""Adversarial heatmap regression across modalities (Tan et al., ISBI 2023).
+
+A generator G, the network of `heatmap`, is trained on images; a discriminator D learns from the
+landmarks of the same people, and of others without images, what a configuration of landmarks looks
+like, and G is trained to deceive it. Equations are in the paper's order.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxmark.core.augmentation import random_view, view_points
+from jaxmark.core.errors import InputError
+from jaxmark.core.heatmaps import gaussians
+from jaxmark.core.losses import adversarial_loss, discriminator_loss
+from jaxmark.core.slabs import map_slabs
+from jaxmark.methods.heatmap import (
+    Generator,
+    HeatmapRegression,
+    augmented,
+    check,
+    learning_rate,
+    pretraining_step,
+)
+from jaxmark.methods.method import Batch, Method, Metrics, Params, Phase, State, Task
+from jaxmark.models.discriminator import Discriminator
+
+# A discriminator that is right this often, for so many records in a row, is called saturated.
+SATURATED_ACCURACY, SATURATED_RECORDS = 0.995, 5
+
+
+@dataclasses.dataclass
+class Adversarial(HeatmapRegression):
+    """Settings; those of the generator first. `steps` are those of pretraining.
+
+    The paper states which losses there are, Adam and its rate for all networks, and what D is
+    shown; weights, widths and schedule are ours. The stabilisers are off, as in the paper.
+    """
+
+    adversarial_steps: int = 20_000
+    # Weight of the adversarial loss (Eq. 3); it is open in the paper.
+    lambda_adv: float = 1e-3
+    # Whose landmarks are real ones to D: "images" (the paper's D-MRA), or "both", also those of
+    # the unpaired cohort (D-MRA-CTA).
+    real: str = "both"
+    # Share of the unpaired cohort among real heatmaps; the paper's union: 500 of 570.
+    unpaired_share: float = 500 / 570
+    # Show D the coordinate matrix and the distance map: the paper's dagger.
+    positions: bool = True
+    discriminator_widths: tuple[int, ...] = (32, 64, 128, 128)
+    discriminator_hidden: int = 64
+    # Learning rate of D, as a multiple of G's.
+    rate_ratio: float = 1.0
+    # D calls real heatmaps 1 minus this.
+    label_smoothing: float = 0.0
+    # Weight of |d D(H) / d H|^2 on real heatmaps (Mescheder et al., ICML 2018).
+    r1: float = 0.0
+
+    @property
+    def needs_unpaired(self) -> bool:
+        """See `Settings`."""
+        return self.real == "both"
+
+    def build(self, task: Task) -> Method:
+        """The method; InputError where settings and volumes don't fit."""
+        check(self, task)
+        check_adversarial(self, task)
+        generator = Generator(self, task)
+        critic = Critic(self, generator)
+        total = self.steps + self.adversarial_steps
+        g_optimizer = optax.adam(learning_rate(self.learning_rate, total, self.decay))
+        d_rate = self.learning_rate * self.rate_ratio
+        decay = min(1.0, self.decay * total / self.adversarial_steps)
+        d_optimizer = optax.adam(learning_rate(d_rate, self.adversarial_steps, decay))
+
+        def init(key: Array) -> State:
+            params = {
+                "generator": generator.init(key),
+                "discriminator": critic.init(jax.random.fold_in(key, 1)),
+            }
+            return State(
+                step=jnp.zeros((), jnp.int32),
+                params=params,
+                optimizer={
+                    "generator": g_optimizer.init(params["generator"]),
+                    "discriminator": d_optimizer.init(params["discriminator"]),
+                },
+            )
+
+        return Method(
+            init=init,
+            phases=(
+                Phase("pretrain", self.steps, pretraining_step(generator, g_optimizer)),
+                Phase(
+                    "adversarial",
+                    self.adversarial_steps,
+                    adversarial_step(self, generator, critic, g_optimizer, d_optimizer),
+                    saturation,
+                ),
+            ),
+            predict=lambda params, image: generator.predict(params["generator"], image),
+        )
+
+
+class Critic:
+    """D as pure functions of its parameters: the logits of true and of predicted heatmaps.
+
+    Both come slab by slab to D's first convolution, so heatmaps are never whole. `shown` (B, K) are
+    the landmarks that the true *and* the predicted case of a pair have: all others are taken out of
+    both, so that absence tells D nothing.
+    """
+
+    def __init__(self, settings: Adversarial, generator: Generator):
+        self.settings, self.generator = settings, generator
+        self._net = Discriminator(
+            len(generator.task.landmarks),
+            settings.discriminator_widths,
+            settings.discriminator_hidden,
+            positions=settings.positions,
+            dtype=generator.task.dtype,
+        )
+
+    def init(self, key: Array) -> Params:
+        """Parameters of D."""
+        crop, landmarks = self.generator.task.crop, len(self.generator.task.landmarks)
+        return self._net.init(key, jnp.zeros((1, *crop, landmarks)))
+
+    def fake(self, d: Params, g: Params, features: Array, shown: Array) -> Array:
+        """Logits (B,) of G(I); `features` are those of G."""
+        heatmaps = self.generator.heatmaps(g, features)
+        stem = self._stem(d, lambda slab, first: heatmaps(slab), features, shown)
+        return self._judge(d, stem)
+
+    def real(
+        self, d: Params, landmarks_ijk: Array, features: Array, shown: Array
+    ) -> tuple[Array, Array]:
+        """Logits (B,) of the Gaussians of Eq. 1, and the mean |d D(H) / d H|^2.
+
+        The latter is 0 where the settings don't ask for it. Of `features` only the shape counts.
+        """
+        task, sigma_mm = self.generator.task, self.settings.sigma_mm
+
+        def heatmaps(slab: Array, first: Array) -> Array:
+            points = landmarks_ijk - jnp.stack([first, 0, 0])
+            return gaussians(points, slab.shape[1:4], task.spacing_mm, sigma_mm)
+
+        stem = self._stem(d, heatmaps, features, shown)
+        if not self.settings.r1:
+            return self._judge(d, stem), jnp.zeros(())
+        logits, pull = jax.vjp(lambda x: self._judge(d, x), stem)
+        (gradient,) = pull(jnp.ones_like(logits))
+        squared = self._net.apply(d, gradient, method="squared_input_gradient")
+        return logits, jnp.asarray(squared).mean()
+
+    def _stem(
+        self,
+        d: Params,
+        heatmaps: Callable[[Array, Array], Array],
+        features: Array,
+        shown: Array,
+    ) -> Array:
+        def one(slab: Array, first: Array) -> Array:
+            seen = heatmaps(slab, first) * shown[:, None, None, None]
+            return jnp.asarray(self._net.apply(d, seen, method="stem"))
+
+        slabs = jnp.asarray(map_slabs(one, features, multiple=2))
+        # (slabs, B, n / 2, Y / 2, Z / 2, C) -> (B, X / 2, ...)
+        return slabs.swapaxes(0, 1).reshape(features.shape[0], -1, *slabs.shape[3:])
+
+    def _judge(self, d: Params, stem: Array) -> Array:
+        return jnp.asarray(self._net.apply(d, stem, method="judge"))
+
+
+def adversarial_step(
+    settings: Adversarial,
+    generator: Generator,
+    critic: Critic,
+    g_optimizer: optax.GradientTransformation,
+    d_optimizer: optax.GradientTransformation,
+) -> Callable[[State, Batch, Array], tuple[State, Metrics]]:
+    """A step of D and then one of G against the new D, with one pass through G.
+
+    G's features don't change while D learns, so what `jax.vjp` kept of the pass serves both: the
+    new D's gradient is pulled back through it.
+    """
+    task = generator.task
+
+    def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
+        k_view, k_real = jax.random.split(key)
+        image, landmarks_ijk = augmented(task, batch, k_view)
+        real_ijk, real_present = real_landmarks(
+            settings, task, k_real, landmarks_ijk, batch.present
+        )
+        shown = batch.present & real_present
+        g, d = state.params["generator"], state.params["discriminator"]
+
+        features, pull = jax.vjp(lambda p: generator.features(p, image), g)
+
+        def loss_d(d: Params) -> tuple[Array, tuple[Array, Array]]:  # Eq. 4
+            real, squared_gradient = critic.real(d, real_ijk, features, shown)
+            fake = critic.fake(d, g, features, shown)
+            loss = discriminator_loss(real, fake, label_smoothing=settings.label_smoothing)
+            return loss + settings.r1 / 2 * squared_gradient, (real, fake)
+
+        (d_loss, (real, fake)), d_gradient = jax.value_and_grad(loss_d, has_aux=True)(d)
+        update, d_opt_state = d_optimizer.update(d_gradient, state.optimizer["discriminator"], d)
+        d = optax.apply_updates(d, update)
+
+        def loss_heat(g: Params, features: Array) -> Array:  # Eq. 2
+            return generator.loss(g, features, landmarks_ijk, batch.present)
+
+        def loss_adv(g: Params, features: Array) -> Array:  # Eq. 3, second term
+            return settings.lambda_adv * adversarial_loss(critic.fake(d, g, features, shown))
+
+        heat, heat_gradient = jax.value_and_grad(loss_heat, argnums=(0, 1))(g, features)
+        adv, adv_gradient = jax.value_and_grad(loss_adv, argnums=(0, 1))(g, features)
+        of_head, of_features = jax.tree.map(jnp.add, heat_gradient, adv_gradient)
+        (of_body,) = pull(of_features)
+        g_gradient = jax.tree.map(jnp.add, of_head, of_body)
+        update, g_opt_state = g_optimizer.update(g_gradient, state.optimizer["generator"], g)
+        g = optax.apply_updates(g, update)
+
+        new = State(
+            step=state.step + 1,
+            params={"generator": g, "discriminator": d},
+            optimizer={"generator": g_opt_state, "discriminator": d_opt_state},
+        )
+        return new, {
+            "loss": heat + adv,
+            "heatmap_loss": heat,
+            "adversarial_loss": adv / settings.lambda_adv,
+            "discriminator_loss": d_loss,
+            "real_accuracy": (real > 0).mean(),
+            "fake_accuracy": (fake < 0).mean(),
+            "gradient_norm": optax.tree.norm(g_gradient),
+            "discriminator_gradient_norm": optax.tree.norm(d_gradient),
+            # How much of what G's body learns comes from D.
+            "adversarial_to_heatmap_gradient": optax.tree.norm(adv_gradient[1])
+            / optax.tree.norm(heat_gradient[1]),
+        }
+
+    return step
+
+
+def real_landmarks(
+    settings: Adversarial, task: Task, key: Array, landmarks_ijk: Array, present: Array
+) -> tuple[Array, Array]:
+    """Landmarks (B, K, 3) in voxels of the crop, and presence (B, K), that are real ones to D.
+
+    Those of the batch (in the views that G sees), or in part sets of the unpaired cohort in random
+    views of their own.
+    """
+    if settings.real == "images":
+        return landmarks_ijk, present
+    if task.unpaired is None:
+        raise ValueError("training with real='both' needs Task.unpaired")
+    b = landmarks_ijk.shape[0]
+    k_which, k_share, k_view = jax.random.split(key, 3)
+    sets = task.unpaired
+    which = jax.random.randint(k_which, (b,), 0, len(sets.present))
+    view = random_view(
+        k_view,
+        b,
+        translation_voxels=task.augment.translation_voxels,
+        rotation_degrees=task.augment.rotation_degrees,
+        scale=task.augment.scale,
+    )
+    others_ijk = view_points(
+        jnp.asarray(sets.landmarks_ijk)[which],
+        view,
+        crop=task.crop,
+        margin=task.margin,
+        spacing_mm=task.spacing_mm,
+    )
+    others = jax.random.uniform(k_share, (b, 1)) < settings.unpaired_share
+    return (
+        jnp.where(others[..., None], others_ijk, landmarks_ijk),
+        jnp.where(others, jnp.asarray(sets.present)[which], present),
+    )
+
+
+def saturation(records: Sequence[Mapping[str, float]]) -> str | None:
+    """A warning where D has made no mistakes lately: then it teaches G little."""
+    last = records[-SATURATED_RECORDS:]
+    names = ("real_accuracy", "fake_accuracy")
+    if len(last) < SATURATED_RECORDS or min(r[n] for r in last for n in names) < SATURATED_ACCURACY:
+        return None
+    return (
+        f"the discriminator has told all true from predicted heatmaps in the last {len(last)} "
+        "records of the log: it is saturated. A smaller config.method.rate_ratio, "
+        "config.method.r1 or config.method.label_smoothing hold it back"
+    )
+
+
+def check_adversarial(settings: Adversarial, task: Task) -> None:
+    """InputError where a setting is impossible, or the unpaired cohort is missing."""
+    for name in ("adversarial_steps", "lambda_adv", "rate_ratio"):
+        if getattr(settings, name) <= 0:
+            raise InputError(f"config.method.{name}", f"{getattr(settings, name)} is not positive")
+    for name in ("label_smoothing", "unpaired_share"):
+        if not 0 <= getattr(settings, name) <= 1:
+            raise InputError(
+                f"config.method.{name}", f"{getattr(settings, name)} is not between 0 and 1"
+            )
+    if settings.r1 < 0:
+        raise InputError("config.method.r1", f"{settings.r1} is negative")
+    if settings.real not in ("images", "both"):
+        raise InputError("config.method.real", f"{settings.real!r} is not 'images' or 'both'")
+    if not settings.discriminator_widths or min(settings.discriminator_widths) < 1:
+        raise InputError("config.method.discriminator_widths", "must be positive numbers")
+    if any(n % 2 for n in task.crop):
+        raise InputError("config.data.crop", f"{task.crop} has an odd side, which D can't halve")

@@ -1,0 +1,97 @@
+"""The discriminator: a CNN that tells the heatmaps of true landmarks from predicted ones."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from jaxmark.core.conv import conv_strided_2
+from jaxmark.models.blocks import Conv, coordinates, kernel_init
+
+
+class Discriminator(nn.Module):
+    """Heatmaps of all landmarks -> one logit a case, positive for real ones (Tan et al. 2023).
+
+    It never sees an image. The paper says "CNN architecture" and a scalar output; layers and widths
+    are ours: each width halves every side with a 2^3 convolution of stride 2, all but the first
+    followed by a 3^3 one, then a hidden layer over what is left of the volume. Leaky rectifiers,
+    and no normalisation: it would hide how high a heatmap is.
+
+    It comes in two halves: `stem`, the first convolution, is linear and works on any even number of
+    planes, so heatmaps need never be whole; `judge` takes what the stem made of all of them.
+    """
+
+    landmarks: int
+    widths: Sequence[int] = (32, 64, 64)
+    hidden: int = 64
+    # The paper's dagger: also show a coordinate matrix and a map of distances from the centre.
+    positions: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        first = self.widths[0]
+        channels = self.landmarks + (4 if self.positions else 0)
+        self.kernel = self.param("kernel", kernel_init, (2, 2, 2, channels, first))
+        self.bias = self.param("bias", nn.initializers.zeros, (first,))
+        self.down = [Strided(width, dtype=self.dtype) for width in self.widths[1:]]
+        self.same = [Conv(width, dtype=self.dtype) for width in self.widths[1:]]
+        self.dense = nn.Dense(self.hidden, dtype=self.dtype)
+        self.last = nn.Dense(1, dtype=jnp.float32)
+
+    def __call__(self, heatmaps: Array) -> Array:
+        """(B, X, Y, Z, K), even sides, to logits (B,) float32."""
+        return self.judge(self.stem(heatmaps))
+
+    def stem(self, heatmaps: Array) -> Array:
+        """(B, n, Y, Z, K) to (B, n / 2, Y / 2, Z / 2, widths[0]): linear in the heatmaps."""
+        kernel = self.kernel[..., : self.landmarks, :].astype(self.dtype)
+        return conv_strided_2(heatmaps.astype(self.dtype), kernel)
+
+    def judge(self, x: Array) -> Array:
+        """What the stem made of all planes -> logits (B,) float32."""
+        if self.positions:
+            shape = [2 * n for n in x.shape[1:4]]
+            kernel = self.kernel[..., self.landmarks :, :].astype(self.dtype)
+            x = x + conv_strided_2(positions(shape)[None].astype(self.dtype), kernel)
+        x = nn.leaky_relu(x + self.bias.astype(self.dtype), 0.2)
+        for down, same in zip(self.down, self.same, strict=True):
+            x = nn.leaky_relu(down(x), 0.2)
+            x = nn.leaky_relu(same(x), 0.2)
+        x = nn.leaky_relu(self.dense(x.reshape(x.shape[0], -1)), 0.2)
+        return self.last(x.astype(jnp.float32))[..., 0]
+
+    def squared_input_gradient(self, gradient: Array) -> Array:
+        """|d logit / d heatmaps|^2 (B,) from `gradient`, that to the stem's result.
+
+        The stem is linear and its blocks don't overlap, so the gradient to the heatmaps is the
+        kernel times that of each block, and its square a quadratic form: no volume of K channels.
+        """
+        kernel = self.kernel[..., : self.landmarks, :].reshape(-1, self.widths[0])
+        gradient = gradient.astype(jnp.float32)
+        return jnp.einsum("bxyzi,ij,bxyzj->b", gradient, kernel.T @ kernel, gradient)
+
+
+class Strided(nn.Module):
+    """Convolution with a 2^3 kernel and stride 2; an odd side gets a plane of zeros."""
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", kernel_init, (2, 2, 2, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x = jnp.pad(x, [(0, 0), *((0, n % 2) for n in x.shape[1:4]), (0, 0)])
+        return conv_strided_2(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
+
+
+def positions(shape: Sequence[int]) -> Array:
+    """(X, Y, Z, 4): coordinates from -1 to 1, and the distance from the centre, 1 at the corners.
+
+    Tan et al. 2023 name both and leave their scale open.
+    """
+    place = coordinates(shape)
+    distance = jnp.linalg.norm(place, axis=-1, keepdims=True) / jnp.sqrt(3.0)
+    return jnp.concatenate([place, distance], axis=-1)

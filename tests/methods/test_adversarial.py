@@ -1,0 +1,247 @@
+"""The adversarial method: its step against the plain alternation, and what D is shown."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxmark.config import Augment
+from jaxmark.core.errors import InputError
+from jaxmark.core.heatmaps import gaussians
+from jaxmark.core.losses import adversarial_loss, discriminator_loss
+from jaxmark.methods.adversarial import (
+    Adversarial,
+    Critic,
+    adversarial_step,
+    real_landmarks,
+    saturation,
+)
+from jaxmark.methods.heatmap import Generator, augmented
+from jaxmark.methods.method import Batch, LandmarkSets, Task
+
+CROP, MARGIN, SPACING = (16, 16, 8), 2, (1.0, 1.0, 2.0)
+FULL = tuple(n + 2 * MARGIN for n in CROP)
+
+
+def unpaired(count=5):
+    rng = np.random.default_rng(7)
+    points = rng.uniform(6, np.array(FULL) - 6, (count, 2, 3)).astype(np.float32)
+    present = np.ones((count, 2), bool)
+    present[0, 1] = False
+    return LandmarkSets(points, present)
+
+
+TASK = Task(
+    landmarks=("a", "b"),
+    crop=CROP,
+    margin=MARGIN,
+    spacing_mm=SPACING,
+    augment=Augment(translation_voxels=2),
+    unpaired=unpaired(),
+)
+RATE = 0.1
+SMALL = Adversarial(
+    steps=3,
+    adversarial_steps=5,
+    widths=(4, 8),
+    head=4,
+    discriminator_widths=(4, 8),
+    discriminator_hidden=8,
+    learning_rate=1e-2,
+    lambda_adv=0.3,
+    label_smoothing=0.1,
+    r1=0.7,
+)
+
+
+def batch(count=2, seed=0):
+    rng = np.random.default_rng(seed)
+    points = jnp.asarray(rng.uniform(6, np.array(FULL) - 6, (count, 2, 3)), jnp.float32)
+    image = gaussians(points, FULL, SPACING, 2.0).sum(-1, keepdims=True)
+    present = jnp.ones((count, 2), bool).at[1, 0].set(False)
+    return Batch(image=image.astype(jnp.float16), landmarks_ijk=points, present=present)
+
+
+def plain_alternation(settings, state, data, key):
+    """A step written as in a textbook: G twice, whole heatmaps, one network after the other."""
+    generator = Generator(settings, TASK)
+    critic = Critic(settings, generator)
+    k_view, k_real = jax.random.split(key)
+    image, points = augmented(TASK, data, k_view)
+    real_ijk, real_present = real_landmarks(settings, TASK, k_real, points, data.present)
+    mask = (data.present & real_present)[:, None, None, None]
+    g, d = state.params["generator"], state.params["discriminator"]
+
+    def generate(g):
+        features = generator.features(g, image)
+        return generator.heatmaps(g, features)(features) * mask
+
+    def judge(d, heatmaps):
+        return critic._net.apply(d, heatmaps)
+
+    real = gaussians(real_ijk, CROP, SPACING, settings.sigma_mm) * mask
+    fake = generate(g)
+
+    def loss_d(d):
+        inputs = jax.grad(lambda h: judge(d, h).sum())(real)
+        penalty = (inputs**2).sum((1, 2, 3, 4)).mean()
+        return (
+            discriminator_loss(
+                judge(d, real), judge(d, fake), label_smoothing=settings.label_smoothing
+            )
+            + settings.r1 / 2 * penalty
+        )
+
+    d = jax.tree.map(lambda p, gradient: p - RATE * gradient, d, jax.grad(loss_d)(d))
+
+    def loss_g(g):
+        heat = generator.loss(g, generator.features(g, image), points, data.present)
+        return heat + settings.lambda_adv * adversarial_loss(judge(d, generate(g)))
+
+    g = jax.tree.map(lambda p, gradient: p - RATE * gradient, g, jax.grad(loss_g)(g))
+    return {"generator": g, "discriminator": d}
+
+
+def trained(settings, steps=2):
+    """A state in which the heatmaps are not nearly 0 any more."""
+    method = settings.build(TASK)
+    state = method.init(jax.random.key(0))
+    for i in range(steps):
+        state, _ = jax.jit(method.phases[0].step)(state, batch(seed=i), jax.random.key(i))
+    return method, state
+
+
+@pytest.mark.parametrize("loss", ["weighted_l2", "cross_entropy"])
+@pytest.mark.parametrize("positions", [False, True])
+def test_one_pass_through_g_is_the_plain_alternation(loss, positions):
+    settings = dataclasses.replace(SMALL, loss=loss, positions=positions)
+    _, state = trained(settings)
+    # Adam would make as much of a gradient that is rounding as of one that is not.
+    sgd = optax.sgd(RATE)
+    state = state.replace(optimizer={name: sgd.init(p) for name, p in state.params.items()})
+    generator = Generator(settings, TASK)
+    step = adversarial_step(settings, generator, Critic(settings, generator), sgd, sgd)
+    key = jax.random.key(3)
+    new, metrics = jax.jit(step)(state, batch(), key)
+    expected = plain_alternation(settings, state, batch(), key)
+    for name in ("generator", "discriminator"):
+        moved = jax.tree.map(lambda a, b: a - b, new.params[name], state.params[name])
+        wanted = jax.tree.map(lambda a, b: a - b, expected[name], state.params[name])
+        largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(wanted))
+        assert largest > 1e-5
+        for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * largest)
+    assert int(new.step) == 3
+    assert set(metrics) >= {"real_accuracy", "fake_accuracy", "discriminator_loss"}
+    assert all(np.isfinite(float(value)) for value in metrics.values())
+
+
+def test_pretraining_leaves_the_discriminator_alone():
+    method, state = trained(SMALL, steps=0)
+    new, _ = jax.jit(method.phases[0].step)(state, batch(), jax.random.key(0))
+    same = jax.tree.map(np.array_equal, new.params, state.params)
+    assert all(jax.tree.leaves(same["discriminator"]))
+    assert not all(jax.tree.leaves(same["generator"]))
+
+
+def test_real_and_fake_lack_the_same_landmarks():
+    # The second landmark is absent: whatever either side has there, D's logits are the same.
+    generator = Generator(SMALL, TASK)
+    critic = Critic(SMALL, generator)
+    d = critic.init(jax.random.key(1))
+    shown = jnp.array([[True, False], [True, False]])
+    features = jax.random.normal(jax.random.key(2), (2, *CROP, 4))
+    points = jnp.full((2, 2, 3), 5.0)
+    elsewhere = points.at[:, 1].set(9.0)
+    first, _ = critic.real(d, points, features, shown)
+    second, _ = critic.real(d, elsewhere, features, shown)
+    np.testing.assert_array_equal(first, second)
+    everything, _ = critic.real(d, elsewhere, features, jnp.ones((2, 2), bool))
+    assert not np.allclose(first, everything)
+
+    g = generator.init(jax.random.key(3))
+    kernel = g["params"]["last"]["Conv_1"]["kernel"]
+    g["params"]["last"]["Conv_1"]["kernel"] = kernel.at[..., 0].set(1.0)
+    changed = jax.tree.map(lambda x: x, g)
+    changed["params"]["last"]["Conv_1"]["kernel"] = kernel.at[..., 0].set(1.0).at[..., 1].set(2.0)
+    np.testing.assert_array_equal(
+        critic.fake(d, g, features, shown), critic.fake(d, changed, features, shown)
+    )
+
+
+def test_a_softmax_shows_gaussians_of_height_one():
+    settings = dataclasses.replace(SMALL, loss="cross_entropy", sigma_mm=2.0)
+    generator = Generator(settings, TASK)
+    g = generator.init(jax.random.key(0))
+    target = gaussians(jnp.full((1, 2, 3), 6.0), CROP, SPACING, 2.0)
+    # Logits whose softmax is the Gaussian itself.
+    generator.head = lambda params: lambda x: jnp.log(x + 1e-30)
+    seen = generator.heatmaps(g, target)(target)
+    # The crop cuts a little of it off, and what is left has the same sum.
+    np.testing.assert_allclose(seen, target * seen.max() / target.max(), atol=1e-5)
+    np.testing.assert_allclose(seen.max(), 1.0, atol=0.1)
+
+
+@pytest.mark.parametrize(("real", "share"), [("images", 1.0), ("both", 0.0)])
+def test_real_landmarks_are_those_of_the_images(real, share):
+    settings = dataclasses.replace(SMALL, real=real, unpaired_share=share)
+    data = batch()
+    points, present = real_landmarks(
+        settings, TASK, jax.random.key(0), data.landmarks_ijk, data.present
+    )
+    np.testing.assert_array_equal(points, data.landmarks_ijk)
+    np.testing.assert_array_equal(present, data.present)
+
+
+def test_real_landmarks_of_the_unpaired_cohort_are_moved_like_images():
+    settings = dataclasses.replace(SMALL, unpaired_share=1.0)
+    sets = TASK.unpaired
+    seen, shifts = set(), []
+    for seed in range(40):
+        points, present = real_landmarks(
+            settings, TASK, jax.random.key(seed), jnp.zeros((3, 2, 3)), jnp.zeros((3, 2), bool)
+        )
+        for set_points, set_present in zip(np.asarray(points), np.asarray(present), strict=True):
+            # Whole voxels from one of the sets, and only from that one.
+            moved = set_points[0] - (sets.landmarks_ijk[:, 0] - MARGIN)
+            (which,) = np.flatnonzero(np.abs(moved - moved.round()).max(-1) < 1e-4)
+            seen.add(int(which))
+            shifts.append(moved[which])
+            np.testing.assert_array_equal(set_present, sets.present[which])
+    assert seen == set(range(5))
+    assert np.min(shifts) < -1.9 and np.max(shifts) > 1.9 and np.abs(shifts).max() < 2.1
+
+
+def test_training_without_the_unpaired_cohort_is_refused():
+    method = SMALL.build(dataclasses.replace(TASK, unpaired=None))  # for prediction
+    with pytest.raises(ValueError, match="unpaired"):
+        method.phases[1].step(method.init(jax.random.key(0)), batch(), jax.random.key(0))
+    assert SMALL.needs_unpaired
+    assert not dataclasses.replace(SMALL, real="images").needs_unpaired
+
+
+def test_saturation_is_told_after_some_records_without_mistakes():
+    sure = {"real_accuracy": 1.0, "fake_accuracy": 1.0}
+    unsure = {"real_accuracy": 1.0, "fake_accuracy": 0.9}
+    assert saturation([sure] * 4) is None
+    assert "saturated" in (saturation([unsure] + [sure] * 5) or "")
+    assert saturation([sure] * 8 + [unsure]) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lambda_adv": 0.0}, r"config\.method\.lambda_adv: 0\.0 is not positive"),
+        ({"label_smoothing": 1.5}, r"config\.method\.label_smoothing: 1\.5"),
+        ({"unpaired_share": -0.1}, r"config\.method\.unpaired_share"),
+        ({"r1": -1.0}, r"config\.method\.r1: -1\.0 is negative"),
+        ({"real": "cta"}, r"config\.method\.real: 'cta'"),
+        ({"discriminator_widths": ()}, r"config\.method\.discriminator_widths"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(changes, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(SMALL, **changes).build(TASK)
