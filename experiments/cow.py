@@ -16,6 +16,7 @@ Your own scans: --config.data.root=FOLDER --config.data.register=rigid
 """
 
 from jaxmark.config import Augment, Data, Evaluate, Experiment, Phantom, Train
+from jaxmark.methods.adversarial import Adversarial
 from jaxmark.methods.heatmap import HeatmapRegression
 
 
@@ -38,7 +39,7 @@ def paper() -> Experiment:
         name="cow",
         data=Data(spacing_mm=(0.513, 0.513, 0.8), crop=(192, 160, 96), margin=8),
         phantom=Phantom(train=70, val=10, test=32, unpaired=500),
-        method=HeatmapRegression(steps=20_000),
+        method=Adversarial(steps=20_000, adversarial_steps=20_000),
         augment=Augment(translation_voxels=8),
         train=Train(batch=1, validate_every=500),
         evaluate=Evaluate(sdr_thresholds_mm=(2.0, 3.0, 4.0, 5.0, 6.0)),

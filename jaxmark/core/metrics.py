@@ -57,6 +57,15 @@ def nearest_landmark(
     return nearest
 
 
+def confusions(truth_mm: np.ndarray, predicted_mm: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """(N, K): 1 where a prediction is nearer to another landmark than to its own, else 0.
+
+    Shapes as in `radial_error_mm`; NaN where absent.
+    """
+    nearest = nearest_landmark(truth_mm, predicted_mm, present)
+    return np.where(nearest < 0, np.nan, nearest != np.arange(nearest.shape[1]))
+
+
 def success_rates(errors_mm: np.ndarray, thresholds_mm: Sequence[float]) -> dict[str, float | None]:
     """SDR: share of points, in [0, 1], with an error of at most (`<=`) each threshold.
 
@@ -92,8 +101,7 @@ def summarize(
     points = errors[np.isfinite(errors)]
     scans = [row[np.isfinite(row)] for row in errors]
     by_landmark = [column[np.isfinite(column)] for column in errors.T]
-    nearest = nearest_landmark(truth_mm, predicted_mm, present)
-    confused = (nearest != np.arange(len(landmarks)))[nearest >= 0]
+    confused = confusions(truth_mm, predicted_mm, present)
     return {
         "mre_mm": _mean(points),
         "median_mm": float(np.median(points)) if points.size else None,
@@ -101,7 +109,7 @@ def summarize(
         "sd_scans_mm": _sd([scan.mean() for scan in scans if scan.size]),
         "sd_landmarks_mm": _sd([column.mean() for column in by_landmark if column.size]),
         "sdr": success_rates(errors, thresholds_mm),
-        "confusion_rate": _mean(confused),
+        "confusion_rate": _mean(confused[np.isfinite(confused)]),
         "n_points": points.size,
         "n_scans": sum(scan.size > 0 for scan in scans),
         "per_landmark": [
@@ -126,10 +134,10 @@ def paired_comparison(
     samples: int = 10_000,
     confidence: float = 0.95,
 ) -> dict[str, Any]:
-    """Two methods on the same points: is A's mean radial error smaller than B's?
+    """Two methods on the same points: is A's mean (radial error, say) smaller than B's?
 
-    `errors_a`, `errors_b` (N, K) mm, NaN where absent, in both at the same places. Gives
-    `difference_mm`, A's MRE minus B's; `interval_mm`, its percentile bootstrap interval, for which
+    `errors_a`, `errors_b` (N, K), NaN where absent, in both at the same places. Gives
+    `difference`, A's mean minus B's; `interval`, its percentile bootstrap interval, for which
     whole scans are drawn (the points of one scan are not independent); `p_value`, the two-sided
     Wilcoxon signed-rank test on scans' means. Interval and p are None with fewer than two scans.
     Raises ValueError where the two do not hold the same points.
@@ -141,8 +149,8 @@ def paired_comparison(
     sums = np.nansum(difference, axis=1)[counts > 0]
     counts = counts[counts > 0]
     result: dict[str, Any] = {
-        "difference_mm": float(sums.sum() / counts.sum()) if counts.size else None,
-        "interval_mm": None,
+        "difference": float(sums.sum() / counts.sum()) if counts.size else None,
+        "interval": None,
         "confidence": confidence,
         "p_value": None,
         "n_scans": counts.size,
@@ -155,7 +163,7 @@ def paired_comparison(
     )
     tail = (1 - confidence) / 2
     bounds = np.quantile((drawn @ sums) / (drawn @ counts), [tail, 1 - tail])
-    result["interval_mm"] = bounds.tolist()
+    result["interval"] = bounds.tolist()
     means = sums / counts
     # The test is not defined where no scan differs, which is no evidence of a difference.
     result["p_value"] = float(stats.wilcoxon(means).pvalue) if means.any() else 1.0

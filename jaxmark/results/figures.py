@@ -176,6 +176,33 @@ def per_landmark_bars(
         return _bytes(figure, "svg")
 
 
+def landmark_dots(methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
+    """SVG: each landmark's mean radial error by each method, on a logarithmic axis.
+
+    `methods` are labels and rows of `metrics.summarize`, with the same landmarks in each.
+    """
+    names = [str(row["name"]) for row in next(iter(methods.values()))]
+    places = np.arange(len(names))
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(10, 1.3 + 0.28 * len(names)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.hlines(places, 0, 1, "#eeeeee", lw=6, transform=axes.get_yaxis_transform())
+        shift = np.linspace(-0.28, 0.28, len(methods)) if len(methods) > 1 else [0.0]
+        styles = zip(cycle(LINES), chain(*([m] * len(LINES) for m in "os^Dv")), strict=False)
+        for (label, rows), by, (color, marker) in zip(methods.items(), shift, styles, strict=False):
+            mean = _column(rows, "mre_mm")
+            axes.plot(mean, places + by, marker, color=color, ms=5, label=label)
+        axes.set_xscale("log")
+        _plain_log_ticks(axes, "x")
+        axes.set_yticks(places, names, fontsize=9)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x")
+        axes.set_xlabel("mean radial error (mm, logarithmic)")
+        figure.legend(loc="outside upper left", ncols=4)
+        return _bytes(figure, "svg")
+
+
 def sdr_curve(
     errors_mm: np.ndarray, floors: Mapping[str, np.ndarray], thresholds_mm: Sequence[float]
 ) -> bytes:
@@ -220,38 +247,44 @@ def sdr_curve(
         return _bytes(figure, "svg")
 
 
-def training_curves(records: Sequence[Mapping[str, Any]]) -> bytes | None:
-    """SVG: losses (logarithmic, raw and smoothed) and validation error over all phases' steps.
+# What a log's numbers are drawn in, by a word in their names: title, and whether logarithmic.
+_PANELS = {
+    "loss": ("training loss", True),
+    "accuracy": ("cases told rightly", False),
+    "gradient": ("gradient", True),
+}
 
-    `records` are the lines of a log: `kind` "train" with any numbers whose name holds "loss", or
-    "validation" with `mre_mm`; both with `phase` and `step`. None where there is nothing to draw.
+
+def training_curves(records: Sequence[Mapping[str, Any]]) -> bytes | None:
+    """SVG: what was logged over all phases' steps, raw and smoothed, and the validation error.
+
+    `records` are the lines of a log: `kind` "train" with numbers, "validation" with `mre_mm`, and
+    "warning", drawn as a line; all with `phase` and `step`. Numbers whose names hold "loss",
+    "accuracy" or "gradient" have a panel each. None where there is nothing to draw.
     """
-    losses, validations, starts = _series(records)
-    if not losses and not validations:
+    series, validations, starts = _series(records)
+    panels = {word: curves for word, curves in series.items() if curves}
+    if not panels and not validations:
         return None
+    warnings = [int(r["step"]) for r in records if r.get("kind") == "warning"]
     with matplotlib.rc_context(_STYLE):
-        panels = bool(losses) + bool(validations)
-        figure = Figure(figsize=(10, 0.6 + 2.9 * panels), layout="constrained")
-        grid = figure.subplots(panels, sharex=True, squeeze=False)[:, 0]
-        if losses:
-            for color, (name, phases) in zip(cycle(LINES), losses.items(), strict=False):
-                for part, (steps, values) in enumerate(phases):
-                    # One entry in the legend is enough.
-                    label = None if part else _words(name)
-                    grid[0].plot(steps, values, color=color, lw=0.7, alpha=0.3)
-                    grid[0].plot(steps, _smooth(values), color=color, lw=1.8, label=label)
-            grid[0].set_ylabel("training loss")
-            grid[0].legend(loc="upper right", ncols=3)
+        count = len(panels) + bool(validations)
+        figure = Figure(figsize=(10, 0.6 + 2.6 * count), layout="constrained")
+        grid = figure.subplots(count, sharex=True, squeeze=False)[:, 0]
+        for axes, (word, curves) in zip(grid, panels.items(), strict=False):
+            title, logarithmic = _PANELS[word]
+            _draw_curves(axes, curves, logarithmic=logarithmic)
+            axes.set_ylabel(title)
         if validations:
             _draw_validations(grid[-1], validations)
         for axes in grid:
-            axes.set_yscale("log")
-            _plain_log_ticks(axes, "y")
             axes.grid(axis="y")
             axes.margins(x=0.01)
             axes.set_xlim(left=0)
             for start in list(starts.values())[1:]:
                 axes.axvline(start, color="#aaaaaa", lw=0.9, ls=(0, (2, 2)))
+            for step in warnings:
+                axes.axvline(step, color=TRUTH, lw=1.2)
         for phase, start in starts.items():
             grid[0].annotate(
                 phase,
@@ -261,7 +294,7 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> bytes | None:
                 textcoords="offset points",
                 size=9,
             )
-        grid[-1].set_xlabel("step")
+        grid[-1].set_xlabel("step" + ("; red: a warning" if warnings else ""))
         return _bytes(figure, "svg")
 
 
@@ -318,10 +351,10 @@ def _words(name: str) -> str:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Moving geometric mean (the axis is logarithmic) over about a thirtieth of the curve."""
+    """Moving mean over about a thirtieth of the curve."""
     window = np.ones(2 * (len(values) // 60) + 1)
     weight = np.convolve(np.ones(len(values)), window, "same")
-    return np.exp(np.convolve(np.log(values), window, "same") / weight)
+    return np.convolve(values, window, "same") / weight
 
 
 Curve = tuple[np.ndarray, np.ndarray]
@@ -329,8 +362,8 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 def _series(
     records: Sequence[Mapping[str, Any]],
-) -> tuple[dict[str, list[Curve]], list[Curve], dict[str, int]]:
-    """Losses by name and validations, one curve a phase, and the step at which each phase starts.
+) -> tuple[dict[str, dict[str, list[Curve]]], list[Curve], dict[str, int]]:
+    """Curves by panel and name, validations, one curve a phase, and each phase's first step.
 
     Phases that count their steps from zero are laid end to end.
     """
@@ -340,7 +373,7 @@ def _series(
             # A resumed run repeats steps: what it wrote last is what it went on with.
             phase = lines.setdefault(str(record.get("phase", "")), {})
             phase[record["kind"], int(record["step"])] = record
-    losses: dict[str, list[Curve]] = {}
+    panels: dict[str, dict[str, list[Curve]]] = {word: {} for word in _PANELS}
     validations: list[Curve] = []
     starts: dict[str, int] = {}
     end = 0
@@ -349,20 +382,40 @@ def _series(
         starts[phase_name] = end
         end = offset + max(step for _, step in phase)
         train = {step + offset: line for (kind, step), line in phase.items() if kind == "train"}
-        names = dict.fromkeys(name for line in train.values() for name in line if "loss" in name)
-        for name in names:
-            losses.setdefault(name, []).extend(_curve(train, name))
+        for name in dict.fromkeys(name for line in train.values() for name in line):
+            word = next((word for word in _PANELS if word in name), None)
+            curves = [*_curve(train, name, positive=_PANELS[word][1])] if word else []
+            if word and curves:
+                panels[word].setdefault(name, []).extend(curves)
         scored = {step + offset: r for (kind, step), r in phase.items() if kind == "validation"}
-        validations.extend(_curve(scored, "mre_mm"))
-    return {name: curves for name, curves in losses.items() if curves}, validations, starts
+        validations.extend(_curve(scored, "mre_mm", positive=True))
+    return panels, validations, starts
 
 
-def _curve(lines: Mapping[int, Mapping[str, Any]], name: str) -> Iterator[Curve]:
-    """Steps and values of one number, if a logarithmic axis can show any."""
+def _curve(lines: Mapping[int, Mapping[str, Any]], name: str, *, positive: bool) -> Iterator[Curve]:
+    """Steps and values of one number, if the axis (logarithmic where `positive`) can show any."""
     values = {step: lines[step].get(name) for step in sorted(lines)}
-    shown = {s: v for s, v in values.items() if isinstance(v, (int, float)) and 0 < v < np.inf}
+    least = 0 if positive else -np.inf
+    shown = {s: v for s, v in values.items() if isinstance(v, (int, float)) and least < v < np.inf}
     if shown:
         yield np.array([*shown]), np.array([*shown.values()], float)
+
+
+def _draw_curves(axes: Axes, curves: Mapping[str, Sequence[Curve]], *, logarithmic: bool) -> None:
+    """Lines of several names, each of one piece a phase."""
+    for color, (name, phases) in zip(cycle(LINES), curves.items(), strict=False):
+        for part, (steps, values) in enumerate(phases):
+            smooth = np.exp(_smooth(np.log(values))) if logarithmic else _smooth(values)
+            axes.plot(steps, values, color=color, lw=0.7, alpha=0.3)
+            # One entry in the legend is enough.
+            axes.plot(steps, smooth, color=color, lw=1.8, label=None if part else _words(name))
+    if logarithmic:
+        axes.set_yscale("log")
+        _plain_log_ticks(axes, "y")
+    else:
+        axes.set_ylim(-0.03, 1.03)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+    axes.legend(loc="upper right", ncols=3)
 
 
 def _draw_validations(axes: Axes, curves: Sequence[Curve]) -> None:
@@ -373,6 +426,8 @@ def _draw_validations(axes: Axes, curves: Sequence[Curve]) -> None:
     axes.plot(steps[best], values[best], "o", ms=9, mfc="none", mec=FLOORS[0], mew=1.6)
     axes.set_title(f"best {values[best]:.2f} mm at step {steps[best]:,}", loc="right", size=9)
     axes.set_ylabel("validation MRE (mm)")
+    axes.set_yscale("log")
+    _plain_log_ticks(axes, "y")
 
 
 def _plain_log_ticks(axes: Axes, which: str) -> None:

@@ -1,14 +1,12 @@
 """One page about one experiment, in one file that can be mailed, printed and kept."""
 
-import base64
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import metadata
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from jaxmark.core.geometry import apply_affine
 from jaxmark.data.cases import PreparedCase
 from jaxmark.results import figures
 from jaxmark.results.evaluate import Points, read_floor_errors, read_points, read_summary
+from jaxmark.results.page import chart, data_uri, interval, mm, p_value, page, percent, table
 from jaxmark.training.records import read_records
 
 _PACKAGES = ("jaxmark", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy")
@@ -101,7 +100,7 @@ def write_report(workdir: Path, overlays: Sequence[OverlayCase]) -> Path:
         ("Figures", _figures_table(summary, points, floor_errors)),
         (
             "Success detection rate",
-            _chart(
+            chart(
                 figures.sdr_curve(points.error_mm(), floor_errors, thresholds),
                 "Share of points within a radius",
             ),
@@ -109,7 +108,7 @@ def write_report(workdir: Path, overlays: Sequence[OverlayCase]) -> Path:
         ("Cases", _overlays(points, overlays)),
         (
             "Landmarks",
-            _chart(
+            chart(
                 figures.per_landmark_bars(
                     summary["per_landmark"],
                     {name: floor["per_landmark"] for name, floor in floors.items()},
@@ -119,28 +118,19 @@ def write_report(workdir: Path, overlays: Sequence[OverlayCase]) -> Path:
         ),
         (f"The {_WORST_POINTS} worst points", _worst_points_table(points)),
         ("All cases", _cases_table(points)),
-        ("Training", _chart(curves, "Losses and validation error over steps") if curves else ""),
+        ("Training", _training(log, curves)),
         ("Settings", _settings(config)),
     ]
-    page = _PAGE.substitute(
-        name=escape(str(config.get("name", "experiment"))),
-        lead=_lead(summary),
-        facts=_facts(config, summary, log),
-        sections="\n".join(
-            f"<section><h2>{escape(title)}</h2>\n{body}</section>"
-            for title, body in sections
-            if body
-        ),
-    )
     path = workdir / "report" / "index.html"
-    write_text_atomic(path, page)
+    name = str(config.get("name", "experiment"))
+    write_text_atomic(path, page(name, _lead(summary), _facts(config, summary, log), sections))
     return path
 
 
 def _lead(summary: Mapping[str, Any]) -> str:
     """The one sentence that a reader in a hurry takes away."""
     mre = summary["mre_mm"]
-    text = f"<strong>{_mm(mre)} mm</strong> mean radial error"
+    text = f"<strong>{mm(mre)} mm</strong> mean radial error"
     floors = {n: f["mre_mm"] for n, f in summary["floors"].items() if f["mre_mm"] is not None}
     if mre is None or not floors:
         return text
@@ -149,7 +139,7 @@ def _lead(summary: Mapping[str, Any]) -> str:
         verdict = "not smaller than"
     else:
         verdict = f"{floors[name] / mre:.1f} times smaller than" if mre else "smaller than"
-    return f"{text}, {verdict} that of “{escape(_words(name))}” ({_mm(floors[name])} mm)"
+    return f"{text}, {verdict} that of “{escape(_words(name))}” ({mm(floors[name])} mm)"
 
 
 def _facts(
@@ -174,25 +164,37 @@ def _figures_table(
 ) -> str:
     columns = [summary, *summary["floors"].values()]
     rows = [
-        [label, *(_mm(column[key]) for column in columns), meaning]
+        [label, *(mm(column[key]) for column in columns), meaning]
         for key, label, meaning in _FIGURES
     ]
     for threshold in summary["sdr"]:
-        shares = (_percent(column["sdr"][threshold]) for column in columns)
+        shares = (percent(column["sdr"][threshold]) for column in columns)
         rows.append([f"SDR at {threshold} mm", *shares, f"points within {threshold} mm"])
-    shares = (_percent(column["confusion_rate"]) for column in columns)
+    shares = (percent(column["confusion_rate"]) for column in columns)
     meaning = "points nearer to another landmark than to their own"
     rows.append(["confusion rate", *shares, meaning])
     if floor_errors:
         tests = [metrics.paired_comparison(points.error_mm(), e, 0) for e in floor_errors.values()]
         meaning = "this method's MRE minus the baseline's"
-        rows.append(["difference (mm)", "", *(_mm(t["difference_mm"]) for t in tests), meaning])
+        rows.append(["difference (mm)", "", *(mm(t["difference"]) for t in tests), meaning])
         meaning = "of that difference: scans drawn with replacement"
-        rows.append(["95 % interval (mm)", "", *map(_interval, tests), meaning])
+        rows.append(["95 % interval (mm)", "", *map(interval, tests), meaning])
         meaning = "Wilcoxon signed-rank test on scans' means"
-        rows.append(["p", "", *(_p(t["p_value"]) for t in tests), meaning])
+        rows.append(["p", "", *(p_value(t["p_value"]) for t in tests), meaning])
     head = ["", "this method", *map(_words, summary["floors"]), "meaning"]
-    return _table(head, rows, numbers=range(1, len(columns) + 1))
+    return table(head, rows, numbers=range(1, len(columns) + 1))
+
+
+def _training(log: Sequence[Mapping[str, Any]], curves: bytes | None) -> str:
+    """Curves of the log, and under them what it warned of."""
+    if not curves:
+        return ""
+    warnings = [
+        f'<p class="warning">Step {r["step"]}: {escape(str(r.get("message", "")))}</p>\n'
+        for r in log
+        if r["kind"] == "warning"
+    ]
+    return chart(curves, "What was logged over steps") + "".join(warnings)
 
 
 def _overlays(points: Points, overlays: Sequence[OverlayCase]) -> str:
@@ -217,7 +219,7 @@ def _overlays(points: Points, overlays: Sequence[OverlayCase]) -> str:
             title[:1].upper() + title[1:],
         )
         pictures.append(
-            f'<figure class="scan"><img src="{_data_uri(png, "image/png")}" alt="{escape(title)}">'
+            f'<figure class="scan"><img src="{data_uri(png, "image/png")}" alt="{escape(title)}">'
             f"<figcaption>{escape(caption)}</figcaption></figure>\n"
         )
     return "".join(pictures)
@@ -234,7 +236,7 @@ def _worst_points_table(points: Points) -> str:
                 [
                     points.cases[n],
                     points.landmarks[k],
-                    _mm(errors[n, k]),
+                    mm(errors[n, k]),
                     f"{points.score[n, k]:.3g}",
                     points.landmarks[nearest[n, k]] if nearest[n, k] != k else "",
                     _position(points.predicted_mm[n, k]),
@@ -243,7 +245,7 @@ def _worst_points_table(points: Points) -> str:
             )
     head = ["case", "landmark", "error (mm)", "score", "confused with", "predicted", "true"]
     note = "<p>Positions are LPS millimetres of the scanner.</p>"
-    return _table(head, rows, numbers=(2, 3, 5, 6)) + note
+    return table(head, rows, numbers=(2, 3, 5, 6)) + note
 
 
 def _cases_table(points: Points) -> str:
@@ -254,11 +256,11 @@ def _cases_table(points: Points) -> str:
             rows.append((-1.0, [case, "0", "–", "–", "–", ""]))
             continue
         worst = int(np.nanargmax(row))
-        middle = [_mm(np.nanmean(row)), _mm(np.nanmedian(row)), _mm(row[worst])]
+        middle = [mm(np.nanmean(row)), mm(np.nanmedian(row)), mm(row[worst])]
         rows.append((np.nanmean(row), [case, str(n), *middle, points.landmarks[worst]]))
     head = ["case", "landmarks", "mean (mm)", "median (mm)", "largest (mm)", "at"]
     ranked = [cells for _, cells in sorted(rows, key=lambda row: -row[0])]
-    return _table(head, ranked, numbers=(1, 2, 3, 4))
+    return table(head, ranked, numbers=(1, 2, 3, 4))
 
 
 def _settings(config: Mapping[str, Any]) -> str:
@@ -272,53 +274,8 @@ def _settings(config: Mapping[str, Any]) -> str:
     return (
         f"<details><summary>Config</summary><pre>{text}</pre></details>\n"
         "<details><summary>Versions that evaluated</summary>"
-        f"{_table(['package', 'version'], versions)}</details>"
+        f"{table(['package', 'version'], versions)}</details>"
     )
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> str:
-    """An HTML table of text; every cell is escaped, and `numbers` are columns set to the right."""
-    right = set(numbers)
-
-    def line(tag: str, cells: Sequence[str]) -> str:
-        return "".join(
-            f'<{tag} class="n">{escape(cell)}</{tag}>'
-            if column in right
-            else f"<{tag}>{escape(cell)}</{tag}>"
-            for column, cell in enumerate(cells)
-        )
-
-    body = "\n".join(f"<tr>{line('td', row)}</tr>" for row in rows)
-    return (
-        f'<div class="wide"><table><thead><tr>{line("th", head)}</tr></thead>\n'
-        f"<tbody>{body}</tbody></table></div>\n"
-    )
-
-
-def _chart(svg: bytes, alt: str) -> str:
-    uri = _data_uri(svg, "image/svg+xml")
-    return f'<img class="chart" src="{uri}" alt="{escape(alt)}">\n'
-
-
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _mm(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}".replace("-", "−")
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
-
-
-def _p(value: float | None) -> str:
-    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _interval(test: Mapping[str, Any]) -> str:
-    interval = test["interval_mm"]
-    return "–" if interval is None else f"{_mm(interval[0])} to {_mm(interval[1])}"
 
 
 def _position(position_mm: np.ndarray) -> str:
@@ -327,58 +284,3 @@ def _position(position_mm: np.ndarray) -> str:
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
-
-
-# The policy makes a browser hold the page to its word: nothing is fetched and nothing runs.
-_PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="color-scheme" content="light dark">
-<title>$name</title>
-<style>
-:root { --ink: #1d2329; --soft: #5b6670; --line: #dde2e6; --ground: #ffffff; --tint: #f4f6f8; }
-@media screen and (prefers-color-scheme: dark) {
-  :root { --ink: #e3e7ea; --soft: #9aa5ae; --line: #333c44; --ground: #14181c; --tint: #1c2227; }
-  img.chart { filter: invert(0.9) hue-rotate(180deg); }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1180px; padding: 2.5rem 1.5rem 4rem; color: var(--ink);
-  background: var(--ground); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 0 0 .8rem; }
-.lead { font-size: 1.25rem; margin: 0 0 .3rem; }
-.facts, figcaption, section > p { color: var(--soft); margin: 0; }
-section { border-top: 1px solid var(--line); margin-top: 2rem; padding-top: 1.4rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem 1.1rem .3rem 0; text-align: left; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 500; vertical-align: bottom; }
-.n { text-align: right; white-space: nowrap; }
-img { display: block; max-width: 100%; height: auto; }
-img.chart { width: 1000px; }
-figure { margin: 0 0 1.4rem; }
-figure.scan img { background: #ffffff; border-radius: 4px; width: 100%; }
-details { margin-bottom: .8rem; }
-summary { cursor: pointer; }
-pre { background: var(--tint); padding: 1rem; border-radius: 4px; overflow-x: auto; }
-@media print {
-  body { max-width: none; padding: 0; font-size: 11px; }
-  figure, tr, img { break-inside: avoid; }
-  h2 { break-after: avoid; }
-}
-</style>
-</head>
-<body>
-<header>
-<h1>$name</h1>
-<p class="lead">$lead</p>
-<p class="facts">$facts</p>
-</header>
-$sections
-</body>
-</html>
-""")

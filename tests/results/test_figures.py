@@ -138,20 +138,20 @@ def validation(step, mre_mm, phase="pretrain"):
 
 def test_phases_are_laid_end_to_end():
     records = [train(10, loss=3.0), train(20, loss=2.0), train(5, "joint", loss=1.0)]
-    losses, validations, starts = figures._series([*records, validation(5, 1.5, "joint")])
-    assert [steps.tolist() for steps, _ in losses["loss"]] == [[10, 20], [25]]
+    panels, validations, starts = figures._series([*records, validation(5, 1.5, "joint")])
+    assert [steps.tolist() for steps, _ in panels["loss"]["loss"]] == [[10, 20], [25]]
     assert [(steps.tolist(), values.tolist()) for steps, values in validations] == [([25], [1.5])]
     assert starts == {"pretrain": 0, "joint": 20}
 
 
 def test_phases_that_count_on_stay_where_they_are():
-    losses, _, _ = figures._series([train(20, loss=3.0), train(30, "joint", loss=2.0)])
-    assert [steps.tolist() for steps, _ in losses["loss"]] == [[20], [30]]
+    panels, _, _ = figures._series([train(20, loss=3.0), train(30, "joint", loss=2.0)])
+    assert [steps.tolist() for steps, _ in panels["loss"]["loss"]] == [[20], [30]]
 
 
 def test_a_resumed_run_replaces_what_it_repeats():
     records = [train(10, loss=3.0), train(20, loss=9.0), train(20, loss=2.0), train(30, loss=1.0)]
-    ((steps, values),) = figures._series(records)[0]["loss"]
+    ((steps, values),) = figures._series(records)[0]["loss"]["loss"]
     assert (steps.tolist(), values.tolist()) == ([10, 20, 30], [3, 2, 1])
 
 
@@ -161,6 +161,22 @@ def test_training_curves():
     assert figures.training_curves([validation(5, 1.5)])
     assert figures.training_curves([]) is None
     assert figures.training_curves([train(1, loss=-1.0), {"kind": "start"}]) is None
+
+
+def test_what_a_gan_logs_is_drawn_and_warnings_are_marked():
+    numbers = {"real_accuracy": 0.0, "d_loss": 1.0, "gradient_norm": 2.0, "volumes_per_s": 9.0}
+    records = [train(10, **numbers), train(20, **numbers)]
+    panels, _, _ = figures._series(records)
+    assert {word: [*curves] for word, curves in panels.items()} == {
+        "loss": ["d_loss"],
+        # No logarithm: a share may be zero.
+        "accuracy": ["real_accuracy"],
+        "gradient": ["gradient_norm"],
+    }
+    warning = {"kind": "warning", "phase": "joint", "step": 20, "message": "<saturated>"}
+    drawn = figures.training_curves([*records, warning])
+    assert figures.TRUTH.encode() in drawn
+    assert figures.TRUTH.encode() not in figures.training_curves(records)
 
 
 def test_smoothing_keeps_a_constant_and_the_length():

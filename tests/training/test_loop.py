@@ -213,3 +213,39 @@ def test_settings_of_the_run_may_change_between_starts(cases, tmp_path):
     run(experiment(), cases, tmp_path)
     # How often it is validated is no part of what is trained.
     run(dataclasses.replace(experiment(), train=Train(batch=2, validate_every=3)), cases, tmp_path)
+
+
+def test_the_log_holds_means_and_an_alarm_is_told_once(cases, tmp_path, capsys):
+    settings = experiment(train=Train(batch=2, log_every=3, validate_every=6))
+    method = build(settings)
+    seen = []
+
+    def alarm(records):
+        seen.append([record["loss"] for record in records])
+        return "too small" if records[-1]["loss"] < 4 else None
+
+    phase = method.phases[0]
+
+    def step(state, batch, key):
+        value = jax.numpy.array([1.0, 2.0, 6.0, 5.0, 5.0, 5.0])[state.step]
+        return dataclasses.replace(state, step=state.step + 1), {"loss": value}
+
+    method = dataclasses.replace(
+        method, phases=(dataclasses.replace(phase, step=step, alarm=alarm),)
+    )
+    train(
+        method,
+        settings,
+        cases=cases[:4],
+        validation=[],
+        landmarks=NAMES,
+        workdir=tmp_path,
+        mesh=data_mesh(),
+    )
+    records = read_records(tmp_path / "logs" / "metrics.jsonl")
+    assert [r["loss"] for r in records if r["kind"] == "train"] == [3.0, 5.0]
+    assert [r for r in records if r["kind"] == "warning"] == [
+        {"kind": "warning", "phase": "pretrain", "step": 3, "message": "too small"}
+    ]
+    assert seen == [[3.0], [3.0, 5.0]]
+    assert "warning: step 3: too small" in capsys.readouterr().out

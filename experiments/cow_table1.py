@@ -1,0 +1,172 @@
+"""Every row of Table 1 of Tan et al. (ISBI 2023) on the same splits, beside the paper's figures.
+
+python -m experiments.cow_table1 --preset=small
+
+trains, evaluates and compares all rows, one after the other; what is finished is not done again,
+and a row that was stopped continues. `small` is for a CPU, `paper` (70 scans of 192 x 160 x 96
+voxels, 20,000 + 20,000 steps a row) for a GPU. A row by itself, as on a cluster, and then the table
+of those that are there:
+
+python -m jaxmark.main --config=experiments/cow_table1.py:small/D-MRA --workdir=FOLDER/D-MRA-0
+python -m experiments.cow_table1 --preset=small --rows=Baseline,D-MRA --workdir=FOLDER
+
+With --real_landmarks=FILE.csv there is one row more, whose unpaired cohort is that file: real
+people's landmarks, each set in its own scanner's frame (`experiments/phantoms/real_landmarks.py`).
+"""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+from experiments import cow
+from jaxmark.config import Experiment
+from jaxmark.core.errors import InputError
+from jaxmark.methods.adversarial import Adversarial
+from jaxmark.methods.heatmap import HeatmapRegression
+from jaxmark.results.compare import Published, as_text, compare, write_comparison
+
+# Of Table 1 of the paper: MRE (SD) mm, and SDR in % at 2, 3, 4, 5 and 6 mm.
+PAPER: dict[str, Published] = {
+    "Baseline": {"mre_mm": 3.08, "sd_mm": 1.80, "sdr": [82.40, 85.69, 88.82, 90.13, 91.12]},
+    "D-MRA": {"mre_mm": 1.88, "sd_mm": 1.19, "sdr": [82.89, 89.64, 92.60, 94.41, 95.23]},
+    "D-MRA-dagger": {"mre_mm": 1.73, "sd_mm": 1.01, "sdr": [85.53, 90.46, 93.59, 94.24, 95.23]},
+    "D-MRA-CTA": {"mre_mm": 1.53, "sd_mm": 0.89, "sdr": [86.02, 90.79, 93.75, 95.07, 95.56]},
+    "D-MRA-CTA-dagger": {
+        "mre_mm": 1.45,
+        "sd_mm": 0.72,
+        "sdr": [86.18, 91.61, 93.75, 95.56, 96.22],
+    },
+    "75%": {"mre_mm": 1.83, "sd_mm": 1.34, "sdr": [83.22, 89.31, 92.93, 94.41, 95.07]},
+    "50%": {"mre_mm": 2.23, "sd_mm": 1.22, "sdr": [79.11, 87.01, 90.63, 92.43, 93.75]},
+}
+ROWS = tuple(PAPER)
+REFERENCE = "Baseline"
+REAL = "D-MRA-real-dagger"
+
+
+def small() -> Experiment:
+    """The small scans of `cow.py` with the paper's generator and loss; minutes a row on a CPU."""
+    experiment = cow.small()
+    assert experiment.phantom is not None
+    phantom = dataclasses.replace(experiment.phantom, val=30, test=32)
+    method = Adversarial(
+        steps=400,
+        adversarial_steps=300,
+        widths=(16, 32, 64),
+        sigma_mm=2.0,
+        learning_rate=1e-3,
+        decay=300 / 700,
+        discriminator_widths=(32, 64, 64),
+    )
+    return dataclasses.replace(experiment, phantom=phantom, method=method)
+
+
+def tiny() -> Experiment:
+    """For tests."""
+    method = Adversarial(
+        steps=3,
+        adversarial_steps=3,
+        widths=(4, 8),
+        head=4,
+        discriminator_widths=(4, 8),
+        discriminator_hidden=8,
+    )
+    return dataclasses.replace(cow.tiny(), method=method)
+
+
+SIZES: dict[str, Callable[[], Experiment]] = {"paper": cow.paper, "small": small, "tiny": tiny}
+
+
+def get_config(preset: str = "small/D-MRA-CTA-dagger") -> Experiment:
+    """`SIZE/ROW`; ValueError for one that does not exist."""
+    size, _, row = preset.partition("/")
+    if size not in SIZES or row not in (*ROWS, REAL):
+        raise ValueError(
+            f"there is no preset {preset!r}, but SIZE/ROW with SIZE of {', '.join(SIZES)} and ROW "
+            f"of {', '.join(ROWS)}"
+        )
+    experiment = SIZES[size]()
+    full = experiment.method
+    experiment.name = f"cow_table1_{size}_{row.lower().replace('%', '')}"
+    if row == REFERENCE:
+        shared = {f.name: getattr(full, f.name) for f in dataclasses.fields(HeatmapRegression)}
+        # As many steps of the generator as the other rows have.
+        shared["steps"] = full.steps + full.adversarial_steps
+        experiment.method = HeatmapRegression(**shared)
+        return experiment
+    experiment.method = dataclasses.replace(
+        full,
+        real="images" if row in ("D-MRA", "D-MRA-dagger") else "both",
+        positions=row not in ("D-MRA", "D-MRA-CTA"),
+    )
+    if row.endswith("%"):
+        experiment.data.train_fraction = int(row[:-1]) / 100
+    if row == REAL:
+        experiment.data.unpaired_align = "rigid"
+    return experiment
+
+
+def _flags() -> None:
+    flags.DEFINE_enum("preset", "small", list(SIZES), "Size of scans and length of training.")
+    flags.DEFINE_list("rows", list(ROWS), "Which rows.")
+    flags.DEFINE_list("seeds", ["0"], "Each row is trained with each of these, and averaged.")
+    flags.DEFINE_string("workdir", None, "Folder of all runs; default: runs/cow_table1_PRESET.")
+    flags.DEFINE_string("real_landmarks", None, "CSV of real people's landmarks: one row more.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Exit code 1 for a flag that can't be, or where a row's training ends with an error."""
+    values = flags.FLAGS
+    try:
+        rows = list(values.rows)
+        for row in rows:
+            if row not in ROWS:
+                raise InputError("--rows", f"{row!r} is not one of {', '.join(ROWS)}")
+        if not all(seed.isdecimal() for seed in values.seeds):
+            raise InputError("--seeds", f"{','.join(values.seeds)!r} is not whole numbers")
+        if len(argv) > 1:
+            raise InputError("command line", f"unexpected argument {argv[1]!r}")
+        if values.real_landmarks:
+            rows.append(REAL)
+        folder = Path(values.workdir or f"runs/cow_table1_{values.preset}")
+        homes = {row: [folder / f"{row}-{seed}" for seed in values.seeds] for row in rows}
+        for row in rows:
+            for seed, home in zip(values.seeds, homes[row], strict=True):
+                train_row(values.preset, row, seed, home, values.real_landmarks)
+        found = compare(homes, REFERENCE)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    page = write_comparison(
+        found,
+        folder,
+        title=f"Table 1, {values.preset}",
+        note="Synthetic scans, the same splits for all rows; beside it the paper's figures, of "
+        "other data.",
+        published=PAPER,
+    )
+    print(as_text(found, PAPER))
+    print(f"table: {page}")
+
+
+def train_row(preset: str, row: str, seed: str, home: Path, real_landmarks: str | None) -> None:
+    """Run one row to its end in a process of its own, unless it is evaluated already."""
+    if (home / "evaluation" / "summary.json").exists():
+        print(f"{home}: done before")
+        return
+    command = [sys.executable, "-m", "jaxmark.main", f"--workdir={home}"]
+    command += [f"--config=experiments/cow_table1.py:{preset}/{row}", f"--config.seed={seed}"]
+    if row == REAL:
+        command.append(f"--config.data.unpaired={real_landmarks}")
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        raise InputError(home, f"row {row!r} ended with exit code {code}; run this again to go on")
+
+
+if __name__ == "__main__":
+    _flags()
+    app.run(main)

@@ -1,0 +1,203 @@
+"""Several evaluated runs on the same cases in one table, with what is known of the differences."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+
+from jaxmark.core import metrics
+from jaxmark.core.errors import InputError
+from jaxmark.core.files import write_json, write_text_atomic
+from jaxmark.results import figures
+from jaxmark.results.evaluate import Points, read_points, read_summary
+from jaxmark.results.page import chart, interval, mm, p_value, page, percent, table
+
+SCHEMA_VERSION = 1
+
+
+class Published(TypedDict):
+    """A paper's figures of a method."""
+
+    mre_mm: float
+    # The paper's "SD", whatever it is of.
+    sd_mm: float | None
+    # Per cent at each of its thresholds.
+    sdr: list[float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method: its runs, which differ in their seeds alone, averaged."""
+
+    label: str
+    # Means over the runs of the figures of `metrics.summarize`.
+    summary: dict[str, Any]
+    runs: int
+    # Standard deviation of the runs' MRE; None with one.
+    sd_runs_mm: float | None
+    # (N, K), NaN where absent: means over the runs.
+    error_mm: np.ndarray
+    confused: np.ndarray
+    # `metrics.paired_comparison` with the reference, of errors and of confusions; None for itself.
+    error_test: dict[str, Any] | None = None
+    confusion_test: dict[str, Any] | None = None
+
+
+def compare(rows: Mapping[str, Sequence[Path]], reference: str) -> list[Row]:
+    """The work dirs of each method, evaluated already, compared with those of `reference`.
+
+    Raises InputError where a run is not evaluated, or on other points than the first one.
+    """
+    loaded = {
+        label: [read_points(folder / "evaluation") for folder in rows[label]] for label in rows
+    }
+    first = next(iter(loaded.values()))[0]
+    for label, runs in loaded.items():
+        for folder, points in zip(rows[label], runs, strict=True):
+            check_same_points(folder, points, first)
+    found = [
+        _row(label, runs, [read_summary(folder / "evaluation") for folder in rows[label]])
+        for label, runs in loaded.items()
+    ]
+    base = next((row for row in found if row.label == reference), None)
+    if base is None:
+        return found
+    return [row if row is base else _tested(row, base) for row in found]
+
+
+def check_same_points(folder: Path, points: Points, first: Points) -> None:
+    """InputError where two runs can't be compared point by point."""
+    for what in ("cases", "landmarks"):
+        if getattr(points, what) != getattr(first, what):
+            raise InputError(folder / "evaluation", f"is of other {what} than the first run's")
+    if not np.array_equal(points.truth_mm, first.truth_mm, equal_nan=True):
+        raise InputError(folder / "evaluation", "has other true positions than the first run's")
+
+
+def _row(label: str, runs: Sequence[Points], summaries: Sequence[dict[str, Any]]) -> Row:
+    mres = [summary["mre_mm"] for summary in summaries]
+    confused = [metrics.confusions(p.truth_mm, p.predicted_mm, p.present) for p in runs]
+    return Row(
+        label=label,
+        summary=_mean(summaries),
+        runs=len(runs),
+        sd_runs_mm=float(np.std(mres, ddof=1)) if len(runs) > 1 else None,
+        error_mm=np.mean([points.error_mm() for points in runs], axis=0),
+        confused=np.mean(confused, axis=0),
+    )
+
+
+def _tested(row: Row, base: Row) -> Row:
+    return Row(
+        **{
+            **vars(row),
+            "error_test": metrics.paired_comparison(row.error_mm, base.error_mm, 0),
+            "confusion_test": metrics.paired_comparison(row.confused, base.confused, 0),
+        }
+    )
+
+
+def _mean(trees: Sequence[Any]) -> Any:
+    """Trees of one shape -> one with the mean of each number; other leaves are the first's."""
+    first = trees[0]
+    if isinstance(first, dict):
+        return {key: _mean([tree[key] for tree in trees]) for key in first}
+    if isinstance(first, list):
+        return [_mean(list(items)) for items in zip(*trees, strict=True)]
+    numbers = all(isinstance(t, (int, float)) and not isinstance(t, bool) for t in trees)
+    return float(np.mean(trees)) if numbers else first
+
+
+def write_comparison(
+    rows: Sequence[Row],
+    folder: Path,
+    *,
+    title: str,
+    note: str,
+    published: Mapping[str, Published] | None = None,
+) -> Path:
+    """Write `index.html` and `table.json` into `folder`, and return the page's path.
+
+    `published` are a paper's figures, shown beside those of the same label.
+    """
+    published = published or {}
+    head, lines = cells(rows, published)
+    dots = figures.landmark_dots({row.label: row.summary["per_landmark"] for row in rows})
+    sections = [
+        ("Methods", table(head, lines, numbers=range(1, len(head))) + _MEANING),
+        ("Landmarks", chart(dots, "Mean radial error of each landmark by method")),
+    ]
+    write_text_atomic(folder / "index.html", page(title, escape(note), "", sections))
+    tree = [
+        {
+            "label": row.label,
+            "runs": row.runs,
+            "sd_runs_mm": row.sd_runs_mm,
+            **row.summary,
+            "error_minus_reference": row.error_test,
+            "confusion_minus_reference": row.confusion_test,
+            "published": published.get(row.label),
+        }
+        for row in rows
+    ]
+    write_json(folder / "table.json", {"schema_version": SCHEMA_VERSION, "rows": tree})
+    return folder / "index.html"
+
+
+_MEANING = (
+    "<p>SD: of the scans' means. Difference: MRE minus that of the first row, with a 95 % interval "
+    "(whole scans drawn with replacement) and the p of a Wilcoxon signed-rank test on scans' "
+    "means; so for the confusion rate, the share of points nearer to another landmark than to "
+    "their own.</p>\n"
+)
+
+
+def cells(
+    rows: Sequence[Row], published: Mapping[str, Published]
+) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of the table, as text."""
+    thresholds = list(rows[0].summary["sdr"])
+    head = ["", "MRE (SD) mm", "median", *(f"SDR {t} mm" for t in thresholds), "confusion"]
+    head += ["difference mm (95 %)", "p", "confusion difference (95 %)"]
+    several = any(row.runs > 1 for row in rows)
+    head += ["runs", "SD of runs"] * several + ["paper: MRE (SD)", "paper: SDR"] * bool(published)
+    lines = []
+    for row in rows:
+        summary = row.summary
+        line = [row.label, f"{mm(summary['mre_mm'])} ({mm(summary['sd_scans_mm'])})"]
+        line += [mm(summary["median_mm"]), *(percent(summary["sdr"][t]) for t in thresholds)]
+        line.append(percent(summary["confusion_rate"]))
+        if row.error_test is None or row.confusion_test is None:
+            line += ["", "", ""]
+        else:
+            line.append(f"{mm(row.error_test['difference'])} ({interval(row.error_test)})")
+            line.append(p_value(row.error_test["p_value"]))
+            points = {
+                key: None if value is None else np.multiply(value, 100).tolist()
+                for key, value in row.confusion_test.items()
+                if key in ("difference", "interval")
+            }
+            line.append(f"{mm(points['difference'])} ({interval(points)}) %")
+        if several:
+            line += [str(row.runs), mm(row.sd_runs_mm)]
+        if published:
+            line += _published(published.get(row.label))
+        lines.append(line)
+    return head, lines
+
+
+def _published(figures: Published | None) -> list[str]:
+    if figures is None:
+        return ["", ""]
+    spread = "" if figures["sd_mm"] is None else f" ({figures['sd_mm']:.2f})"
+    return [f"{figures['mre_mm']:.2f}{spread}", ", ".join(f"{v:.1f}" for v in figures["sdr"])]
+
+
+def as_text(rows: Sequence[Row], published: Mapping[str, Published] | None = None) -> str:
+    """The table for a terminal, in Markdown."""
+    head, lines = cells(rows, published or {})
+    rule = ["---"] * len(head)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
