@@ -7,6 +7,7 @@ like, and G is trained to deceive it. Equations are in the paper's order.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jax import Array
 
 from jaxmark.core.augmentation import random_view, view_points
 from jaxmark.core.errors import InputError
-from jaxmark.core.heatmaps import gaussians
+from jaxmark.core.heatmaps import cell_masses, cell_voxels, gaussian_cell_masses, gaussians
 from jaxmark.core.losses import adversarial_loss, discriminator_loss
 from jaxmark.core.slabs import map_slabs
 from jaxmark.methods.heatmap import (
@@ -27,7 +28,7 @@ from jaxmark.methods.heatmap import (
     pretraining_step,
 )
 from jaxmark.methods.method import Batch, Method, Metrics, Params, Phase, State, Task
-from jaxmark.models.discriminator import Discriminator
+from jaxmark.models.discriminator import CellDiscriminator, HeatmapDiscriminator
 
 # A discriminator that is right this often, for so many records in a row, is called saturated.
 SATURATED_ACCURACY, SATURATED_RECORDS = 0.995, 5
@@ -51,13 +52,23 @@ class Adversarial(HeatmapRegression):
     unpaired_share: float = 500 / 570
     # Show D the coordinate matrix and the distance map: the paper's dagger.
     positions: bool = True
+    # What D is shown. "heatmaps": the paper. "cells", ours: each heatmap's values, raised to the
+    # power `sharpness`, as a distribution over cells of at most `cell_mm`. True heatmaps are
+    # noiseless Gaussians: on heatmaps D tells predicted ones by their shape and looks no further.
+    # Cells leave it nothing but where landmarks are, and whether they are in one place.
+    shown: str = "heatmaps"
+    cell_mm: float = 8.0
+    sharpness: float = 2.0
     discriminator_widths: tuple[int, ...] = (32, 64, 128, 128)
     discriminator_hidden: int = 64
     # Learning rate of D, as a multiple of G's.
     rate_ratio: float = 1.0
+    # Adam's first moment in D; the paper: its default.
+    discriminator_beta1: float = 0.9
     # D calls real heatmaps 1 minus this.
     label_smoothing: float = 0.0
-    # Weight of |d D(H) / d H|^2 on real heatmaps (Mescheder et al., ICML 2018).
+    # Weight of the squared gradient of D to what it is shown of real cases (Mescheder et al., ICML
+    # 2018).
     r1: float = 0.0
 
     @property
@@ -70,12 +81,16 @@ class Adversarial(HeatmapRegression):
         check(self, task)
         check_adversarial(self, task)
         generator = Generator(self, task)
-        critic = Critic(self, generator)
+        critic: Critic = HeatmapCritic(self, generator)
+        if self.shown == "cells":
+            critic = CellCritic(self, generator)
         total = self.steps + self.adversarial_steps
         g_optimizer = optax.adam(learning_rate(self.learning_rate, total, self.decay))
         d_rate = self.learning_rate * self.rate_ratio
         decay = min(1.0, self.decay * total / self.adversarial_steps)
-        d_optimizer = optax.adam(learning_rate(d_rate, self.adversarial_steps, decay))
+        d_optimizer = optax.adam(
+            learning_rate(d_rate, self.adversarial_steps, decay), b1=self.discriminator_beta1
+        )
 
         def init(key: Array) -> State:
             params = {
@@ -106,17 +121,38 @@ class Adversarial(HeatmapRegression):
         )
 
 
-class Critic:
-    """D as pure functions of its parameters: the logits of true and of predicted heatmaps.
+class Critic(Protocol):
+    """D as pure functions of its parameters: the logits of true and of predicted landmarks.
 
-    Both come slab by slab to D's first convolution, so heatmaps are never whole. `shown` (B, K) are
-    the landmarks that the true *and* the predicted case of a pair have: all others are taken out of
-    both, so that absence tells D nothing.
+    Both come slab by slab, so heatmaps are never whole. `shown` (B, K) are the landmarks that the
+    true *and* the predicted case of a pair have: all others are taken out of both, so that absence
+    tells D nothing.
     """
+
+    def init(self, key: Array) -> Params:
+        """Parameters of D."""
+        ...
+
+    def fake(self, d: Params, g: Params, features: Array, shown: Array) -> Array:
+        """Logits (B,) of G(I); `features` are those of G."""
+        ...
+
+    def real(
+        self, d: Params, landmarks_ijk: Array, features: Array, shown: Array
+    ) -> tuple[Array, Array]:
+        """Logits (B,) of true landmarks, and the mean squared gradient to what D was shown.
+
+        The latter is 0 where the settings don't ask for it. Of `features` only the shape counts.
+        """
+        ...
+
+
+class HeatmapCritic:
+    """D on heatmaps, as in the paper: Gaussians (Eq. 1) against G(I)."""
 
     def __init__(self, settings: Adversarial, generator: Generator):
         self.settings, self.generator = settings, generator
-        self._net = Discriminator(
+        self._net = HeatmapDiscriminator(
             len(generator.task.landmarks),
             settings.discriminator_widths,
             settings.discriminator_hidden,
@@ -125,23 +161,19 @@ class Critic:
         )
 
     def init(self, key: Array) -> Params:
-        """Parameters of D."""
+        """See `Critic`."""
         crop, landmarks = self.generator.task.crop, len(self.generator.task.landmarks)
         return self._net.init(key, jnp.zeros((1, *crop, landmarks)))
 
     def fake(self, d: Params, g: Params, features: Array, shown: Array) -> Array:
-        """Logits (B,) of G(I); `features` are those of G."""
+        """See `Critic`."""
         heatmaps = self.generator.heatmaps(g, features)
-        stem = self._stem(d, lambda slab, first: heatmaps(slab), features, shown)
-        return self._judge(d, stem)
+        return self._judge(d, self._stem(d, lambda slab, _: heatmaps(slab), features, shown))
 
     def real(
         self, d: Params, landmarks_ijk: Array, features: Array, shown: Array
     ) -> tuple[Array, Array]:
-        """Logits (B,) of the Gaussians of Eq. 1, and the mean |d D(H) / d H|^2.
-
-        The latter is 0 where the settings don't ask for it. Of `features` only the shape counts.
-        """
+        """See `Critic`."""
         task, sigma_mm = self.generator.task, self.settings.sigma_mm
 
         def heatmaps(slab: Array, first: Array) -> Array:
@@ -167,12 +199,74 @@ class Critic:
             seen = heatmaps(slab, first) * shown[:, None, None, None]
             return jnp.asarray(self._net.apply(d, seen, method="stem"))
 
-        slabs = jnp.asarray(map_slabs(one, features, multiple=2))
-        # (slabs, B, n / 2, Y / 2, Z / 2, C) -> (B, X / 2, ...)
-        return slabs.swapaxes(0, 1).reshape(features.shape[0], -1, *slabs.shape[3:])
+        return _whole(map_slabs(one, features, multiple=2))
 
     def _judge(self, d: Params, stem: Array) -> Array:
         return jnp.asarray(self._net.apply(d, stem, method="judge"))
+
+
+class CellCritic:
+    """D on distributions over cells; see `Adversarial.shown`."""
+
+    def __init__(self, settings: Adversarial, generator: Generator):
+        self.settings, self.generator = settings, generator
+        task = generator.task
+        self._cell = cell_voxels(task.crop, task.spacing_mm, settings.cell_mm)
+        self._net = CellDiscriminator(
+            settings.discriminator_widths,
+            settings.discriminator_hidden,
+            positions=settings.positions,
+            dtype=task.dtype,
+        )
+
+    def init(self, key: Array) -> Params:
+        """See `Critic`."""
+        task = self.generator.task
+        grid = (n // c for n, c in zip(task.crop, self._cell, strict=True))
+        return self._net.init(key, jnp.zeros((1, *grid, len(task.landmarks))))
+
+    def fake(self, d: Params, g: Params, features: Array, shown: Array) -> Array:
+        """See `Critic`."""
+        heatmaps = self.generator.heatmaps(g, features)
+        masses = map_slabs(
+            lambda slab, _: cell_masses(heatmaps(slab), self._cell, self.settings.sharpness),
+            features,
+            multiple=self._cell[0],
+        )
+        return self._judge(d, _distribution(_whole(masses), shown))
+
+    def real(
+        self, d: Params, landmarks_ijk: Array, features: Array, shown: Array
+    ) -> tuple[Array, Array]:
+        """See `Critic`."""
+        task, settings = self.generator.task, self.settings
+        masses = gaussian_cell_masses(
+            landmarks_ijk,
+            task.crop,
+            task.spacing_mm,
+            settings.sigma_mm,
+            self._cell,
+            settings.sharpness,
+        )
+        logits, pull = jax.vjp(lambda x: self._judge(d, x), _distribution(masses, shown))
+        if not settings.r1:
+            return logits, jnp.zeros(())
+        (gradient,) = pull(jnp.ones_like(logits))
+        return logits, (gradient**2).sum((1, 2, 3, 4)).mean()
+
+    def _judge(self, d: Params, cells: Array) -> Array:
+        return jnp.asarray(self._net.apply(d, cells))
+
+
+def _whole(slabs: Array) -> Array:
+    """(slabs, B, n, Y, Z, C) -> (B, X, Y, Z, C)."""
+    return slabs.swapaxes(0, 1).reshape(slabs.shape[1], -1, *slabs.shape[3:])
+
+
+def _distribution(masses: Array, shown: Array) -> Array:
+    """Masses (B, X, Y, Z, K) with a sum of 1 for each landmark that is shown, 0 for the others."""
+    total = masses.sum((1, 2, 3), keepdims=True)
+    return masses / (total + 1e-6) * shown[:, None, None, None]
 
 
 def adversarial_step(
@@ -298,19 +392,22 @@ def saturation(records: Sequence[Mapping[str, float]]) -> str | None:
 
 def check_adversarial(settings: Adversarial, task: Task) -> None:
     """InputError where a setting is impossible, or the unpaired cohort is missing."""
-    for name in ("adversarial_steps", "lambda_adv", "rate_ratio"):
+    for name in ("adversarial_steps", "lambda_adv", "rate_ratio", "cell_mm", "sharpness"):
         if getattr(settings, name) <= 0:
             raise InputError(f"config.method.{name}", f"{getattr(settings, name)} is not positive")
-    for name in ("label_smoothing", "unpaired_share"):
+    for name in ("label_smoothing", "unpaired_share", "discriminator_beta1"):
         if not 0 <= getattr(settings, name) <= 1:
             raise InputError(
                 f"config.method.{name}", f"{getattr(settings, name)} is not between 0 and 1"
             )
     if settings.r1 < 0:
         raise InputError("config.method.r1", f"{settings.r1} is negative")
-    if settings.real not in ("images", "both"):
-        raise InputError("config.method.real", f"{settings.real!r} is not 'images' or 'both'")
+    choices = {"real": ("images", "both"), "shown": ("heatmaps", "cells")}
+    for name, (one, other) in choices.items():
+        if getattr(settings, name) not in (one, other):
+            problem = f"{getattr(settings, name)!r} is not {one!r} or {other!r}"
+            raise InputError(f"config.method.{name}", problem)
     if not settings.discriminator_widths or min(settings.discriminator_widths) < 1:
         raise InputError("config.method.discriminator_widths", "must be positive numbers")
-    if any(n % 2 for n in task.crop):
+    if settings.shown == "heatmaps" and any(n % 2 for n in task.crop):
         raise InputError("config.data.crop", f"{task.crop} has an odd side, which D can't halve")

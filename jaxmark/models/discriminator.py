@@ -1,4 +1,4 @@
-"""The discriminator: a CNN that tells the heatmaps of true landmarks from predicted ones."""
+"""Discriminators: CNNs that tell where landmarks truly are from where they were predicted."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,11 @@ from jaxmark.core.conv import conv_strided_2
 from jaxmark.models.blocks import Conv, coordinates, kernel_init
 
 
-class Discriminator(nn.Module):
+class HeatmapDiscriminator(nn.Module):
     """Heatmaps of all landmarks -> one logit a case, positive for real ones (Tan et al. 2023).
 
-    It never sees an image. The paper says "CNN architecture" and a scalar output; layers and widths
-    are ours: each width halves every side with a 2^3 convolution of stride 2, all but the first
-    followed by a 3^3 one, then a hidden layer over what is left of the volume. Leaky rectifiers,
-    and no normalisation: it would hide how high a heatmap is.
+    It never sees an image. The paper says "CNN architecture" and a scalar output; the layers are
+    ours: a 2^3 convolution of stride 2, and `Verdict`.
 
     It comes in two halves: `stem`, the first convolution, is linear and works on any even number of
     planes, so heatmaps need never be whole; `judge` takes what the stem made of all of them.
@@ -35,10 +33,7 @@ class Discriminator(nn.Module):
         channels = self.landmarks + (4 if self.positions else 0)
         self.kernel = self.param("kernel", kernel_init, (2, 2, 2, channels, first))
         self.bias = self.param("bias", nn.initializers.zeros, (first,))
-        self.down = [Strided(width, dtype=self.dtype) for width in self.widths[1:]]
-        self.same = [Conv(width, dtype=self.dtype) for width in self.widths[1:]]
-        self.dense = nn.Dense(self.hidden, dtype=self.dtype)
-        self.last = nn.Dense(1, dtype=jnp.float32)
+        self.verdict = Verdict(self.widths[1:], self.hidden, dtype=self.dtype)
 
     def __call__(self, heatmaps: Array) -> Array:
         """(B, X, Y, Z, K), even sides, to logits (B,) float32."""
@@ -55,12 +50,7 @@ class Discriminator(nn.Module):
             shape = [2 * n for n in x.shape[1:4]]
             kernel = self.kernel[..., self.landmarks :, :].astype(self.dtype)
             x = x + conv_strided_2(positions(shape)[None].astype(self.dtype), kernel)
-        x = nn.leaky_relu(x + self.bias.astype(self.dtype), 0.2)
-        for down, same in zip(self.down, self.same, strict=True):
-            x = nn.leaky_relu(down(x), 0.2)
-            x = nn.leaky_relu(same(x), 0.2)
-        x = nn.leaky_relu(self.dense(x.reshape(x.shape[0], -1)), 0.2)
-        return self.last(x.astype(jnp.float32))[..., 0]
+        return self.verdict(nn.leaky_relu(x + self.bias.astype(self.dtype), SLOPE))
 
     def squared_input_gradient(self, gradient: Array) -> Array:
         """|d logit / d heatmaps|^2 (B,) from `gradient`, that to the stem's result.
@@ -71,6 +61,54 @@ class Discriminator(nn.Module):
         kernel = self.kernel[..., : self.landmarks, :].reshape(-1, self.widths[0])
         gradient = gradient.astype(jnp.float32)
         return jnp.einsum("bxyzi,ij,bxyzj->b", gradient, kernel.T @ kernel, gradient)
+
+
+class CellDiscriminator(nn.Module):
+    """How much of each landmark lies in which cell of a coarse grid -> one logit a case.
+
+    Ours: see `Adversarial.shown`. A 3^3 convolution, and `Verdict`.
+    """
+
+    widths: Sequence[int] = (64, 64, 64)
+    hidden: int = 128
+    positions: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, cells: Array) -> Array:
+        """(B, X, Y, Z, K), each landmark's sum over cells 1 or 0, to logits (B,) float32."""
+        # A landmark fills a few of thousands of cells: a scale at which a network gets going.
+        x = 4 * cells.astype(self.dtype)
+        if self.positions:
+            place = positions(x.shape[1:4]).astype(self.dtype)
+            x = jnp.concatenate([x, jnp.broadcast_to(place, (*x.shape[:4], 4))], axis=-1)
+        x = nn.leaky_relu(Conv(self.widths[0], dtype=self.dtype)(x), SLOPE)
+        return Verdict(self.widths[1:], self.hidden, dtype=self.dtype)(x)
+
+
+# Of the leaky rectifiers.
+SLOPE = 0.2
+
+
+class Verdict(nn.Module):
+    """A volume to one logit: each width halves every side, then comes a hidden layer over the rest.
+
+    Leaky rectifiers, and no normalisation: it would hide how high what is shown is.
+    """
+
+    widths: Sequence[int]
+    hidden: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(B, X, Y, Z, C) to (B,) float32."""
+        for width in self.widths:
+            x = nn.leaky_relu(Strided(width, dtype=self.dtype)(x), SLOPE)
+            x = nn.leaky_relu(Conv(width, dtype=self.dtype)(x), SLOPE)
+        x = x.reshape(x.shape[0], -1)
+        x = nn.leaky_relu(nn.Dense(self.hidden, dtype=self.dtype)(x), SLOPE)
+        return nn.Dense(1, dtype=jnp.float32)(x.astype(jnp.float32))[..., 0]
 
 
 class Strided(nn.Module):

@@ -121,15 +121,15 @@ def write_comparison(
 ) -> Path:
     """Write `index.html` and `table.json` into `folder`, and return the page's path.
 
-    `published` are a paper's figures, shown beside those of the same label.
+    `published` are a paper's figures, label -> figures.
     """
     published = published or {}
-    head, lines = cells(rows, published)
     dots = figures.landmark_dots({row.label: row.summary["per_landmark"] for row in rows})
     sections = [
-        ("Methods", table(head, lines, numbers=range(1, len(head))) + _MEANING),
-        ("Landmarks", chart(dots, "Mean radial error of each landmark by method")),
+        (name, table(head, lines, numbers=range(1, len(head))) + f"<p>{escape(meaning)}</p>\n")
+        for name, meaning, head, lines in tables(rows, published)
     ]
+    sections.append(("Landmarks", chart(dots, "Mean radial error of each landmark by method")))
     write_text_atomic(folder / "index.html", page(title, escape(note), "", sections))
     tree = [
         {
@@ -147,57 +147,72 @@ def write_comparison(
     return folder / "index.html"
 
 
-_MEANING = (
-    "<p>SD: of the scans' means. Difference: MRE minus that of the first row, with a 95 % interval "
-    "(whole scans drawn with replacement) and the p of a Wilcoxon signed-rank test on scans' "
-    "means; so for the confusion rate, the share of points nearer to another landmark than to "
-    "their own.</p>\n"
-)
+# Title, what it means, header, lines.
+Table = tuple[str, str, list[str], list[list[str]]]
 
 
-def cells(
-    rows: Sequence[Row], published: Mapping[str, Published]
-) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the table, as text."""
+def tables(rows: Sequence[Row], published: Mapping[str, Published]) -> list[Table]:
+    """The tables of a comparison, as text."""
+    found = [_figures(rows)]
+    if any(row.error_test is not None for row in rows):
+        found.append(_differences(rows))
+    if published:
+        found.append(_published(rows, published))
+    return found
+
+
+def _figures(rows: Sequence[Row]) -> Table:
     thresholds = list(rows[0].summary["sdr"])
-    head = ["", "MRE (SD) mm", "median", *(f"SDR {t} mm" for t in thresholds), "confusion"]
-    head += ["difference mm (95 %)", "p", "confusion difference (95 %)"]
     several = any(row.runs > 1 for row in rows)
-    head += ["runs", "SD of runs"] * several + ["paper: MRE (SD)", "paper: SDR"] * bool(published)
+    head = ["", "MRE (SD) mm", "median", *(f"SDR {t} mm" for t in thresholds), "confusion"]
+    head += ["runs", "SD of runs"] * several
     lines = []
     for row in rows:
-        summary = row.summary
-        line = [row.label, f"{mm(summary['mre_mm'])} ({mm(summary['sd_scans_mm'])})"]
-        line += [mm(summary["median_mm"]), *(percent(summary["sdr"][t]) for t in thresholds)]
-        line.append(percent(summary["confusion_rate"]))
+        s = row.summary
+        line = [row.label, f"{mm(s['mre_mm'])} ({mm(s['sd_scans_mm'])})", mm(s["median_mm"])]
+        line += [percent(s["sdr"][t]) for t in thresholds] + [percent(s["confusion_rate"])]
+        lines.append(line + [str(row.runs), mm(row.sd_runs_mm)] * several)
+    meaning = (
+        "SD: of the scans' means. Confusion: points nearer to another landmark than to theirs."
+    )
+    return "Methods", meaning, head, lines
+
+
+def _differences(rows: Sequence[Row]) -> Table:
+    head = ["", "MRE (mm)", "95 % interval", "p", "confusion (%)", "95 % interval", "p"]
+    lines = []
+    for row in rows:
         if row.error_test is None or row.confusion_test is None:
-            line += ["", "", ""]
-        else:
-            line.append(f"{mm(row.error_test['difference'])} ({interval(row.error_test)})")
-            line.append(p_value(row.error_test["p_value"]))
-            points = {
-                key: None if value is None else np.multiply(value, 100).tolist()
-                for key, value in row.confusion_test.items()
-                if key in ("difference", "interval")
-            }
-            line.append(f"{mm(points['difference'])} ({interval(points)}) %")
-        if several:
-            line += [str(row.runs), mm(row.sd_runs_mm)]
-        if published:
-            line += _published(published.get(row.label))
-        lines.append(line)
-    return head, lines
+            continue
+        e, c = row.error_test, row.confusion_test
+        share = {name: c[name] and np.multiply(c[name], 100) for name in ("difference", "interval")}
+        line = [row.label, mm(e["difference"]), interval(e), p_value(e["p_value"])]
+        lines.append([*line, mm(share["difference"]), interval(share), p_value(c["p_value"])])
+    (base,) = (row.label for row in rows if row.error_test is None)
+    meaning = (
+        "On the same points. Intervals: whole scans drawn with replacement; p: Wilcoxon "
+        "signed-rank test on scans' means."
+    )
+    return f"Differences from {base}", meaning, head, lines
 
 
-def _published(figures: Published | None) -> list[str]:
-    if figures is None:
-        return ["", ""]
-    spread = "" if figures["sd_mm"] is None else f" ({figures['sd_mm']:.2f})"
-    return [f"{figures['mre_mm']:.2f}{spread}", ", ".join(f"{v:.1f}" for v in figures["sdr"])]
+def _published(rows: Sequence[Row], published: Mapping[str, Published]) -> Table:
+    lines = []
+    for row in rows:
+        if row.label in published:
+            paper = published[row.label]
+            spread = "" if paper["sd_mm"] is None else f" ({mm(paper['sd_mm'])})"
+            sdr = [f"{value:.1f} %" for value in paper["sdr"]]
+            lines.append([row.label, f"{mm(paper['mre_mm'])}{spread}", *sdr])
+    thresholds = list(rows[0].summary["sdr"])
+    head = ["", "MRE (SD) mm", *(f"SDR {t} mm" for t in thresholds)]
+    return "Published", "Of the paper, on its own data.", head, lines
 
 
 def as_text(rows: Sequence[Row], published: Mapping[str, Published] | None = None) -> str:
-    """The table for a terminal, in Markdown."""
-    head, lines = cells(rows, published or {})
-    rule = ["---"] * len(head)
-    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
+    """The tables for a terminal, in Markdown."""
+    text = []
+    for name, _, head, lines in tables(rows, published or {}):
+        marked = (head, ["---"] * len(head), *lines)
+        text += [f"{name}:", "", *("| " + " | ".join(line) + " |" for line in marked), ""]
+    return "\n".join(text)

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from jaxmark.core import slabs
-from jaxmark.core.heatmaps import decode, gaussians
+from jaxmark.core.heatmaps import (
+    cell_masses,
+    cell_voxels,
+    decode,
+    gaussian_cell_masses,
+    gaussians,
+)
 
 SHAPE, SPACING, SIGMA = (16, 14, 10), (1.0, 1.2, 1.6), 2.0
 
@@ -108,3 +114,27 @@ def test_softmax_of_a_log_gaussian_has_peak_one_and_the_gaussian_s_place():
     _, fine, score = decoded(logits, softmax=True)
     np.testing.assert_allclose(score, heatmap.max(), atol=1e-4)
     np.testing.assert_allclose(fine, truth, atol=0.03)
+
+
+def test_cells_fill_the_volume_and_are_no_larger_than_asked():
+    assert cell_voxels((192, 160, 96), (0.513, 0.513, 0.8), 8.0) == (12, 10, 8)
+    assert cell_voxels((56, 48, 40), (1.6, 1.6, 2.0), 8.0) == (4, 4, 4)
+    # A voxel that is larger than a cell is a cell.
+    assert cell_voxels((7, 5, 4), (3.0, 3.0, 9.0), 8.0) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_masses_of_gaussians_are_those_of_their_heatmaps(power):
+    points = jnp.array([[[3.3, 4.0, 2.5], [9.0, 0.0, 5.0]]])
+    shape, spacing, cell = (12, 8, 6), (1.0, 1.5, 2.0), (3, 4, 2)
+    found = gaussian_cell_masses(points, shape, spacing, 2.0, cell, power)
+    heatmaps = np.asarray(gaussians(points, shape, spacing, 2.0), np.float64)
+    expected = np.zeros((1, 4, 2, 3, 2))
+    for i, j, k in np.ndindex(*shape):
+        expected[:, i // 3, j // 4, k // 2] += heatmaps[:, i, j, k] ** power
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    # What is below zero counts as nothing.
+    negative = jnp.asarray(heatmaps, jnp.float32) - 2 * (heatmaps < 0.1)
+    masses = cell_masses(negative, cell, power)
+    kept = np.where(heatmaps < 0.1, 0, heatmaps) ** power
+    np.testing.assert_allclose(masses.sum((1, 2, 3)), kept.sum((1, 2, 3)), rtol=1e-5)

@@ -14,7 +14,8 @@ from jaxmark.core.heatmaps import gaussians
 from jaxmark.core.losses import adversarial_loss, discriminator_loss
 from jaxmark.methods.adversarial import (
     Adversarial,
-    Critic,
+    CellCritic,
+    HeatmapCritic,
     adversarial_step,
     real_landmarks,
     saturation,
@@ -52,6 +53,7 @@ SMALL = Adversarial(
     discriminator_hidden=8,
     learning_rate=1e-2,
     lambda_adv=0.3,
+    cell_mm=5.0,
     label_smoothing=0.1,
     r1=0.7,
 )
@@ -65,41 +67,47 @@ def batch(count=2, seed=0):
     return Batch(image=image.astype(jnp.float16), landmarks_ijk=points, present=present)
 
 
+def critic_of(settings, generator):
+    return {"heatmaps": HeatmapCritic, "cells": CellCritic}[settings.shown](settings, generator)
+
+
 def plain_alternation(settings, state, data, key):
     """A step written as in a textbook: G twice, whole heatmaps, one network after the other."""
     generator = Generator(settings, TASK)
-    critic = Critic(settings, generator)
+    net = critic_of(settings, generator)._net
     k_view, k_real = jax.random.split(key)
     image, points = augmented(TASK, data, k_view)
     real_ijk, real_present = real_landmarks(settings, TASK, k_real, points, data.present)
     mask = (data.present & real_present)[:, None, None, None]
     g, d = state.params["generator"], state.params["discriminator"]
 
+    def show(heatmaps):
+        if settings.shown == "heatmaps":
+            return heatmaps * mask
+        # Cells of 4 x 4 x 2 voxels.
+        mass = jax.nn.relu(heatmaps) ** settings.sharpness
+        cells = mass.reshape(2, 4, 4, 4, 4, 4, 2, 2).sum((2, 4, 6))
+        return cells / (mass.sum((1, 2, 3))[:, None, None, None] + 1e-6) * mask
+
     def generate(g):
         features = generator.features(g, image)
-        return generator.heatmaps(g, features)(features) * mask
+        return show(generator.heatmaps(g, features)(features))
 
-    def judge(d, heatmaps):
-        return critic._net.apply(d, heatmaps)
-
-    real = gaussians(real_ijk, CROP, SPACING, settings.sigma_mm) * mask
+    real = show(gaussians(real_ijk, CROP, SPACING, settings.sigma_mm))
     fake = generate(g)
 
     def loss_d(d):
-        inputs = jax.grad(lambda h: judge(d, h).sum())(real)
+        inputs = jax.grad(lambda h: net.apply(d, h).sum())(real)
         penalty = (inputs**2).sum((1, 2, 3, 4)).mean()
-        return (
-            discriminator_loss(
-                judge(d, real), judge(d, fake), label_smoothing=settings.label_smoothing
-            )
-            + settings.r1 / 2 * penalty
-        )
+        logits = net.apply(d, real), net.apply(d, fake)
+        loss = discriminator_loss(*logits, label_smoothing=settings.label_smoothing)
+        return loss + settings.r1 / 2 * penalty
 
     d = jax.tree.map(lambda p, gradient: p - RATE * gradient, d, jax.grad(loss_d)(d))
 
     def loss_g(g):
         heat = generator.loss(g, generator.features(g, image), points, data.present)
-        return heat + settings.lambda_adv * adversarial_loss(judge(d, generate(g)))
+        return heat + settings.lambda_adv * adversarial_loss(net.apply(d, generate(g)))
 
     g = jax.tree.map(lambda p, gradient: p - RATE * gradient, g, jax.grad(loss_g)(g))
     return {"generator": g, "discriminator": d}
@@ -115,15 +123,17 @@ def trained(settings, steps=2):
 
 
 @pytest.mark.parametrize("loss", ["weighted_l2", "cross_entropy"])
-@pytest.mark.parametrize("positions", [False, True])
-def test_one_pass_through_g_is_the_plain_alternation(loss, positions):
-    settings = dataclasses.replace(SMALL, loss=loss, positions=positions)
+@pytest.mark.parametrize("shown", ["heatmaps", "cells"])
+def test_one_pass_through_g_is_the_plain_alternation(loss, shown):
+    # With and without what the dagger stands for, once each.
+    positions = (loss == "weighted_l2") == (shown == "cells")
+    settings = dataclasses.replace(SMALL, loss=loss, shown=shown, positions=positions)
     _, state = trained(settings)
     # Adam would make as much of a gradient that is rounding as of one that is not.
     sgd = optax.sgd(RATE)
     state = state.replace(optimizer={name: sgd.init(p) for name, p in state.params.items()})
     generator = Generator(settings, TASK)
-    step = adversarial_step(settings, generator, Critic(settings, generator), sgd, sgd)
+    step = adversarial_step(settings, generator, critic_of(settings, generator), sgd, sgd)
     key = jax.random.key(3)
     new, metrics = jax.jit(step)(state, batch(), key)
     expected = plain_alternation(settings, state, batch(), key)
@@ -147,10 +157,12 @@ def test_pretraining_leaves_the_discriminator_alone():
     assert not all(jax.tree.leaves(same["generator"]))
 
 
-def test_real_and_fake_lack_the_same_landmarks():
+@pytest.mark.parametrize("shown_as", ["heatmaps", "cells"])
+def test_real_and_fake_lack_the_same_landmarks(shown_as):
     # The second landmark is absent: whatever either side has there, D's logits are the same.
-    generator = Generator(SMALL, TASK)
-    critic = Critic(SMALL, generator)
+    settings = dataclasses.replace(SMALL, shown=shown_as)
+    generator = Generator(settings, TASK)
+    critic = critic_of(settings, generator)
     d = critic.init(jax.random.key(1))
     shown = jnp.array([[True, False], [True, False]])
     features = jax.random.normal(jax.random.key(2), (2, *CROP, 4))
@@ -239,6 +251,8 @@ def test_saturation_is_told_after_some_records_without_mistakes():
         ({"unpaired_share": -0.1}, r"config\.method\.unpaired_share"),
         ({"r1": -1.0}, r"config\.method\.r1: -1\.0 is negative"),
         ({"real": "cta"}, r"config\.method\.real: 'cta'"),
+        ({"shown": "points"}, r"config\.method\.shown: 'points' is not 'heatmaps' or 'cells'"),
+        ({"sharpness": 0.0}, r"config\.method\.sharpness: 0\.0 is not positive"),
         ({"discriminator_widths": ()}, r"config\.method\.discriminator_widths"),
     ],
 )

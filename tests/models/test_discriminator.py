@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from jaxmark.core.conv import conv_strided_2
-from jaxmark.models.discriminator import Discriminator, positions
+from jaxmark.models.discriminator import CellDiscriminator, HeatmapDiscriminator, positions
 
 SHAPE = (12, 8, 6)
 
 
 def build(**changes):
-    net = Discriminator(3, widths=(4, 6), hidden=5, **changes)
+    net = HeatmapDiscriminator(3, widths=(4, 6), hidden=5, **changes)
     heatmaps = jax.random.uniform(jax.random.key(1), (2, *SHAPE, 3))
     return net, net.init(jax.random.key(0), heatmaps), heatmaps
 
@@ -43,7 +43,7 @@ def test_positions_are_part_of_the_first_convolution():
     # The convolution of heatmaps and positions as one, as the paper draws it.
     net, params, heatmaps = build(positions=True)
     both = jnp.concatenate([heatmaps, jnp.broadcast_to(positions(SHAPE), (2, *SHAPE, 4))], axis=-1)
-    plain = Discriminator(7, widths=(4, 6), hidden=5)
+    plain = HeatmapDiscriminator(7, widths=(4, 6), hidden=5)
     expected = plain.apply(params, both)
     np.testing.assert_allclose(net.apply(params, heatmaps), expected, atol=1e-5)
     assert params["params"]["kernel"].shape == (2, 2, 2, 7, 4)
@@ -79,3 +79,18 @@ def test_the_stem_is_linear():
     np.testing.assert_allclose(
         net.apply(params, heatmaps, method="stem"), conv_strided_2(heatmaps, kernel), atol=1e-6
     )
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_parameters_of_the_one_on_cells(shown):
+    net = CellDiscriminator(widths=(4, 6), hidden=5, positions=shown)
+    cells = jnp.zeros((2, 6, 4, 3, 3))
+    params = net.init(jax.random.key(0), cells)
+    first = 27 * (3 + 4 * shown) * 4 + 4
+    strided, same = 8 * 4 * 6 + 6, 27 * 6 * 6 + 6
+    # 6 x 4 x 3 becomes 3 x 2 x 2.
+    dense, last = 3 * 2 * 2 * 6 * 5 + 5, 5 + 1
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert count == first + strided + same + dense + last
+    logits = net.apply(params, cells)
+    assert logits.shape == (2,) and logits.dtype == jnp.float32

@@ -60,9 +60,16 @@ def test_the_page_and_the_file_hold_the_table(tmp_path):
     assert [row["label"] for row in tree["rows"]] == ["base", "ours"]
     assert tree["rows"][1]["published"] == PAPER["ours"]
     assert tree["rows"][0]["error_minus_reference"] is None
-    lines = as_text(rows, PAPER).splitlines()
-    assert len(lines) == 4 and lines[3].startswith("| ours | 0.83")
-    assert len({line.count("|") for line in lines}) == 1
+    parts = as_text(rows, PAPER).split("\n\n")
+    assert [part for part in parts if part.endswith(":")] == [
+        "Methods:",
+        "Differences from base:",
+        "Published:",
+    ]
+    assert "| ours | 0.83 (" in parts[1] and "| ours | −1.65 |" in parts[3]
+    assert "| ours | 1.50 (0.25) | 80.0 % | 90.0 % |" in parts[5]
+    for part in parts[1::2]:
+        assert len({line.count("|") for line in part.strip().splitlines()}) == 1
 
 
 def test_runs_on_other_points_are_refused(tmp_path):

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from jaxmark.config import Augment, Data, Experiment, Predict
+from jaxmark.methods.adversarial import Adversarial
 from jaxmark.methods.heatmap import HeatmapRegression
-from jaxmark.methods.method import Batch, Task
+from jaxmark.methods.method import Batch, LandmarkSets, Task
 from jaxmark.training.inference import Predictor, Volume
 from jaxmark.training.sharding import (
     data_mesh,
@@ -29,37 +30,55 @@ from jaxmark.training.sharding import (
     sharded_step,
 )
 
-LOSSES = ("weighted_l2", "cross_entropy")
+# Losses of the generator alone, and the phase with a discriminator.
+KINDS = ("weighted_l2", "cross_entropy", "adversarial")
 CROP, MARGIN, SPACING_MM, NAMES = (16, 16, 8), 2, (1.0, 1.0, 2.0), ("a", "b", "c")
 FULL = tuple(n + 2 * MARGIN for n in CROP)
 BATCH, STEPS, RATE = 8, 3, 1e-3
 # Runs that are compared with one device; each takes seconds to compile, so not all there could be.
-MANY = [(2, LOSSES[1]), (4, LOSSES[0]), (8, LOSSES[1])]
-# Where Adam's running means of the gradient and of its square are among the arrays of a run.
-MOMENT_1, MOMENT_2 = (f"optimizer['generator'][0].{name}" for name in ("mu", "nu"))
+MANY = [(2, KINDS[1]), (4, KINDS[0]), (8, KINDS[1]), (4, KINDS[2])]
 
 
-def main(folder, losses):
+def main(folder, kinds):
     """Trains and predicts on all devices of all processes; process 0 writes into `folder`."""
     if "SLURM_JOB_ID" in os.environ:
         join_processes()
     mesh = data_mesh()
-    for loss in losses:
-        facts, arrays = run(loss, mesh)
+    for kind in kinds:
+        facts, arrays = run(kind, mesh)
         if jax.process_index() == 0:
-            (folder / f"{loss}.json").write_text(json.dumps(facts))
-            np.savez(folder / loss, **arrays)
+            (folder / f"{kind}.json").write_text(json.dumps(facts))
+            np.savez(folder / kind, **arrays)
 
 
-def run(loss, mesh):
-    """What can be said of a run, and its numbers."""
+def build(kind, rng):
+    """The method, and the number of the phase that is run."""
     # Every kind of random change there is: rotation, shift, contrast, brightness, noise.
     changes = Augment(2, rotation_degrees=10, scale=0.1, contrast=0.2, brightness=0.1, noise=0.1)
-    settings = HeatmapRegression(
-        steps=STEPS, widths=(4, 8), head=8, loss=loss, sigma_mm=2.0, learning_rate=RATE
-    )
-    method = settings.build(Task(NAMES, CROP, MARGIN, SPACING_MM, changes))
+    common = {"steps": STEPS, "widths": (4, 8), "head": 8, "sigma_mm": 2.0, "learning_rate": RATE}
+    points = rng.uniform(4, 8, (5, len(NAMES), 3)).astype(np.float32)
+    unpaired = LandmarkSets(points, rng.random((5, len(NAMES))) < 0.8)
+    task = Task(NAMES, CROP, MARGIN, SPACING_MM, changes, unpaired=unpaired)
+    if kind == "adversarial":
+        settings = Adversarial(
+            **common,
+            adversarial_steps=STEPS,
+            lambda_adv=0.1,
+            unpaired_share=0.5,
+            discriminator_widths=(4, 8),
+            discriminator_hidden=8,
+            label_smoothing=0.1,
+            r1=0.5,
+        )
+        return settings, settings.build(task), 1
+    settings = HeatmapRegression(**common, loss=kind)
+    return settings, settings.build(task), 0
+
+
+def run(kind, mesh):
+    """What can be said of a run, and its numbers."""
     rng = np.random.default_rng(0)
+    settings, method, phase = build(kind, np.random.default_rng(1))
     images = rng.normal(size=(STEPS, BATCH, *FULL, 1)).astype(np.float16)
     points = rng.uniform(4, 8, (STEPS, BATCH, len(NAMES), 3)).astype(np.float32)
     present = rng.random((STEPS, BATCH, len(NAMES))) < 0.8
@@ -72,13 +91,14 @@ def run(loss, mesh):
 
     key = jax.random.key(0)
     state = sharded_init(method.init, mesh)(key)
-    step = sharded_step(method.phases[0].step, mesh).lower(state, batch(0), key).compile()
+    step = sharded_step(method.phases[phase].step, mesh).lower(state, batch(0), key).compile()
     metrics, donated = [], []
     for i in range(STEPS):
         before, data = state, batch(i)
         state, values = step(state, data, key)
         donated += [leaf.is_deleted() for leaf in jax.tree.leaves(before)]
-        metrics.append([float(values["loss"]), float(values["gradient_norm"])])
+        # Those of both networks; a share of right answers may turn with a bit.
+        metrics.append([float(values[n]) for n in sorted(values) if "accuracy" not in n])
 
     experiment = Experiment(
         settings,
@@ -113,11 +133,11 @@ def run(loss, mesh):
     return facts, arrays
 
 
-def start(folder, devices, losses, **environment):
+def start(folder, devices, kinds, **environment):
     """This file as a program on so many CPU devices."""
     folder.mkdir(exist_ok=True)
     result = subprocess.run(
-        [sys.executable, __file__, str(folder), *losses],
+        [sys.executable, __file__, str(folder), *kinds],
         env={
             **os.environ,
             "JAX_PLATFORMS": "cpu",
@@ -133,27 +153,27 @@ def start(folder, devices, losses, **environment):
     assert result.returncode == 0, result.stderr
 
 
-def results(folder, losses):
-    """Loss -> facts and arrays, as `main` wrote them."""
+def results(folder, kinds):
+    """Kind -> facts and arrays, as `main` wrote them."""
     return {
-        loss: (
-            json.loads((folder / f"{loss}.json").read_text()),
-            dict(np.load(folder / f"{loss}.npz")),
+        kind: (
+            json.loads((folder / f"{kind}.json").read_text()),
+            dict(np.load(folder / f"{kind}.npz")),
         )
-        for loss in losses
+        for kind in kinds
     }
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Number of devices -> loss -> facts and arrays."""
+    """Number of devices -> kind -> facts and arrays."""
     folder = tmp_path_factory.mktemp("runs")
-    losses = {1: LOSSES, **{n: [b for a, b in MANY if a == n] for n, _ in MANY}}
+    kinds = {1: KINDS, **{n: [b for a, b in MANY if a == n] for n, _ in MANY}}
     with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(start, folder / str(n), n, losses[n]) for n in losses]
+        jobs = [pool.submit(start, folder / str(n), n, kinds[n]) for n in kinds]
     for job in jobs:
         job.result()
-    return {n: results(folder / str(n), losses[n]) for n in losses}
+    return {n: results(folder / str(n), kinds[n]) for n in kinds}
 
 
 def assert_same_training(found, expected):
@@ -165,18 +185,25 @@ def assert_same_training(found, expected):
     compared where gradients stand out from that, to a hundredth of the way they can have gone.
     """
     np.testing.assert_allclose(found["metrics"], expected["metrics"], rtol=1e-5)
-    norm = expected["metrics"][:, 1].max()
     for name, value in expected.items():
-        if name.startswith(MOMENT_1):
-            np.testing.assert_allclose(found[name], value, atol=1e-6 * norm, err_msg=name)
-        elif name.startswith(MOMENT_2):
-            np.testing.assert_allclose(found[name], value, atol=1e-6 * norm**2, err_msg=name)
-        elif name.startswith("params"):
-            gradient = np.sqrt(expected[name.replace("params['generator']", MOMENT_2, 1)])
-            felt = gradient > 1e-5 * norm
+        parts = re.fullmatch(r"params(\['\w+'\])(.*)", name)
+        if parts is None:
+            continue
+        network, leaf = parts.groups()
+        # Adam's running means of the gradient and of its square.
+        moments = [f"optimizer{network}[0].{mean}" for mean in ("mu", "nu")]
+        norm = max(np.sqrt(v).max() for n, v in expected.items() if n.startswith(moments[1]))
+        for power, moment in enumerate(moments, start=1):
             np.testing.assert_allclose(
-                found[name][felt], value[felt], atol=1e-2 * STEPS * RATE, err_msg=name
+                found[moment + leaf],
+                expected[moment + leaf],
+                atol=3e-5 * norm**power,
+                err_msg=moment + leaf,
             )
+        felt = np.sqrt(expected[moments[1] + leaf]) > 1e-3 * norm
+        np.testing.assert_allclose(
+            found[name][felt], value[felt], atol=1e-2 * STEPS * RATE, err_msg=name
+        )
 
 
 def assert_same_predictions(found, expected):
@@ -186,19 +213,19 @@ def assert_same_predictions(found, expected):
     np.testing.assert_allclose(found["subvoxel"], expected["subvoxel"], atol=1e-3)
 
 
-@pytest.mark.parametrize(("devices", "loss"), MANY)
-def test_many_devices_train_and_predict_what_one_does(runs, devices, loss):
-    _, one = runs[1][loss]
-    facts, many = runs[devices][loss]
+@pytest.mark.parametrize(("devices", "kind"), MANY)
+def test_many_devices_train_and_predict_what_one_does(runs, devices, kind):
+    _, one = runs[1][kind]
+    facts, many = runs[devices][kind]
     assert facts["devices"] == devices
     # Random changes, noise in every voxel among them, are those of one device, or these differed.
     assert_same_training(many, one)
     assert_same_predictions(many, one)
 
 
-@pytest.mark.parametrize(("devices", "loss"), [(1, "weighted_l2"), *MANY])
-def test_each_device_computes_its_share_and_holds_the_whole_state(runs, devices, loss):
-    facts, arrays = runs[devices][loss]
+@pytest.mark.parametrize(("devices", "kind"), [(1, "weighted_l2"), *MANY])
+def test_each_device_computes_its_share_and_holds_the_whole_state(runs, devices, kind):
+    facts, arrays = runs[devices][kind]
     share = [BATCH // devices, *FULL, 1]
     assert facts["shards"] == [share]
     assert f"f16[{','.join(map(str, share))}]" in facts["entry"]
@@ -210,7 +237,7 @@ def test_each_device_computes_its_share_and_holds_the_whole_state(runs, devices,
 
 
 def test_two_processes_train_and_predict_what_one_does_with_two_devices(runs, tmp_path):
-    loss = "cross_entropy"
+    kind = "cross_entropy"
     slurm = {
         "SLURM_JOB_ID": "1",
         "SLURM_STEP_NODELIST": "127.0.0.1",
@@ -219,17 +246,17 @@ def test_two_processes_train_and_predict_what_one_does_with_two_devices(runs, tm
     }
     with ThreadPoolExecutor(2) as pool:
         jobs = [
-            pool.submit(start, tmp_path, 1, [loss], SLURM_PROCID=i, SLURM_LOCALID=i, **slurm)
+            pool.submit(start, tmp_path, 1, [kind], SLURM_PROCID=i, SLURM_LOCALID=i, **slurm)
             for i in "01"
         ]
     for job in jobs:
         job.result()
-    facts, arrays = results(tmp_path, [loss])[loss]
+    facts, arrays = results(tmp_path, [kind])[kind]
     assert facts["devices"] == 2
     assert facts["shards"] == [[BATCH // 2, *FULL, 1]]
     assert facts["collectives"] == ["all-reduce"]
-    assert_same_training(arrays, runs[2][loss][1])
-    assert_same_predictions(arrays, runs[2][loss][1])
+    assert_same_training(arrays, runs[2][kind][1])
+    assert_same_predictions(arrays, runs[2][kind][1])
 
 
 def free_port():
