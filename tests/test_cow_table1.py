@@ -19,7 +19,7 @@ def differences(row, other="D-MRA-CTA-dagger"):
 
 
 @pytest.mark.parametrize("size", cow_table1.SIZES)
-@pytest.mark.parametrize("row", [*cow_table1.ROWS, cow_table1.REAL])
+@pytest.mark.parametrize("row", [*cow_table1.ROWS, *cow_table1.EXTRA])
 def test_every_row_is_a_valid_experiment(size, row):
     validate(cow_table1.get_config(f"{size}/{row}"))
 

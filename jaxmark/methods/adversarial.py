@@ -50,6 +50,8 @@ class Adversarial(HeatmapRegression):
     real: str = "both"
     # Share of the unpaired cohort among real heatmaps; the paper's union: 500 of 570.
     unpaired_share: float = 500 / 570
+    # True cases for each predicted one; with "cells" they cost next to nothing. The paper: 1.
+    real_sets: int = 1
     # Show D the coordinate matrix and the distance map: the paper's dagger.
     positions: bool = True
     # What D is shown. "heatmaps": the paper. "cells", ours: each heatmap's values, raised to the
@@ -124,9 +126,9 @@ class Adversarial(HeatmapRegression):
 class Critic(Protocol):
     """D as pure functions of its parameters: the logits of true and of predicted landmarks.
 
-    Both come slab by slab, so heatmaps are never whole. `shown` (B, K) are the landmarks that the
-    true *and* the predicted case of a pair have: all others are taken out of both, so that absence
-    tells D nothing.
+    Both come slab by slab, so heatmaps are never whole. Each of the B predicted cases is paired
+    with R true ones (`Adversarial.real_sets`). `shown` (R B, K) are the landmarks that both cases
+    of a pair have: all others are taken out of both, so that absence tells D nothing.
     """
 
     def init(self, key: Array) -> Params:
@@ -134,13 +136,13 @@ class Critic(Protocol):
         ...
 
     def fake(self, d: Params, g: Params, features: Array, shown: Array) -> Array:
-        """Logits (B,) of G(I); `features` are those of G."""
+        """Logits (R B,) of G(I); `features` are those of G."""
         ...
 
     def real(
         self, d: Params, landmarks_ijk: Array, features: Array, shown: Array
     ) -> tuple[Array, Array]:
-        """Logits (B,) of true landmarks, and the mean squared gradient to what D was shown.
+        """Logits (R B,) of true landmarks, and the mean squared gradient to what D was shown.
 
         The latter is 0 where the settings don't ask for it. Of `features` only the shape counts.
         """
@@ -233,7 +235,8 @@ class CellCritic:
             features,
             multiple=self._cell[0],
         )
-        return self._judge(d, _distribution(_whole(masses), shown))
+        cells = jnp.tile(_whole(masses), (self.settings.real_sets, 1, 1, 1, 1))
+        return self._judge(d, _distribution(cells, shown))
 
     def real(
         self, d: Params, landmarks_ijk: Array, features: Array, shown: Array
@@ -286,10 +289,8 @@ def adversarial_step(
     def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
         k_view, k_real = jax.random.split(key)
         image, landmarks_ijk = augmented(task, batch, k_view)
-        real_ijk, real_present = real_landmarks(
-            settings, task, k_real, landmarks_ijk, batch.present
-        )
-        shown = batch.present & real_present
+        real_ijk, real_present = real_landmarks(settings, task, k_real, batch)
+        shown = jnp.tile(batch.present, (settings.real_sets, 1)) & real_present
         g, d = state.params["generator"], state.params["discriminator"]
 
         features, pull = jax.vjp(lambda p: generator.features(p, image), g)
@@ -341,40 +342,37 @@ def adversarial_step(
 
 
 def real_landmarks(
-    settings: Adversarial, task: Task, key: Array, landmarks_ijk: Array, present: Array
+    settings: Adversarial, task: Task, key: Array, batch: Batch
 ) -> tuple[Array, Array]:
-    """Landmarks (B, K, 3) in voxels of the crop, and presence (B, K), that are real ones to D.
+    """Landmarks (R B, K, 3) in voxels of the crop, and presence (R B, K), that are real ones to D.
 
-    Those of the batch (in the views that G sees), or in part sets of the unpaired cohort in random
-    views of their own.
+    Those of the batch or of the unpaired cohort, as the settings say, all in random views of their
+    own; R is `settings.real_sets`.
     """
-    if settings.real == "images":
-        return landmarks_ijk, present
-    if task.unpaired is None:
-        raise ValueError("training with real='both' needs Task.unpaired")
-    b = landmarks_ijk.shape[0]
     k_which, k_share, k_view = jax.random.split(key, 3)
-    sets = task.unpaired
-    which = jax.random.randint(k_which, (b,), 0, len(sets.present))
+    landmarks_ijk = jnp.tile(batch.landmarks_ijk, (settings.real_sets, 1, 1))
+    present = jnp.tile(batch.present, (settings.real_sets, 1))
+    count = present.shape[0]
+    if settings.real == "both":
+        sets = task.unpaired
+        if sets is None:
+            raise ValueError("training with real='both' needs Task.unpaired")
+        which = jax.random.randint(k_which, (count,), 0, len(sets.present))
+        others = jax.random.uniform(k_share, (count, 1)) < settings.unpaired_share
+        theirs = jnp.asarray(sets.landmarks_ijk)[which]
+        landmarks_ijk = jnp.where(others[..., None], theirs, landmarks_ijk)
+        present = jnp.where(others, jnp.asarray(sets.present)[which], present)
     view = random_view(
         k_view,
-        b,
+        count,
         translation_voxels=task.augment.translation_voxels,
         rotation_degrees=task.augment.rotation_degrees,
         scale=task.augment.scale,
     )
-    others_ijk = view_points(
-        jnp.asarray(sets.landmarks_ijk)[which],
-        view,
-        crop=task.crop,
-        margin=task.margin,
-        spacing_mm=task.spacing_mm,
+    moved = view_points(
+        landmarks_ijk, view, crop=task.crop, margin=task.margin, spacing_mm=task.spacing_mm
     )
-    others = jax.random.uniform(k_share, (b, 1)) < settings.unpaired_share
-    return (
-        jnp.where(others[..., None], others_ijk, landmarks_ijk),
-        jnp.where(others, jnp.asarray(sets.present)[which], present),
-    )
+    return moved, present
 
 
 def saturation(records: Sequence[Mapping[str, float]]) -> str | None:
@@ -392,7 +390,14 @@ def saturation(records: Sequence[Mapping[str, float]]) -> str | None:
 
 def check_adversarial(settings: Adversarial, task: Task) -> None:
     """InputError where a setting is impossible, or the unpaired cohort is missing."""
-    for name in ("adversarial_steps", "lambda_adv", "rate_ratio", "cell_mm", "sharpness"):
+    for name in (
+        "adversarial_steps",
+        "lambda_adv",
+        "rate_ratio",
+        "cell_mm",
+        "sharpness",
+        "real_sets",
+    ):
         if getattr(settings, name) <= 0:
             raise InputError(f"config.method.{name}", f"{getattr(settings, name)} is not positive")
     for name in ("label_smoothing", "unpaired_share", "discriminator_beta1"):
@@ -409,5 +414,9 @@ def check_adversarial(settings: Adversarial, task: Task) -> None:
             raise InputError(f"config.method.{name}", problem)
     if not settings.discriminator_widths or min(settings.discriminator_widths) < 1:
         raise InputError("config.method.discriminator_widths", "must be positive numbers")
+    if settings.shown == "heatmaps" and settings.real_sets > 1:
+        raise InputError(
+            "config.method.real_sets", "more than 1 goes with config.method.shown='cells'"
+        )
     if settings.shown == "heatmaps" and any(n % 2 for n in task.crop):
         raise InputError("config.data.crop", f"{task.crop} has an odd side, which D can't halve")
