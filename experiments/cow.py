@@ -24,7 +24,6 @@ from jaxmark.config import Augment, Data, Evaluate, Experiment, Phantom, Train
 from jaxmark.methods.adversarial import Adversarial
 from jaxmark.methods.heatmap import HeatmapRegression
 
-
 # Settings of a discriminator on cells, and of one on heatmaps with a stabiliser, tuned on the small
 # scans' validation cases.
 CELLS: dict[str, Any] = {
