@@ -5,9 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmark.config import Augment
 from jaxmark.core import slabs
-from jaxmark.core.heatmaps import decode
+from jaxmark.core.heatmaps import cell_masses, decode
 from jaxmark.core.losses import heatmap_cross_entropy, weighted_heatmap_loss
+from jaxmark.methods.adversarial import Adversarial, CellCritic, HeatmapCritic
+from jaxmark.methods.heatmap import Generator
+from jaxmark.methods.method import Task
 from jaxmark.models.unet import ResidualUNet
 
 SHAPE, K, HIDDEN = (32, 32, 16), 12, 32
@@ -97,3 +101,28 @@ def test_rematerialisation_keeps_less_and_changes_no_result():
     gradients = [jax.jit(jax.grad(total, 1), static_argnums=0)(n, params) for n in (plain, remat)]
     for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shown", ["heatmaps", "cells"])
+def test_what_a_discriminator_sees_is_not_stored(shown, monkeypatch):
+    monkeypatch.setattr(slabs, "SLAB_VOXELS_CPU", 4 * 32 * 16)
+    task = Task(tuple(map(str, range(K))), SHAPE, 0, PLACE["spacing_mm"], Augment(0))
+    settings = Adversarial(
+        widths=(4, 8), head=HIDDEN, shown=shown, cell_mm=4.0, discriminator_widths=(4, 8)
+    )
+    generator = Generator(settings, task)
+    critic = {"heatmaps": HeatmapCritic, "cells": CellCritic}[shown](settings, generator)
+    g, d = generator.init(jax.random.key(0)), critic.init(jax.random.key(0))
+    features, shown_landmarks = jnp.ones((1, *SHAPE, 4)), jnp.ones((1, K), bool)
+
+    def by_slabs(features):
+        return critic.fake(d, g, features, shown_landmarks).sum()
+
+    def whole(features):
+        heatmaps = generator.heatmaps(g, features)(features)
+        if shown == "cells":
+            heatmaps = cell_masses(heatmaps, (4, 4, 2), 2.0)
+        return critic._net.apply(d, heatmaps).sum()
+
+    slabwise, plain = (temporary(jax.grad(f), features) for f in (by_slabs, whole))
+    assert slabwise < 1.5 * HEATMAPS and plain > 5 * slabwise
