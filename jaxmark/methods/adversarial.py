@@ -6,6 +6,7 @@ like, and G is trained to deceive it. Equations are in the paper's order.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -16,7 +17,13 @@ from jax import Array
 
 from jaxmark.core.augmentation import random_view, view_points
 from jaxmark.core.errors import InputError
-from jaxmark.core.heatmaps import cell_masses, cell_voxels, gaussian_cell_masses, gaussians
+from jaxmark.core.heatmaps import (
+    cell_masses,
+    cell_voxels,
+    gaussian_cell_masses,
+    gaussian_sum,
+    gaussians,
+)
 from jaxmark.core.losses import adversarial_loss, discriminator_loss
 from jaxmark.core.slabs import map_slabs
 from jaxmark.methods.heatmap import (
@@ -214,6 +221,9 @@ class CellCritic:
         self.settings, self.generator = settings, generator
         task = generator.task
         self._cell = cell_voxels(task.crop, task.spacing_mm, settings.cell_mm)
+        # The power of a Gaussian is a narrower one.
+        narrow = settings.sigma_mm / math.sqrt(settings.sharpness)
+        self._whole = gaussian_sum(task.spacing_mm, narrow)
         self._net = CellDiscriminator(
             settings.discriminator_widths,
             settings.discriminator_hidden,
@@ -236,7 +246,7 @@ class CellCritic:
             multiple=self._cell[0],
         )
         cells = jnp.tile(_whole(masses), (self.settings.real_sets, 1, 1, 1, 1))
-        return self._judge(d, _distribution(cells, shown))
+        return self._judge(d, _distribution(cells, self._whole, shown))
 
     def real(
         self, d: Params, landmarks_ijk: Array, features: Array, shown: Array
@@ -251,7 +261,8 @@ class CellCritic:
             self._cell,
             settings.sharpness,
         )
-        logits, pull = jax.vjp(lambda x: self._judge(d, x), _distribution(masses, shown))
+        cells = _distribution(masses, self._whole, shown)
+        logits, pull = jax.vjp(lambda x: self._judge(d, x), cells)
         if not settings.r1:
             return logits, jnp.zeros(())
         (gradient,) = pull(jnp.ones_like(logits))
@@ -266,10 +277,14 @@ def _whole(slabs: Array) -> Array:
     return slabs.swapaxes(0, 1).reshape(slabs.shape[1], -1, *slabs.shape[3:])
 
 
-def _distribution(masses: Array, shown: Array) -> Array:
-    """Masses (B, X, Y, Z, K) with a sum of 1 for each landmark that is shown, 0 for the others."""
+def _distribution(masses: Array, whole: float, shown: Array) -> Array:
+    """Masses (B, X, Y, Z, K) with a sum of 1 for each landmark that is shown, 0 for the others.
+
+    Under half of `whole`, a true landmark's mass, the sum is less than 1: a heatmap that fades
+    would otherwise look the same to D and have a gradient that grows without bound.
+    """
     total = masses.sum((1, 2, 3), keepdims=True)
-    return masses / (total + 1e-6) * shown[:, None, None, None]
+    return masses / jnp.maximum(total, whole / 2) * shown[:, None, None, None]
 
 
 def adversarial_step(
@@ -335,7 +350,7 @@ def adversarial_step(
             "discriminator_gradient_norm": optax.tree.norm(d_gradient),
             # How much of what G's body learns comes from D.
             "adversarial_to_heatmap_gradient": optax.tree.norm(adv_gradient[1])
-            / optax.tree.norm(heat_gradient[1]),
+            / jnp.maximum(optax.tree.norm(heat_gradient[1]), 1e-30),
         }
 
     return step

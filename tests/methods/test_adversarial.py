@@ -92,7 +92,9 @@ def plain_alternation(settings, state, data, key):
         # Cells of 4 x 4 x 2 voxels.
         mass = jax.nn.relu(heatmaps) ** settings.sharpness
         cells = mass.reshape(-1, 4, 4, 4, 4, 4, 2, 2).sum((2, 4, 6))
-        return cells / (mass.sum((1, 2, 3))[:, None, None, None] + 1e-6) * mask
+        whole = (2 * np.pi) ** 1.5 * settings.sigma_mm**3 / 2.0 / settings.sharpness**1.5
+        total = jnp.maximum(mass.sum((1, 2, 3)), whole / 2)
+        return cells / total[:, None, None, None] * mask
 
     def generate(g):
         features = generator.features(g, image)
