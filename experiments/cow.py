@@ -30,7 +30,7 @@ CELLS: dict[str, Any] = {
     "shown": "cells",
     "lambda_adv": 1e-2,
     "real_sets": 4,
-    "r1": 0.1,
+    "r1": 1.0,
     "rate_ratio": 1.0,
     "discriminator_beta1": 0.5,
     "discriminator_widths": (64, 64, 64),
