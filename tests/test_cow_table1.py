@@ -1,11 +1,17 @@
 """The rows of the table as configs: what differs between them is what the paper changes."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from experiments import cow_table1
 from jaxmark.config import to_json, validate
+from jaxmark.core.files import read_json
+from jaxmark.training.records import read_records
 
 
 def differences(row, other="D-MRA-CTA-dagger"):
@@ -47,3 +53,55 @@ def test_the_baseline_is_the_same_generator_trained_as_long(size):
 def test_other_rows_and_sizes_are_refused(preset):
     with pytest.raises(ValueError, match="there is no preset"):
         cow_table1.get_config(preset)
+
+
+def run(*arguments):
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.cow_table1",
+        "--preset=tiny",
+        *map(str, arguments),
+    ]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        encoding="utf-8",
+        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+        cwd=Path(__file__).parents[1],
+        timeout=400,
+    )
+
+
+def test_rows_are_run_once_and_the_table_is_written(tmp_path):
+    first = run("--rows=D-MRA", f"--workdir={tmp_path}")
+    assert first.returncode == 0, first.stderr
+    tree = read_json(tmp_path / "table.json", 1)
+    assert [row["label"] for row in tree["rows"]] == ["D-MRA"]
+    assert tree["rows"][0]["published"]["mre_mm"] == 1.88
+    assert "Published:" in first.stdout and (tmp_path / "index.html").is_file()
+    log = read_records(tmp_path / "D-MRA-0" / "logs" / "metrics.jsonl")
+    assert {r["phase"] for r in log} == {"pretrain", "adversarial"}
+    assert {"real_accuracy", "fake_accuracy", "discriminator_loss"} <= set(log[-2])
+    # What a person sees of a GAN is in its report.
+    assert "data:image/svg" in (tmp_path / "D-MRA-0" / "report" / "index.html").read_text("utf-8")
+
+    written = (tmp_path / "D-MRA-0" / "evaluation" / "summary.json").stat().st_mtime_ns
+    again = run("--rows=D-MRA", f"--workdir={tmp_path}")
+    assert again.returncode == 0 and "done before" in again.stdout
+    assert (tmp_path / "D-MRA-0" / "evaluation" / "summary.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows=D-CTA"], "error: --rows: 'D-CTA' is not one of Baseline, D-MRA"),
+        (["--seeds=a"], "error: --seeds: 'a' is not whole numbers"),
+        (["extra"], "error: command line: unexpected argument 'extra'"),
+    ],
+)
+def test_flags_that_cannot_be_are_refused_in_a_line(tmp_path, arguments, message):
+    result = run(*arguments, f"--workdir={tmp_path}")
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1].startswith(message)
+    assert not list(tmp_path.iterdir())

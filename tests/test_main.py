@@ -222,3 +222,27 @@ def test_a_mistake_is_one_line_and_exit_code_1(mistakes, mistake):
     lines = [line for line in result.stderr.splitlines() if line and "%|" not in line]
     assert len(lines) == 1 and lines[0].startswith("error: ")
     assert MISTAKES[mistake] in lines[0]
+
+
+def test_an_unpaired_cohort_that_cannot_be_read_is_named_before_anything_is_trained(
+    finished, tmp_path
+):
+    folder, _ = finished
+    table = tmp_path / "others.csv"
+    table.write_text("case,landmark,x_lps_mm,y_lps_mm,z_lps_mm\np1,M1/M2 RR,1,2,3\n")
+    arguments = [
+        "--config=experiments/cow_table1.py:tiny/D-MRA-CTA",
+        f"--workdir={tmp_path / 'work'}",
+        f"--config.data.cache={folder / 'cache'}",
+    ]
+    for path, message in (
+        (table, f"error: {table}: case 'p1': landmark 'M1/M2 RR' is not in config.data.landmarks"),
+        (
+            tmp_path / "none.csv",
+            f"error: config.data.unpaired: there is no {tmp_path / 'none.csv'}",
+        ),
+    ):
+        result = jaxmark(*arguments, f"--config.data.unpaired={path}")
+        assert result.returncode == 1
+        assert result.stderr.strip().splitlines()[-1].startswith(message)
+    assert not (tmp_path / "work").exists()

@@ -37,8 +37,9 @@ from jaxmark.methods.heatmap import (
 from jaxmark.methods.method import Batch, Method, Metrics, Params, Phase, State, Task
 from jaxmark.models.discriminator import CellDiscriminator, HeatmapDiscriminator
 
-# A discriminator that is right this often, for so many records in a row, is called saturated.
-SATURATED_ACCURACY, SATURATED_RECORDS = 0.995, 5
+# A discriminator that is right this often and this sure (at chance its loss is 2 log 2 = 1.39), for
+# so many records in a row, is called saturated.
+SATURATED_ACCURACY, SATURATED_LOSS, SATURATED_RECORDS = 0.995, 0.3, 5
 
 
 @dataclasses.dataclass
@@ -391,15 +392,21 @@ def real_landmarks(
 
 
 def saturation(records: Sequence[Mapping[str, float]]) -> str | None:
-    """A warning where D has made no mistakes lately: then it teaches G little."""
+    """A warning where D has been right and sure of it lately: then it teaches G little.
+
+    Right alone is no reason: a penalised D may tell all cases and still have a gradient of use.
+    """
     last = records[-SATURATED_RECORDS:]
-    names = ("real_accuracy", "fake_accuracy")
-    if len(last) < SATURATED_RECORDS or min(r[n] for r in last for n in names) < SATURATED_ACCURACY:
+    for record in last:
+        right = min(record["real_accuracy"], record["fake_accuracy"]) >= SATURATED_ACCURACY
+        if not (right and record["discriminator_loss"] <= SATURATED_LOSS):
+            return None
+    if len(last) < SATURATED_RECORDS:
         return None
     return (
-        f"the discriminator has told all true from predicted heatmaps in the last {len(last)} "
-        "records of the log: it is saturated. A smaller config.method.rate_ratio, "
-        "config.method.r1 or config.method.label_smoothing hold it back"
+        f"the discriminator has told all true from predicted landmarks, and was sure, in the last "
+        f"{len(last)} records of the log: it is saturated. A smaller config.method.rate_ratio, a "
+        "larger config.method.r1 or config.method.label_smoothing hold it back"
     )
 
 

@@ -415,7 +415,8 @@ def _draw_curves(axes: Axes, curves: Mapping[str, Sequence[Curve]], *, logarithm
     else:
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
-    axes.legend(loc="upper right", ncols=3)
+    # Beside the panel: within it there is no place that is free in every run.
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _draw_validations(axes: Axes, curves: Sequence[Curve]) -> None:

@@ -242,12 +242,14 @@ def test_training_without_the_unpaired_cohort_is_refused():
     assert not dataclasses.replace(SMALL, real="images").needs_unpaired
 
 
-def test_saturation_is_told_after_some_records_without_mistakes():
-    sure = {"real_accuracy": 1.0, "fake_accuracy": 1.0}
-    unsure = {"real_accuracy": 1.0, "fake_accuracy": 0.9}
-    assert saturation([sure] * 4) is None
-    assert "saturated" in (saturation([unsure] + [sure] * 5) or "")
-    assert saturation([sure] * 8 + [unsure]) is None
+def test_saturation_is_told_after_some_records_without_mistakes_or_doubt():
+    sure = {"real_accuracy": 1.0, "fake_accuracy": 1.0, "discriminator_loss": 0.01}
+    wrong = {**sure, "fake_accuracy": 0.9}
+    unsure = {**sure, "discriminator_loss": 1.3}
+    assert saturation([]) is None and saturation([sure] * 4) is None
+    assert "saturated" in (saturation([wrong] + [sure] * 5) or "")
+    assert saturation([sure] * 8 + [wrong]) is None
+    assert saturation([unsure] * 8) is None
 
 
 @pytest.mark.parametrize(
