@@ -304,13 +304,15 @@ def prepare_experiment(
     unpaired = None
     if sets is not None:
         path, by_case = sets
-        unpaired = place(by_case, prepared, data.unpaired_align, path)
+        unpaired = unpaired_landmarks(by_case, prepared, data.unpaired_align, path)
     write_json(workdir / "config.json", {"schema_version": 1, **to_json(experiment)})
     save_frame(prepared.frame, prepared.landmarks, workdir / "preparation")
     return prepared, unpaired
 
 
-def place(sets: dict[str, np.ndarray], prepared: Prepared, align: str, path: Path) -> LandmarkSets:
+def unpaired_landmarks(
+    sets: dict[str, np.ndarray], prepared: Prepared, align: str, path: Path
+) -> LandmarkSets:
     """Landmarks without scans as methods take them; says how many there are."""
     ijk = place_unpaired(sets, prepared.split("train"), prepared.frame, align, path)
     present = np.isfinite(ijk).all(-1)
