@@ -59,7 +59,7 @@ def test_training_finds_the_landmarks(loss):
         state, metrics = step(state, data, jax.random.key(i))
         first = metrics["loss"] if first is None else first
     after, score = error(state)
-    assert metrics["loss"] < 0.6 * first
+    assert metrics["loss"] < 0.8 * first  # of a softmax, log(voxels) at the start
     assert after < 1.5 < before
     assert int(state.step) == settings.steps
     # A found landmark has a peak near one.
