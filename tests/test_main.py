@@ -181,7 +181,7 @@ MISTAKES = {
     "--config.data.register=magic": "config.data.register: 'magic' is not one of",
     "--config.data.root=/nowhere": "config.data.root: there is no folder '/nowhere'",
     "--mode=dance": "flag --mode=dance: value should be one of <run|prepare|train|predict",
-    "--config=experiments/cow.py:big": "there is no preset 'big', but paper, small, tiny",
+    "--config=experiments/cow.py:big": "there is no preset 'big', but paper, reverse, small, ",
     "--config=nowhere.py": "nowhere.py: no such experiment file (--config)",
     "--mode=phantom": "--output: is required with --mode=phantom",
     "--config.phantom.modality=PET": "config.phantom.modality: 'PET' is not one of",
