@@ -73,6 +73,7 @@ def run(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_rows_are_run_once_and_the_table_is_written(tmp_path):
     first = run("--rows=D-MRA", f"--workdir={tmp_path}")
     assert first.returncode == 0, first.stderr
