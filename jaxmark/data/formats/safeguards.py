@@ -1,0 +1,247 @@
+"""What the formats share: limits, checks and bounded reading, for a header may state anything.
+
+Readers let three errors through that the caller puts into words: EOFError and zlib.error where
+voxels are missing or damaged, RuntimeError where ITK gives up.
+"""
+
+import contextlib
+import math
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from jaxmark.core.errors import InputError
+from jaxmark.core.geometry import compose_affine
+
+DAMAGED = "truncated or damaged"
+UNREADABLE = "cannot be read: truncated, damaged, or not the format that its name says"
+SHEARED = "states axes that are not at right angles (a sheared direction matrix)"
+MAX_HEADER_BYTES = 1 << 20
+# Deflate makes at most this many bytes of one.
+MAX_INFLATION = 1032
+
+# What is a volume: anything else is a mistake in its header.
+_MIN_VOXELS = 4
+_MAX_VOXELS = 2**31
+_SPACING_MM = (0.001, 100.0)
+_MAX_EXTENT_MM = 1e4
+_MAX_ORIGIN_MM = 1e7
+
+_CHUNK_BYTES = 1 << 20
+
+# What is wrong with a file is said by an InputError, once. Set here, where every reader comes by:
+# worker processes import only what they need.
+sitk.ProcessObject.SetGlobalWarningDisplay(False)
+
+
+# Files and folders
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """In this block an OSError is about `path`, and becomes an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(path, f"cannot be read: {error.strerror}") from None
+
+
+def entries(folder: Path) -> list[Path]:
+    """What is in a folder and not hidden, sorted."""
+    with readable(folder):
+        if not folder.is_dir():
+            raise InputError(folder, "no such folder")
+        return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+
+
+# What ITK reads
+
+
+def itk_header(path: Path, image_io: str) -> sitk.ImageFileReader:
+    """A reader that has read the header, by the named class of ITK whatever the file looks like."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO(image_io)
+    reader.ReadImageInformation()
+    return reader
+
+
+def place_of(image: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
+    """(4, 4) ijk_to_lps of an image, or of the header that a reader has read."""
+    axes = len(image.GetSize())
+    columns = np.reshape(image.GetDirection(), (axes, axes)) * image.GetSpacing()
+    return compose_affine(columns[:3, :3], np.array(image.GetOrigin()[:3]))
+
+
+def voxels_and_place(image: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
+    """A copy of the voxels (X, Y, Z), x fastest in memory, and ijk_to_lps (4, 4)."""
+    # SimpleITK's arrays are (z, y, x).
+    return sitk.GetArrayFromImage(image).transpose(2, 1, 0), place_of(image)
+
+
+# What headers state
+
+
+def check_shape(path: Path, shape: Sequence[int], components: int = 1) -> None:
+    """Refuses what is not one volume of numbers; a fourth axis of one voxel is allowed."""
+    if len(shape) != 3 and not (len(shape) == 4 and shape[3] == 1):
+        raise InputError(path, f"has {len(shape)} dimensions, {tuple(shape)}; a volume has 3")
+    if components != 1:
+        raise InputError(path, f"has {components} numbers a voxel (colour or vector), not one")
+    shape = tuple(shape[:3])
+    if min(shape) < _MIN_VOXELS:
+        raise InputError(path, f"has {shape} voxels; each axis needs at least {_MIN_VOXELS}")
+    if math.prod(shape) > _MAX_VOXELS:
+        raise InputError(path, f"has {shape} voxels, more than {_MAX_VOXELS} in all")
+
+
+def check_place(path: Path, shape: Sequence[int], ijk_to_lps: np.ndarray) -> None:
+    """Refuses what is not a place in space; `shape` is that of the voxels."""
+    columns = ijk_to_lps[:3, :3]
+    spacing = np.linalg.norm(columns, axis=0)
+    check_spacing(path, spacing)
+    extent = max(spacing * shape[:3])
+    if extent > _MAX_EXTENT_MM:
+        raise InputError(path, f"extends over {extent:g} mm; the limit is {_MAX_EXTENT_MM:g}")
+    check_origin(path, ijk_to_lps[:3, 3])
+    if not abs(np.linalg.det(columns / spacing)) > 1e-6:
+        raise InputError(path, "states axes that do not span space (a singular direction matrix)")
+    if not at_right_angles(columns):
+        raise InputError(path, SHEARED)
+
+
+def check_spacing(path: Path, spacing: Sequence[float] | np.ndarray) -> None:
+    """Refuses distances of voxels, in mm, that no scanner has."""
+    low, high = _SPACING_MM
+    # Units and norms are rounded.
+    if not all(low * (1 - 1e-6) <= s <= high * (1 + 1e-6) for s in spacing):
+        stated = f"states a voxel spacing of {_listed(spacing)} mm"
+        raise InputError(path, f"{stated}, not {low:g} to {high:g}")
+
+
+def check_origin(path: Path, origin: Sequence[float] | np.ndarray) -> None:
+    """Refuses a first voxel, in mm, that is not finite or far from everything."""
+    if not all(abs(v) <= _MAX_ORIGIN_MM for v in origin):
+        stated = f"states the origin {_listed(origin)} mm"
+        raise InputError(path, f"{stated}; the limit is {_MAX_ORIGIN_MM:g}")
+
+
+def at_right_angles(columns: np.ndarray) -> bool:
+    """Whether the columns (3, 3), of any lengths, are so to within the rounding of headers."""
+    axes = columns / np.linalg.norm(columns, axis=0)
+    return np.allclose(axes.T @ axes, np.eye(3), atol=1e-4)
+
+
+def rounded(vector: np.ndarray) -> list[float]:
+    """For messages."""
+    return [round(float(v), 3) for v in vector]
+
+
+def _listed(numbers: Sequence[float] | np.ndarray) -> str:
+    return f"({', '.join(f'{n:g}' for n in numbers)})"
+
+
+# Headers in text
+
+
+def header_lines(path: Path) -> Iterator[tuple[bytes, int]]:
+    """The lines that a header in text may have, and no more, each with the byte behind it."""
+    end = 0
+    with open(path, "rb") as file:
+        while line := file.readline(MAX_HEADER_BYTES - end):
+            end += len(line)
+            yield line, end
+
+
+def floats(text: str) -> list[float]:
+    """The numbers in a text, with or without brackets; NaN for what is none."""
+    numbers = []
+    for word in re.findall(r"[^\s,()]+", text):
+        try:
+            numbers.append(float(word))
+        except ValueError:
+            numbers.append(math.nan)
+    return numbers
+
+
+def data_file(path: Path, name: str) -> Path:
+    """The file of voxels that a header names: one, and in the same folder.
+
+    A header from elsewhere must not choose which files of this machine are read.
+    """
+    name = name.removeprefix("./")
+    data = path.parent / name
+    if Path(name).name != name or "\\" in name:
+        raise InputError(path, f"its data file {name} is not in the same folder")
+    if data == path or not data.is_file():
+        raise InputError(path, f"its data file {name} is missing; it must be one file")
+    return data
+
+
+# Voxels
+
+
+def read_voxels(
+    path: Path, shape: Sequence[int], dtype: np.dtype, begin: int, stream: int | None
+) -> np.ndarray:
+    """Voxels (X, Y, Z) of a file as they are there.
+
+    Args:
+      begin: their first byte, in the file or in what it inflates to.
+      stream: the first byte of a zlib or gzip stream, None where nothing is compressed.
+    """
+    count = math.prod(shape)
+    end = begin + count * dtype.itemsize
+    if stream is not None:
+        voxels = np.frombuffer(inflate(path, stream, end), dtype, count, begin)
+    elif end <= path.stat().st_size:
+        voxels = np.fromfile(path, dtype, count, offset=begin)
+    else:
+        raise EOFError
+    return voxels.reshape(shape, order="F")
+
+
+def inflate(path: Path, begin: int, needed: int) -> np.ndarray:
+    """(needed,) uint8: what the stream from byte `begin` on holds; its checksum is checked.
+
+    Raises:
+      EOFError, zlib.error: it is truncated or damaged.
+      InputError: it goes on and on.
+    """
+    # Before memory is asked for.
+    if needed > (path.stat().st_size - begin) * MAX_INFLATION:
+        raise EOFError
+    content = np.empty(needed, np.uint8)
+    size = 0
+    for chunk in inflated(path, begin):
+        room = content[size : size + len(chunk)]
+        room[:] = np.frombuffer(chunk, np.uint8, len(room))
+        size += len(chunk)
+        # A few bytes more are found in good files.
+        if size > needed + _CHUNK_BYTES:
+            raise InputError(path, "holds more voxels than its header states")
+    if size < needed:
+        raise EOFError
+    return content
+
+
+def inflated(path: Path, begin: int) -> Iterator[bytes]:
+    """Pieces of bounded size of zlib or gzip streams, one after the other, as gzip allows."""
+    with open(path, "rb") as file:
+        file.seek(begin)
+        packed = file.read(_CHUNK_BYTES // 16)
+        while packed:
+            stream = zlib.decompressobj(zlib.MAX_WBITS | 32)
+            while not stream.eof:
+                piece = stream.decompress(packed, _CHUNK_BYTES)
+                packed = stream.unconsumed_tail or stream.unused_data
+                packed = packed or file.read(_CHUNK_BYTES // 16)
+                if not (piece or packed or stream.eof):
+                    raise EOFError
+                yield piece
+            # Some files are filled up with zeros.
+            packed = packed.lstrip(b"\0")
