@@ -21,8 +21,12 @@ class Data:
     Lengths are millimetres, shapes are voxels in (X, Y, Z) order.
     """
 
-    # A folder with `images/` and `landmarks/` (or `landmarks.csv`); empty: the phantom, if any.
+    # A folder with `images/` and `landmarks/` (or `landmarks.csv`), or in the layout of nnU-Net or
+    # BIDS; empty: the phantom, if any.
     root: str = ""
+    # Which image of a case, where it has several: the last part of its name (BIDS "angio", nnU-Net
+    # "0000").
+    suffix: str = ""
     # Frame of landmark files that don't state theirs: "LPS", "RAS" or "" (then they must).
     frame: str = ""
     # Landmarks of another cohort, for methods that learn from them: a table (CSV), or a folder of
@@ -42,16 +46,28 @@ class Data:
     # How scans are brought together: "none" (world frames agree already), "center" (centres of
     # mass), "rigid", "similarity" or "affine" (intensity registration to `template`).
     register: str = "none"
+    # What is compared: "correlation" (scans that look alike), "mutual_information" (Mattes'; heads,
+    # whose contrast differs from scanner to scanner).
+    metric: str = "correlation"
     # How far a scan may be turned from the template: 180 is anywhere, 30 suits headers that agree.
     search_degrees: float = 180.0
-    # Name of the training case that the others are registered to; empty: the most typical one.
+    # A training case or a scan file, to which all are registered; empty: the most typical case.
     template: str = ""
+    # Where the template lies in a frame that several modalities share (that of the other modality's
+    # template): a transform file of ITK (fixed: the shared frame, moving: the template), ...
+    template_transform: str = ""
+    # ... or masks of one structure of one person, in the template's frame and in the shared one.
+    template_mask: str = ""
+    shared_mask: str = ""
     spacing_mm: tuple[float, float, float] = (0.513, 0.513, 0.8)
     crop: tuple[int, int, int] = (192, 160, 96)
     # Voxels kept around the crop on each side, so that augmentation moves over real voxels.
     margin: int = 8
-    # Intensities are mapped so that these percentiles of the scan become 0 and 1.
+    # What becomes 0 and 1: "percentiles" of the voxels around the crop (MRA, whose units mean
+    # nothing), or a fixed "window" with all beyond cut off (CTA, in Hounsfield units).
+    intensity: str = "percentiles"
     intensity_percentiles: tuple[float, float] = (0.5, 99.5)
+    intensity_window: tuple[float, float] = (0.0, 700.0)
     # Folder of prepared cases; empty: `jaxmark` in the user's cache folder.
     cache: str = ""
     # Processes that prepare; 0: one a CPU core.
@@ -76,7 +92,8 @@ class Phantom:
     translation_sd_mm: float = 2.0
     # Share of people with stenoses and aneurysms.
     pathology: float = 0.0
-    # Are landmarks annotated where a segment that should meet there is missing? The papers do.
+    # Are landmarks annotated where a segment that should meet there is missing? The papers do; if
+    # not, the files say that they are absent.
     annotate_missing: bool = True
     # Landmark sets of further people, without scans: the papers' unpaired second modality.
     unpaired: int = 500
@@ -119,11 +136,15 @@ class Predict:
     """How heatmaps become positions: "argmax" (the papers') or "subvoxel"."""
 
     decoder: str = "subvoxel"
+    # Share of landmarks that are to lie within the radius that is stated for each.
+    coverage: float = 0.9
     batch: int = 1
     # Which split is predicted and evaluated; empty: test, or val where there is no test split.
     split: str = ""
     # "best" on validation, or "last".
     checkpoint: str = "best"
+    # Draw each raw scan with its landmarks; it takes about as long as a registration.
+    pictures: bool = True
 
 
 @dataclasses.dataclass
@@ -155,6 +176,37 @@ def to_json(experiment: Experiment) -> dict[str, Any]:
     tree["method"] = {"class": type(experiment.method).__name__, **tree["method"]}
     # Through JSON once: tuples become lists, as in what is read back.
     return json.loads(json.dumps(tree, allow_nan=False))
+
+
+def from_json(tree: Mapping[str, Any], methods: Mapping[str, type], where: Path) -> "Experiment":
+    """The experiment that `to_json` described; `methods` are settings classes by name.
+
+    Raises:
+      InputError: about the file `where`, if it is not the config of a run, or of a method that is
+        not one of these.
+    """
+    try:
+        method = dict(tree["method"])
+        name = method.pop("class")
+        if name not in methods:
+            raise InputError(where, f"is of the method {name!r}; --config has to name its file")
+        parts = {
+            "data": Data, "augment": Augment, "train": Train, "predict": Predict,
+            "evaluate": Evaluate, "phantom": Phantom,
+        }  # fmt: skip
+        fields: dict[str, Any] = {
+            key: _filled(parts[key], value) if key in parts and value is not None else value
+            for key, value in tree.items()
+            if key not in ("method", "schema_version")
+        }
+        return Experiment(method=_filled(methods[name], method), **fields)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(where, f"is not the config of a run ({error})") from error
+
+
+def _filled(kind: type, tree: Mapping[str, Any]) -> Any:
+    """A dataclass of JSON types; no field of a config is a list, but many are tuples."""
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()})
 
 
 # Parts of a config that a trained model belongs to; how it is logged or predicted may change.
@@ -221,6 +273,8 @@ def validate(experiment: Experiment) -> Experiment:
         "data.frame": (data.frame, ("", "LPS", "RAS")),
         "data.unpaired_align": (data.unpaired_align, ("none", "rigid", "similarity")),
         "data.register": (data.register, ("none", "center", "rigid", "similarity", "affine")),
+        "data.metric": (data.metric, ("correlation", "mutual_information")),
+        "data.intensity": (data.intensity, ("percentiles", "window")),
         "predict.decoder": (experiment.predict.decoder, ("argmax", "subvoxel")),
         "predict.checkpoint": (experiment.predict.checkpoint, ("best", "last")),
         "predict.split": (experiment.predict.split, ("", "train", "val", "test")),
@@ -237,8 +291,22 @@ def validate(experiment: Experiment) -> Experiment:
     low, high = data.intensity_percentiles
     if not 0 <= low < high <= 100:
         raise InputError("config.data.intensity_percentiles", f"{low}, {high} is not a rising pair")
+    low, high = data.intensity_window
+    if not -math.inf < low < high < math.inf:
+        raise InputError("config.data.intensity_window", f"{low}, {high} is not a rising pair")
+    if bool(data.template_mask) != bool(data.shared_mask):
+        missing = "shared_mask" if data.template_mask else "template_mask"
+        raise InputError(f"config.data.{missing}", "is needed too: two masks are aligned")
+    if data.template_transform and data.template_mask:
+        raise InputError("config.data.template_transform", "and masks both align the template")
+    if data.register == "none" and (data.template_transform or data.template_mask):
+        raise InputError("config.data.register", "is none: there is no template to align")
     if data.val_fraction + data.test_fraction >= 1:
         raise InputError("config.data.val_fraction", "with test_fraction leaves no training cases")
+    if not 0 < experiment.predict.coverage < 1:
+        raise InputError(
+            "config.predict.coverage", f"{experiment.predict.coverage} is not between 0 and 1"
+        )
     if not 0 < data.train_fraction <= 1:
         raise InputError(
             "config.data.train_fraction", f"{data.train_fraction} is not above 0 and at most 1"

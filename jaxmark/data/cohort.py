@@ -1,10 +1,10 @@
 """A cohort on disk: which scans there are, their landmarks, and who is in which split.
 
+Where scans and landmarks are: `layouts`. Beside them
+
 ```
-root/images/<case>.nii.gz            or another format of `scans`, or a folder of DICOM slices
-root/landmarks/<case>.mrk.json       or .fcsv or .csv; or all cases in one root/landmarks.csv
-root/splits.json                     {"train": ["case", ...], "val": [...], "test": [...]}; optional
-root/unpaired.csv                    landmarks of people without scans; optional, see `unpaired`
+root/splits.json        {"train": ["case", ...], "val": [...], "test": [...]}; optional
+root/unpaired.csv       landmarks of people without scans; optional, see `unpaired`
 ```
 """
 
@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,9 @@ import numpy as np
 
 from jaxmark.config import Data
 from jaxmark.core.errors import InputError
-from jaxmark.data import landmarks as landmark_files
 from jaxmark.data.landmarks import Landmarks, read_landmarks, read_table
-from jaxmark.data.scans import EXTENSIONS, Scan, find_scans
+from jaxmark.data.layouts import find_layout, landmark_files
+from jaxmark.data.scans import Scan
 
 SPLITS = ("train", "val", "test")
 
@@ -41,10 +41,12 @@ class CaseSource:
     name: str
     # An image file, or a folder of DICOM slices.
     scan: Path
-    # (K, 3) float64 LPS mm, NaN where absent.
+    # (K, 3) float64 LPS mm, NaN where not present.
     landmarks_mm: np.ndarray
-    # (K,) bool
+    # (K,) bool: has a position.
     present: np.ndarray
+    # (K,) bool: the file states that this person lacks it. What is neither was not annotated.
+    absent: np.ndarray
     # None: the case has no landmarks (it can be predicted, not evaluated).
     landmark_file: Path | None
     landmark_names: tuple[str, ...]
@@ -75,17 +77,20 @@ def read_cohort(data: Data) -> Cohort:
     which must then all have the same ones: in the order of the first case, or of the numbers where
     all are numbers.
 
+    Without a `splits.json` splits are drawn; where the layout has test cases with landmarks, those
+    are the test split.
+
     Raises:
       InputError: folders, files or cases are missing, doubled or at odds with each other; a name
-        is unknown; a case of train or val has no landmarks; see also `read_landmarks`.
+        is unknown; a case of train or val has no landmarks; see also `find_layout` and
+        `read_landmarks`.
     """
     root = Path(data.root).expanduser()
     if not data.root or not root.is_dir():
         raise InputError("config.data.root", f"there is no folder {data.root!r}")
-    scans = find_scans(root / "images")
-    if not scans:
-        raise InputError(root / "images", f"holds no scans ({', '.join(EXTENSIONS)} or DICOM)")
-    labels = _read_labels(root, data.frame)
+    layout = find_layout(root, data.suffix)
+    scans = layout.images
+    labels = read_labels(layout.labels, data.frame)
     for case, (file, _) in labels.items():
         if case not in scans:
             raise InputError(
@@ -94,7 +99,10 @@ def read_cohort(data: Data) -> Cohort:
     names = _chosen_names(data.landmarks, labels) if data.landmarks else _common_names(root, labels)
     cases = {case: _case(case, scans[case], labels.get(case), names) for case in scans}
     splits_file = root / "splits.json"
-    splits = _read_splits(splits_file, cases) if splits_file.exists() else _draw_splits(data, cases)
+    if splits_file.exists():
+        splits = _read_splits(splits_file, cases)
+    else:
+        splits = _draw_splits(data, cases, layout.test)
     keep = math.ceil(data.train_fraction * len(splits["train"]))
     kept = set(sorted(splits["train"], key=partial(_drawn, data.split_seed))[:keep])
     splits["train"] = tuple(case for case in splits["train"] if case in kept)
@@ -138,31 +146,17 @@ def _is_inside(xyz: np.ndarray, scan: Scan) -> bool:
     return bool(np.all((ijk >= -edge) & (ijk <= np.array(scan.voxels.shape) - 1 + edge)))
 
 
-def _read_labels(root: Path, frame: str) -> dict[str, Labels]:
-    """Case -> its landmark file and landmarks."""
-    folder, table = root / "landmarks", root / "landmarks.csv"
-    if folder.exists() and table.exists():
-        raise InputError(root, "has both landmarks/ and landmarks.csv; keep one")
-    if table.exists():
-        return read_labels(table, frame)
-    return read_labels(folder, frame) if folder.is_dir() else {}
+def read_labels(place: Path | Mapping[str, Path], frame: str) -> dict[str, Labels]:
+    """Case -> its landmark file and landmarks.
 
-
-def read_labels(path: Path, frame: str) -> dict[str, Labels]:
-    """Case -> its landmark file and landmarks: of a table of all cases, or a folder of files."""
-    if not path.is_dir():
-        return {case: Labels(path, given) for case, given in read_table(path, frame).items()}
-    files: dict[str, Path] = {}
-    for file in sorted(path.iterdir()):
-        known = (e for e in landmark_files.EXTENSIONS if file.name.lower().endswith(e))
-        extension = next(known, "")
-        if file.name.startswith(".") or not extension:
-            continue
-        case = file.name[: -len(extension)]
-        if case in files:
-            raise InputError(file, f"case {case!r} has a second file, {files[case].name}")
-        files[case] = file
-    return {case: Labels(file, read_landmarks(file, frame)) for case, file in files.items()}
+    Args:
+      place: a table of all cases, a folder of files, or case -> file.
+      frame: as for `read_landmarks`.
+    """
+    if isinstance(place, Path) and not place.is_dir():
+        return {case: Labels(place, given) for case, given in read_table(place, frame).items()}
+    files = landmark_files(place) if isinstance(place, Path) else place
+    return {case: Labels(file, read_landmarks(file, frame, case)) for case, file in files.items()}
 
 
 def _chosen_names(names: tuple[str, ...], labels: dict[str, Labels]) -> tuple[str, ...]:
@@ -187,7 +181,7 @@ def check_name(name: str, names: Sequence[str], file: Path, case: str) -> None:
 
 def _common_names(root: Path, labels: dict[str, Labels]) -> tuple[str, ...]:
     if not labels:
-        raise InputError(root, "has no landmarks, neither in landmarks/ nor in landmarks.csv")
+        raise InputError(root, "has no landmarks: no landmarks/ nor landmarks.csv (see README)")
     first, *others = sorted(labels, key=_natural)
     names = list(labels[first].landmarks)
     for case in others:
@@ -210,10 +204,16 @@ def _common_names(root: Path, labels: dict[str, Labels]) -> tuple[str, ...]:
 
 def _case(name: str, scan: Path, labels: Labels | None, names: tuple[str, ...]) -> CaseSource:
     given = labels.landmarks if labels else {}
-    positions = [given.get(landmark) for landmark in names]
-    landmarks_mm = np.array([np.full(3, np.nan) if xyz is None else xyz for xyz in positions])
-    present = np.array([xyz is not None for xyz in positions])
-    return CaseSource(name, scan, landmarks_mm, present, labels.file if labels else None, names)
+    landmarks_mm = np.full((len(names), 3), np.nan)
+    absent = np.zeros(len(names), bool)
+    for k, landmark in enumerate(names):
+        xyz = given.get(landmark)
+        if xyz is not None:
+            landmarks_mm[k] = xyz
+        absent[k] = landmark in given and xyz is None
+    present = np.isfinite(landmarks_mm).all(-1)
+    file = labels.file if labels else None
+    return CaseSource(name, scan, landmarks_mm, present, absent, file, names)
 
 
 def _read_splits(file: Path, cases: dict[str, CaseSource]) -> dict[str, tuple[str, ...]]:
@@ -248,23 +248,34 @@ def _read_splits(file: Path, cases: dict[str, CaseSource]) -> dict[str, tuple[st
     return {split: tuple(tree.get(split, ())) for split in SPLITS}
 
 
-def _draw_splits(data: Data, cases: dict[str, CaseSource]) -> dict[str, tuple[str, ...]]:
-    """Seeded splits of the cases with landmarks; at least one of three is for validation."""
+def _draw_splits(
+    data: Data, cases: dict[str, CaseSource], kept: Collection[str]
+) -> dict[str, tuple[str, ...]]:
+    """Seeded splits of the cases with landmarks; at least one of three is for validation.
+
+    Those of `kept` are the test split; where there are none, one is drawn too.
+    """
     fractions = data.val_fraction, data.test_fraction
     if not (min(fractions) >= 0 and sum(fractions) < 1):
         raise InputError(
             "config.data", f"val_fraction and test_fraction are {fractions}: not >= 0 and sum < 1"
         )
     labelled = [name for name, case in cases.items() if case.landmark_file is not None]
-    if not labelled:
-        raise InputError("config.data.root", f"no case of {data.root} has landmarks")
+    tested = [name for name in labelled if name in kept]
+    order = sorted(set(labelled) - set(tested), key=partial(_drawn, data.split_seed))
+    if not order:
+        others = " beside those for testing" if tested else ""
+        raise InputError("config.data.root", f"no case of {data.root}{others} has landmarks")
 
-    order = sorted(labelled, key=partial(_drawn, data.split_seed))
     val = max(round(data.val_fraction * len(order)), int(len(order) >= 3))
     # Rounding up twice must not leave training without a case.
     val = min(val, len(order) - 1)
-    test = min(round(data.test_fraction * len(order)), len(order) - 1 - val)
-    parts = {"val": order[:val], "test": order[val : val + test], "train": order[val + test :]}
+    test = 0 if tested else min(round(data.test_fraction * len(order)), len(order) - 1 - val)
+    parts = {
+        "val": order[:val],
+        "test": tested + order[val : val + test],
+        "train": order[val + test :],
+    }
     return {split: tuple(sorted(parts[split], key=_natural)) for split in SPLITS}
 
 

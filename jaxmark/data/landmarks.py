@@ -2,6 +2,11 @@
 
 In memory a landmark is in LPS millimetres, the frame of DICOM and ITK: x grows to the patient's
 left, y to the back, z to the head. RAS files have x and y the other way round.
+
+A landmark is in one of three states. It is present: it has a position. It is absent: the file
+states that this person lacks it (Slicer's "missing", a CSV row without coordinates). Or it is not
+annotated: nobody said. A file may list such a landmark (Slicer's "undefined" and "preview": a point
+that was never placed) or leave it out.
 """
 
 import csv
@@ -9,7 +14,9 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +25,28 @@ import numpy as np
 from jaxmark.core.errors import InputError
 from jaxmark.core.files import write_json, write_text_atomic
 
-# Name -> (3,) float64 LPS mm, or None where the file states that the landmark is absent.
+# Name -> (3,) float64 LPS mm; three NaN for a landmark that is listed but not annotated; None
+# where the file states that it is absent.
 Landmarks = dict[str, np.ndarray | None]
 
 EXTENSIONS = (".mrk.json", ".fcsv", ".csv")
+
+# Real ones are kilobytes.
+_MAX_BYTES = 64 << 20
+_MAX_NAME = 200
 
 _FRAMES = {"LPS": "LPS", "RAS": "RAS", "0": "RAS", "1": "LPS"}
 _TO_LPS = {"LPS": np.array([1.0, 1.0, 1.0]), "RAS": np.array([-1.0, -1.0, 1.0])}
 _STATUSES = ("undefined", "preview", "defined", "missing")
 _NAME_COLUMNS = ("landmark", "label", "name")
+_FCSV_COLUMNS = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID".split(",")
 _SCHEMA = (
     "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/"
     "Schema/markups-schema-v1.0.3.json#"
 )
 
 
-def read_landmarks(path: Path, frame: str = "") -> Landmarks:
+def read_landmarks(path: Path, frame: str = "", case: str = "") -> Landmarks:
     """Reads the landmarks of one case, in the order of the file.
 
     A landmark's name is its label in 3D Slicer (some files number the labels and keep the name in
@@ -42,11 +55,13 @@ def read_landmarks(path: Path, frame: str = "") -> Landmarks:
     Args:
       path: a `.mrk.json`, `.fcsv` or `.csv` file.
       frame: "LPS" or "RAS", for a file that does not state its own; "": it must.
+      case: what a CSV column `case` has to say; "": the file's name without its extension.
 
     Raises:
-      InputError: the file cannot be read; it states no frame, or another than `frame`; a name is
-        empty or comes twice; a coordinate is no finite number; its unit is not the millimetre;
-        there are no landmarks, or (CSV) those of another case than the file's name.
+      InputError: the file cannot be read, or has over 64 MiB; it states no frame, another than
+        `frame`, or two; a name is empty, comes twice, has over 200 characters or some that cannot
+        be printed; a coordinate is no finite number; its unit is not the millimetre; there are no
+        landmarks, or (CSV) those of another case.
     """
     name = path.name.lower()
     if name.endswith(".mrk.json"):
@@ -58,9 +73,10 @@ def read_landmarks(path: Path, frame: str = "") -> Landmarks:
     cases = _read_csv(path, frame)
     if len(cases) > 1:
         raise InputError(path, f"column case names {len(cases)} cases; a file of one case has one")
-    ((case, landmarks),) = cases.items()
-    if case not in ("", path.name[: -len(".csv")]):
-        raise InputError(path, f"column case names {case!r}, not the case of the file's name")
+    ((stated, landmarks),) = cases.items()
+    wanted = case or path.name[: -len(".csv")]
+    if stated not in ("", wanted):
+        raise InputError(path, f"column case names {stated!r}, not {wanted!r}")
     return landmarks
 
 
@@ -71,7 +87,7 @@ def read_table(path: Path, frame: str = "") -> dict[str, Landmarks]:
     `# frame: LPS` above the header. A landmark with no coordinates is absent.
 
     Raises:
-      InputError: as `read_landmarks`, or there is no column `case`.
+      InputError: as `read_landmarks` and `check_case`, or there is no column `case`.
     """
     cases = _read_csv(path, frame)
     if "" in cases:
@@ -79,30 +95,57 @@ def read_table(path: Path, frame: str = "") -> dict[str, Landmarks]:
     return cases
 
 
+def check_case(file: Path, case: str, where: str = "") -> None:
+    """Refuses the name of a case that cannot be a file's name, for that is what it becomes.
+
+    Args:
+      file: what the name is from, for the message.
+      where: the place in the file, if it is from inside.
+
+    Raises:
+      InputError: the name is empty, "." or "..", begins or ends with a blank, has a path separator,
+        over 200 characters, or some that cannot be printed.
+    """
+    problem = _name_problem(case)
+    if not problem and (case in (".", "..") or "/" in case or "\\" in case):
+        problem = f"is {case!r}; it becomes a file's name, so it cannot be a path"
+    if not problem and case != case.strip():
+        problem = f"is {case!r}, which begins or ends with a blank"
+    if problem:
+        raise InputError(file, f"{where and f'{where}: '}the case's name {problem}")
+
+
 def write_mrk_json(
     path: Path,
     landmarks: Mapping[str, np.ndarray | None],
     *,
     descriptions: Mapping[str, str] | None = None,
+    hidden: Collection[str] = (),
     visible: bool = True,
+    color: tuple[float, float, float] | None = None,
 ) -> None:
     """Writes a point list that 3D Slicer opens; `read_landmarks` gives back the same numbers.
 
     Args:
       path: ends in `.mrk.json`.
-      landmarks: name -> (3,) LPS mm, or None for absent (Slicer: "missing").
+      landmarks: name -> (3,) LPS mm, three NaN for not annotated (Slicer: "undefined"), or None for
+        absent (Slicer: "missing").
       descriptions: name -> text that Slicer shows beside the label.
-      visible: whether Slicer shows the points when it opens the file.
+      hidden: names of points that Slicer does not show; they keep their position.
+      visible: whether Slicer shows the list when it opens the file.
+      color: red, green and blue of the points, 0 to 1; None leaves it to Slicer.
 
     Raises:
-      ValueError: a coordinate is not finite.
+      ValueError: a coordinate is not finite; a name is one that `read_landmarks` would refuse.
       OSError: the file cannot be written.
     """
     descriptions = descriptions or {}
     points = [
-        _control_point(number, name, xyz, descriptions.get(name, ""), visible)
+        _control_point(number, name, xyz, descriptions.get(name, ""), name not in hidden)
         for number, (name, xyz) in enumerate(landmarks.items(), start=1)
     ]
+    # Slicer draws selected points, which all are, in `selectedColor`.
+    colors = {} if color is None else {"color": list(color), "selectedColor": list(color)}
     markup = {
         "type": "Fiducial",
         "coordinateSystem": "LPS",
@@ -111,68 +154,156 @@ def write_mrk_json(
         "labelFormat": "%N-%d",
         "lastUsedControlPointNumber": len(points),
         "controlPoints": points,
+        "display": {
+            "visibility": visible,
+            "opacity": 1.0,
+            **colors,
+            "pointLabelsVisibility": True,
+            "propertiesLabelVisibility": False,
+            # Per cent of the view, so that heads of mice and of people both look right.
+            "useGlyphScale": True,
+            "glyphType": "Sphere3D",
+            "glyphScale": 1.5,
+            "textScale": 2.5,
+        },
     }
     write_json(path, {"@schema": _SCHEMA, "markups": [markup]})
+
+
+def write_fcsv(
+    path: Path,
+    landmarks: Mapping[str, np.ndarray | None],
+    *,
+    descriptions: Mapping[str, str] | None = None,
+    hidden: Collection[str] = (),
+) -> None:
+    """Writes 3D Slicer's older format for points; `read_landmarks` gives back the same numbers.
+
+    Args:
+      path: ends in `.fcsv`.
+      landmarks, descriptions, hidden: as in `write_mrk_json`; descriptions of one line.
+
+    Raises:
+      ValueError: as `write_mrk_json`, or a description has characters that cannot be printed.
+      OSError: the file cannot be written.
+    """
+    text = io.StringIO()
+    text.write("# Markups fiducial file version = 5.6\n# CoordinateSystem = LPS\n")
+    text.write(f"# columns = {','.join(_FCSV_COLUMNS)}\n")
+    writer = csv.writer(text, lineterminator="\n")
+    for number, (name, xyz) in enumerate(landmarks.items(), start=1):
+        description = (descriptions or {}).get(name, "")
+        # Slicer reads line by line, quotes or not.
+        if not description.isprintable():
+            raise ValueError(f"cannot write the description {description!r} in one line")
+        status = _status(xyz)
+        # Slicer wants numbers here, of points without a position too.
+        place = [repr(v) for v in _finite(xyz)] if status == "defined" else ["0", "0", "0"]
+        orientation = ["0", "0", "0", "1"]
+        flags = ["0" if name in hidden else "1", "1", "0"]
+        cells = [str(number), *place, *orientation, *flags, _written(name), description, ""]
+        writer.writerow([*cells, str(_STATUSES.index(status)), "0"])
+    write_text_atomic(path, text.getvalue())
 
 
 def write_table(
     path: Path,
     cases: Mapping[str, Mapping[str, np.ndarray | None]],
-    scores: Mapping[str, Mapping[str, float]] | None = None,
+    columns: Mapping[str, Mapping[str, Mapping[str, float | None]]] | None = None,
 ) -> None:
-    """Writes CSV that `read_table` gives back exactly.
+    """Writes CSV that `read_table` gives back exactly, but for landmarks that are not annotated.
 
     Args:
       path: ends in `.csv`.
-      cases: case -> landmark -> (3,) LPS mm, or None for absent.
-      scores: case -> landmark -> score; with it there is a column `score`.
+      cases: case -> landmark -> (3,) LPS mm, or None for absent; three NaN have no row.
+      columns: further columns behind x, y and z, in this order: name -> case -> landmark -> number.
+        None or nothing there is an empty cell.
 
     Raises:
-      ValueError: a coordinate or score is not finite.
+      ValueError: a coordinate or number is not finite; a landmark's name is one that `read_table`
+        would refuse.
       OSError: the file cannot be written.
     """
+    columns = columns or {}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    header = ["case", "landmark", "x_lps_mm", "y_lps_mm", "z_lps_mm"]
-    writer.writerow(header if scores is None else [*header, "score"])
+    writer.writerow(["case", "landmark", "x_lps_mm", "y_lps_mm", "z_lps_mm", *columns])
     for case, landmarks in cases.items():
         for name, xyz in landmarks.items():
-            cells = ["", "", ""] if xyz is None else [repr(v) for v in _finite(xyz)]
-            if scores is not None:
-                score = scores.get(case, {}).get(name)
-                cells.append("" if score is None else repr(*_finite(score)))
-            writer.writerow([case, name, *cells])
+            if _status(xyz) == "undefined":
+                continue
+            values = ["", "", ""] if xyz is None else [repr(v) for v in _finite(xyz)]
+            numbers = [column.get(case, {}).get(name) for column in columns.values()]
+            values += ["" if number is None else repr(*_finite(number)) for number in numbers]
+            writer.writerow([case, _written(name), *values])
     write_text_atomic(path, text.getvalue())
 
 
 def _control_point(
     number: int, name: str, xyz: np.ndarray | None, description: str, visible: bool
 ) -> dict[str, Any]:
-    position = {} if xyz is None else {"position": _finite(xyz)}
+    status = _status(xyz)
     return {
         "id": str(number),
-        "label": name,
+        "label": _written(name),
         "description": description,
         "associatedNodeID": "",
-        **position,
+        **({"position": _finite(xyz)} if status == "defined" else {}),
         # What Slicer writes for a point that is not turned: its own axes are RAS.
         "orientation": [-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0],
         "selected": True,
         "locked": False,
         "visibility": visible,
-        "positionStatus": "missing" if xyz is None else "defined",
+        "positionStatus": status,
     }
 
 
-def _finite(values: np.ndarray | float) -> list[float]:
+def _status(xyz: np.ndarray | None) -> str:
+    """Slicer's word for the state of a landmark."""
+    if xyz is None:
+        return "missing"
+    return "undefined" if np.isnan(xyz).all() else "defined"
+
+
+def _placed(xyz: Sequence[float], status: str, to_lps: np.ndarray) -> np.ndarray | None:
+    """The landmark of a file: LPS mm of a point that is "defined"."""
+    if status == "missing":
+        return None
+    return np.array(xyz, np.float64) * to_lps if status == "defined" else np.full(3, np.nan)
+
+
+def _finite(values: Any) -> list[float]:
     numbers: list[float] = np.atleast_1d(np.asarray(values, np.float64)).tolist()
     if not all(map(math.isfinite, numbers)):
         raise ValueError(f"not finite: {numbers}")
     return numbers
 
 
+def _written(name: str) -> str:
+    """The name, which has to be one that is read back the same."""
+    problem = _name_problem(name)
+    if problem or name != name.strip():
+        raise ValueError(f"cannot write a landmark whose name {problem or f'is {name!r}'}")
+    return name
+
+
+def _name_problem(name: str) -> str:
+    """What is wrong with the name of a landmark or a case; "": nothing."""
+    if not name:
+        return "is empty"
+    if not name.isprintable():
+        first = next(character for character in name if not character.isprintable())
+        return f"has a character that cannot be printed (U+{ord(first):04X})"
+    if len(name) > _MAX_NAME:
+        return f"has {len(name)} characters, more than {_MAX_NAME}"
+    return ""
+
+
 def _text(path: Path) -> str:
     try:
+        size = path.stat().st_size
+        if size > _MAX_BYTES:
+            raise InputError(path, f"has {size} bytes; a landmark file has {_MAX_BYTES} at most")
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise InputError(path, f"cannot be read: {error.strerror}") from None
@@ -192,7 +323,7 @@ def _to_lps(path: Path, stated: str, configured: str) -> np.ndarray:
         return _TO_LPS[configured]
     frame = _FRAMES.get(stated.upper())
     if frame is None:
-        raise InputError(path, f"states the coordinate frame {stated!r}; need LPS or RAS")
+        raise InputError(path, f"states the coordinate frame {_short(stated)}; need LPS or RAS")
     if configured and frame != configured:
         # Either may be the wrong one, and the mistake mirrors every landmark.
         raise InputError(
@@ -204,42 +335,71 @@ def _to_lps(path: Path, stated: str, configured: str) -> np.ndarray:
 
 
 def _add(path: Path, where: str, landmarks: Landmarks, name: str, xyz: np.ndarray | None) -> None:
-    if not name:
-        raise InputError(path, f"{where}: the landmark's name is empty")
+    problem = _name_problem(name)
+    if problem:
+        raise InputError(path, f"{where}: the landmark's name {problem}")
     if name in landmarks:
         raise InputError(path, f"{where}: landmark {name!r} comes a second time")
     landmarks[name] = xyz
+
+
+def _short(value: Any) -> str:
+    """What a file says, for a message; the file may say a lot."""
+    return reprlib.repr(value)
 
 
 # 3D Slicer's .mrk.json
 
 
 def _read_markups(path: Path, frame: str) -> Landmarks:
-    text = _text(path)
-    try:
-        tree = json.loads(text)
-    except json.JSONDecodeError as error:
-        problem = f"is not JSON (line {error.lineno}: {error.msg})"
-        raise InputError(path, problem) from None
-    except (ValueError, RecursionError):
-        raise InputError(path, "is not JSON that can be read") from None
+    tree = _json(path)
     landmarks: Landmarks = {}
+    frames: list[str] = []
     for i, markup in enumerate(_member(path, tree, "", "markups", list)):
         where = f"markups[{i}]"
         kind = _member(path, markup, where, "type", str)
         if kind != "Fiducial":
-            raise InputError(path, f"{where}.type is {kind!r}; only Fiducial (points) is read")
+            raise InputError(
+                path, f"{where}.type is {_short(kind)}; only Fiducial (points) is read"
+            )
         _check_unit(path, markup, where)
         stated = _member(path, markup, where, "coordinateSystem", str, default="")
         to_lps = _to_lps(path, stated, frame)
+        frames.append(_FRAMES[(stated or frame).upper()])
+        if frames[0] != frames[i]:
+            raise InputError(
+                path, f"{where}.coordinateSystem is {frames[i]}, that of markups[0] {frames[0]}"
+            )
         for j, point in enumerate(_member(path, markup, where, "controlPoints", list)):
             field = f"{where}.controlPoints[{j}]"
             name = _member(path, point, field, "label", str).strip()
-            position = _position(path, point, field)
-            _add(path, field, landmarks, name, None if position is None else position * to_lps)
+            xyz, status = _position(path, point, field)
+            _add(path, field, landmarks, name, _placed(xyz, status, to_lps))
     if not landmarks:
         raise InputError(path, "has no landmarks")
     return landmarks
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_text(path), object_pairs_hook=partial(_json_object, path))
+    except json.JSONDecodeError as error:
+        problem = f"is not JSON (line {error.lineno}: {error.msg})"
+        raise InputError(path, problem) from None
+    except InputError:
+        raise
+    except (ValueError, RecursionError):
+        raise InputError(path, "is not JSON that can be read") from None
+
+
+def _json_object(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuses a key that comes twice: the last would win, and nobody would know."""
+    tree = dict(pairs)
+    if len(tree) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise InputError(path, f"has {_short(twice)} twice in one JSON object")
+    return tree
 
 
 _REQUIRED: Any = object()
@@ -266,16 +426,17 @@ def _check_unit(path: Path, markup: dict[str, Any], where: str) -> None:
     unit = markup.get("coordinateUnits", "mm")
     # Slicer also writes DICOM's code: ["mm", "UCUM", "millimeter"].
     if unit != "mm" and not (isinstance(unit, list) and unit[:1] == ["mm"]):
-        raise InputError(path, f"{where}.coordinateUnits is {unit!r}; only mm is read")
+        raise InputError(path, f"{where}.coordinateUnits is {_short(unit)}; only mm is read")
 
 
-def _position(path: Path, point: dict[str, Any], where: str) -> np.ndarray | None:
+def _position(path: Path, point: dict[str, Any], where: str) -> tuple[list[float], str]:
+    """Three numbers and "defined", or none and another of `_STATUSES`."""
     status = _member(path, point, where, "positionStatus", str, default="defined")
     if status not in _STATUSES:
         known = ", ".join(_STATUSES)
-        raise InputError(path, f"{where}.positionStatus is {status!r}, not one of {known}")
+        raise InputError(path, f"{where}.positionStatus is {_short(status)}, not one of {known}")
     if status != "defined":
-        return None
+        return [], status
     values = _member(path, point, where, "position", list)
     # JSON's true is an int in Python.
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
@@ -284,7 +445,7 @@ def _position(path: Path, point: dict[str, Any], where: str) -> np.ndarray | Non
     # Integers have no bounds in JSON.
     if not all(abs(v) < 1e300 for v in numbers):
         raise InputError(path, f"{where}.position is not finite")
-    return np.array(numbers, np.float64)
+    return numbers, status
 
 
 # Tables
@@ -292,7 +453,8 @@ def _position(path: Path, point: dict[str, Any], where: str) -> np.ndarray | Non
 
 def _read_fcsv(path: Path, frame: str) -> Landmarks:
     rows = _rows(path)
-    comments = _comments(rows)
+    # Slicer heeds a header line wherever it is.
+    comments = _comments(path, [row for _, row in rows if row[0].startswith("#")])
     columns = [c.strip() for c in comments.get("columns", "").split(",")]
     missing = [c for c in ("label", "x", "y", "z") if c not in columns]
     if missing:
@@ -304,45 +466,66 @@ def _read_fcsv(path: Path, frame: str) -> Landmarks:
         if cells[0].startswith("#"):
             continue
         where = f"line {line}"
-        if len(cells) <= max(label, *axes):
-            raise InputError(path, f"{where} has {len(cells)} cells; the columns are {columns}")
-        xyz = _coordinates(path, where, [cells[a] for a in axes], ["x", "y", "z"])
-        # Newer Slicers add the position's status behind the columns that they name.
-        status = cells[len(columns)] if len(cells) > len(columns) else ""
-        if status.isdecimal() and int(status) != _STATUSES.index("defined"):
-            xyz = None
-        _add(path, where, landmarks, cells[label], None if xyz is None else xyz * to_lps)
+        # Newer Slicers put two cells behind the columns that they name; the first is the status.
+        if not max(label, *axes) < len(cells) <= len(columns) + 2:
+            named = _listed(columns)
+            raise InputError(path, f"{where} has {len(cells)} cells; the columns are {named}")
+        status = _fcsv_status(path, where, cells[len(columns) :])
+        position = [cells[a] for a in axes]
+        xyz = _numbers(path, where, position, ["x", "y", "z"]) if status == "defined" else []
+        _add(path, where, landmarks, cells[label], _placed(xyz, status, to_lps))
     if not landmarks:
         raise InputError(path, "has no landmarks")
     return landmarks
 
 
+def _fcsv_status(path: Path, where: str, extra: list[str]) -> str:
+    """The position's status of a row with these cells behind the named columns."""
+    code = extra[0] if extra else ""
+    codes = {"": "defined", **{str(i): status for i, status in enumerate(_STATUSES)}}
+    if code not in codes:
+        raise InputError(
+            path,
+            f"{where}: the position's status, behind the named columns, is {_short(code)}, not 0, "
+            "1, 2 or 3 (a text with a comma needs quotes)",
+        )
+    return codes[code]
+
+
 def _read_csv(path: Path, frame: str) -> dict[str, Landmarks]:
     """Case -> landmarks; the one case of a table without a column `case` is ""."""
     rows = _rows(path)
-    comments = _comments(rows)
-    rows = rows[next((i for i, (_, row) in enumerate(rows) if row[0][:1] != "#"), len(rows)) :]
+    start = next((i for i, (_, row) in enumerate(rows) if row[0][:1] != "#"), len(rows))
+    comments = _comments(path, [row for _, row in rows[:start]])
+    rows = rows[start:]
     if not rows:
         raise InputError(path, "has no header line")
     header = [column.lower() for column in rows[0][1]]
     name_column = next((c for c in _NAME_COLUMNS if c in header), None)
     if name_column is None:
         raise InputError(path, f"has no column 'landmark'; its columns are {_listed(header)}")
+    for column in (name_column, "case"):
+        if header.count(column) > 1:
+            raise InputError(path, f"has two columns {column!r}; its columns are {_listed(header)}")
     axes, stated = _axis_columns(path, header)
-    if stated and comments.get("frame", stated).upper() != stated:
-        raise InputError(path, f"states frame {comments['frame']} and has columns in {stated}")
-    to_lps = _to_lps(path, stated or comments.get("frame", ""), frame)
+    commented = comments.get("frame", stated)
+    if stated and commented.upper() != stated:
+        raise InputError(path, f"states frame {commented} and has columns in {stated}")
+    to_lps = _to_lps(path, stated or commented, frame)
     cases: dict[str, Landmarks] = {}
     for line, row in rows[1:]:
         where = f"line {line}"
         if len(row) != len(header):
             raise InputError(path, f"{where} has {len(row)} cells, the header {len(header)}")
         cells = dict(zip(header, row, strict=True))
-        if cells.get("case") == "":
-            raise InputError(path, f"{where}: the case's name is empty")
-        xyz = _coordinates(path, where, [row[a] for a in axes], [header[a] for a in axes])
+        if "case" in cells:
+            check_case(path, cells["case"], where)
+        position = [row[a] for a in axes]
+        status = "defined" if any(position) else "missing"
+        columns = [header[a] for a in axes]
+        xyz = _numbers(path, where, position, columns) if status == "defined" else []
         landmarks = cases.setdefault(cells.get("case", ""), {})
-        _add(path, where, landmarks, cells[name_column], None if xyz is None else xyz * to_lps)
+        _add(path, where, landmarks, cells[name_column], _placed(xyz, status, to_lps))
     if not cases:
         raise InputError(path, "has no landmarks")
     return cases
@@ -358,15 +541,21 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
     return [(line, row) for line, row in rows if any(row)]
 
 
-def _comments(rows: list[tuple[int, list[str]]]) -> dict[str, str]:
-    """The `# key = value` (or `key: value`) lines above the table; keys in lower case."""
-    comments = {}
-    for _, row in rows:
-        if not row[0].startswith("#"):
-            break
+def _comments(path: Path, rows: Iterable[list[str]]) -> dict[str, str]:
+    """The lines `# key = value` (or `key: value`); keys in lower case.
+
+    Raises:
+      InputError: a key that says how to read the file comes with two values.
+    """
+    comments: dict[str, str] = {}
+    for row in rows:
         # A line of columns has commas of its own.
-        key, *value = re.split("[=:]", ",".join(row).strip("# "), maxsplit=1)
-        comments[key.strip().lower()] = "".join(value).strip(" ,")
+        key, *values = re.split("[=:]", ",".join(row).strip("# "), maxsplit=1)
+        key, value = key.strip().lower(), "".join(values).strip(" ,")
+        if comments.get(key, value) != value and key in ("frame", "coordinatesystem", "columns"):
+            both = f"{_short(comments[key])} and {_short(value)}"
+            raise InputError(path, f"has two lines '# {key} =', {both}")
+        comments[key] = value
     return comments
 
 
@@ -397,20 +586,20 @@ def _axis_columns(path: Path, header: list[str]) -> tuple[list[int], str]:
 
 
 def _listed(header: list[str]) -> str:
-    return ", ".join(header) + (" (separated by commas?)" if len(header) == 1 else "")
+    listed = ", ".join(header)
+    listed = listed if len(listed) <= _MAX_NAME else listed[:_MAX_NAME] + "..."
+    return listed + (" (separated by commas?)" if len(header) == 1 else "")
 
 
-def _coordinates(path: Path, where: str, cells: list[str], columns: list[str]) -> np.ndarray | None:
-    if not any(cells):
-        return None
+def _numbers(path: Path, where: str, cells: list[str], columns: list[str]) -> list[float]:
     values = []
     for cell, column in zip(cells, columns, strict=True):
         try:
             # Python reads 1_5 as 15; here it is a mistake.
             value = float(cell.replace("_", "?"))
         except ValueError:
-            raise InputError(path, f"{where}: {column} is {cell!r}, not a number") from None
+            raise InputError(path, f"{where}: {column} is {_short(cell)}, not a number") from None
         if not math.isfinite(value):
-            raise InputError(path, f"{where}: {column} is {cell!r}, not a finite number")
+            raise InputError(path, f"{where}: {column} is {_short(cell)}, not a finite number")
         values.append(value)
-    return np.array(values, np.float64)
+    return values

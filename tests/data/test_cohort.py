@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from conftest import refused
 from jaxmark.config import Data
 from jaxmark.core.errors import InputError
 from jaxmark.data.cohort import CaseSource, check_inside, read_cohort
-from jaxmark.data.landmarks import Landmarks, write_mrk_json, write_table
+from jaxmark.data.landmarks import Landmarks, write_fcsv, write_mrk_json, write_table
 from jaxmark.data.scans import Scan, read_scan, write_scan
 
 AFFINE = np.array([[2.0, 0, 0, 10], [0, 2, 0, 20], [0, 0, 3, -30], [0, 0, 0, 1]])
@@ -39,6 +38,16 @@ def two(root: Path, splits: object = None) -> Data:
     return make(root, {"one": {"a": A, "b": B}, "two": {"b": B, "a": None}, "bare": None}, splits)
 
 
+def states(case: CaseSource) -> str:
+    """A letter a landmark: p(resent), a(bsent), u(nknown)."""
+    assert not (case.present & case.absent).any()
+    assert case.present.dtype == case.absent.dtype == bool
+    assert (np.isfinite(case.landmarks_mm).all(-1) == case.present).all()
+    assert (np.isnan(case.landmarks_mm).all(-1) == ~case.present).all()
+    pairs = zip(case.present, case.absent, strict=True)
+    return "".join("p" if present else "a" if absent else "u" for present, absent in pairs)
+
+
 def test_a_folder_of_landmark_files(tmp_path: Path) -> None:
     cohort = read_cohort(two(tmp_path, {"train": ["two"], "val": ["one"], "test": ["bare"]}))
     assert cohort.names == ("a", "b")
@@ -49,9 +58,9 @@ def test_a_folder_of_landmark_files(tmp_path: Path) -> None:
     assert case.scan == tmp_path / "images" / "two.nii.gz"
     assert case.landmark_file == tmp_path / "landmarks" / "two.mrk.json"
     np.testing.assert_array_equal(case.landmarks_mm, [[np.nan] * 3, B])
-    assert case.present.dtype == bool and case.present.tolist() == [False, True]
+    assert states(case) == "ap" and states(cohort.cases["one"]) == "pp"
     bare = cohort.cases["bare"]
-    assert bare.landmark_file is None and not bare.present.any()
+    assert bare.landmark_file is None and states(bare) == "uu"
     assert bare.landmarks_mm.shape == (2, 3) and np.isnan(bare.landmarks_mm).all()
 
 
@@ -101,6 +110,58 @@ def test_chosen_names_set_the_order_and_may_be_lacking(tmp_path: Path) -> None:
     assert cohort.names == ("c", "b", "a")
     assert cohort.cases["one"].present.tolist() == [False, True, True]
     np.testing.assert_array_equal(cohort.cases["two"].landmarks_mm[0], C)
+    # What a file leaves out was not annotated, which is not the same as absent.
+    assert states(cohort.cases["one"]) == "upp" and states(cohort.cases["two"]) == "puu"
+
+
+@pytest.mark.parametrize("extension", [".mrk.json", ".fcsv", ".csv"])
+def test_three_states(tmp_path: Path, extension: str) -> None:
+    landmarks: Landmarks = {"a": A, "b": None, "c": np.full(3, np.nan)}
+    data = dataclasses.replace(make(tmp_path, {"one": None}), landmarks=("d", "c", "b", "a"))
+    file = tmp_path / "landmarks" / f"one{extension}"
+    if extension == ".csv":
+        write_table(file, {"one": landmarks})
+    else:
+        (write_fcsv if extension == ".fcsv" else write_mrk_json)(file, landmarks)
+    case = read_cohort(data).cases["one"]
+    assert states(case) == "uuap" and case.landmark_file == file
+    check_inside(case, scan())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_both_frames_of_every_format_are_the_same_to_the_last_bit(
+    tmp_path: Path, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    points = rng.normal(0, 100, (6, 3))
+    points[0, 0], points[1] = -0.0, [0.1 + 0.2, 1e-17, 5e-324]
+    labels = [f"p{i}" for i in range(len(points))]
+    found = {}
+    for frame, signs in (("LPS", [1, 1, 1]), ("RAS", [-1, -1, 1])):
+        numbers = (points * signs).tolist()
+        rows = [(n, *map(repr, xyz)) for n, xyz in zip(labels, numbers, strict=True)]
+        control = [{"label": n, "position": [float(v) for v in xyz]} for n, *xyz in rows]
+        node = {"type": "Fiducial", "coordinateSystem": frame, "controlPoints": control}
+        files = {
+            ".mrk.json": json.dumps({"markups": [node]}),
+            ".fcsv": f"# CoordinateSystem = {frame}\n# columns = id,x,y,z,label\n"
+            + "".join(f"1,{x},{y},{z},{n}\n" for n, x, y, z in rows),
+            ".csv": "label,"
+            + ",".join(f"{axis}_{frame}_mm" for axis in "xyz")
+            + "\n"
+            + "".join(",".join(row) + "\n" for row in rows),
+        }
+        for extension, text in files.items():
+            root = tmp_path / frame / extension
+            (root / "images").mkdir(parents=True)
+            (root / "images" / "one.nii.gz").touch()
+            (root / "landmarks").mkdir()
+            (root / "landmarks" / f"one{extension}").write_text(text)
+            case = read_cohort(Data(root=str(root), landmarks=(*labels, "unseen"))).cases["one"]
+            assert states(case) == "ppppppu"
+            found[frame, extension] = case.landmarks_mm.tobytes()
+    assert len(found) == 6 and len(set(found.values())) == 1
+    assert points.tobytes() == found["RAS", ".fcsv"][: points.nbytes]
 
 
 def test_names_at_odds(tmp_path: Path) -> None:
@@ -207,7 +268,7 @@ def test_folders_at_odds(tmp_path: Path) -> None:
     absent = Data(root=str(tmp_path / "absent"))
     refused(lambda: read_cohort(absent), "config.data.root", tmp_path / "absent")
     data = Data(root=str(tmp_path))
-    refused(lambda: read_cohort(data), tmp_path / "images", "no such folder")
+    refused(lambda: read_cohort(data), f"{tmp_path}: has no folder images/")
     (tmp_path / "images").mkdir()
     refused(lambda: read_cohort(data), tmp_path / "images", "holds no scans", ".nii.gz")
     (tmp_path / "images" / "one.nii").touch()
@@ -217,7 +278,9 @@ def test_folders_at_odds(tmp_path: Path) -> None:
     write_mrk_json(tmp_path / "landmarks" / "one.mrk.json", {"a": A})
     assert read_cohort(data).splits["train"] == ("one",)
     write_table(tmp_path / "landmarks.csv", {"one": {"a": A}})
-    refused(lambda: read_cohort(data), tmp_path, "both landmarks/ and landmarks.csv")
+    refused(lambda: read_cohort(data), tmp_path, "two places, landmarks and landmarks.csv")
+    with_suffix = dataclasses.replace(data, suffix="T1w")
+    refused(lambda: read_cohort(with_suffix), "config.data.suffix: 'T1w'", tmp_path / "images")
 
 
 def test_landmark_files_at_odds(tmp_path: Path) -> None:
@@ -251,9 +314,8 @@ def test_only_prediction(tmp_path: Path) -> None:
 
 def case(xyz: list[float], present: bool = True) -> CaseSource:
     positions = np.array([[12.0, 22.0, -27.0], xyz])
-    return CaseSource(
-        "one", Path("one.nii"), positions, np.array([True, present]), Path("one.csv"), ("a", "b")
-    )
+    here = np.array([True, present])
+    return CaseSource("one", Path("one.nii"), positions, here, ~here, Path("one.csv"), ("a", "b"))
 
 
 def scan() -> Scan:
@@ -315,10 +377,15 @@ def test_an_oblique_scan_read_from_disk(tmp_path: Path) -> None:
     refused(lambda: check_inside(wrong, volume), "landmark 'b'")
 
 
+@pytest.mark.parametrize("name", [" one", "one ", "a\\b"])
+def test_case_names_become_file_names(tmp_path: Path, name: str) -> None:
+    data = make(tmp_path, {name: None, "two": {"a": A}})
+    refused(lambda: read_cohort(data), tmp_path / "images", "the case's name is")
+
+
 @pytest.mark.real_data
-@pytest.mark.skipif("JAXMARK_DATA" not in os.environ, reason="JAXMARK_DATA is not set")
-def test_real_cohort() -> None:
-    cohort = read_cohort(Data(root=str(Path(os.environ["JAXMARK_DATA"]) / "mouse_ct")))
+def test_real_cohort(real_data: Path) -> None:
+    cohort = read_cohort(Data(root=str(real_data / "mouse_ct")))
     assert len(cohort.names) == 45 and list(cohort.names) == sorted(cohort.names, key=int)
     assert {split: len(cases) for split, cases in cohort.splits.items()} == {
         "train": 16,

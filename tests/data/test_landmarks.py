@@ -1,10 +1,9 @@
 import csv
 import json
 import math
-import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,17 @@ from jaxmark.data.landmarks import (
     Landmarks,
     read_landmarks,
     read_table,
+    write_fcsv,
     write_mrk_json,
     write_table,
 )
 
+UNPLACED = np.full(3, np.nan)
 POINTS: Landmarks = {
     "AC": np.array([1 / 3, -math.pi, 1e-17]),
     'left "M1", bend': np.array([0.1 + 0.2, 12345.678901234567, -0.0]),
     "absent": None,
+    "listed, not placed": UNPLACED,
     "ünï": np.array([-1.0, 2.0, 3.0]),
 }
 
@@ -65,9 +67,14 @@ n_2,-4,5,6,0,0,0,1,1,1,0,2,"PC, the other",
 # Round trips
 
 
-def test_mrk_json_round_trip_is_exact(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "a.mrk.json"
-    write_mrk_json(path, POINTS, descriptions={"AC": "score 0.9"})
+@pytest.mark.parametrize(
+    ("write", "extension"), [(write_mrk_json, ".mrk.json"), (write_fcsv, ".fcsv")]
+)
+def test_slicer_files_round_trip_is_exact(
+    tmp_path: Path, write: Callable[..., None], extension: str
+) -> None:
+    path = tmp_path / "new" / f"a{extension}"
+    write(path, POINTS, descriptions={"AC": 'score 0.9, "good"'}, hidden=("AC",))
     same(read_landmarks(path), POINTS)
     assert list(path.parent.iterdir()) == [path]
 
@@ -75,41 +82,161 @@ def test_mrk_json_round_trip_is_exact(tmp_path: Path) -> None:
 def test_table_round_trip_is_exact(tmp_path: Path) -> None:
     cases: dict[str, Landmarks] = {"case 1": POINTS, "b,2": {"AC": np.array([0.1, 0.2, 0.3])}}
     path = tmp_path / "a.csv"
-    for scores in (None, {"case 1": {"AC": 1 / 3}}):
-        write_table(path, cases, scores)
+    for columns in (None, {"score": {"case 1": {"AC": 1 / 3, "absent": 0.5}}, "n": {}}):
+        write_table(path, cases, columns)
         back = read_table(path)
         assert list(back) == list(cases)
         for case in cases:
-            same(back[case], cases[case])
+            # A table has no word for what is listed and not annotated.
+            known = {n: xyz for n, xyz in cases[case].items() if n != "listed, not placed"}
+            same(back[case], known)
     rows = list(csv.DictReader(path.open(encoding="utf-8")))
-    assert list(rows[0]) == ["case", "landmark", "x_lps_mm", "y_lps_mm", "z_lps_mm", "score"]
-    assert float(rows[0]["score"]) == 1 / 3 and rows[2]["score"] == rows[2]["x_lps_mm"] == ""
+    assert list(rows[0]) == ["case", "landmark", "x_lps_mm", "y_lps_mm", "z_lps_mm", "score", "n"]
+    assert float(rows[0]["score"]) == 1 / 3 and rows[0]["n"] == ""
+    assert rows[2]["landmark"] == "absent" and rows[2]["x_lps_mm"] == ""
+    assert rows[2]["score"] == "0.5" and rows[1]["score"] == ""
+
+
+def test_columns_keep_their_order_and_empty_cells(tmp_path: Path) -> None:
+    columns: dict[str, dict[str, dict[str, float | None]]] = {
+        "b": {"c": {"p": None, "q": 2.0}},
+        "a": {"c": {"p": 1e-300}},
+    }
+    write_table(tmp_path / "a.csv", {"c": {"p": np.zeros(3), "q": None}}, columns)
+    assert (tmp_path / "a.csv").read_text() == (
+        "case,landmark,x_lps_mm,y_lps_mm,z_lps_mm,b,a\nc,p,0.0,0.0,0.0,,1e-300\nc,q,,,,2.0,\n"
+    )
+
+
+AWKWARD = [
+    "M1/M2",
+    "<b>&amp;</b>",
+    "..",
+    "-",
+    "#1",
+    "a;b|c",
+    '"',
+    '""',
+    "'",
+    ",",
+    ",,",
+    '",\\"',
+    "\\n",
+    "=1+1",
+    "NaN",
+    "None",
+    "1e5",
+    "x",
+    "case",
+    "a  b",
+    "ß 漢字 🧠",
+    "é",
+    "e\u0301",
+    "n" * 200,
+]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_awkward_names_and_doubles_come_back(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    landmarks: Landmarks = {}
+    for name in rng.permutation(AWKWARD).tolist():
+        # Any finite double below 1e300 in size, subnormal ones too.
+        xyz = rng.integers(0, 2**64, 3, dtype=np.uint64, endpoint=False).view(np.float64)
+        xyz = np.where(np.abs(xyz) < 1e300, xyz, rng.choice([0.0, -0.0, 5e-324], 3))
+        states = [xyz, xyz, np.array(rng.normal(0, 100, 3)), None, UNPLACED]
+        landmarks[name] = states[rng.integers(5)]
+    descriptions = dict(zip(AWKWARD, reversed(AWKWARD), strict=True))
+    for extension, write in ((".mrk.json", write_mrk_json), (".fcsv", write_fcsv)):
+        write(tmp_path / f"a{extension}", landmarks, descriptions=descriptions)
+        same(read_landmarks(tmp_path / f"a{extension}"), landmarks)
+    known = {n: xyz for n, xyz in landmarks.items() if xyz is None or np.isfinite(xyz).all()}
+    cases = {"#a": known, "-": known, 'c "d", e': known}
+    write_table(tmp_path / "a.csv", cases)
+    back = read_table(tmp_path / "a.csv")
+    assert list(back) == list(cases)
+    for case in cases:
+        same(back[case], known)
+
+
+@pytest.mark.parametrize("name", ["", " a", "a ", "a\nb", "a\tb", "\x00", "\ud800", "n" * 201])
+def test_writers_refuse_names_that_would_not_come_back(tmp_path: Path, name: str) -> None:
+    for write in (write_mrk_json, write_fcsv):
+        with pytest.raises(ValueError, match="cannot write a landmark"):
+            write(tmp_path / "a", {name: None})
+    with pytest.raises(ValueError, match="cannot write a landmark"):
+        write_table(tmp_path / "a.csv", {"c": {name: None}})
+    assert not list(tmp_path.iterdir())
 
 
 def test_mrk_json_is_what_slicer_expects(tmp_path: Path) -> None:
-    write_mrk_json(tmp_path / "a.mrk.json", POINTS, descriptions={"AC": "front"}, visible=False)
+    write_mrk_json(
+        tmp_path / "a.mrk.json",
+        POINTS,
+        descriptions={"AC": "front"},
+        hidden=["ünï"],
+        color=(0.0, 1.0, 0.5),
+    )
     tree = json.loads((tmp_path / "a.mrk.json").read_text(encoding="utf-8"))
     assert tree["@schema"].endswith("/Markups/Resources/Schema/markups-schema-v1.0.3.json#")
     (node,) = tree["markups"]
     assert (node["type"], node["coordinateSystem"]) == ("Fiducial", "LPS")
     assert node["coordinateUnits"] == "mm"
-    first, _, absent, _ = node["controlPoints"]
+    first, _, absent, unplaced, last = node["controlPoints"]
     assert (first["id"], first["label"], first["description"]) == ("1", "AC", "front")
-    assert first["positionStatus"] == "defined" and first["visibility"] is False
+    assert first["positionStatus"] == "defined" and first["visibility"] is True
     assert first["selected"] is True and first["locked"] is False
     assert np.linalg.det(np.reshape(first["orientation"], (3, 3))) == 1
     assert absent["positionStatus"] == "missing" and "position" not in absent
+    assert unplaced["positionStatus"] == "undefined" and "position" not in unplaced
+    assert last["visibility"] is False and last["position"] == [-1.0, 2.0, 3.0]
+    display = node["display"]
+    assert display["color"] == display["selectedColor"] == [0.0, 1.0, 0.5]
+    assert display["visibility"] is True and display["glyphType"] == "Sphere3D"
+    assert display["glyphScale"] > 0 and display["textScale"] > 0
+
+
+def test_a_list_that_slicer_hides_in_slicers_own_colour(tmp_path: Path) -> None:
+    write_mrk_json(tmp_path / "a.mrk.json", POINTS, visible=False)
+    (node,) = json.loads((tmp_path / "a.mrk.json").read_text(encoding="utf-8"))["markups"]
+    assert node["display"]["visibility"] is False
+    assert not {"color", "selectedColor"} & set(node["display"])
+    # So that they appear when the list is switched on.
+    assert all(point["visibility"] for point in node["controlPoints"])
+
+
+def test_fcsv_is_what_slicer_expects(tmp_path: Path) -> None:
+    landmarks: Landmarks = {
+        "AC": np.array([1.5, -2.0, 1e-17]),
+        'a, "b"': np.array([1.0, 2.0, 3.0]),
+        "gone": None,
+        "later": UNPLACED,
+    }
+    write_fcsv(tmp_path / "a.fcsv", landmarks, descriptions={"gone": "it, 1"}, hidden={"AC"})
+    lines = (tmp_path / "a.fcsv").read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("# Markups fiducial file version = ")
+    assert lines[1:] == [
+        "# CoordinateSystem = LPS",
+        "# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID",
+        "1,1.5,-2.0,1e-17,0,0,0,1,0,1,0,AC,,,2,0",
+        '2,1.0,2.0,3.0,0,0,0,1,1,1,0,"a, ""b""",,,2,0',
+        '3,0,0,0,0,0,0,1,1,1,0,gone,"it, 1",,3,0',
+        "4,0,0,0,0,0,0,1,1,1,0,later,,,0,0",
+    ]
+    with pytest.raises(ValueError, match="cannot write the description"):
+        write_fcsv(tmp_path / "b.fcsv", landmarks, descriptions={"AC": "two\nlines"})
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_writers_refuse_what_is_not_finite(tmp_path: Path, value: float) -> None:
     wrong: Landmarks = {"a": np.array([0.0, value, 0.0])}
-    with pytest.raises(ValueError, match="not finite"):
-        write_mrk_json(tmp_path / "a.mrk.json", wrong)
+    for write in (write_mrk_json, write_fcsv):
+        with pytest.raises(ValueError, match="not finite"):
+            write(tmp_path / "a", wrong)
     with pytest.raises(ValueError, match="not finite"):
         write_table(tmp_path / "a.csv", {"c": wrong})
     with pytest.raises(ValueError, match="not finite"):
-        write_table(tmp_path / "a.csv", {"c": {"a": None}}, {"c": {"a": value}})
+        write_table(tmp_path / "a.csv", {"c": {"a": None}}, {"score": {"c": {"a": value}}})
     assert not list(tmp_path.iterdir())
 
 
@@ -199,7 +326,7 @@ def test_frames_that_contradict(tmp_path: Path) -> None:
 # Slicer's files
 
 
-def test_points_without_a_position_are_absent(tmp_path: Path) -> None:
+def test_what_was_never_placed_is_not_annotated(tmp_path: Path) -> None:
     points = [
         {"label": "undefined", "positionStatus": "undefined", "position": ""},
         {"label": "missing", "positionStatus": "missing"},
@@ -207,22 +334,28 @@ def test_points_without_a_position_are_absent(tmp_path: Path) -> None:
         {"label": " defined ", "positionStatus": "defined", "position": [1, 2, 3]},
     ]
     path = save_markups(tmp_path / "a.mrk.json", markup(points))
-    expected: Landmarks = {"undefined": None, "missing": None, "preview": None}
+    expected: Landmarks = {"undefined": UNPLACED, "missing": None, "preview": UNPLACED}
     same(read_landmarks(path), {**expected, "defined": np.array([1.0, 2.0, 3.0])})
 
 
-def test_several_markups_are_one_list_with_their_own_frames(tmp_path: Path) -> None:
-    ras = markup([{"label": "b", "position": [1, 2, 3]}], coordinateSystem="RAS")
-    coded = markup(coordinateUnits=["mm", "UCUM", "millimeter"])
-    path = save_markups(tmp_path / "a.mrk.json", coded, ras)
-    same(read_landmarks(path), {"a": np.array([1.0, 2.0, 3.0]), "b": np.array([-1.0, -2.0, 3.0])})
+def test_several_markups_are_one_list(tmp_path: Path) -> None:
+    second = markup([{"label": "b", "position": [1, 2, 3]}], coordinateSystem="RAS")
+    first = markup(coordinateSystem="0", coordinateUnits=["mm", "UCUM", "millimeter"])
+    path = save_markups(tmp_path / "a.mrk.json", first, second)
+    expected = np.array([-1.0, -2.0, 3.0])
+    same(read_landmarks(path), {"a": expected, "b": expected})
 
 
 def test_the_status_column_of_newer_fcsv(tmp_path: Path) -> None:
     rows = "".join(f"{i},1,2,3,0,0,0,1,1,1,0,{i},,,{i},0\n" for i in range(4))
+    rows += "4,,,,0,0,0,1,1,1,0,4,,,0,0\n5,1,2,3,0,0,0,1,1,1,0,5,,,\n"
     header = "".join(FCSV.format(frame="LPS").splitlines(keepends=True)[:3])
-    expected: Landmarks = {"0": None, "1": None, "2": np.array([1.0, 2.0, 3.0]), "3": None}
-    same(read_landmarks(save(tmp_path / "a.fcsv", header + rows)), expected)
+    placed = np.array([1.0, 2.0, 3.0])
+    expected: Landmarks = {"0": UNPLACED, "1": UNPLACED, "2": placed, "3": None, "4": UNPLACED}
+    same(
+        read_landmarks(save(tmp_path / "a.fcsv", header + rows)),
+        {**expected, "5": placed},
+    )
 
 
 @pytest.mark.parametrize(
@@ -375,9 +508,12 @@ def test_a_table_of_one_case_says_which(tmp_path: Path) -> None:
     path = save(tmp_path / "a.csv", f"{header}a,1,1,2,3\n")
     same(read_landmarks(path), {"1": np.array([1.0, 2.0, 3.0])})
     save(path, f"{header}b,1,1,2,3\n")
-    refused(lambda: read_landmarks(path), path, "column case names 'b', not the case of the file")
+    refused(lambda: read_landmarks(path), path, "column case names 'b', not 'a'")
     save(path, f"{header}a,1,1,2,3\nb,1,1,2,3\n")
     refused(lambda: read_landmarks(path), path, "column case names 2 cases")
+    save(path, f"{header}b,1,1,2,3\n")
+    assert read_landmarks(path, case="b")
+    refused(lambda: read_landmarks(path, case="c"), path, "column case names 'b', not 'c'")
 
 
 def test_names_from_files_do_not_reach_the_terminal(tmp_path: Path) -> None:
@@ -397,10 +533,9 @@ def test_neither_jax_nor_simpleitk_is_needed() -> None:
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif("JAXMARK_DATA" not in os.environ, reason="JAXMARK_DATA is not set")
-def test_real_fcsv() -> None:
-    files = sorted((Path(os.environ["JAXMARK_DATA"]) / "afids" / "hcp").glob("*.fcsv"))
-    assert files
+def test_real_fcsv(real_data: Path, tmp_path: Path) -> None:
+    files = sorted((real_data / "afids").glob("*/*.fcsv"))
+    assert len(files) >= 31
     for file in files:
         landmarks = read_landmarks(file)
         assert list(landmarks) == [str(i) for i in range(1, 33)]
@@ -408,10 +543,18 @@ def test_real_fcsv() -> None:
         assert anterior is not None and posterior is not None
         # The commissures are about 25 mm apart; in LPS y grows to the back.
         assert 20 < posterior[1] - anterior[1] < 35
+        # By another reader: the files are RAS.
+        numbers = np.loadtxt(file, delimiter=",", comments="#", usecols=(1, 2, 3))
+        np.testing.assert_array_equal(list(landmarks.values()), numbers * [-1, -1, 1])
+        for extension, write in ((".mrk.json", write_mrk_json), (".fcsv", write_fcsv)):
+            write(tmp_path / f"a{extension}", landmarks)
+            same(read_landmarks(tmp_path / f"a{extension}"), landmarks)
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif("JAXMARK_DATA" not in os.environ, reason="JAXMARK_DATA is not set")
-def test_real_table() -> None:
-    tables = read_table(Path(os.environ["JAXMARK_DATA"]) / "mouse_ct" / "landmarks.csv")
+def test_real_table(real_data: Path, tmp_path: Path) -> None:
+    tables = read_table(real_data / "mouse_ct" / "landmarks.csv")
     assert {len(landmarks) for landmarks in tables.values()} == {45}
+    write_table(tmp_path / "a.csv", tables)
+    for case, landmarks in read_table(tmp_path / "a.csv").items():
+        same(landmarks, tables[case])

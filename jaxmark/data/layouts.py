@@ -1,0 +1,234 @@
+"""What a folder holds: which images, and where their landmarks are, in any of three layouts.
+
+jaxmark's own, which a folder `images/` tells:
+
+```
+root/images/<case>.nii.gz            or another format of `scans`, or a folder of DICOM slices
+root/landmarks/<case>.mrk.json       or .fcsv or .csv; or all cases in one root/landmarks.csv
+```
+
+nnU-Net's raw data, which `imagesTr/` or `imagesTs/` tells; landmarks as above, or in `labels*/`:
+
+```
+root/dataset.json                    names of channels, ending of files; optional
+root/imagesTr/<case>_0000.nii.gz     the digits are the channel; imagesTs/ too
+root/labelsTr/<case>.mrk.json        labelsTs/ too
+```
+
+BIDS, which `dataset_description.json` or folders `sub-*` tell; landmarks as above, or beside the
+image or anywhere in `derivatives/`, in files whose names begin with the case's:
+
+```
+root/sub-01/anat/sub-01_T1w.nii.gz                    case sub-01
+root/sub-02/ses-1/anat/sub-02_ses-1_angio.nii.gz      case sub-02_ses-1
+root/derivatives/afids/sub-01/sub-01_desc-groundtruth_afids.fcsv
+```
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxmark.core.errors import InputError
+from jaxmark.core.files import read_json
+from jaxmark.data import landmarks
+from jaxmark.data.landmarks import check_case
+from jaxmark.data.scans import EXTENSIONS, case_name, find_scans
+
+_NO_SCANS = f"holds no scans ({', '.join(EXTENSIONS)} or DICOM)"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a folder holds; images and landmarks are found, not read."""
+
+    # Case -> image file, or folder of DICOM slices; sorted by name.
+    images: dict[str, Path]
+    # A table of all cases, a folder of one file a case, or case -> landmark file.
+    labels: Path | dict[str, Path]
+    # Cases that the layout keeps for testing.
+    test: frozenset[str] = frozenset()
+
+
+class _Image(NamedTuple):
+    case: str
+    # The file's name without its extension; its part behind the last "_" says which image it is.
+    name: str
+    path: Path
+
+
+def find_layout(root: Path, suffix: str = "") -> Layout:
+    """Finds the images and landmark files in a cohort's folder.
+
+    Args:
+      root: the folder; `images/` decides, then `imagesTr/` or `imagesTs/`, then the marks of BIDS.
+      suffix: how the names of the images to read end: nnU-Net's channel ("0000"), or a BIDS suffix
+        ("T1w", or more of the name: "run-1_T1w"); "" where each case has one image.
+
+    Raises:
+      InputError: the folder has no such layout, or no images; a case has two images, two landmark
+        files or two places of landmarks; the suffix picks nothing; a name is not one of the layout,
+        or one that `check_case` refuses; `dataset.json` is not as nnU-Net's.
+    """
+    if (root / "images").is_dir():
+        layout = _own(root, suffix)
+    elif (root / "imagesTr").is_dir() or (root / "imagesTs").is_dir():
+        layout = _nnunet(root, suffix)
+    elif (root / "dataset_description.json").exists() or any(_bids_folders(root)):
+        layout = _bids(root, suffix)
+    else:
+        raise InputError(root, "has no folder images/, imagesTr/ (nnU-Net) or sub-*/anat/ (BIDS)")
+    for case, image in layout.images.items():
+        check_case(image, case)
+    return layout
+
+
+def landmark_files(folder: Path) -> dict[str, Path]:
+    """Case -> landmark file `<case>.<extension>`; hidden and other files are ignored.
+
+    Raises:
+      InputError: a case has two files, or a name that `check_case` refuses.
+    """
+    files: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if name := _landmark_name(file):
+            check_case(file, name)
+            _add(files, name, file, "file")
+    return files
+
+
+def _own(root: Path, suffix: str) -> Layout:
+    folder = root / "images"
+    if suffix:
+        problem = f"{suffix!r} chooses among several images a case, but {folder} has one"
+        raise InputError("config.data.suffix", problem)
+    images = find_scans(folder)
+    if not images:
+        raise InputError(folder, _NO_SCANS)
+    return Layout(images, _labels(root, {}))
+
+
+def _nnunet(root: Path, suffix: str) -> Layout:
+    names, ending = _read_dataset(root / "dataset.json")
+    images = []
+    labels: dict[str, Path] = {}
+    for folder in filter(Path.is_dir, (root / "imagesTr", root / "imagesTs")):
+        for name, path in find_scans(folder).items():
+            if not path.name.endswith(ending):
+                problem = f"does not end in {ending!r}, the file_ending of dataset.json"
+                raise InputError(path, problem)
+            if not re.fullmatch(".+_[0-9]{4}", name):
+                problem = "its name does not end in a channel, as in <case>_0000.nii.gz"
+                raise InputError(path, problem)
+            images.append(_Image(name[: -len("_0000")], name, path))
+    for folder in filter(Path.is_dir, (root / "labelsTr", root / "labelsTs")):
+        for case, file in landmark_files(folder).items():
+            _add(labels, case, file, "file")
+    chosen = _choose(root, images, suffix, names)
+    test = frozenset(case for case, path in chosen.items() if path.parent.name == "imagesTs")
+    return Layout(chosen, _labels(root, labels), test)
+
+
+def _read_dataset(file: Path) -> tuple[dict[str, str], str]:
+    """Channel -> its name, as in "0000" -> "CT", and how image files end; nothing if no file."""
+    if not file.exists():
+        return {}, ""
+    tree = read_json(file)
+    # The first version of nnU-Net says modality, and states no ending.
+    key = "channel_names" if "channel_names" in tree else "modality"
+    names, ending = tree.get(key, {}), tree.get("file_ending", "")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise InputError(file, f'{key} is not an object like {{"0": "CT"}}')
+    if not isinstance(ending, str) or (ending and ending not in EXTENSIONS):
+        listed = ", ".join(EXTENSIONS)
+        raise InputError(file, f"file_ending is {ending!r}; jaxmark reads {listed}")
+    return {channel.zfill(4): name for channel, name in names.items()}, ending
+
+
+def _bids(root: Path, suffix: str) -> Layout:
+    images = []
+    files = []
+    for case, folder in _bids_folders(root):
+        for path in sorted(folder.iterdir()):
+            files.append(path)
+            if not path.is_dir() and (name := case_name(path)):
+                if not name.startswith(f"{case}_"):
+                    problem = f"its name does not begin with {case}_, as its folders do"
+                    raise InputError(path, problem)
+                images.append(_Image(case, name, path))
+    files += sorted(root.glob("derivatives/**/sub-*"))
+    chosen = _choose(root, images, suffix, {})
+    known = {image.case for image in images}
+    labels: dict[str, Path] = {}
+    for file in files:
+        if (name := _landmark_name(file)).startswith("sub-"):
+            _add(labels, _bids_case(name, known), file, "landmark file")
+    return Layout(chosen, _labels(root, labels))
+
+
+def _bids_folders(root: Path) -> Iterator[tuple[str, Path]]:
+    """Cases and their folders of anatomical images."""
+    for folder in sorted([*root.glob("sub-*/anat"), *root.glob("sub-*/ses-*/anat")]):
+        if folder.is_dir():
+            yield "_".join(folder.relative_to(root).parts[:-1]), folder
+
+
+def _bids_case(name: str, known: set[str]) -> str:
+    """Whose landmarks the file of this name holds: of the known cases, or as the name says."""
+    parts = name.split("_")
+    session = len(parts) > 1 and parts[1].startswith("ses-")
+    stated = "_".join(parts[: 2 if session else 1])
+    # Landmarks of a session, of a person whose image is in no session.
+    return parts[0] if parts[0] in known and stated not in known else stated
+
+
+def _choose(
+    root: Path, images: list[_Image], suffix: str, names: Mapping[str, str]
+) -> dict[str, Path]:
+    """Case -> the one image that is meant; `names` explain the images' endings."""
+    if not images:
+        raise InputError(root, _NO_SCANS)
+    endings = sorted({image.name.rpartition("_")[2] for image in images})
+    listed = ", ".join(f"{e} ({names[e]})" if e in names else e for e in endings)
+    if not suffix and len(endings) > 1:
+        raise InputError(
+            root,
+            f"holds the images {listed}; one a case is read: choose with "
+            f"--config.data.suffix={endings[0]}",
+        )
+    chosen: dict[str, Path] = {}
+    for case, name, path in sorted(images):
+        if not suffix or name.endswith(f"_{suffix}"):
+            _add(chosen, case, path, "image")
+    if not chosen:
+        raise InputError(
+            "config.data.suffix", f"no image's name ends in {suffix!r}; {root} holds {listed}"
+        )
+    return chosen
+
+
+def _labels(root: Path, others: dict[str, Path]) -> Path | dict[str, Path]:
+    """Where the landmarks are: of all places there may be one."""
+    places = [path for path in (root / "landmarks", root / "landmarks.csv") if path.exists()]
+    found = [*places, *list(others.values())[:1]]
+    if len(found) > 1:
+        first, second = (path.relative_to(root) for path in found[:2])
+        raise InputError(root, f"has landmarks in two places, {first} and {second}; keep one")
+    return places[0] if places else others
+
+
+def _add(files: dict[str, Path], case: str, file: Path, kind: str) -> None:
+    if case in files:
+        # In one folder the name is enough.
+        other = files[case].name if files[case].parent == file.parent else files[case]
+        raise InputError(file, f"case {case!r} has a second {kind}, {other}")
+    files[case] = file
+
+
+def _landmark_name(file: Path) -> str:
+    """The name of a landmark file without its extension, empty for what is none."""
+    known = (e for e in landmarks.EXTENSIONS if file.name.lower().endswith(e))
+    extension = next(known, "")
+    return "" if file.name.startswith(".") or not extension else file.name[: -len(extension)]
