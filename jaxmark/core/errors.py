@@ -1,5 +1,7 @@
 """The one exception a person is meant to read."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -21,3 +23,17 @@ class InputError(ValueError):
     def __reduce__(self) -> tuple[type["InputError"], tuple[str | Path, str]]:
         # Exceptions are pickled by their `args`; this one has to come back from worker processes.
         return type(self), self._arguments
+
+
+@contextlib.contextmanager
+def about(where: str | Path) -> Iterator[None]:
+    """In this block a ValueError is about the file `where`, and becomes an InputError that says so.
+
+    For mathematics that knows no files.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(where, str(error)) from error

@@ -4,8 +4,10 @@ import contextlib
 import functools
 import multiprocessing
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -20,7 +22,8 @@ R = TypeVar("R")
 def worker_pool(workers: int, jobs: int) -> Iterator[Executor | None]:
     """Processes for `parallel`; None, this process alone, where one worker or one job is enough.
 
-    They are started afresh ("spawn"): a fork would copy JAX's threads and locks.
+    They are started afresh ("spawn"): a fork would copy JAX's threads and locks. InputError where
+    one of them is killed.
     """
     workers = min(workers or os.cpu_count() or 1, jobs)
     if workers <= 1:
@@ -28,7 +31,14 @@ def worker_pool(workers: int, jobs: int) -> Iterator[Executor | None]:
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield pool
+        try:
+            yield pool
+        except BrokenProcessPool as error:
+            raise InputError(
+                "config.data.workers",
+                f"one of {workers} processes was killed, perhaps for memory; fewer may help. The "
+                "same command goes on where this one stopped",
+            ) from error
 
 
 def parallel(
@@ -55,3 +65,21 @@ def parallel(
         found = [errors[number] for number in sorted(errors)]
         raise found[0] if len(found) == 1 else ExceptionGroup("bad input", found)
     return [results[number] for number in range(len(items))]
+
+
+def ahead(
+    pool: Executor | None, function: Callable[[T], R], jobs: Iterable[T], depth: int
+) -> Iterator[tuple[T, R]]:
+    """Jobs with their results, in order, while up to `depth` of those that follow are worked on."""
+    if pool is None:
+        yield from ((job, function(job)) for job in jobs)
+        return
+    pending: deque[tuple[T, Future[R]]] = deque()
+    for job in jobs:
+        pending.append((job, pool.submit(function, job)))
+        if len(pending) > depth:
+            first, future = pending.popleft()
+            yield first, future.result()
+    while pending:
+        first, future = pending.popleft()
+        yield first, future.result()

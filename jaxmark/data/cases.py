@@ -13,7 +13,10 @@ import numpy as np
 from jaxmark.core.errors import InputError
 from jaxmark.core.files import read_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+
+_FIGURES = ("quality", "margin", "coverage")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,13 +26,16 @@ class PreparedCase:
     name: str
     folder: Path
     ijk_to_lps: np.ndarray  # (4, 4): voxels of the prepared image -> mm of the scan's own world
-    landmarks_mm: np.ndarray  # (K, 3) LPS mm of the scan's own world; NaN where absent
-    present: np.ndarray  # (K,) bool
-    quality: float  # of the registration; NaN where there was none
+    landmarks_mm: np.ndarray  # (K, 3) LPS mm of the scan's own world; NaN where not present
+    present: np.ndarray  # (K,) bool: annotated
+    absent: np.ndarray  # (K,) bool: known not to be there; of others nothing is known
+    quality: float = np.nan  # of the registration; NaN where there was none
+    margin: float = np.nan  # of the registration: near 0, another rotation fits as well
+    coverage: float = 1.0  # share of the volume that lies in the scan
 
     @property
     def landmarks_ijk(self) -> np.ndarray:
-        """(K, 3) in voxels of the prepared image, NaN where absent."""
+        """(K, 3) in voxels of the prepared image, NaN where not present."""
         back = np.linalg.inv(self.ijk_to_lps)
         return self.landmarks_mm @ back[:3, :3].T + back[:3, 3]
 
@@ -74,7 +80,8 @@ def save_case(case: PreparedCase, image: np.ndarray, made_from: Path) -> None:
                 p.tolist() if here else None
                 for p, here in zip(case.landmarks_mm, case.present, strict=True)
             ],
-            "registration_quality": None if np.isnan(case.quality) else case.quality,
+            "absent": case.absent.tolist(),
+            **{name: _number(getattr(case, name)) for name in _FIGURES},
             "made_from": str(made_from),
         }
         (temporary / "case.json").write_text(json.dumps(tree, indent=1, allow_nan=False))
@@ -93,16 +100,22 @@ def load_case(folder: Path) -> PreparedCase:
         tree = read_json(path, SCHEMA_VERSION)
         points = tree["landmarks_lps_mm"]
         landmarks = [[np.nan] * 3 if p is None else p for p in points]
-        quality = tree["registration_quality"]
+        figures = {name: np.nan if tree[name] is None else float(tree[name]) for name in _FIGURES}
         return PreparedCase(
             name=tree["name"],
             folder=folder,
             ijk_to_lps=np.asarray(tree["ijk_to_lps"], np.float64).reshape(4, 4),
             landmarks_mm=np.asarray(landmarks, np.float64).reshape(len(points), 3),
             present=np.asarray([p is not None for p in points], bool),
-            quality=np.nan if quality is None else float(quality),
+            absent=np.asarray(tree["absent"], bool).reshape(len(points)),
+            **figures,
         )
     except InputError:
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(path, f"damaged prepared case ({error!r})") from error
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN and no infinity: a margin is infinite where there was no other answer."""
+    return float(value) if np.isfinite(value) else None

@@ -28,11 +28,12 @@ class CaseSource(grain.RandomAccessDataSource):
 
 
 def record(case: PreparedCase) -> HostBatch:
-    """`image` (X, Y, Z, 1) float16, `landmarks_ijk` (K, 3) float32, 0 if absent, `present` (K,)."""
+    """One case's part of a batch, as in `methods.method.Batch`."""
     return {
         "image": case.image()[..., None],
         "landmarks_ijk": np.nan_to_num(case.landmarks_ijk).astype(np.float32),
         "present": case.present,
+        "absent": case.absent,
     }
 
 

@@ -1,66 +1,40 @@
-"""Raw scans -> prepared cases: register to a frame, resample to a grid, crop; keep the way back.
+"""A cohort of raw scans -> prepared cases: align, resample, crop; cached, in parallel, resumable.
 
-The frame (template scan, grid) is found from the training cases alone and belongs to the trained
-model: the same frame prepares a scan never seen. No landmark of a scan is used to prepare it.
+What is common to all is the `Frame`, found here from the training cases alone. Every alignment
+and every case is a file of its own in the cache: a run that was stopped goes on where it was.
 """
 
+import csv
 import dataclasses
+import functools
 import hashlib
+import io
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from jaxmark.config import Data
-from jaxmark.core.errors import InputError
-from jaxmark.core.files import read_json, write_json, write_text_atomic
+from jaxmark.core.errors import InputError, about
+from jaxmark.core.files import read_json, write_json
 from jaxmark.core.geometry import apply_affine, pick_template
 from jaxmark.core.parallel import parallel, worker_pool
 from jaxmark.data.cases import PreparedCase, load_case, save_case
-from jaxmark.data.cohort import CaseSource, Cohort, check_inside
-from jaxmark.data.registration import register, resample
-from jaxmark.data.scans import Scan, read_scan, write_scan
+from jaxmark.data.cohort import SPLITS, CaseSource, Cohort, check_inside
+from jaxmark.data.frame import Alignment, Frame
+from jaxmark.data.registration import Kind, register
+from jaxmark.data.scans import read_scan
+from jaxmark.data.transforms import read_transform
 
 # Part of every cache key: a change of what preparation computes must not reuse older results.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 
-# The mouse head that was turned wrongly, with 40 % of it cut off, had a margin of 0.008; so have a
-# few that are right.
-AMBIGUOUS_MARGIN = 0.02
-
-
-@dataclasses.dataclass(frozen=True)
-class Frame:
-    """The common space of an experiment: what turns any scan into a volume of one shape."""
-
-    register: str
-    search_degrees: float
-    template: Scan | None  # None where nothing is registered
-    grid_to_template: np.ndarray  # (4, 4): voxels of the prepared image -> template's (common) mm
-    shape: tuple[int, int, int]  # crop and margin
-    intensity_percentiles: tuple[float, float]
-
-    def apply(self, scan: Scan, common_to_scan: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The prepared image (X, Y, Z) float32 and its `ijk_to_lps` (4, 4) in the scan's mm."""
-        ijk_to_lps = common_to_scan @ self.grid_to_template
-        low, high = np.percentile(scan.voxels[::2, ::2, ::2], self.intensity_percentiles)
-        if high <= low:
-            low, high = float(scan.voxels.min()), float(scan.voxels.max())
-        image = (resample(scan, self.shape, ijk_to_lps) - low) / (high - low)
-        # Half precision holds 65504; implants in a CT may lie far above the upper percentile.
-        return np.clip(image, -100, 100), ijk_to_lps
-
-
-@dataclasses.dataclass(frozen=True)
-class Alignment:
-    """How a scan was brought to the common frame; figures are NaN where nothing was registered."""
-
-    matrix: np.ndarray  # (4, 4): common mm -> mm of the scan
-    quality: float  # see Registration
-    margin: float  # see Registration; infinite where there was no other answer
+# Registrations so many robust standard deviations under the training cases' median have probably
+# failed; but not by less than this share of it, for a cohort may be very even.
+_FAILED_SD, _FAILED_SHARE = 3.0, 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,21 +45,23 @@ class Prepared:
     cases: dict[str, PreparedCase]
     splits: dict[str, tuple[str, ...]]
     frame: Frame
-    margins: dict[str, float]  # of the registrations: near 0, another rotation fits as well
 
     def split(self, name: str) -> list[PreparedCase]:
         """The cases of train, val or test, in the order of the split."""
         return [self.cases[case] for case in self.splits[name]]
 
-    def warnings(self) -> list[str]:
-        """What a person should know: landmarks outside the crop, unusual registrations."""
-        lines = []
-        size = np.asarray(self.frame.shape)
-        outside = {
-            case.name: int(((ijk < 0) | (ijk > size - 1)).any(-1).sum())
-            for case in self.cases.values()
-            for ijk in [case.landmarks_ijk[case.present]]
+    def doubts(self) -> dict[str, list[str]]:
+        """What a person should know of single cases, of those with anything to know."""
+        found = {
+            name: self.frame.doubts(case.quality, case.margin, case.coverage)
+            for name, case in self.cases.items()
         }
+        return {name: lines for name, lines in found.items() if lines}
+
+    def warnings(self) -> list[str]:
+        """What a person should know of the cohort, a line each."""
+        lines = [f"{name}: {'; '.join(doubts)}" for name, doubts in self.doubts().items()]
+        outside = {name: self._outside(case) for name, case in self.cases.items()}
         if any(outside.values()):
             worst = max(outside, key=lambda name: outside[name])
             lines.append(
@@ -93,21 +69,29 @@ class Prepared:
                 f"lie outside the prepared volume (most: {worst}, {outside[worst]}); "
                 "a larger config.data.crop would hold them"
             )
-        quality = np.array([case.quality for case in self.cases.values()])
-        median = np.median(quality)
-        # Three robust standard deviations under the median; NaN, without registration, is not.
-        limit = median - 3 * 1.4826 * np.median(np.abs(quality - median))
-        for name, case in self.cases.items():
-            if case.quality < limit:
-                lines.append(
-                    f"{name}: registration quality {case.quality:.3f}, median {median:.3f}"
-                )
-            if self.margins[name] < AMBIGUOUS_MARGIN:
-                lines.append(
-                    f"{name}: another rotation fits nearly as well (margin "
-                    f"{self.margins[name]:.3f}); look at its picture in the report"
-                )
         return lines
+
+    def table(self) -> str:
+        """Every case's preparation as CSV."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(
+            ["case", "split", "quality", "margin", "coverage", "landmarks_outside", "doubts"]
+        )
+        doubts = self.doubts()
+        for split in SPLITS:
+            for case in self.split(split):
+                figures = (case.quality, case.margin, case.coverage)
+                writer.writerow(
+                    [case.name, split, *("" if np.isnan(f) else f"{f:.4f}" for f in figures)]
+                    + [self._outside(case), "; ".join(doubts.get(case.name, []))]
+                )
+        return text.getvalue()
+
+    def _outside(self, case: PreparedCase) -> int:
+        """How many of its landmarks lie outside the prepared volume."""
+        ijk = case.landmarks_ijk[case.present]
+        return int(((ijk < 0) | (ijk > np.asarray(self.frame.shape) - 1)).any(-1).sum())
 
 
 def prepare(cohort: Cohort, data: Data) -> Prepared:
@@ -115,75 +99,124 @@ def prepare(cohort: Cohort, data: Data) -> Prepared:
 
     Raises:
       InputError, or an ExceptionGroup of them where several files are wrong: all files are checked
-      before anything is written.
+      before any case is written.
     """
-    names = [name for split in ("train", "val", "test") for name in cohort.splits[split]]
+    names = [name for split in SPLITS for name in cohort.splits[split]]
     sources = [cohort.cases[name] for name in names]
     train = [cohort.cases[name] for name in cohort.splits["train"]]
     template = choose_template(train, data)
+    extra = [data.template_transform, data.template_mask, data.shared_mask]
     settings = {
         "recipe": RECIPE_VERSION,
         "landmarks": cohort.names,
         "register": data.register,
+        "metric": data.metric,
         "search_degrees": data.search_degrees,
         "spacing_mm": data.spacing_mm,
         "crop": data.crop,
         "margin": data.margin,
-        "intensity_percentiles": data.intensity_percentiles,
-        "template": identity(template) if template else None,
+        "intensity": data.intensity,
+        "intensity_range": intensity_range(data),
+        "template": state(template) if template else None,
+        "template_in_common": [state(Path(path)) for path in extra if path],
         "train": [identity(source) for source in train],
     }
     folder = cache_folder(data) / digest(settings)
-    homes = {s.name: folder / "cases" / f"{s.name}-{digest(identity(s))}" for s in sources}
-    template_scan = read_scan(template.scan) if template else None
+    keys = {s.name: f"{s.name}-{digest(identity(s))}" for s in sources}
+    homes = {name: folder / "cases" / key for name, key in keys.items()}
+    frame = Frame(
+        register=cast(Kind, data.register),
+        metric=data.metric,
+        search_degrees=data.search_degrees,
+        template=read_scan(template) if template else None,
+        common_to_template=template_in_common(data),
+        grid_to_common=np.eye(4),  # known when the training cases are aligned
+        shape=tuple(n + 2 * data.margin for n in data.crop),  # type: ignore[arg-type]
+        intensity=data.intensity,
+        intensity_range=intensity_range(data),
+    )
+    # Jobs travel to other processes, which read the template themselves, once.
+    light = dataclasses.replace(frame, template=None)
+    files = {name: folder / "alignments" / f"{key}.json" for name, key in keys.items()}
+    known = {name: alignment for name in names if (alignment := read_alignment(files[name]))}
+    unknown = [source for source in sources if source.name not in known]
     missing = [source for source in sources if not is_whole(homes[source.name])]
-    alignments = read_alignments(folder / "alignments.json")
-    unknown = [source for source in sources if homes[source.name].name not in alignments]
 
     with worker_pool(data.workers, len(missing) + len(unknown)) as pool:
         found = parallel(
             pool,
             _check_and_align,
-            [(source, template_scan, data) for source in unknown],
-            "checking and aligning scans" if template_scan else "checking scans",
+            [(source, light, template, files[source.name]) for source in unknown],
+            "checking and aligning scans" if template else "checking scans",
         )
-        if unknown:
-            alignments |= {
-                homes[source.name].name: alignment
-                for source, alignment in zip(unknown, found, strict=True)
-            }
-            write_alignments(folder / "alignments.json", alignments)
-        aligned = {source.name: alignments[homes[source.name].name] for source in sources}
-        frame = Frame(
-            register=data.register,
-            search_degrees=data.search_degrees,
-            template=template_scan,
-            grid_to_template=place_grid(train, [aligned[s.name].matrix for s in train], data),
-            shape=tuple(n + 2 * data.margin for n in data.crop),  # type: ignore[arg-type]
-            intensity_percentiles=data.intensity_percentiles,
+        aligned = known | {s.name: a for s, a in zip(unknown, found, strict=True)}
+        frame = dataclasses.replace(
+            frame,
+            grid_to_common=place_grid(train, [aligned[s.name].matrix for s in train], data),
+            quality_limit=quality_limit([aligned[s.name].quality for s in train]),
         )
         parallel(
             pool,
             _prepare_case,
-            [(source, frame, aligned[source.name], homes[source.name]) for source in missing],
+            [
+                (source, dataclasses.replace(frame, template=None), aligned[source.name], home)
+                for source in missing
+                for home in [homes[source.name]]
+            ],
             "resampling scans",
         )
     cases = {name: load_case(home) for name, home in homes.items()}
-    margins = {name: alignment.margin for name, alignment in aligned.items()}
-    return Prepared(cohort.names, cases, cohort.splits, frame, margins)
+    return Prepared(cohort.names, cases, cohort.splits, frame)
 
 
-def choose_template(train: Sequence[CaseSource], data: Data) -> CaseSource | None:
-    """The configured training case, or the most typical one; None where nothing is registered."""
+def choose_template(train: Sequence[CaseSource], data: Data) -> Path | None:
+    """The configured scan, or that of the most typical training case; None: nothing to register."""
     if data.register == "none":
         return None
     if data.template:
         for source in train:
             if source.name == data.template:
-                return source
-        raise InputError("config.data.template", f"{data.template!r} is not a training case")
+                return source.scan
+        if Path(data.template).exists():
+            return Path(data.template)
+        raise InputError(
+            "config.data.template", f"{data.template!r} is neither a training case nor a scan file"
+        )
     landmarks = np.stack([source.landmarks_mm for source in train])
-    return train[pick_template(landmarks, np.stack([source.present for source in train]))]
+    with about("config.data.template"):
+        chosen = pick_template(landmarks, np.stack([source.present for source in train]))
+    return train[chosen].scan
+
+
+def template_in_common(data: Data) -> np.ndarray:
+    """(4, 4) mm of the frame that modalities share -> mm of the template; the identity without one.
+
+    Tan et al. (ISBI 2023) align an MRA and a CTA of one person by masks of the vessels, and each
+    scan to the one of its modality.
+    """
+    if data.template_transform:
+        return read_transform(Path(data.template_transform).expanduser())
+    if not data.template_mask:
+        return np.eye(4)
+    shared, own = (
+        read_scan(Path(path).expanduser()) for path in (data.shared_mask, data.template_mask)
+    )
+    return register(shared, own, "rigid", data.search_degrees).fixed_to_moving
+
+
+def intensity_range(data: Data) -> tuple[float, float]:
+    """Percentiles or window, whichever `data.intensity` asks for."""
+    return data.intensity_window if data.intensity == "window" else data.intensity_percentiles
+
+
+def quality_limit(qualities: Sequence[float]) -> float:
+    """What registrations of the training cases hardly fall under; -inf without any."""
+    known = np.array([q for q in qualities if np.isfinite(q)])
+    if not known.size:
+        return -np.inf
+    median = float(np.median(known))
+    spread = 1.4826 * float(np.median(np.abs(known - median)))
+    return median - max(_FAILED_SD * spread, _FAILED_SHARE * abs(median))
 
 
 def place_grid(
@@ -209,55 +242,6 @@ def place_grid(
     return matrix
 
 
-def align(scan: Scan, template: Scan | None, kind: str, search_degrees: float) -> Alignment:
-    """Register a scan to the template; the common frame is the scan's own where there is none."""
-    if template is None:
-        return Alignment(np.eye(4), np.nan, np.nan)
-    result = register(template, scan, kind, search_degrees)  # type: ignore[arg-type]
-    return Alignment(result.fixed_to_moving, result.quality, result.margin)
-
-
-def prepare_scan(scan: Scan, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
-    """A scan never seen: its prepared image (X, Y, Z) and `ijk_to_lps` (4, 4)."""
-    alignment = align(scan, frame.template, frame.register, frame.search_degrees)
-    return frame.apply(scan, alignment.matrix)
-
-
-def save_frame(frame: Frame, landmarks: Sequence[str], folder: Path) -> None:
-    """Write what a new scan needs: `frame.json`, and `template.mha` if there is one."""
-    if frame.template is not None:
-        write_scan(folder / "template.mha", frame.template.voxels, frame.template.ijk_to_lps)
-    tree = {
-        "schema_version": 1,
-        "register": frame.register,
-        "search_degrees": frame.search_degrees,
-        "landmarks": list(landmarks),
-        "has_template": frame.template is not None,
-        "grid_to_template": frame.grid_to_template.tolist(),
-        "shape": frame.shape,
-        "intensity_percentiles": frame.intensity_percentiles,
-    }
-    write_json(folder / "frame.json", tree)
-
-
-def load_frame(folder: Path) -> tuple[Frame, tuple[str, ...]]:
-    """The frame of a trained model, and the names of its landmarks."""
-    path = folder / "frame.json"
-    tree = read_json(path, 1)
-    try:
-        frame = Frame(
-            register=tree["register"],
-            search_degrees=tree["search_degrees"],
-            template=read_scan(folder / "template.mha") if tree["has_template"] else None,
-            grid_to_template=np.asarray(tree["grid_to_template"], np.float64).reshape(4, 4),
-            shape=tuple(tree["shape"]),
-            intensity_percentiles=tuple(tree["intensity_percentiles"]),
-        )
-        return frame, tuple(tree["landmarks"])
-    except (KeyError, TypeError) as error:
-        raise InputError(path, f"lacks a field or has a wrong one ({error!r})") from error
-
-
 def cache_folder(data: Data) -> Path:
     """Where prepared cases lie: `config.data.cache`, or `jaxmark` in the user's cache folder."""
     if data.cache:
@@ -268,15 +252,25 @@ def cache_folder(data: Data) -> Path:
 
 def identity(source: CaseSource) -> dict[str, Any]:
     """What a prepared case is made from: the scan's files by size and time, and the landmarks."""
-    files = sorted(source.scan.iterdir()) if source.scan.is_dir() else [source.scan]
     return {
-        "scan": str(source.scan.absolute()),
-        "files": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+        **state(source.scan),
         "landmarks": [
-            p.tolist() if here else None
-            for p, here in zip(source.landmarks_mm, source.present, strict=True)
+            p.tolist() if here else bool(absent)
+            for p, here, absent in zip(
+                source.landmarks_mm, source.present, source.absent, strict=True
+            )
         ],
     }
+
+
+def state(path: Path) -> dict[str, Any]:
+    """A file, or a folder of DICOM slices, as it is now: InputError where there is none."""
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    except OSError as error:
+        raise InputError(path, f"cannot be read: {error.strerror}") from error
+    return {"scan": str(path.absolute()), "files": stats}
 
 
 def digest(tree: Any) -> str:
@@ -293,43 +287,54 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def read_alignments(path: Path) -> dict[str, Alignment]:
-    """Alignments found earlier; {} if there are none, or if the file is damaged."""
+def read_alignment(path: Path) -> Alignment | None:
+    """An alignment found earlier; None if there is none, or a damaged one."""
     try:
-        cases = json.loads(path.read_bytes())["cases"]
-        return {
-            name: Alignment(np.asarray(c["matrix"]).reshape(4, 4), c["quality"], c["margin"])
-            for name, c in cases.items()
-        }
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        tree = read_json(path, 1)
+        figures = [np.nan if tree[name] is None else float(tree[name]) for name in _FIGURES]
+        return Alignment(np.asarray(tree["matrix"], np.float64).reshape(4, 4), *figures)
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
-def write_alignments(path: Path, alignments: dict[str, Alignment]) -> None:
-    """The file that `read_alignments` reads. Not for others: it holds NaN and infinity."""
-    cases = {
-        name: {"matrix": a.matrix.tolist(), "quality": a.quality, "margin": a.margin}
-        for name, a in alignments.items()
-    }
-    write_text_atomic(path, json.dumps({"schema_version": 1, "cases": cases}))
+def write_alignment(path: Path, alignment: Alignment) -> None:
+    """The file that `read_alignment` reads."""
+    figures = [(name, getattr(alignment, name)) for name in _FIGURES]
+    known = {name: value if np.isfinite(value) else None for name, value in figures}
+    write_json(path, {"schema_version": 1, "matrix": alignment.matrix.tolist(), **known})
 
 
-def _check_and_align(job: tuple[CaseSource, Scan | None, Data]) -> Alignment:
-    source, template, data = job
+_FIGURES = ("quality", "margin")
+
+
+_read_once = functools.lru_cache(maxsize=1)(read_scan)
+
+
+def _check_and_align(job: tuple[CaseSource, Frame, Path | None, Path]) -> Alignment:
+    source, frame, template, file = job
+    if template is not None:
+        frame = dataclasses.replace(frame, template=_read_once(template))
     scan = read_scan(source.scan)
     check_inside(source, scan)
-    return align(scan, template, data.register, data.search_degrees)
+    with about(source.scan):
+        alignment = frame.align(scan)
+    write_alignment(file, alignment)
+    return alignment
 
 
 def _prepare_case(job: tuple[CaseSource, Frame, Alignment, Path]) -> None:
     source, frame, alignment, folder = job
-    image, ijk_to_lps = frame.apply(read_scan(source.scan), alignment.matrix)
+    with about(source.scan):
+        prepared = frame.apply(read_scan(source.scan), alignment)
     case = PreparedCase(
         name=source.name,
         folder=folder,
-        ijk_to_lps=ijk_to_lps,
+        ijk_to_lps=prepared.ijk_to_lps,
         landmarks_mm=source.landmarks_mm,
         present=source.present,
-        quality=alignment.quality,
+        absent=source.absent,
+        quality=prepared.quality,
+        margin=prepared.margin,
+        coverage=prepared.coverage,
     )
-    save_case(case, image, source.scan)
+    save_case(case, prepared.image, source.scan)

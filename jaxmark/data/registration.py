@@ -139,6 +139,17 @@ def resample(scan: Scan, shape: tuple[int, int, int], grid_to_lps: np.ndarray) -
     )
 
 
+def covered(scan: Scan, shape: tuple[int, int, int], grid_to_lps: np.ndarray) -> np.ndarray:
+    """(X, Y, Z) bool of that shape: which nodes of an affine grid, as in `resample`, lie in it."""
+    grid_to_ijk = np.linalg.inv(scan.ijk_to_lps) @ grid_to_lps
+    x, y, z = np.ogrid[tuple(slice(n) for n in shape)]
+    inside = np.ones(shape, bool)
+    for row, size in zip(grid_to_ijk, scan.voxels.shape, strict=False):
+        index = row[0] * x + row[1] * y + row[2] * z + row[3]
+        inside &= (index >= -0.5) & (index <= size - 0.5)
+    return inside
+
+
 @dataclasses.dataclass(frozen=True)
 class _Level:
     """Both scans at one resolution, and the sample of the template that is compared.

@@ -10,7 +10,7 @@ from jaxmark.core.errors import InputError
 from jaxmark.core.geometry import apply_affine, fit_rigid
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.cohort import check_name, read_labels
-from jaxmark.data.prepare import Frame
+from jaxmark.data.frame import Frame
 
 # Points at this distance from where a fit wants them weigh half in it.
 _HALF_WEIGHT_MM = 5.0
@@ -60,7 +60,7 @@ def place_unpaired(
     Raises:
       InputError: a set shares fewer than three landmarks with the training cases.
     """
-    to_ijk = np.linalg.inv(frame.grid_to_template)
+    to_ijk = np.linalg.inv(frame.grid_to_common)
     placed = []
     for number, (case, landmarks_mm) in enumerate(sets.items()):
         if align == "none":
@@ -68,7 +68,7 @@ def place_unpaired(
         else:
             target = train[number % len(train)].landmarks_ijk
             # Voxels as millimetres of the grid, in which a turn is one.
-            target_mm = apply_affine(frame.grid_to_template, target)
+            target_mm = apply_affine(frame.grid_to_common, target)
             try:
                 fit = _robust_fit(landmarks_mm, target_mm, scale=align == "similarity")
             except ValueError as error:

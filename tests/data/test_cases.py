@@ -12,7 +12,9 @@ from jaxmark.data.cases import PreparedCase, load_case, save_case
 @pytest.fixture
 def case(tmp_path):
     image = np.random.default_rng(0).normal(size=(9, 8, 7))
-    made = PreparedCase("c", tmp_path / "c", np.eye(4), np.zeros((2, 3)), np.ones(2, bool), np.nan)
+    made = PreparedCase(
+        "c", tmp_path / "c", np.eye(4), np.zeros((2, 3)), np.ones(2, bool), np.zeros(2, bool)
+    )
     save_case(made, image, tmp_path)
     return load_case(made.folder), image.astype(np.float16)
 

@@ -14,7 +14,7 @@ def cases(tmp_path):
         points = np.full((2, 3), float(i))
         points[1] = np.nan
         present = np.array([True, False])
-        case = PreparedCase(f"c{i}", tmp_path / f"c{i}", np.eye(4), points, present, np.nan)
+        case = PreparedCase(f"c{i}", tmp_path / f"c{i}", np.eye(4), points, present, ~present)
         save_case(case, np.full((4, 4, 4), float(i)), tmp_path)
         found.append(load_case(case.folder))
     return found

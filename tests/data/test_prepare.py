@@ -1,29 +1,41 @@
 """From raw scans to prepared cases: positions, the cache, and what bad files do."""
 
+import csv
 import dataclasses
 import json
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
+from conftest import refused
 from scipy.ndimage import map_coordinates
 
 from jaxmark.config import Data, Phantom
 from jaxmark.core.errors import InputError
-from jaxmark.core.geometry import apply_affine
+from jaxmark.core.geometry import apply_affine, compose_affine, rotation_from_quaternion
 from jaxmark.data.cases import load_case
 from jaxmark.data.cohort import read_cohort
+from jaxmark.data.frame import Frame, load_frame, prepare_scan, save_frame
 from jaxmark.data.landmarks import write_mrk_json
 from jaxmark.data.phantom.cohort import write_cohort
-from jaxmark.data.prepare import load_frame, prepare, prepare_scan, save_frame
-from jaxmark.data.scans import read_scan, write_scan
+from jaxmark.data.prepare import prepare, quality_limit
+from jaxmark.data.scans import Scan, read_scan, write_scan
+
+
+@pytest.fixture(scope="module")
+def cohort_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cohort")
+    spacing_mm, shape = (2.5, 2.5, 2.5), (44, 36, 36)
+    write_cohort(folder, Phantom(3, 1, 1, 4, spacing_mm=spacing_mm, shape=shape, unpaired=0))
+    return folder
 
 
 @pytest.fixture
-def data(tmp_path):
-    root = tmp_path / "own"
-    spacing_mm, shape = (2.5, 2.5, 2.5), (44, 36, 36)
-    write_cohort(root, Phantom(3, 1, 1, 4, spacing_mm=spacing_mm, shape=shape, unpaired=0))
+def data(cohort_folder, tmp_path):
+    root = shutil.copytree(cohort_folder, tmp_path / "own")
     return Data(
         root=str(root),
         cache=str(tmp_path / "cache"),
@@ -39,8 +51,6 @@ def prepare_all(data):
 
 
 def write_case(data, name, voxels, ijk_to_lps, points):
-    from pathlib import Path
-
     root = Path(data.root)
     write_scan(root / "images" / f"{name}.nii.gz", voxels, ijk_to_lps)
     write_mrk_json(root / "landmarks" / f"{name}.mrk.json", points)
@@ -144,10 +154,10 @@ def test_the_frame_of_a_model_prepares_a_scan_never_seen(data, tmp_path):
     frame, landmarks = load_frame(tmp_path / "frame")
     assert landmarks == prepared.landmarks
     case = prepared.split("test")[0]
-    scan = read_scan(read_cohort(data).cases[case.name].scan)
-    image, ijk_to_lps = prepare_scan(scan, frame)
-    np.testing.assert_array_equal(image.astype(np.float16), case.image())
-    np.testing.assert_array_equal(ijk_to_lps, case.ijk_to_lps)
+    scan = prepare_scan(read_cohort(data).cases[case.name].scan, frame)
+    np.testing.assert_array_equal(scan.image, case.image())
+    np.testing.assert_array_equal(scan.ijk_to_lps, case.ijk_to_lps)
+    assert scan.coverage == case.coverage
 
 
 def test_registered_cases_overlap_although_their_worlds_differ(data, tmp_path):
@@ -167,10 +177,206 @@ def test_registered_cases_overlap_although_their_worlds_differ(data, tmp_path):
     assert found.quality > 0.9
 
 
-def test_a_template_must_be_a_training_case(data):
-    settings = dataclasses.replace(data, register="rigid", template="nobody")
-    with pytest.raises(InputError, match="config.data.template: 'nobody'"):
-        prepare_all(settings)
+def test_a_template_must_be_a_training_case_or_a_file(data, tmp_path):
+    settings = dataclasses.replace(data, register="center", template="nobody")
+    refused(lambda: prepare_all(settings), "config.data.template", "'nobody' is neither")
+    cohort = read_cohort(data)
+    case = cohort.splits["train"][1]
+    # The same scan by either name gives the same cases.
+    by_name = prepare_all(dataclasses.replace(settings, template=case))
+    file = str(shutil.copy(cohort.cases[case].scan, tmp_path / "template.nii.gz"))
+    by_file = prepare_all(dataclasses.replace(settings, template=file))
+    for name in by_name.cases:
+        np.testing.assert_array_equal(by_name.cases[name].image(), by_file.cases[name].image())
+
+
+def test_what_was_aligned_before_a_stop_is_not_aligned_again(data, monkeypatch):
+    settings = dataclasses.replace(data, register="center")
+    prepared = prepare_all(settings)
+    shutil.rmtree(prepared.split("train")[0].folder.parent)
+    lost = next(prepared.split("val")[0].folder.parents[1].glob("alignments/*"))
+    lost.write_text("half a fi")
+    aligned = []
+    align = Frame.align
+    monkeypatch.setattr(Frame, "align", lambda *a: aligned.append(a) or align(*a))
+    again = prepare_all(settings)
+    assert len(aligned) == 1
+    for name, case in prepared.cases.items():
+        np.testing.assert_array_equal(again.cases[name].ijk_to_lps, case.ijk_to_lps)
+
+
+TURN = np.array([[0, -1, 0, 30], [1, 0, 0, -20], [0, 0, 1, 5], [0, 0, 0, 1.0]])
+
+
+def test_a_transform_brings_the_template_into_a_shared_frame(data, tmp_path):
+    plain = prepare_all(dataclasses.replace(data, register="center"))
+    file = tmp_path / "shared_to_template.tfm"
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(TURN[:3, :3].ravel().tolist())
+    transform.SetTranslation(TURN[:3, 3].tolist())
+    sitk.WriteTransform(transform, str(file))
+    settings = dataclasses.replace(data, register="center", template_transform=str(file))
+    turned = prepare_all(settings)
+    # The scans have not moved, the frame has: the same landmarks, turned back.
+    back = np.linalg.inv(TURN)
+    for name, case in turned.cases.items():
+        common = apply_affine(turned.frame.grid_to_common, case.landmarks_ijk)
+        before = apply_affine(plain.frame.grid_to_common, plain.cases[name].landmarks_ijk)
+        np.testing.assert_allclose(common, apply_affine(back, before), atol=1e-6)
+    # And it goes with the model.
+    save_frame(turned.frame, turned.landmarks, tmp_path / "frame")
+    frame, _ = load_frame(tmp_path / "frame")
+    case = turned.split("test")[0]
+    scan = prepare_scan(read_cohort(data).cases[case.name].scan, frame)
+    np.testing.assert_allclose(scan.ijk_to_lps, case.ijk_to_lps, atol=1e-9)
+
+
+def test_masks_bring_the_template_into_a_shared_frame(data, tmp_path):
+    root = Path(data.root)
+    cohort = read_cohort(data)
+    template = cohort.splits["train"][0]
+    mask = read_scan(root / "segmentations" / f"{template}.nii.gz")
+    vessels = (mask.voxels > 0).astype(np.uint8)
+    write_scan(tmp_path / "own.nii.gz", vessels, mask.ijk_to_lps)
+    # In the shared frame this person lies turned by a quarter.
+    write_scan(tmp_path / "shared.nii.gz", vessels, np.linalg.inv(TURN) @ mask.ijk_to_lps)
+    settings = dataclasses.replace(
+        data,
+        register="center",
+        template=template,
+        template_mask=str(tmp_path / "own.nii.gz"),
+        shared_mask=str(tmp_path / "shared.nii.gz"),
+    )
+    found = prepare_all(settings).frame.common_to_template
+    points = np.random.default_rng(0).uniform(-30, 30, (50, 3))
+    error = apply_affine(found, points) - apply_affine(TURN, points)
+    assert np.linalg.norm(error, axis=1).max() < 1.0
+
+
+def test_a_transform_that_is_none_or_a_warp_is_named(data, tmp_path):
+    settings = dataclasses.replace(data, register="center")
+    for name, write, problem in (
+        ("none.tfm", lambda path: None, "No such file"),
+        ("text.tfm", lambda path: path.write_text("hello"), "no transform file"),
+        ("flat.tfm", flat, "without an inverse"),
+        ("plane.tfm", plane, "transforms 2 dimensions"),
+        ("warp.h5", warp, "is a warp"),
+    ):
+        path = tmp_path / name
+        write(path)
+        wrong = dataclasses.replace(settings, template_transform=str(path))
+        refused(lambda wrong=wrong: prepare_all(wrong), path, problem)
+
+
+def flat(path):
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(np.diag([1.0, 1.0, 1e-9]).ravel().tolist())
+    sitk.WriteTransform(transform, str(path))
+
+
+def plane(path):
+    sitk.WriteTransform(sitk.AffineTransform(2), str(path))
+
+
+def warp(path):
+    transform = sitk.BSplineTransform(3, 3)
+    transform.SetTransformDomainPhysicalDimensions([100.0] * 3)
+    transform.SetTransformDomainMeshSize([2] * 3)
+    rng = np.random.default_rng(0)
+    transform.SetParameters(rng.normal(size=len(transform.GetParameters())).tolist())
+    sitk.WriteTransform(transform, str(path))
+
+
+def test_intensities_do_not_depend_on_how_much_a_scan_shows(data, tmp_path):
+    prepared = prepare_all(data)
+    case = prepared.split("test")[0]
+    scan = read_scan(read_cohort(data).cases[case.name].scan)
+    # Far more background around, as other scanners save it.
+    wide = np.pad(scan.voxels, 12, constant_values=float(np.percentile(scan.voxels, 0.5)))
+    moved = scan.ijk_to_lps.copy()
+    moved[:3, 3] -= 12 * scan.ijk_to_lps[:3, :3].sum(1)
+    write_scan(tmp_path / "wide.nii.gz", wide, moved)
+    found = prepare_scan(tmp_path / "wide.nii.gz", prepared.frame)
+    np.testing.assert_allclose(found.image, case.image(), atol=0.01)
+
+
+def test_a_window_is_the_same_for_every_scan(data):
+    settings = dataclasses.replace(data, intensity="window", intensity_window=(100.0, 300.0))
+    case = prepare_all(settings).split("train")[0]
+    scan = read_scan(read_cohort(data).cases[case.name].scan)
+    centre = np.array(case.image().shape) // 2
+    voxel = case.image()[tuple(centre)]
+    ijk = apply_affine(np.linalg.inv(scan.ijk_to_lps) @ case.ijk_to_lps, centre.astype(float))
+    value = map_coordinates(scan.voxels, ijk[:, None], order=1)[0]
+    assert voxel == pytest.approx(np.clip((value - 100) / 200, 0, 1), abs=0.15)
+    assert case.image().min() == 0 and case.image().max() == 1
+
+
+def test_doubts_are_said_of_each_case_and_in_the_table(data):
+    prepared = prepare_all(data)
+    names = list(prepared.cases)
+    cases = dict(prepared.cases)
+    cases[names[0]] = dataclasses.replace(cases[names[0]], quality=0.2, margin=0.5)
+    cases[names[1]] = dataclasses.replace(cases[names[1]], quality=0.9, margin=0.001)
+    cases[names[2]] = dataclasses.replace(cases[names[2]], quality=0.9, coverage=0.3)
+    frame = dataclasses.replace(prepared.frame, quality_limit=0.8)
+    doubted = dataclasses.replace(prepared, cases=cases, frame=frame)
+    assert list(doubted.doubts()) == names[:3]
+    lines = doubted.warnings()
+    assert lines[0].startswith(f"{names[0]}: registration quality 0.200, under the 0.800")
+    assert "another rotation" in lines[1] and "only 30 %" in lines[2]
+    rows = list(csv.DictReader(doubted.table().splitlines()))
+    assert [row["case"] for row in rows if row["doubts"]] == names[:3]
+    assert {row["split"] for row in rows} == {"train", "val", "test"}
+
+
+def test_the_limit_of_quality_follows_the_cohort():
+    assert quality_limit([np.nan, np.nan]) == -np.inf
+    # An even cohort: a tenth under the median is still no failure.
+    assert quality_limit([0.9, 0.9, 0.901]) == pytest.approx(0.81)
+    spread = [0.5, 0.6, 0.7, 0.8, 0.9]
+    assert quality_limit(spread) == pytest.approx(0.7 - 3 * 1.4826 * 0.1)
+
+
+def test_a_scan_elsewhere_is_named(data, tmp_path):
+    prepared = prepare_all(data)
+    scan = read_scan(read_cohort(data).cases["phantom-000"].scan)
+    away = scan.ijk_to_lps.copy()
+    away[:3, 3] += 1000
+    write_scan(tmp_path / "away.nii.gz", scan.voxels, away)
+    refused(
+        lambda: prepare_scan(tmp_path / "away.nii.gz", prepared.frame),
+        tmp_path / "away.nii.gz",
+        "lies outside of the volume that the model looks at",
+    )
+    # Constant where the model looks, not elsewhere.
+    blank = np.zeros_like(scan.voxels)
+    blank[0, 0, 0] = 1
+    write_scan(tmp_path / "blank.nii.gz", blank, scan.ijk_to_lps)
+    refused(
+        lambda: prepare_scan(tmp_path / "blank.nii.gz", prepared.frame), "is 0 everywhere in the"
+    )
+
+
+def test_mutual_information_is_a_choice(data):
+    settings = dataclasses.replace(
+        data, register="rigid", metric="mutual_information", search_degrees=20
+    )
+    cohort = read_cohort(data)
+    frame = dataclasses.replace(
+        prepare_all(data).frame,
+        register="rigid",
+        metric=settings.metric,
+        search_degrees=20,
+        template=read_scan(cohort.cases["phantom-000"].scan),
+    )
+    turn = compose_affine(rotation_from_quaternion(np.array([1.0, 0.03, -0.05, 0.06])), [9, -6, 4])
+    moving = frame.template
+    # Inverted contrast, which correlation takes for the worst match.
+    inverted = Scan(moving.voxels.max() - moving.voxels, turn @ moving.ijk_to_lps)
+    points = cohort.cases["phantom-000"].landmarks_mm
+    found = apply_affine(frame.align(inverted).matrix, points)
+    assert np.linalg.norm(found - apply_affine(turn, points), axis=1).max() < 1.0
 
 
 def test_a_small_crop_is_warned_about(data):

@@ -9,18 +9,21 @@ from conftest import refused
 from jaxmark.config import Data
 from jaxmark.core.geometry import apply_affine, compose_affine, rotation_from_quaternion
 from jaxmark.data.cases import PreparedCase
+from jaxmark.data.frame import Frame
 from jaxmark.data.landmarks import write_mrk_json, write_table
-from jaxmark.data.prepare import Frame
 from jaxmark.data.unpaired import place_unpaired, read_unpaired
 
 NAMES = ("a", "b", "c", "d", "e")
 FRAME = Frame(
     register="none",
+    metric="correlation",
     search_degrees=0,
     template=None,
-    grid_to_template=compose_affine(np.diag([2.0, 2.0, 3.0]), np.array([-40.0, -40.0, -30.0])),
+    common_to_template=np.eye(4),
+    grid_to_common=compose_affine(np.diag([2.0, 2.0, 3.0]), np.array([-40.0, -40.0, -30.0])),
     shape=(40, 40, 20),
-    intensity_percentiles=(0, 100),
+    intensity="percentiles",
+    intensity_range=(0, 100),
 )
 
 
@@ -32,7 +35,7 @@ def shape(rng, spread=0.0):
 def case(landmarks_mm, name="c"):
     # Its scan's frame is the common one: nothing was registered.
     present = np.isfinite(landmarks_mm).all(-1)
-    return PreparedCase(name, None, FRAME.grid_to_template, landmarks_mm, present, np.nan)
+    return PreparedCase(name, None, FRAME.grid_to_common, landmarks_mm, present, ~present)
 
 
 def turned(points, rng, degrees, shift):
@@ -88,7 +91,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
 def test_sets_of_the_common_frame_are_only_measured_in_voxels(tmp_path):
     points = shape(np.random.default_rng(0))
     placed = place_unpaired({"p": points}, [], FRAME, "none", tmp_path)
-    np.testing.assert_allclose(apply_affine(FRAME.grid_to_template, placed[0]), points)
+    np.testing.assert_allclose(apply_affine(FRAME.grid_to_common, placed[0]), points)
 
 
 def test_points_outside_of_the_volume_are_absent(tmp_path):
@@ -144,7 +147,7 @@ def test_the_frame_is_that_of_the_prepared_cases():
     # A case is where its own `landmarks_ijk` says, whatever frame is in between.
     points = shape(None)
     moved = dataclasses.replace(
-        case(points), ijk_to_lps=compose_affine(np.eye(3), np.full(3, 5.0)) @ FRAME.grid_to_template
+        case(points), ijk_to_lps=compose_affine(np.eye(3), np.full(3, 5.0)) @ FRAME.grid_to_common
     )
     placed = place_unpaired({"p": points + 5}, [moved], FRAME, "rigid", None)
     np.testing.assert_allclose(placed[0], moved.landmarks_ijk, atol=1e-6)

@@ -25,7 +25,7 @@ from jaxmark.core.anatomy import COW19
 from jaxmark.core.files import write_json, write_text_atomic
 from jaxmark.core.geometry import apply_affine
 from jaxmark.core.parallel import parallel, worker_pool
-from jaxmark.data.landmarks import write_mrk_json, write_table
+from jaxmark.data.landmarks import Landmarks, write_mrk_json, write_table
 from jaxmark.data.phantom.anatomy import Anatomy, Vessel
 from jaxmark.data.phantom.images import render_cta, render_mra
 from jaxmark.data.phantom.lumen import Grid, Lumen, rasterize
@@ -34,7 +34,7 @@ from jaxmark.data.phantom.vessels import draw_vessels
 from jaxmark.data.scans import write_scan
 
 # Part of the name of a cached cohort: a change of what is drawn must not reuse an older one.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 
 # Centre of the field of view, in the frame of `draw_anatomy`: the middle of the mean landmarks.
 _CENTRE_MM = np.array([0.0, 0.0, 6.5])
@@ -56,8 +56,9 @@ class PhantomCase:
     lumen: Lumen
     # (4, 4) voxels -> LPS mm
     ijk_to_lps: np.ndarray
-    # (19,) bool: those that a landmark file names
+    # (19,) bool: those that a landmark file gives a position, and those it says are absent
     annotated: np.ndarray
+    absent: np.ndarray
 
 
 def make_case(phantom: Phantom, number: int) -> PhantomCase:
@@ -68,6 +69,7 @@ def make_case(phantom: Phantom, number: int) -> PhantomCase:
     grid = place_grid(phantom)
     lumen = rasterize(vessels, grid)
     render = {"MRA": render_mra, "CTA": render_cta}[phantom.modality]
+    annotated, absent = _annotated(phantom, anatomy, grid)
     rng = np.random.default_rng([phantom.seed, _IMAGE, number])
     return PhantomCase(
         anatomy=anatomy,
@@ -75,18 +77,18 @@ def make_case(phantom: Phantom, number: int) -> PhantomCase:
         voxels=render(rng, lumen, grid, anatomy),
         lumen=lumen,
         ijk_to_lps=grid.ijk_to_lps,
-        annotated=_annotated(phantom, anatomy, grid),
+        annotated=annotated,
+        absent=absent,
     )
 
 
-def draw_unpaired(phantom: Phantom) -> dict[str, dict[str, np.ndarray]]:
-    """Case -> landmark -> LPS mm of `phantom.unpaired` people who have no scan in the cohort."""
+def draw_unpaired(phantom: Phantom) -> dict[str, Landmarks]:
+    """Case -> landmarks of `phantom.unpaired` people who have no scan in the cohort."""
     grid = place_grid(phantom)
     people = {}
     for number in range(phantom.unpaired):
         anatomy = _draw_person(phantom, np.random.default_rng([phantom.seed, _UNPAIRED, number]))
-        annotated = _annotated(phantom, anatomy, grid)
-        people[f"unpaired-{number:03d}"] = _named(anatomy, annotated)
+        people[f"unpaired-{number:03d}"] = _named(anatomy, *_annotated(phantom, anatomy, grid))
     return people
 
 
@@ -130,18 +132,17 @@ def _draw_person(phantom: Phantom, rng: np.random.Generator) -> Anatomy:
     return draw_anatomy(rng, phantom.rotation_sd_degrees, phantom.translation_sd_mm)
 
 
-def _annotated(phantom: Phantom, anatomy: Anatomy, grid: Grid) -> np.ndarray:
-    """(19,) bool: within the field of view, and not left out for a missing segment."""
+def _annotated(phantom: Phantom, anatomy: Anatomy, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """(19,) bool: annotated, and stated to be absent; neither is what the field of view misses."""
     ijk = apply_affine(np.linalg.inv(grid.ijk_to_lps), anatomy.landmarks_mm)
     inside = np.all((ijk >= 0) & (ijk <= np.array(grid.shape) - 1), axis=1)
-    if phantom.annotate_missing:
-        return inside
-    return inside & COW19.landmark_attributes(anatomy.segment_present)
+    there = COW19.landmark_attributes(anatomy.segment_present) | phantom.annotate_missing
+    return inside & there, inside & ~there
 
 
-def _named(anatomy: Anatomy, annotated: np.ndarray) -> dict[str, np.ndarray]:
-    points = zip(COW19.landmarks, anatomy.landmarks_mm, annotated, strict=True)
-    return {name: xyz for name, xyz, there in points if there}
+def _named(anatomy: Anatomy, annotated: np.ndarray, absent: np.ndarray) -> Landmarks:
+    rows = zip(COW19.landmarks, anatomy.landmarks_mm, annotated, absent, strict=True)
+    return {name: xyz if there else None for name, xyz, there, gone in rows if there or gone}
 
 
 def _write_case(job: tuple[Phantom, int, str, Path]) -> None:
@@ -150,7 +151,7 @@ def _write_case(job: tuple[Phantom, int, str, Path]) -> None:
     case = make_case(phantom, number)
     write_scan(root / "images" / f"{name}.nii.gz", case.voxels, case.ijk_to_lps)
     write_scan(root / "segmentations" / f"{name}.nii.gz", case.lumen.segment, case.ijk_to_lps)
-    points = _named(case.anatomy, case.annotated)
+    points = _named(case.anatomy, case.annotated, case.absent)
     write_mrk_json(root / "landmarks" / f"{name}.mrk.json", points)
     write_text_atomic(root / "anatomy" / f"{name}.json", json.dumps(_describe(case)))
 

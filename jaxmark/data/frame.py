@@ -1,0 +1,180 @@
+"""The common space of a trained model: what turns any scan into a volume of one shape.
+
+Found from the training cases alone, it belongs to the model and goes with it: the same frame
+prepares the cohort and scans never seen. No landmark of a scan is used to prepare it.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxmark.core.errors import InputError, about
+from jaxmark.core.files import read_json, write_json
+from jaxmark.data.mutual_information import register_mutual_information
+from jaxmark.data.registration import Kind, covered, register, resample
+from jaxmark.data.scans import Scan, read_scan, write_scan
+
+SCHEMA_VERSION = 2
+
+# The mouse head that was turned wrongly, with 40 % of it cut off, had a margin of 0.008; so have a
+# few that are right.
+AMBIGUOUS_MARGIN = 0.02
+# Less of the prepared volume within a scan is worth a word.
+_LITTLE_COVERAGE = 0.5
+# Half precision holds 65504; implants in a CT may lie far above the upper percentile.
+_MOST = 100.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """How a scan was brought to the common frame; figures are NaN where nothing was registered."""
+
+    matrix: np.ndarray  # (4, 4): common mm -> mm of the scan
+    quality: float  # see Registration
+    margin: float  # see Registration; infinite where there was no other answer
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedScan:
+    """A scan in the common space, and the way back."""
+
+    image: np.ndarray  # (X, Y, Z) float16; background near 0, bright structures near 1
+    ijk_to_lps: np.ndarray  # (4, 4): voxels of `image` -> mm of the scan's own world
+    quality: float  # of the registration; NaN where there was none
+    margin: float  # of the registration
+    coverage: float  # share of the volume that lies in the scan
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """Template, grid and intensities of an experiment; fields as in `config.Data`."""
+
+    register: Kind
+    metric: str
+    search_degrees: float
+    template: Scan | None  # None where nothing is registered
+    common_to_template: np.ndarray  # (4, 4) mm; not the identity where modalities share a frame
+    grid_to_common: np.ndarray  # (4, 4): voxels of the prepared image -> common mm
+    shape: tuple[int, int, int]  # crop and margin
+    intensity: str
+    intensity_range: tuple[float, float]  # percentiles, or the window
+    quality_limit: float = -np.inf  # registrations of less quality have probably failed
+
+    def align(self, scan: Scan) -> Alignment:
+        """Register a scan to the template; the common frame is the scan's where there is none."""
+        if self.template is None:
+            return Alignment(np.eye(4), np.nan, np.nan)
+        by_information = self.metric == "mutual_information" and self.register != "center"
+        match = register_mutual_information if by_information else register
+        result = match(self.template, scan, self.register, self.search_degrees)
+        matrix = result.fixed_to_moving @ self.common_to_template
+        return Alignment(matrix, result.quality, result.margin)
+
+    def apply(self, scan: Scan, alignment: Alignment) -> PreparedScan:
+        """The scan on the common grid; ValueError where it does not reach there."""
+        ijk_to_lps = alignment.matrix @ self.grid_to_common
+        # Every second node is enough for a share and for percentiles.
+        half = ijk_to_lps @ np.diag([2.0, 2.0, 2.0, 1.0])
+        x, y, z = (-(-n // 2) for n in self.shape)
+        seen = covered(scan, (x, y, z), half)
+        if not seen.any():
+            raise ValueError(
+                "lies outside of the volume that the model looks at; if its frame is another one, "
+                "config.data.register has to bring it there"
+            )
+        image = resample(scan, self.shape, ijk_to_lps)
+        low, high = self._range(image[::2, ::2, ::2][seen])
+        image = (image - low) / (high - low)
+        most = (0.0, 1.0) if self.intensity == "window" else (-_MOST, _MOST)
+        return PreparedScan(
+            image=np.clip(image, *most).astype(np.float16),
+            ijk_to_lps=ijk_to_lps,
+            quality=alignment.quality,
+            margin=alignment.margin,
+            coverage=float(seen.mean()),
+        )
+
+    def _range(self, values: np.ndarray) -> tuple[float, float]:
+        """What becomes 0 and 1. Percentiles are of the volume: a scan's size must not matter."""
+        if self.intensity == "window":
+            return self.intensity_range
+        low, high = np.percentile(values, self.intensity_range)
+        if high <= low:
+            # Contrast in very few voxels.
+            low, high = values.min(), values.max()
+        if high <= low:
+            raise ValueError(f"is {low:g} everywhere in the volume that the model looks at")
+        return float(low), float(high)
+
+    def doubts(self, quality: float, margin: float, coverage: float) -> list[str]:
+        """What a person should know of a scan's preparation, if anything."""
+        found = []
+        if quality < self.quality_limit:
+            found.append(
+                f"registration quality {quality:.3f}, under the {self.quality_limit:.3f} that "
+                "training cases reach: it has probably failed"
+            )
+        if margin < AMBIGUOUS_MARGIN:
+            found.append(f"another rotation fits nearly as well (margin {margin:.3f})")
+        if coverage < _LITTLE_COVERAGE:
+            found.append(f"only {100 * coverage:.0f} % of the prepared volume lies in the scan")
+        return found
+
+
+def prepare_scan(path: Path, frame: Frame) -> PreparedScan:
+    """Read and prepare a scan never seen; InputError that names it where that is impossible."""
+    scan = read_scan(path)
+    with about(path):
+        return frame.apply(scan, frame.align(scan))
+
+
+def save_frame(frame: Frame, landmarks: Sequence[str], folder: Path) -> None:
+    """Write what a new scan needs: `frame.json`, and `template.mha` if there is one."""
+    if frame.template is not None:
+        write_scan(folder / "template.mha", frame.template.voxels, frame.template.ijk_to_lps)
+    tree = {
+        "schema_version": SCHEMA_VERSION,
+        "landmarks": list(landmarks),
+        "register": frame.register,
+        "metric": frame.metric,
+        "search_degrees": frame.search_degrees,
+        "has_template": frame.template is not None,
+        "common_to_template": frame.common_to_template.tolist(),
+        "grid_to_common": frame.grid_to_common.tolist(),
+        "shape": frame.shape,
+        "intensity": frame.intensity,
+        "intensity_range": frame.intensity_range,
+        "quality_limit": frame.quality_limit if np.isfinite(frame.quality_limit) else None,
+    }
+    write_json(folder / "frame.json", tree)
+
+
+def load_frame(folder: Path) -> tuple[Frame, tuple[str, ...]]:
+    """The frame of a trained model, and the names of its landmarks."""
+    path = folder / "frame.json"
+    tree = read_json(path, SCHEMA_VERSION)
+    try:
+        limit = tree["quality_limit"]
+        frame = Frame(
+            register=tree["register"],
+            metric=tree["metric"],
+            search_degrees=tree["search_degrees"],
+            template=read_scan(folder / "template.mha") if tree["has_template"] else None,
+            common_to_template=_matrix(tree["common_to_template"]),
+            grid_to_common=_matrix(tree["grid_to_common"]),
+            shape=tuple(tree["shape"]),
+            intensity=tree["intensity"],
+            intensity_range=tuple(tree["intensity_range"]),
+            quality_limit=-np.inf if limit is None else limit,
+        )
+        return frame, tuple(tree["landmarks"])
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(path, f"lacks a field or has a wrong one ({error!r})") from error
+
+
+def _matrix(rows: object) -> np.ndarray:
+    return np.asarray(rows, np.float64).reshape(4, 4)
