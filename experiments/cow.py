@@ -93,6 +93,9 @@ def on_cta(experiment: Experiment) -> Experiment:
     assert experiment.phantom is not None
     experiment.name += "_reverse"
     experiment.phantom.modality = "CTA"
+    # Hounsfield units mean the same in every scan; beyond the window is bone.
+    experiment.data.intensity = "window"
+    experiment.data.intensity_window = (0.0, 700.0)
     return experiment
 
 
@@ -103,7 +106,7 @@ def small() -> Experiment:
         name="cow_small",
         data=Data(spacing_mm=spacing_mm, crop=(56, 48, 40), margin=4),
         phantom=Phantom(
-            train=40, val=6, test=16, spacing_mm=spacing_mm, shape=(64, 56, 48), unpaired=500
+            train=40, val=30, test=16, spacing_mm=spacing_mm, shape=(64, 56, 48), unpaired=500
         ),
         method=HeatmapRegression(
             steps=600,
@@ -125,7 +128,7 @@ def small_adversarial() -> Experiment:
     experiment = small()
     experiment.name = "cow_small_adversarial"
     assert experiment.phantom is not None
-    experiment.phantom = dataclasses.replace(experiment.phantom, val=30, test=32)
+    experiment.phantom = dataclasses.replace(experiment.phantom, test=32)
     experiment.method = Adversarial(
         steps=400,
         adversarial_steps=300,

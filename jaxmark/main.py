@@ -1,6 +1,7 @@
 """The command line: `python -m jaxmark.main --config=FILE[:preset] --workdir=DIR --mode=run`.
 
-The only place that knows flags. Exit codes: 0 done, 1 bad input (one line on stderr a problem).
+The only place that knows flags. Exit codes: 0 done, 1 bad input (one line on stderr a problem), 2
+some scans of a batch failed and the others are done.
 """
 
 import dataclasses
@@ -16,8 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
+from jaxmark import trained
 from jaxmark.config import Experiment, check_same, to_json, validate
 from jaxmark.core import huge_pages
 from jaxmark.core.anatomy import COW19
@@ -25,11 +28,12 @@ from jaxmark.core.errors import InputError
 from jaxmark.core.files import read_json, write_json
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.cohort import read_cohort
+from jaxmark.data.frame import load_frame, save_frame
 from jaxmark.data.phantom.cohort import RECIPE_VERSION, write_cohort
-from jaxmark.data.prepare import Prepared, cache_folder, digest, prepare, save_frame
+from jaxmark.data.prepare import Prepared, cache_folder, digest, prepare
 from jaxmark.data.unpaired import place_unpaired, read_unpaired
 from jaxmark.methods.method import LandmarkSets, Method, Task
-from jaxmark.results import evaluate, predict, report
+from jaxmark.results import batch, calibration, contact_sheet, evaluate, predict, report
 from jaxmark.training.inference import Predictor, volumes
 from jaxmark.training.loop import train
 from jaxmark.training.sharding import data_mesh, join_processes
@@ -43,6 +47,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/<experiment>.")
 _MODE = flags.DEFINE_enum(
     "mode", "run", MODES, "run: all stages that follow, continuing an earlier run."
+)
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "With --input: the work dir of the trained model; needs no --config."
 )
 _INPUT = flags.DEFINE_string("input", None, "With --mode=predict: a scan, or a folder of scans.")
 _OUTPUT = flags.DEFINE_string("output", None, "With --input or --mode=phantom: where to write.")
@@ -62,6 +69,7 @@ def console() -> None:
 def _parse(argv: list[str]) -> list[str]:
     """absl's parser, but every mistake is one line."""
     try:
+        argv[:] = with_trained_config(argv)
         config = config_file(argv)
         if config is not None and not Path(config[0]).is_file():
             raise InputError(config[0], "no such experiment file (--config)")
@@ -92,8 +100,10 @@ def _main(argv: Sequence[str]) -> None:
         if platform == "cpu" and _HUGE_PAGES.value and not _DISTRIBUTED.value:
             huge_pages.restart_with_huge_pages()
         experiment = validate(for_device(_CONFIG.value, platform))
-        workdir = Path(_WORKDIR.value or Path("runs") / experiment.name)
-        run(experiment, workdir, _MODE.value, _INPUT.value, _OUTPUT.value)
+        workdir = Path(_CHECKPOINT.value or _WORKDIR.value or Path("runs") / experiment.name)
+        code = run(experiment, workdir, _MODE.value, _INPUT.value, _OUTPUT.value)
+        if code:
+            sys.exit(code)
     except InputError as error:
         _stop(error)
     except FloatingPointError as error:
@@ -113,12 +123,33 @@ def _stop(*problems: object) -> None:
 
 def config_file(argv: Sequence[str]) -> tuple[str, str] | None:
     """(file, preset) of the `--config` argument, before flags are parsed."""
+    value = argument_of(argv, "config")
+    if value is None:
+        return None
+    file, _, preset = value.partition(":")
+    return file, preset
+
+
+def with_trained_config(argv: Sequence[str]) -> list[str]:
+    """The arguments, with the experiment file of trained models where only --checkpoint is given.
+
+    Raises:
+      InputError: the work dir holds no model.
+    """
+    workdir = argument_of(argv, "checkpoint")
+    if workdir is None or argument_of(argv, "config") is not None:
+        return list(argv)
+    # Once here, where a mistake is one line.
+    trained.get_config(workdir)
+    return [argv[0], f"--config={trained.__file__}:{workdir}", *argv[1:]]
+
+
+def argument_of(argv: Sequence[str], flag: str) -> str | None:
+    """The value of a flag before flags are parsed."""
     for i, argument in enumerate(argv):
         name, _, value = argument.partition("=")
-        if name in ("--config", "-config"):
-            value = value or (argv[i + 1] if i + 1 < len(argv) else "")
-            file, _, preset = value.partition(":")
-            return file, preset
+        if name in (f"--{flag}", f"-{flag}"):
+            return value or (argv[i + 1] if i + 1 < len(argv) else "")
     return None
 
 
@@ -179,8 +210,8 @@ def run(
     mode: str,
     scans: str | None = None,
     output: str | None = None,
-) -> None:
-    """One mode of the command line, or all of them."""
+) -> int:
+    """One mode of the command line, or all of them; the exit code."""
     begin = time.monotonic()
     mesh = data_mesh()
     device = jax.devices()[0]
@@ -188,15 +219,17 @@ def run(
     say(f"{experiment.name}: {mode} in {workdir}, {kind}")
     if device.platform == "cpu":
         say(f"huge pages for large buffers (--[no]huge_pages): {huge_pages.state()}")
+    if scans is None and _CHECKPOINT.value is not None:
+        raise InputError("--checkpoint", "goes with --mode=predict and --input")
     if scans is not None:
         if mode != "predict":
             raise InputError("--input", "goes with --mode=predict")
-        folder = Path(output) if output else workdir / "predictions"
-        count = predict.predict_scans(experiment, workdir, Path(scans), folder, mesh, build)
-        say(f"landmarks of {count} scans written to {folder}")
-        return
+        if output is None:
+            raise InputError("--output", "is required with --input: the folder of the results")
+        return predict_batch(experiment, workdir, Path(scans), Path(output), mesh)
     if mode == "phantom":
-        return write_phantom(experiment, output)
+        write_phantom(experiment, output)
+        return 0
     check_workdir(workdir, experiment)
     todo = STAGES if mode == "run" else (mode,)
     prepared, unpaired = prepare_experiment(experiment, workdir)
@@ -211,20 +244,26 @@ def run(
             workdir=workdir,
             mesh=mesh,
         )
+    predictor = Predictor(method, experiment, mesh)
+    if "train" in todo or "predict" in todo:
+        observe_validation(method, experiment, prepared, workdir, mesh, predictor)
     if todo in (("prepare",), ("train",)):
-        return done(begin)
+        done(begin)
+        return 0
     split, cases = evaluated_split(prepared, experiment)
     if "predict" in todo:
         params, step = predict.load_params(method, experiment, workdir, mesh)
         say(f"predicting the {len(cases)} cases of split {split!r} with the model of step {step}")
-        predict.predict(
-            Predictor(method, experiment, mesh),
-            params,
-            volumes(cases),
-            total=len(cases),
-            landmarks=prepared.landmarks,
-            decoder=experiment.predict.decoder,
-            folder=workdir / "predictions",
+        coverage = experiment.predict.coverage
+        predict.write_split(
+            predict.find(predictor, params, volumes(cases), len(cases), "predicting"),
+            prepared.landmarks,
+            experiment.predict.decoder,
+            {
+                name: calibration.load(workdir, prepared.landmarks, step, name, coverage)
+                for name in predict.DECODERS
+            },
+            workdir / "predictions",
         )
     if "evaluate" in todo:
         summary = evaluate.evaluate_cases(
@@ -232,6 +271,8 @@ def run(
             cases,
             landmarks=prepared.landmarks,
             thresholds_mm=experiment.evaluate.sdr_thresholds_mm,
+            # Promises that were learned from these cases can't be judged by them.
+            promised=None if split == "val" else experiment.predict.coverage,
             predictions=workdir / "predictions" / f"landmarks_{experiment.predict.decoder}.csv",
             folder=workdir / "evaluation",
         )
@@ -241,6 +282,66 @@ def run(
         page = report.write_report(workdir, report.overlay_cases(points, cases))
         say(f"report: {page}")
     done(begin)
+    return 0
+
+
+def observe_validation(
+    method: Method,
+    experiment: Experiment,
+    prepared: Prepared,
+    workdir: Path,
+    mesh: Mesh,
+    predictor: Predictor,
+) -> None:
+    """Write what predictions of the validation cases show of the model, if it is not written."""
+    cases = prepared.split("val")
+    if not cases:
+        return
+    params, step = predict.load_params(method, experiment, workdir, mesh)
+    try:
+        coverage = experiment.predict.coverage
+        if (workdir / calibration.FILE).exists():
+            calibration.load(workdir, prepared.landmarks, step, "subvoxel", coverage)
+            return
+    except InputError:
+        pass  # of another step, or damaged: made anew
+    found = predict.find(predictor, params, volumes(cases), len(cases), "calibrating")
+    calibration.save(calibration.observe(found, cases, prepared.landmarks, step), workdir)
+
+
+def load_model(experiment: Experiment, workdir: Path, mesh: Mesh) -> batch.Model:
+    """The trained model in a work dir, ready for scans never seen."""
+    check_same(read_json(workdir / "config.json"), experiment, workdir, parts=("method",))
+    preparation = workdir / "preparation"
+    frame, landmarks = load_frame(preparation)
+    data = experiment.data
+    if frame.shape != tuple(n + 2 * data.margin for n in data.crop):
+        raise InputError(
+            "config.data.crop", f"with its margin is not {frame.shape}, the model's in {workdir}"
+        )
+    method = build(experiment, landmarks)
+    params, step = predict.load_params(method, experiment, workdir, mesh)
+    decoder, coverage = experiment.predict.decoder, experiment.predict.coverage
+    return batch.Model(
+        experiment=experiment,
+        preparation=preparation,
+        landmarks=landmarks,
+        predictor=Predictor(method, experiment, mesh),
+        params=params,
+        calibration=calibration.load(workdir, landmarks, step, decoder, coverage),
+    )
+
+
+def predict_batch(
+    experiment: Experiment, workdir: Path, scans: Path, folder: Path, mesh: Mesh
+) -> int:
+    """Landmarks of raw scans by the model in a work dir; the exit code."""
+    sources = batch.scans_at(scans)
+    outcome = batch.predict_scans(load_model(experiment, workdir, mesh), sources, folder)
+    say(outcome.summary(folder))
+    for error in outcome.failures.values():
+        say(f"failed: {error}")
+    return 2 if outcome.failures else 0
 
 
 def write_phantom(experiment: Experiment, output: str | None) -> None:
@@ -306,7 +407,10 @@ def prepare_experiment(
         path, by_case = sets
         unpaired = unpaired_landmarks(by_case, prepared, data.unpaired_align, path)
     write_json(workdir / "config.json", {"schema_version": 1, **to_json(experiment)})
-    save_frame(prepared.frame, prepared.landmarks, workdir / "preparation")
+    preparation = workdir / "preparation"
+    save_frame(prepared.frame, prepared.landmarks, preparation)
+    sheets = contact_sheet.write_contact_sheets(prepared, preparation)
+    say(f"look at the prepared cases: {', '.join(map(str, sheets))}")
     return prepared, unpaired
 
 

@@ -5,10 +5,14 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import refused
 
+from experiments import cow
+from jaxmark import trained
 from jaxmark.config import Augment, Data, Experiment, Phantom, Predict, Train, check_same, to_json
 from jaxmark.config import validate as check
 from jaxmark.core.errors import InputError
+from jaxmark.core.files import write_json
 from jaxmark.methods.heatmap import HeatmapRegression
 
 
@@ -59,3 +63,23 @@ def test_a_model_belongs_to_its_method_data_and_seed_but_not_to_its_log():
             check_same(saved, dataclasses.replace(ours, **changed), Path("work"))
     with pytest.raises(InputError, match="lacks 'method'"):
         check_same({}, ours, Path("work"))
+
+
+@pytest.mark.parametrize("preset", ["paper", "small", "small_adversarial", "tiny"])
+def test_an_experiment_comes_back_from_its_file(preset, tmp_path):
+    experiment = cow.get_config(preset)
+    write_json(tmp_path / "config.json", {"schema_version": 1, **to_json(experiment)})
+    assert trained.get_config(str(tmp_path)) == experiment
+
+
+def test_files_that_hold_no_experiment_are_named(tmp_path):
+    path = tmp_path / "config.json"
+    refused(lambda: trained.get_config(str(tmp_path)), tmp_path, "holds no trained model")
+    write_json(path, {"schema_version": 1})
+    refused(lambda: trained.get_config(str(tmp_path)), path, "is not the config of a run")
+    tree = to_json(cow.get_config("tiny"))
+    other = {**tree, "method": {**tree["method"], "class": "Unheard"}}
+    write_json(path, {"schema_version": 1, **other})
+    refused(lambda: trained.get_config(str(tmp_path)), path, "method 'Unheard'; --config has to")
+    write_json(path, {"schema_version": 1, **tree, "train": {"no_such_field": 1}})
+    refused(lambda: trained.get_config(str(tmp_path)), path, "no_such_field")

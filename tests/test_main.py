@@ -52,7 +52,14 @@ def finished(tmp_path_factory):
 def test_one_command_makes_a_model_its_errors_and_a_page(finished):
     folder, result = finished
     work = folder / "work"
-    for name in ("config.json", "logs/metrics.jsonl", "preparation/frame.json"):
+    for name in (
+        "config.json",
+        "calibration.json",
+        "logs/metrics.jsonl",
+        "preparation/frame.json",
+        "preparation/cases.csv",
+        "preparation/contact_sheet_1.png",
+    ):
         assert (work / name).is_file(), name
     assert {p.name for p in (work / "predictions").glob("*.mrk.json")} == {
         "phantom-004.mrk.json",
@@ -93,20 +100,29 @@ def test_raw_scans_are_predicted_as_prepared_cases_are(finished, tmp_path):
     folder, _ = finished
     scan = next((folder / "cache").glob("phantom-*/images/phantom-005.nii.gz"))
     shutil.copy(scan, tmp_path / "never seen.nii.gz")
-    result = jaxmark(
-        TINY,
-        f"--workdir={folder / 'work'}",
-        f"--config.data.cache={folder / 'cache'}",
+    # The work dir is enough; overrides work as with an experiment file.
+    arguments = (
+        f"--checkpoint={folder / 'work'}",
         "--mode=predict",
         f"--input={tmp_path}",
         f"--output={tmp_path / 'out'}",
+        "--config.data.workers=1",
     )
+    result = jaxmark(*arguments)
     assert result.returncode == 0, result.stderr
+    assert "landmarks of 1 scans written to" in result.stdout and "volumes/s" in result.stdout
     found = read_landmarks(tmp_path / "out" / "never seen.mrk.json")
     expected = read_landmarks(folder / "work" / "predictions" / "phantom-005.mrk.json")
     assert found.keys() == expected.keys()
     for name, position in expected.items():
         np.testing.assert_allclose(found[name], position, atol=1e-6)
+    # One scan more, which is none: the others stay done, and the exit code says it.
+    (tmp_path / "broken.nii.gz").write_bytes(b"no scan")
+    again = jaxmark(*arguments)
+    assert again.returncode == 2
+    lines = [line for line in again.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "broken.nii.gz: " in lines[0]
+    assert "1 were done before; 1 failed" in again.stdout
 
 
 def test_without_a_preset_the_device_chooses_and_a_cohort_is_written(tmp_path):
@@ -186,6 +202,9 @@ MISTAKES = {
     "--mode=phantom": "--output: is required with --mode=phantom",
     "--config.phantom.modality=PET": "config.phantom.modality: 'PET' is not one of",
     "--distributed": "--distributed: found no cluster that started this process",
+    "--checkpoint=somewhere": "--checkpoint: goes with --mode=predict and --input",
+    "--input=experiments": "--output: is required with --input",
+    "--input=experiments --output=/tmp": "config.json: cannot be read",
     "stray": "command line: unexpected argument 'stray'",
     "--config.method.sigma_mm=-1": "config.method.sigma_mm: -1.0 is not positive",
     "--config.predict.split=val --config.phantom.val=0": "the split 'val' has no cases",

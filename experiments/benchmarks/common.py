@@ -75,7 +75,7 @@ def cores() -> int:
 def example(spec: Spec) -> dict[str, np.ndarray]:
     """A batch of noise as the pipeline makes them: fields of `jaxmark.methods.method.Batch`.
 
-    Landmarks lie anywhere in the crop, between voxels too; the last one is absent.
+    Landmarks lie anywhere in the crop, between voxels too; the last one is not annotated.
     """
     rng = np.random.default_rng(0)
     full = [n + 2 * spec.margin for n in spec.volume]
@@ -86,4 +86,5 @@ def example(spec: Spec) -> dict[str, np.ndarray]:
         "image": rng.random((spec.batch, *full, 1), np.float32).astype(np.float16),
         "landmarks_ijk": np.tile(points, (spec.batch, 1, 1)).astype(np.float32),
         "present": present,
+        "absent": np.zeros_like(present),
     }

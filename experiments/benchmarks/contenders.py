@@ -137,7 +137,7 @@ def naive_method(spec: Spec, dtype: DTypeLike) -> Method:
         heatmaps: Any = net.apply(params["generator"], image)
         flat = heatmaps.reshape(len(image), -1, spec.landmarks)
         peak = jnp.stack(jnp.unravel_index(flat.argmax(1), spec.volume), axis=-1)
-        return Prediction(argmax_ijk=peak, subvoxel_ijk=peak, score=flat.max(1))
+        return Prediction(peak, peak, score=flat.max(1), evidence=flat.max(1))
 
     return Method(init=init, phases=(Phase("naive", 1, step),), predict=predict)
 

@@ -93,7 +93,7 @@ def write_cases(spec: Spec, folder: Path) -> list[PreparedCase]:
             ijk_to_lps=np.diag([*spec.spacing_mm, 1.0]),
             landmarks_mm=one["landmarks_ijk"] * spec.spacing_mm,
             present=one["present"],
-            quality=np.nan,
+            absent=one["absent"],
         )
         save_case(case, one["image"][..., 0], folder)
         cases.append(case)

@@ -44,6 +44,11 @@ def gaussian_sum(spacing_mm: Sequence[float], sigma_mm: float) -> float:
     return (2 * math.pi) ** 1.5 * sigma_mm**3 / math.prod(spacing_mm)
 
 
+def absence_logit(shape: Sequence[int]) -> float:
+    """The logit of "nowhere" beside those of all voxels: as likely as all of them at logit 0."""
+    return math.log(math.prod(shape))
+
+
 def cell_voxels(
     shape: Sequence[int], spacing_mm: Sequence[float], cell_mm: float
 ) -> tuple[int, int, int]:
@@ -89,14 +94,16 @@ def decode(
     spacing_mm: Sequence[float],
     sigma_mm: float,
     softmax: bool,
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Array, Array, Array]:
     """Landmarks of the heatmaps that `head` makes of features `(B, X, Y, Z, C)`.
 
     With `softmax`, what the head makes are logits, and their softmax over all voxels is the
     heatmap, scaled so that a Gaussian of `sigma_mm` inside has a peak of 1.
 
     Returns:
-      The voxel of the maximum (B, K, 3), the sub-voxel peak (B, K, 3), and the height (B, K).
+      The voxel of the maximum (B, K, 3), the sub-voxel peak (B, K, 3), the height (B, K), and how
+      much speaks for the landmark's presence (B, K), in nats and not calibrated: with `softmax`
+      the log-odds against `absence_logit`, else those of the height as a probability.
     """
     rows, log_sums = map_slabs(lambda slab, _: _survey(head(slab), softmax), features)
     # (slabs, B, n, Y, K) -> (B, X, Y, K)
@@ -106,8 +113,12 @@ def decode(
     if softmax:
         # The mean shift asks for no scale: relative to the maximum nothing over- or underflows.
         window = jnp.exp(window - score[..., None, None, None])
-        score = jnp.exp(score - logsumexp(log_sums, axis=0)) * gaussian_sum(spacing_mm, sigma_mm)
-    return argmax, mean_shift(window, start, argmax, spacing_mm, sigma_mm), score
+        log_sum = logsumexp(log_sums, axis=0)
+        score = jnp.exp(score - log_sum) * gaussian_sum(spacing_mm, sigma_mm)
+        evidence = log_sum - absence_logit(features.shape[1:4])
+    else:
+        evidence = jax.scipy.special.logit(jnp.clip(score, 1e-4, 1 - 1e-4))
+    return argmax, mean_shift(window, start, argmax, spacing_mm, sigma_mm), score, evidence
 
 
 def _survey(heatmaps: Array, softmax: bool) -> tuple[Array, Array]:

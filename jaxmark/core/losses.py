@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import logsumexp
 
-from jaxmark.core.heatmaps import gaussians
+from jaxmark.core.heatmaps import absence_logit, gaussians
 from jaxmark.core.slabs import Head, map_slabs
 
 
@@ -26,6 +26,7 @@ def weighted_heatmap_loss(
     spacing_mm: Sequence[float],
     sigma_mm: float,
     alpha: float,
+    absent: Array | None = None,
     head: Head | None = None,
 ) -> Array:
     """Squared error weighted by alpha^H of the ground truth H (Tan et al. 2023, Eqs. 1 and 2).
@@ -33,23 +34,27 @@ def weighted_heatmap_loss(
     Args:
       prediction: heatmaps (B, X, Y, Z, K), any float type; the loss is computed in float32. With
         `head`: features (B, X, Y, Z, C).
-      landmarks_ijk: true positions (B, K, 3) in voxels; values of absent landmarks are ignored.
-      present: (B, K) bool; absent landmarks leave the sum.
+      landmarks_ijk: true positions (B, K, 3) in voxels; those of others than present are ignored.
+      present: (B, K) bool: annotated landmarks.
+      absent: (B, K) bool: landmarks that are known not to be there, whose heatmap should be empty
+        (ours). Of what is neither nothing is known, and it leaves the sum.
       head: what makes heatmaps of features.
 
     Returns:
-      The mean over voxels and over the present landmarks of the batch: the paper writes a norm and
+      The mean over voxels and over the known landmarks of the batch: the paper writes a norm and
       leaves its scale open.
     """
+    known = present if absent is None else present | absent
 
     def sums(heatmaps: Array, points: Array) -> Array:
         target = gaussians(points, heatmaps.shape[1:4], spacing_mm, sigma_mm)
+        target = target * present[:, None, None, None]
         weight = jnp.exp(jnp.log(alpha) * target)
         return (weight * (heatmaps - target) ** 2).sum((1, 2, 3))
 
     voxels = prediction[0, ..., 0].size
     total = _over_slabs(sums, prediction, landmarks_ijk, head).sum(0)
-    return _masked_mean(total / voxels, present)
+    return _masked_mean(total / voxels, known)
 
 
 def heatmap_cross_entropy(
@@ -59,6 +64,7 @@ def heatmap_cross_entropy(
     *,
     spacing_mm: Sequence[float],
     sigma_mm: float,
+    absent: Array | None = None,
     head: Head | None = None,
 ) -> Array:
     """Cross-entropy between a softmax over all voxels and a Gaussian of sum 1, in nats.
@@ -66,7 +72,10 @@ def heatmap_cross_entropy(
     A landmark is in one place: the softmax makes all voxels compete, so that a second peak costs
     as much as the first one gains (McCouat & Voiculescu, CVPR 2022, with one voxel as target).
     Arguments as `weighted_heatmap_loss`. A landmark outside of the volume, to which a translation
-    may move it, has no place to be in and leaves the sum as absent ones do.
+    may move it, has no place to be in and leaves the sum as unknown ones do.
+
+    With `absent` (ours) a landmark may also be nowhere: one more class, whose logit is fixed at
+    `absence_logit`, so that the level of a landmark's logits says whether it is there.
     """
 
     def sums(heatmaps: Array, points: Array) -> tuple[Array, Array, Array]:
@@ -78,7 +87,13 @@ def heatmap_cross_entropy(
     expected = expected.sum(0) / jnp.maximum(mass.sum(0), 1e-6)
     last = jnp.asarray(logits.shape[1:4], jnp.float32) - 0.5
     inside = ((landmarks_ijk >= -0.5) & (landmarks_ijk <= last)).all(-1)
-    return _masked_mean(logsumexp(log_sums, axis=0) - expected, present & inside)
+    here = present & inside
+    log_sum = logsumexp(log_sums, axis=0)
+    if absent is None:
+        return _masked_mean(log_sum - expected, here)
+    nowhere = absence_logit(logits.shape[1:4])
+    total = jnp.logaddexp(log_sum, nowhere)
+    return _masked_mean(total - jnp.where(absent, nowhere, expected), here | absent)
 
 
 def adversarial_loss(fake_logits: Array) -> Array:

@@ -126,6 +126,66 @@ def summarize(
     }
 
 
+def coverage(
+    errors_mm: np.ndarray, radius_mm: np.ndarray, seed: int, *, samples: int = 10_000
+) -> dict[str, Any]:
+    """How often stated radii held the truth, of the points that have both.
+
+    `errors_mm` (N, K), NaN where absent, `radius_mm` (N, K), infinite where none is stated. Gives
+    `share`, `interval` (95 %, whole scans drawn, None with fewer than two), `n_points`,
+    `n_unstated` (points without a radius), `mean_radius_mm`, and `per_landmark` a row with `n`,
+    `share` and `radius_mm`, its mean.
+    """
+    here = np.isfinite(errors_mm)
+    stated = here & np.isfinite(radius_mm)
+    held = stated & (errors_mm <= radius_mm)
+    counts, sums = stated.sum(1), held.sum(1)
+    interval = None
+    if (counts > 0).sum() >= 2:
+        drawn = _drawn(counts[counts > 0].size, seed, samples)
+        shares = (drawn @ sums[counts > 0]) / (drawn @ counts[counts > 0])
+        interval = np.quantile(shares, [0.025, 0.975]).tolist()
+    return {
+        "share": float(sums.sum() / counts.sum()) if counts.sum() else None,
+        "interval": interval,
+        "n_points": int(counts.sum()),
+        "n_unstated": int((here & ~stated).sum()),
+        "mean_radius_mm": _mean(radius_mm[stated]),
+        "per_landmark": [
+            {"n": int(s.sum()), "share": _mean(h[s]), "radius_mm": _mean(r[s])}
+            for s, h, r in zip(stated.T, held.T, radius_mm.T, strict=True)
+        ],
+    }
+
+
+def presence(probability: np.ndarray, present: np.ndarray, absent: np.ndarray) -> dict[str, Any]:
+    """How good stated probabilities of presence are, over landmarks whose state is known.
+
+    `probability` (N, K), NaN where none is stated, `present`, `absent` (N, K) bool. Gives
+    `n_present`, `n_absent`, `accuracy` (at 0.5), `brier` (mean squared difference from 1 or 0),
+    `brier_base` (that of stating the overall share every time), `auc` (None where one of the two
+    states does not occur), and `bins`: rows of `n`, mean `stated` and `observed` share, by tenths.
+    """
+    known = (present | absent) & np.isfinite(probability)
+    p, y = probability[known], present[known].astype(float)
+    ranks = stats.rankdata(p)
+    positive, negative = int(y.sum()), int((1 - y).sum())
+    above = ranks[y == 1].sum() - positive * (positive + 1) / 2
+    tenth = np.minimum((10 * p).astype(int), 9)
+    return {
+        "n_present": positive,
+        "n_absent": negative,
+        "accuracy": _mean((p >= 0.5) == (y == 1)),
+        "brier": _mean((p - y) ** 2),
+        "brier_base": _mean((y.mean() - y) ** 2) if y.size else None,
+        "auc": float(above / (positive * negative)) if positive and negative else None,
+        "bins": [
+            {"n": int(b.sum()), "stated": _mean(p[b]), "observed": _mean(y[b])}
+            for b in (tenth == t for t in range(10))
+        ],
+    }
+
+
 def paired_comparison(
     errors_a: np.ndarray,
     errors_b: np.ndarray,
@@ -157,10 +217,7 @@ def paired_comparison(
     }
     if counts.size < 2:
         return result
-    # How often each scan is drawn, in each of the bootstrap samples.
-    drawn = np.random.default_rng(seed).multinomial(
-        counts.size, np.full(counts.size, 1 / counts.size), size=samples
-    )
+    drawn = _drawn(counts.size, seed, samples)
     tail = (1 - confidence) / 2
     bounds = np.quantile((drawn @ sums) / (drawn @ counts), [tail, 1 - tail])
     result["interval"] = bounds.tolist()
@@ -168,6 +225,11 @@ def paired_comparison(
     # The test is not defined where no scan differs, which is no evidence of a difference.
     result["p_value"] = float(stats.wilcoxon(means).pvalue) if means.any() else 1.0
     return result
+
+
+def _drawn(scans: int, seed: int, samples: int) -> np.ndarray:
+    """(samples, scans): how often each scan is drawn, in each of the bootstrap samples."""
+    return np.random.default_rng(seed).multinomial(scans, np.full(scans, 1 / scans), size=samples)
 
 
 def _mean(values: np.ndarray) -> float | None:

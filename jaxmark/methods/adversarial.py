@@ -322,7 +322,7 @@ def adversarial_step(
         d = optax.apply_updates(d, update)
 
         def loss_heat(g: Params, features: Array) -> Array:  # Eq. 2
-            return generator.loss(g, features, landmarks_ijk, batch.present)
+            return generator.loss(g, features, landmarks_ijk, batch.present, batch.absent)
 
         def loss_adv(g: Params, features: Array) -> Array:  # Eq. 3, second term
             return settings.lambda_adv * adversarial_loss(critic.fake(d, g, features, shown))

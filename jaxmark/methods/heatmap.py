@@ -110,7 +110,9 @@ class Generator:
         log_sum = logsumexp(logits, axis=0)[:, None, None, None]
         return lambda x: total * jnp.exp(head(x) - log_sum)
 
-    def loss(self, params: Params, features: Array, landmarks_ijk: Array, present: Array) -> Array:
+    def loss(
+        self, params: Params, features: Array, landmarks_ijk: Array, present: Array, absent: Array
+    ) -> Array:
         """L_heat of Eq. 2, or the cross-entropy in its place."""
         heatmap_loss: Callable[..., Array] = heatmap_cross_entropy
         if self.settings.loss == "weighted_l2":
@@ -121,19 +123,20 @@ class Generator:
             present,
             spacing_mm=self.task.spacing_mm,
             sigma_mm=self.settings.sigma_mm,
+            absent=absent,
             head=self.head(params),
         )
 
     def predict(self, params: Params, image: Array) -> Prediction:
         """Landmarks of volumes (B, X, Y, Z, 1)."""
-        peak, fine, score = decode(
+        peak, fine, score, evidence = decode(
             self.features(params, image),
             self.head(params),
             spacing_mm=self.task.spacing_mm,
             sigma_mm=self.settings.sigma_mm,
             softmax=self.settings.loss == "cross_entropy",
         )
-        return Prediction(argmax_ijk=peak, subvoxel_ijk=fine, score=score)
+        return Prediction(argmax_ijk=peak, subvoxel_ijk=fine, score=score, evidence=evidence)
 
 
 def pretraining_step(
@@ -141,13 +144,14 @@ def pretraining_step(
 ) -> Callable[[State, Batch, Array], tuple[State, Metrics]]:
     """A step of the generator alone on L_heat; other networks of the state stay as they are."""
 
-    def loss(params: Params, image: Array, landmarks_ijk: Array, present: Array) -> Array:
-        return generator.loss(params, generator.features(params, image), landmarks_ijk, present)
+    def loss(params: Params, image: Array, landmarks_ijk: Array, batch: Batch) -> Array:
+        features = generator.features(params, image)
+        return generator.loss(params, features, landmarks_ijk, batch.present, batch.absent)
 
     def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
         image, landmarks_ijk = augmented(generator.task, batch, key)
         params, opt_state = state.params["generator"], state.optimizer["generator"]
-        value, gradient = jax.value_and_grad(loss)(params, image, landmarks_ijk, batch.present)
+        value, gradient = jax.value_and_grad(loss)(params, image, landmarks_ijk, batch)
         update, opt_state = optimizer.update(gradient, opt_state, params)
         new = State(
             step=state.step + 1,

@@ -47,8 +47,9 @@ class Batch:
     """Volumes with their margin, as they come from the host."""
 
     image: Array  # (B, X + 2 margin, Y + 2 margin, Z + 2 margin, 1) float16
-    landmarks_ijk: Array  # (B, K, 3) float32 in voxels of `image`; 0 where absent
-    present: Array  # (B, K) bool
+    landmarks_ijk: Array  # (B, K, 3) float32 in voxels of `image`; 0 where not present
+    present: Array  # (B, K) bool: annotated
+    absent: Array  # (B, K) bool: known not to be there; of others nothing is known
 
 
 @struct.dataclass
@@ -67,6 +68,7 @@ class Prediction:
     argmax_ijk: Array  # (B, K, 3): the papers' decoder
     subvoxel_ijk: Array  # (B, K, 3)
     score: Array  # (B, K): peak of the heatmap, near 1 for a certain landmark
+    evidence: Array  # (B, K): how much speaks for presence; calibrated later, on validation cases
 
 
 @dataclasses.dataclass(frozen=True)

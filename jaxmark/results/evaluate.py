@@ -16,22 +16,25 @@ from jaxmark.core.geometry import apply_affine
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.landmarks import read_table
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 POINTS = "points.csv"
 SUMMARY = "summary.json"
 
 _PREDICTED = tuple(f"{axis}_predicted_lps_mm" for axis in "xyz")
 _TRUE = tuple(f"{axis}_true_lps_mm" for axis in "xyz")
-_COLUMNS = ("case", "landmark", *_PREDICTED, *_TRUE, "error_mm", "score")
+_STATED = ("score", "presence", "radius_mm", "state")
+_COLUMNS = ("case", "landmark", *_PREDICTED, *_TRUE, "error_mm", *_STATED)
 
 
 @dataclass(frozen=True)
 class Points:
     """Predicted and true positions of K landmarks in N cases, LPS millimetres of each scanner.
 
-    `truth_mm`, `predicted_mm` (N, K, 3), `present` (N, K) bool: the case has the landmark, `score`
-    (N, K) as the method gives it. Truth is meaningless where absent. Raises ValueError for other
-    shapes, for no points, and for a case or a landmark named twice.
+    `truth_mm`, `predicted_mm` (N, K, 3), `present` (N, K) bool: annotated; `absent` (N, K) bool:
+    known not to be there; `score` (N, K) as the method gives it; `presence` (N, K) the stated
+    probability, NaN where none is, and `radius_mm` (N, K) the stated radius, infinite where none
+    is. Truth is meaningless where not present. Raises ValueError for other shapes, for no points,
+    and for a case or a landmark named twice.
     """
 
     cases: tuple[str, ...]
@@ -39,7 +42,10 @@ class Points:
     truth_mm: np.ndarray
     predicted_mm: np.ndarray
     present: np.ndarray
+    absent: np.ndarray
     score: np.ndarray
+    presence: np.ndarray
+    radius_mm: np.ndarray
 
     def __post_init__(self) -> None:
         table = (len(self.cases), len(self.landmarks))
@@ -48,8 +54,7 @@ class Points:
         for name, shape in (
             ("truth_mm", (*table, 3)),
             ("predicted_mm", (*table, 3)),
-            ("present", table),
-            ("score", table),
+            *((name, table) for name in ("present", "absent", "score", "presence", "radius_mm")),
         ):
             if np.shape(getattr(self, name)) != shape:
                 raise ValueError(f"{name} has shape {np.shape(getattr(self, name))}, not {shape}")
@@ -69,13 +74,16 @@ def evaluate(
     thresholds_mm: Sequence[float],
     floors: Mapping[str, np.ndarray],
     folder: Path,
+    promised: float | None = None,
 ) -> dict[str, Any]:
     """Score predictions, and predictions that need no network, and write both to `folder`.
 
     `floors` names baseline positions, (N, K, 3) or (K, 3) LPS mm, such as "mean_position": a method
     that is not far below them has learned nothing. `points.csv` has a row a point, and after the
     columns of `Points` one `error_<floor>_mm` for each floor. `summary.json` has the figures of
-    `metrics.summarize`, and the same ones of each floor under `floors`. Returns that summary.
+    `metrics.summarize`, and the same ones of each floor under `floors`. With `promised`, the
+    coverage that radii are stated for, it also has `coverage` and `presence`, of that module;
+    without, these are None. Returns that summary.
     Raises ValueError for a position that is not finite at a present landmark.
     """
     positions = {
@@ -91,7 +99,14 @@ def evaluate(
         "schema_version": SCHEMA_VERSION,
         **figures(points.predicted_mm),
         "floors": {name: figures(floor) for name, floor in positions.items()},
+        "coverage": None,
+        "presence": None,
     }
+    if promised is not None and np.isfinite(points.radius_mm).any():
+        kept = metrics.coverage(points.error_mm(), points.radius_mm, seed=0)
+        summary["coverage"] = {"nominal": promised, **kept}
+    if promised is not None and np.isfinite(points.presence).any():
+        summary["presence"] = metrics.presence(points.presence, points.present, points.absent)
     floor_errors = {
         name: metrics.radial_error_mm(points.truth_mm, floor, points.present)
         for name, floor in positions.items()
@@ -109,6 +124,7 @@ def evaluate_cases(
     thresholds_mm: Sequence[float],
     predictions: Path,
     folder: Path,
+    promised: float | None = None,
 ) -> dict[str, Any]:
     """Score the table `predictions` of prepared cases against their landmarks; see `evaluate`.
 
@@ -121,7 +137,7 @@ def evaluate_cases(
     if not any(case.present.any() for case in cases):
         raise InputError(predictions, "no case has landmarks to compare with: nothing to evaluate")
     table = read_table(predictions)
-    scores = _read_scores(predictions)
+    stated = _read_stated(predictions)
     predicted = np.full((len(cases), len(landmarks), 3), np.nan)
     for row, case in zip(predicted, cases, strict=True):
         for k, name in enumerate(landmarks):
@@ -136,7 +152,11 @@ def evaluate_cases(
         truth_mm=np.stack([case.landmarks_mm for case in cases]),
         predicted_mm=predicted,
         present=np.stack([case.present for case in cases]),
-        score=np.array([[scores[case.name, name] for name in landmarks] for case in cases]),
+        absent=np.stack([case.absent for case in cases]),
+        **{
+            column: np.array([[values[c.name, name] for name in landmarks] for c in cases])
+            for column, values in stated.items()
+        },
     )
     mean_mm = _mean_position([case.landmarks_mm for case in train])
     mean_ijk = _mean_position([case.landmarks_ijk for case in train])
@@ -144,7 +164,9 @@ def evaluate_cases(
     floors = {"mean_position": mean_mm}
     if any(np.isfinite(case.quality) for case in cases):
         floors["mean_position_registered"] = registered
-    return evaluate(points, thresholds_mm=thresholds_mm, floors=floors, folder=folder)
+    return evaluate(
+        points, thresholds_mm=thresholds_mm, floors=floors, folder=folder, promised=promised
+    )
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -153,19 +175,37 @@ def headline(summary: Mapping[str, Any]) -> str:
         f"{name.replace('_', ' ')} {floor['mre_mm']:.3f}"
         for name, floor in summary["floors"].items()
     )
+    promise = ""
+    if summary["coverage"] is not None:
+        kept = summary["coverage"]
+        promise = (
+            f"; {100 * kept['share']:.1f} % within the radii stated for {100 * kept['nominal']:g} %"
+        )
     return (
         f"MRE {summary['mre_mm']:.3f} mm (median {summary['median_mm']:.3f}) over "
-        f"{summary['n_points']} points of {summary['n_scans']} scans; floors: {floors} mm"
+        f"{summary['n_points']} points of {summary['n_scans']} scans; floors: {floors} mm{promise}"
     )
 
 
-def _read_scores(path: Path) -> dict[tuple[str, str], float]:
-    """(case, landmark) -> score, of a table that `read_table` has accepted."""
+# Columns of a table of predictions, and what an empty cell says.
+_EMPTY = {"score": np.nan, "presence": np.nan, "radius_mm": np.inf}
+
+
+def _read_stated(path: Path) -> dict[str, dict[tuple[str, str], float]]:
+    """Column -> (case, landmark) -> number, of a table that `read_table` has accepted."""
     with path.open(newline="", encoding="utf-8") as file:
         try:
-            return {(r["case"], r["landmark"]): float(r["score"]) for r in csv.DictReader(file)}
+            rows = list(csv.DictReader(file))
+            return {
+                column: {
+                    (r["case"], r["landmark"]): float(r[column]) if r[column] else empty
+                    for r in rows
+                }
+                for column, empty in _EMPTY.items()
+            }
         except (KeyError, ValueError) as error:
-            raise InputError(path, f"column 'score' is missing or no number ({error})") from error
+            problem = f"a column is missing or no number ({error}); run --mode=predict again"
+            raise InputError(path, problem) from error
 
 
 def _mean_position(positions: Sequence[np.ndarray]) -> np.ndarray:
@@ -209,7 +249,10 @@ def _to_csv(points: Points, floor_errors: Mapping[str, np.ndarray]) -> str:
             # Python floats are written with the fewest digits that give the same float back.
             row = [case, landmark, *points.predicted_mm[n, k].tolist()]
             row += points.truth_mm[n, k].tolist() if here else [""] * 3
-            row += [float(error[n, k]) if here else "", float(points.score[n, k])]
+            row += [float(error[n, k]) if here else ""]
+            stated = (points.score[n, k], points.presence[n, k], points.radius_mm[n, k])
+            row += [float(value) if np.isfinite(value) else "" for value in stated]
+            row += ["present" if here else "absent" if points.absent[n, k] else ""]
             row += [float(floor[n, k]) if here else "" for floor in floor_errors.values()]
             writer.writerow(row)
     return text.getvalue()
@@ -237,19 +280,29 @@ def _parse(header: list[str], rows: list[list[str]]) -> tuple[Points, dict[str, 
         raise ValueError("not every case has a row for every landmark")
     if any(len(row) != len(header) for row in rows):
         raise ValueError("a row is not as long as the header")
+    shape = (len(cases), len(landmarks))
+    states = np.array([row[_COLUMNS.index("state")] for row in rows]).reshape(shape)
+    if not np.isin(states, ("present", "absent", "")).all():
+        raise ValueError("a state is not 'present', 'absent' or empty")
+    # Of the columns behind the names, this one is no number.
+    del (header := [*header])[_COLUMNS.index("state")]
+    rows = [[*row[: _COLUMNS.index("state")], *row[_COLUMNS.index("state") + 1 :]] for row in rows]
     numbers = np.array([[float(cell) if cell else np.nan for cell in row[2:]] for row in rows])
-    numbers = numbers.reshape(len(cases), len(landmarks), len(header) - 2)
+    numbers = numbers.reshape(*shape, len(header) - 2)
     points = Points(
         cases=cases,
         landmarks=landmarks,
         predicted_mm=numbers[..., :3],
         truth_mm=numbers[..., 3:6],
-        present=np.isfinite(numbers[..., 3:6]).all(axis=-1),
+        present=states == "present",
+        absent=states == "absent",
         score=numbers[..., 7],
+        presence=numbers[..., 8],
+        radius_mm=np.where(np.isnan(numbers[..., 9]), np.inf, numbers[..., 9]),
     )
     floors = {
         name.removeprefix("error_").removesuffix("_mm"): numbers[..., column]
         for column, name in enumerate(header[2:])
-        if column >= len(_COLUMNS) - 2
+        if column >= len(_COLUMNS) - 3
     }
     return points, floors

@@ -4,6 +4,7 @@ Only matplotlib's object interface is used: no window system, and no state that 
 Charts are SVG with a transparent ground, so that a page can show them on its own.
 """
 
+import dataclasses
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, cycle
@@ -14,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
@@ -24,6 +26,10 @@ INK = "#333333"
 # Truth is dark and large, prediction light and small: size and brightness tell them apart as well.
 TRUTH = "#f0282d"
 PREDICTION = "#4dff6a"
+MARK = "#00c8ff"
+
+# Of the names below a picture with numbered points.
+_KEY_COLUMNS = 6
 
 # The type of a key is a list of all that matplotlib knows, which a plain dict is not.
 _STYLE: Any = {
@@ -52,34 +58,41 @@ _STYLE: Any = {
 def overlay(
     image: np.ndarray,
     spacing_mm: Sequence[float],
-    truth_ijk: np.ndarray,
     predicted_ijk: np.ndarray,
-    present: np.ndarray,
     title: str,
+    *,
+    truth_ijk: np.ndarray | None = None,
+    names: Sequence[str] = (),
+    faint: np.ndarray | None = None,
 ) -> bytes:
     """PNG, 1400 pixels wide: three maximum intensity projections with landmarks on them.
 
     `image` (X, Y, Z), x towards the patient's left, y towards the back, z towards the head;
-    `truth_ijk`, `predicted_ijk` (K, 3) voxels, `present` (K,). Views as a radiologist has them: the
-    patient's right is on the left of the coronal and axial ones, the head is up, the face is
-    on the left of the sagittal and at the top of the axial one. All are drawn to one scale.
+    `predicted_ijk`, `truth_ijk` (K, 3) voxels, NaN for what is not to be drawn. With `names` points
+    are numbered and a key stands below; `faint` (K,) are drawn as rings. Views as a radiologist has
+    them: the patient's right is on the left of the coronal and axial ones, the head is up, the face
+    is on the left of the sagittal and at the top of the axial one. All are drawn to one scale.
     """
     image = np.nan_to_num(np.asarray(image, np.float32))
     size_mm = np.array(image.shape) * spacing_mm
-    truth_mm = np.asarray(truth_ijk)[present] * spacing_mm
-    predicted_mm = np.asarray(predicted_ijk)[present] * spacing_mm
+    predicted_mm = np.asarray(predicted_ijk) * spacing_mm
+    truth_mm = None if truth_ijk is None else np.asarray(truth_ijk) * spacing_mm
+    if faint is None:
+        faint = np.zeros(len(predicted_mm), bool)
     # (name, horizontal axis, vertical axis, whether the vertical one points up)
     views = (("coronal", 0, 2, True), ("sagittal", 1, 2, True), ("axial", 0, 1, False))
     ends = (("R", "L"), ("A", "P"), ("I", "S"))
 
     # Inches: the panels share what the margins leave of the width.
+    key_rows = -(-len(names) // _KEY_COLUMNS)
     width, left, gap, top, bottom = 14.0, 0.65, 0.7, 0.75, 0.55
+    key_height = 0.2 * key_rows + 0.1 * bool(key_rows)
     room = width - left - gap * (len(views) - 1) - 0.25
     widest = sum(size_mm[across] for _, across, _, _ in views)
     highest = max(size_mm[upright] for _, _, upright, _ in views)
     # A long and thin volume would become a picture of several screens.
     scale = min(room / widest, 10.0 / highest)
-    height = highest * scale + top + bottom
+    height = highest * scale + top + bottom + key_height
 
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
@@ -93,7 +106,14 @@ def overlay(
             )
             x += panel[0] + gap
             _project(axes, image, spacing_mm, across, upright)
-            _mark(axes, truth_mm[:, [across, upright]], predicted_mm[:, [across, upright]])
+            plane = [across, upright]
+            _mark(
+                axes,
+                predicted_mm[:, plane],
+                None if truth_mm is None else truth_mm[:, plane],
+                faint,
+                numbered=bool(names),
+            )
             if not up:
                 axes.invert_yaxis()
             low, high = ends[upright] if up else ends[upright][::-1]
@@ -114,7 +134,85 @@ def overlay(
             axes.set_title(name, loc="left")
             axes.set_xlabel(f"{'xyz'[across]} (mm)", labelpad=2)
             axes.set_ylabel(f"{'xyz'[upright]} (mm)", labelpad=2)
-        _overlay_legend(figure, width, height)
+        for number, name in enumerate(names):
+            column, row = divmod(number, key_rows)
+            figure.text(
+                (left + column * (width - left) / _KEY_COLUMNS) / width,
+                (key_height - 0.2 * row - 0.1) / height,
+                f"{number + 1}  {_shortened(name)}" + " (probably absent)" * bool(faint[number]),
+                size=9,
+                va="center",
+            )
+        _overlay_legend(figure, width, height, truth=truth_mm is not None, faint=bool(faint.any()))
+        return _bytes(figure, "png")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """A case on a contact sheet."""
+
+    title: str
+    axial: np.ndarray  # (X, Y) maximum intensity projections, in [0, 1]
+    coronal: np.ndarray  # (X, Z)
+    doubtful: bool
+
+
+def contact_sheet(
+    tiles: Sequence[Tile], spacing_mm: Sequence[float], marks_ijk: np.ndarray, title: str
+) -> bytes:
+    """PNG: cases beside each other in one grid, axial and coronal, the same marks on all.
+
+    `marks_ijk` (K, 3) voxels, such as the mean landmarks: where cases are aligned, the anatomy
+    under them is the same. Doubtful cases have a red frame. Views as in `overlay`.
+    """
+    nx, ny = tiles[0].axial.shape
+    nz = tiles[0].coronal.shape[1]
+    sx, sy, sz = spacing_mm
+    # Voxels of x; other axes are stretched to the same millimetres.
+    high_y, high_z = ny * sy / sx, nz * sz / sx
+    wide, high = 2.04 * nx, 1.16 * max(high_y, high_z)
+    columns = int(np.clip(round(np.sqrt(len(tiles) * high / wide * 1.3)), 1, 6))
+    rows = -(-len(tiles) // columns)
+    width = 14.0
+    scale = width / (columns * wide * 1.03)
+    with matplotlib.rc_context(_STYLE):
+        height = rows * high * scale + 0.5
+        figure = Figure(figsize=(width, height), dpi=100, facecolor="black")
+        axes = figure.add_axes((0.01, 0.0, 0.98, 1 - 0.5 / height))
+        axes.set_axis_off()
+        for number, tile in enumerate(tiles):
+            row, column = divmod(number, columns)
+            x, y = column * wide * 1.03, row * high + 0.13 * high
+            # Downwards: the face is at the top of the axial view, the head of the coronal one.
+            axes.imshow(
+                tile.axial.T, cmap="gray", extent=(x, x + nx, y + high_y, y), vmin=0, vmax=1
+            )
+            right = x + 1.04 * nx
+            axes.imshow(
+                tile.coronal.T[::-1],
+                cmap="gray",
+                extent=(right, right + nx, y + high_z, y),
+                vmin=0,
+                vmax=1,
+            )
+            i, j, k = (np.asarray(marks_ijk) + 0.5).T
+            at = (
+                np.concatenate([x + i, right + i]),
+                np.concatenate([y + j * sy / sx, y + high_z - k * sz / sx]),
+            )
+            axes.scatter(*at, s=5, color=MARK, linewidths=0)
+            axes.text(
+                x, y - 0.02 * high, tile.title, size=8, color=TRUTH if tile.doubtful else "white"
+            )
+            if tile.doubtful:
+                frame = Rectangle(
+                    (x, y), 2.04 * nx, max(high_y, high_z), fill=False, ec=TRUTH, lw=2
+                )
+                axes.add_patch(frame)
+        axes.set_xlim(0, columns * wide * 1.03)
+        axes.set_ylim(rows * high, 0)
+        axes.set_aspect("equal")
+        figure.text(0.01, 1 - 0.3 / height, title, size=12, weight="bold", color="white")
         return _bytes(figure, "png")
 
 
@@ -319,27 +417,54 @@ def _project(
     )
 
 
-def _mark(axes: Axes, truth_mm: np.ndarray, predicted_mm: np.ndarray) -> None:
-    """Truth, prediction and the error between them, in the (K, 2) millimetres of a panel."""
+def _mark(
+    axes: Axes,
+    predicted_mm: np.ndarray,
+    truth_mm: np.ndarray | None,
+    faint: np.ndarray,
+    *,
+    numbered: bool,
+) -> None:
+    """Predictions (K, 2) in a panel's millimetres; truth, and the error between them, if known."""
     axes.autoscale(False)
-    ends = np.stack([truth_mm, predicted_mm], axis=1)
-    for start, end in ends:
-        axes.plot(*zip(start, end, strict=True), color="#ffe066", lw=1.1, zorder=3)
-    for (x, y), size, color in ((truth_mm.T, 34, TRUTH), (predicted_mm.T, 12, PREDICTION)):
-        axes.scatter(x, y, s=size, color=color, linewidths=0, zorder=4)
+    if truth_mm is not None:
+        for start, end in np.stack([truth_mm, predicted_mm], axis=1):
+            axes.plot(*zip(start, end, strict=True), color="#ffe066", lw=1.1, zorder=3)
+        axes.scatter(truth_mm[:, 0], truth_mm[:, 1], s=34, color=TRUTH, linewidths=0, zorder=4)
+    sure, unsure = predicted_mm[~faint], predicted_mm[faint]
+    axes.scatter(sure[:, 0], sure[:, 1], s=12, color=PREDICTION, linewidths=0, zorder=4)
+    axes.plot(unsure[:, 0], unsure[:, 1], "o", ms=5, mfc="none", mec=PREDICTION, mew=0.9, zorder=4)
+    if numbered:
+        # Up and to the right of the point, whichever way the axis runs.
+        low, high = axes.get_ylim()
+        aside = 0.008 * (high - low)
+        for number, (x, y) in enumerate(predicted_mm, start=1):
+            axes.text(x + abs(aside), y + aside, str(number), size=7, color=PREDICTION)
 
 
-def _overlay_legend(figure: Figure, width: float, height: float) -> None:
+def _overlay_legend(
+    figure: Figure, width: float, height: float, *, truth: bool, faint: bool
+) -> None:
+
+    def dot(label: str, color: str, size: float, fill: str) -> Line2D:
+        return Line2D([], [], marker="o", ls="", ms=size, mec=color, mfc=fill, label=label)
+
+    handles = [dot("prediction", PREDICTION, 3.5, PREDICTION)]
+    if faint:
+        handles.append(dot("probably absent", "#2c9c40", 4.5, "none"))
+    if truth:
+        handles.insert(0, dot("truth", TRUTH, 6, TRUTH))
+        handles.append(Line2D([], [], color="#d8c24a", label="error"))
     figure.legend(
-        handles=[
-            Line2D([], [], marker="o", ls="", ms=6, color=TRUTH, label="truth"),
-            Line2D([], [], marker="o", ls="", ms=3.5, color=PREDICTION, label="prediction"),
-            Line2D([], [], color="#d8c24a", label="error"),
-        ],
+        handles=handles,
         loc="upper right",
         bbox_to_anchor=(1 - 0.2 / width, 1 - 0.08 / height),
-        ncols=3,
+        ncols=len(handles),
     )
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 30 else name[:29] + "…"
 
 
 def _column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
@@ -449,5 +574,6 @@ def _bytes(figure: Figure, kind: str) -> bytes:
     if kind == "svg":
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     else:
-        figure.savefig(file, format="png")
+        # The highest level takes as long as all the drawing, for a tenth of the bytes.
+        figure.savefig(file, format="png", pil_kwargs={"compress_level": 3})
     return file.getvalue()

@@ -1,6 +1,7 @@
-"""Landmarks of prepared cases and of raw scans, in each scan's own LPS millimetres."""
+"""Landmarks of one case with all that is promised of them, and the files that say so."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import dataclasses
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -8,17 +9,105 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from jaxmark.config import Experiment, check_same
+from jaxmark.config import Experiment
 from jaxmark.core.errors import InputError
-from jaxmark.core.files import read_json
-from jaxmark.data.landmarks import Landmarks, write_mrk_json, write_table
-from jaxmark.data.prepare import load_frame, prepare_scan
-from jaxmark.data.scans import case_name, find_scans, read_scan
+from jaxmark.data.landmarks import Landmarks, write_fcsv, write_mrk_json, write_table
 from jaxmark.methods.method import Method, Params
+from jaxmark.results.calibration import Calibration
 from jaxmark.training.checkpoints import Checkpoints
 from jaxmark.training.inference import Found, Predictor, Volume
 
 DECODERS = ("argmax", "subvoxel")
+# Columns behind the coordinates in tables of predictions.
+COLUMNS = ("score", "presence", "radius_mm")
+# Of the points in 3D Slicer: seen on bright vessels and on dark brain.
+COLOR = (0.30, 1.0, 0.42)
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictedCase:
+    """Landmarks of one scan in its own LPS millimetres; K of them, by name."""
+
+    name: str
+    landmarks: tuple[str, ...]
+    positions_mm: np.ndarray  # (K, 3)
+    score: np.ndarray  # (K,)
+    presence: np.ndarray | None  # (K,) probability; None where nothing is known of absence
+    radius_mm: np.ndarray  # (K,) holds the truth with probability `coverage`; infinite: not known
+    coverage: float
+
+    @classmethod
+    def of(
+        cls, found: Found, landmarks: Sequence[str], decoder: str, calibration: Calibration
+    ) -> "PredictedCase":
+        """What a network found, with what validation cases say of it."""
+        return cls(
+            name=found.name,
+            landmarks=tuple(landmarks),
+            positions_mm=found.landmarks_mm(decoder),
+            score=found.score,
+            presence=calibration.presence(found.evidence),
+            radius_mm=calibration.radius_mm,
+            coverage=calibration.coverage,
+        )
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """Landmarks that are rather not there."""
+        if self.presence is None:
+            return ()
+        rows = zip(self.landmarks, self.presence, strict=True)
+        return tuple(name for name, share in rows if share < 0.5)
+
+    def points(self) -> Landmarks:
+        """Positions by name."""
+        return dict(zip(self.landmarks, self.positions_mm, strict=True))
+
+    def columns(self) -> dict[str, dict[str, float | None]]:
+        """Column -> landmark -> number, None where nothing is known."""
+        values = {
+            "score": self.score,
+            "presence": np.full(len(self.landmarks), np.nan)
+            if self.presence is None
+            else self.presence,
+            "radius_mm": self.radius_mm,
+        }
+        return {
+            column: {
+                name: float(value) if np.isfinite(value) else None
+                for name, value in zip(self.landmarks, values[column], strict=True)
+            }
+            for column in COLUMNS
+        }
+
+    def descriptions(self) -> dict[str, str]:
+        """Landmark -> a few words for a person."""
+        columns = self.columns()
+        words = {}
+        for name in self.landmarks:
+            said = []
+            if (presence := columns["presence"][name]) is not None:
+                said.append(f"presence {presence:.2f}")
+            if (radius := columns["radius_mm"][name]) is not None:
+                said.append(f"within {radius:.1f} mm ({100 * self.coverage:g} %)")
+            words[name] = ", ".join([*said, f"score {columns['score'][name]:.3f}"])
+        return words
+
+
+def write_markups(case: PredictedCase, folder: Path, *, fcsv: bool) -> None:
+    """`<case>.mrk.json` and, if asked for, `<case>.fcsv`, which 3D Slicer opens."""
+    points, words, hidden = case.points(), case.descriptions(), case.hidden
+    markups = folder / f"{case.name}.mrk.json"
+    write_mrk_json(markups, points, descriptions=words, hidden=hidden, color=COLOR)
+    if fcsv:
+        write_fcsv(folder / f"{case.name}.fcsv", points, descriptions=words, hidden=hidden)
+
+
+def write_predictions(path: Path, cases: Iterable[PredictedCase]) -> None:
+    """One table of any number of cases."""
+    listed = list(cases)
+    columns = {column: {case.name: case.columns()[column] for case in listed} for column in COLUMNS}
+    write_table(path, {case.name: case.points() for case in listed}, columns)
 
 
 def load_params(
@@ -36,83 +125,28 @@ def load_params(
     return params, step
 
 
-def predict(
-    predictor: Predictor,
-    params: Params,
-    volumes: Iterable[Volume],
-    *,
-    total: int,
+def find(
+    predictor: Predictor, params: Params, volumes: Iterable[Volume], total: int, what: str
+) -> list[Found]:
+    """Landmarks of prepared volumes, with a progress bar."""
+    return list(tqdm(predictor(params, volumes), total=total, desc=what, unit="scan"))
+
+
+def write_split(
+    found: Sequence[Found],
     landmarks: Sequence[str],
     decoder: str,
+    calibrations: dict[str, Calibration],
     folder: Path,
-) -> list[Found]:
-    """Find the landmarks of `volumes` and write them into `folder`.
+) -> None:
+    """Predictions of a cohort's split.
 
     A `<case>.mrk.json` each, with the decoder asked for, and for every decoder one table,
     `landmarks_<decoder>.csv`.
     """
-    bar = tqdm(predictor(params, volumes), total=total, desc="predicting", unit="scan")
-    found = []
-    for result in bar:
-        scores = dict(zip(landmarks, result.score.tolist(), strict=True))
-        write_mrk_json(
-            folder / f"{result.name}.mrk.json",
-            _named(landmarks, result.landmarks_mm(decoder)),
-            descriptions={name: f"score {score:.3f}" for name, score in scores.items()},
-        )
-        found.append(result)
     for name in DECODERS:
-        write_table(
-            folder / f"landmarks_{name}.csv",
-            {f.name: _named(landmarks, f.landmarks_mm(name)) for f in found},
-            {f.name: dict(zip(landmarks, f.score.tolist(), strict=True)) for f in found},
-        )
-    return found
-
-
-def predict_scans(
-    experiment: Experiment,
-    workdir: Path,
-    scans: Path,
-    folder: Path,
-    mesh: Mesh,
-    build: Callable[[Experiment, tuple[str, ...]], Method],
-) -> int:
-    """Find landmarks in raw scans: a file, a DICOM folder, or a folder of these; how many."""
-    check_same(read_json(workdir / "config.json"), experiment, workdir, parts=("method",))
-    frame, landmarks = load_frame(workdir / "preparation")
-    data = experiment.data
-    if frame.shape != tuple(n + 2 * data.margin for n in data.crop):
-        raise InputError(
-            "config.data.crop", f"with its margin is not {frame.shape}, the model's in {workdir}"
-        )
-    method = build(experiment, landmarks)
-    params, _ = load_params(method, experiment, workdir, mesh)
-    sources = scans_at(scans)
-
-    def volumes() -> Iterator[Volume]:
-        for name, path in sources.items():
-            image, ijk_to_lps = prepare_scan(read_scan(path), frame)
-            yield Volume(name, image.astype(np.float16), ijk_to_lps)
-
-    predict(
-        Predictor(method, experiment, mesh),
-        params,
-        volumes(),
-        total=len(sources),
-        landmarks=landmarks,
-        decoder=experiment.predict.decoder,
-        folder=folder,
-    )
-    return len(sources)
-
-
-def scans_at(path: Path) -> dict[str, Path]:
-    """Name -> scan: the scan at `path`, or those in it."""
-    if not path.is_dir():
-        return {case_name(path) or path.name: path}
-    return find_scans(path) or {path.name: path}
-
-
-def _named(landmarks: Sequence[str], positions: np.ndarray) -> Landmarks:
-    return dict(zip(landmarks, positions, strict=True))
+        cases = [PredictedCase.of(f, landmarks, name, calibrations[name]) for f in found]
+        if name == decoder:
+            for case in cases:
+                write_markups(case, folder, fcsv=False)
+        write_predictions(folder / f"landmarks_{name}.csv", cases)

@@ -41,7 +41,6 @@ class OverlayCase:
     spacing_mm: Sequence[float]
     truth_ijk: np.ndarray
     predicted_ijk: np.ndarray
-    present: np.ndarray
 
 
 def choose_cases(points: Points) -> list[tuple[str, str]]:
@@ -73,8 +72,10 @@ def overlay_cases(points: Points, cases: Sequence[PreparedCase]) -> list[Overlay
                 image=case.image(),
                 spacing_mm=np.linalg.norm(case.ijk_to_lps[:3, :3], axis=0).tolist(),
                 truth_ijk=case.landmarks_ijk,
-                predicted_ijk=apply_affine(to_ijk, points.predicted_mm[row]),
-                present=case.present,
+                # What has no truth is not shown beside it.
+                predicted_ijk=np.where(
+                    case.present[:, None], apply_affine(to_ijk, points.predicted_mm[row]), np.nan
+                ),
             )
         )
     return overlays
@@ -116,6 +117,7 @@ def write_report(workdir: Path, overlays: Sequence[OverlayCase]) -> Path:
                 "Mean radial error of each landmark",
             ),
         ),
+        ("What the predictions promise", _promises(summary)),
         (f"The {_WORST_POINTS} worst points", _worst_points_table(points)),
         ("All cases", _cases_table(points)),
         ("Training", _training(log, curves)),
@@ -185,6 +187,43 @@ def _figures_table(
     return table(head, rows, numbers=range(1, len(columns) + 1))
 
 
+def _promises(summary: Mapping[str, Any]) -> str:
+    """Were radii and probabilities of presence, learned on validation cases, right on these?"""
+    parts = []
+    kept, known = summary["coverage"], summary["presence"]
+    if kept is not None:
+        bounds = kept["interval"]
+        spread = f" (95 % interval {percent(bounds[0])} to {percent(bounds[1])})" if bounds else ""
+        parts.append(
+            f"<p>Radii are stated to hold the truth in {100 * kept['nominal']:g} % of cases. They "
+            f"held it in {percent(kept['share'])}{spread} of {kept['n_points']} points; the mean "
+            f"radius is {mm(kept['mean_radius_mm'])} mm. {kept['n_unstated']} points have none: "
+            "too few validation cases.</p>\n"
+        )
+        rows = [
+            [row["name"], str(own["n"]), mm(own["radius_mm"]), percent(own["share"])]
+            for row, own in zip(summary["per_landmark"], kept["per_landmark"], strict=True)
+        ]
+        table_of_radii = table(["landmark", "points", "radius (mm)", "held"], rows, (1, 2, 3))
+        parts.append(f"<details><summary>Radius by landmark</summary>{table_of_radii}</details>\n")
+    if known is not None:
+        auc = "–" if known["auc"] is None else f"{known['auc']:.3f}"
+        parts.append(
+            f"<p>Presence, of {known['n_present']} landmarks that are there and "
+            f"{known['n_absent']} that are not: area under the ROC curve {auc}, right at 0.5 in "
+            f"{percent(known['accuracy'])}, Brier score {known['brier']:.3f} (stating the overall "
+            f"share each time: {known['brier_base']:.3f}).</p>\n"
+        )
+        rows = [
+            [f"{tenth / 10:g} to {(tenth + 1) / 10:g}", str(row["n"]), *map(percent, shares)]
+            for tenth, row in enumerate(known["bins"])
+            if row["n"]
+            for shares in [(row["stated"], row["observed"])]
+        ]
+        parts.append(table(["stated", "landmarks", "mean stated", "present"], rows, (1, 2, 3)))
+    return "".join(parts)
+
+
 def _training(log: Sequence[Mapping[str, Any]], curves: bytes | None) -> str:
     """Curves of the log, and under them what it warned of."""
     if not curves:
@@ -213,10 +252,9 @@ def _overlays(points: Points, overlays: Sequence[OverlayCase]) -> str:
         png = figures.overlay(
             case.image,
             case.spacing_mm,
-            case.truth_ijk,
             case.predicted_ijk,
-            case.present,
             title[:1].upper() + title[1:],
+            truth_ijk=case.truth_ijk,
         )
         pictures.append(
             f'<figure class="scan"><img src="{data_uri(png, "image/png")}" alt="{escape(title)}">'

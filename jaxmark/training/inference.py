@@ -35,6 +35,7 @@ class Found:
     ijk_to_lps: np.ndarray  # (4, 4)
     decoded_ijk: dict[str, np.ndarray]  # decoder -> (K, 3)
     score: np.ndarray  # (K,)
+    evidence: np.ndarray  # (K,): see Prediction
 
     def landmarks_mm(self, decoder: str) -> np.ndarray:
         """(K, 3) LPS mm of the scan's own world."""
@@ -90,4 +91,5 @@ class Predictor:
                 ijk_to_lps=volume.ijk_to_lps,
                 decoded_ijk={name: ijk + self._margin for name, ijk in decoded.items()},
                 score=host.score[i],
+                evidence=host.evidence[i],
             )

@@ -46,7 +46,7 @@ def test_landmarks_follow_the_volume(settings):
     image, points = volumes()
     found, moved = jax.jit(lambda k: augment(k, image, points, **settings))(jax.random.key(3))
     assert found.shape == (3, *CROP, 1) and found.dtype == jnp.float32
-    _, seen, _ = decode(found, lambda x: x, spacing_mm=SPACING, sigma_mm=2.0, softmax=False)
+    _, seen, *_ = decode(found, lambda x: x, spacing_mm=SPACING, sigma_mm=2.0, softmax=False)
     np.testing.assert_allclose(seen * np.array(SPACING), moved * np.array(SPACING), atol=0.2)
     # Something did move, and each volume by its own amount.
     shift = np.asarray(moved - (points - MARGIN))

@@ -46,7 +46,7 @@ def test_peak_of_a_landmark_on_a_voxel_is_one():
 
 def test_argmax_is_the_brightest_voxel_of_each_channel():
     heatmaps = np.random.default_rng(1).normal(size=(2, *SHAPE, 4)).astype(np.float32)
-    position, _, score = decoded(heatmaps)
+    position, _, score, _ = decoded(heatmaps)
     for b in range(2):
         for k in range(4):
             best = np.unravel_index(heatmaps[b, ..., k].argmax(), SHAPE)
@@ -58,12 +58,12 @@ def test_subvoxel_is_exact_on_a_gaussian_and_better_than_argmax_under_noise():
     rng = np.random.default_rng(2)
     truth = rng.uniform(4.5, 8.5, (4, 3, 3)) * [1, 0.9, 0.6]
     clean = gaussians(jnp.asarray(truth, jnp.float32), SHAPE, SPACING, SIGMA)
-    peak, fine, _ = decoded(clean)
+    peak, fine, *_ = decoded(clean)
     assert np.abs((fine - truth) * np.array(SPACING)).max() < 0.06
     assert np.linalg.norm((peak - truth) * np.array(SPACING), axis=-1).mean() > 0.4
 
     noisy = clean + 0.05 * rng.normal(size=clean.shape).astype(np.float32)
-    peak, fine, _ = decoded(noisy)
+    peak, fine, *_ = decoded(noisy)
     coarse_error, fine_error = (
         np.linalg.norm((p - truth) * np.array(SPACING), axis=-1).mean() for p in (peak, fine)
     )
@@ -72,14 +72,14 @@ def test_subvoxel_is_exact_on_a_gaussian_and_better_than_argmax_under_noise():
 
 def test_subvoxel_stays_at_the_maximum_where_nothing_is_positive():
     heatmaps = jnp.full((1, *SHAPE, 1), -1.0).at[0, 2, 3, 4, 0].set(-0.5)
-    _, fine, _ = decoded(heatmaps)
+    _, fine, *_ = decoded(heatmaps)
     np.testing.assert_array_equal(fine, [[[2.0, 3.0, 4.0]]])
 
 
 def test_subvoxel_at_the_corner_of_the_volume():
     truth = jnp.array([[[0.3, 0.2, 9.1]]])
     heatmaps = gaussians(truth, SHAPE, SPACING, SIGMA)
-    peak, fine, _ = decoded(heatmaps)
+    peak, fine, *_ = decoded(heatmaps)
     # Half of the spot is cut away: the position is drawn inwards, but stays within a sigma.
     assert np.isfinite(fine).all()
     assert np.linalg.norm((fine - truth) * np.array(SPACING)) < SIGMA
@@ -88,7 +88,7 @@ def test_subvoxel_at_the_corner_of_the_volume():
 def test_among_equal_voxels_the_first_counts():
     heatmaps = np.zeros((1, *SHAPE, 2), np.float32)
     heatmaps[0, 5, 3, 7, 0] = heatmaps[0, 5, 3, 2, 0] = heatmaps[0, 9, 0, 0, 0] = 1
-    position, _, _ = decoded(heatmaps)
+    position, *_ = decoded(heatmaps)
     np.testing.assert_array_equal(position[0], [[5, 3, 2], [0, 0, 0]])
 
 
@@ -111,7 +111,7 @@ def test_softmax_of_a_log_gaussian_has_peak_one_and_the_gaussian_s_place():
     truth = jnp.array([[[20.2, 19.4, 15.0]]])
     heatmap = gaussians(truth, wide, SPACING, SIGMA)
     logits = jnp.log(jnp.maximum(heatmap, 1e-30)) + 3.0
-    _, fine, score = decoded(logits, softmax=True)
+    _, fine, score, _ = decoded(logits, softmax=True)
     np.testing.assert_allclose(score, heatmap.max(), atol=1e-4)
     np.testing.assert_allclose(fine, truth, atol=0.03)
 
@@ -138,3 +138,15 @@ def test_masses_of_gaussians_are_those_of_their_heatmaps(power):
     masses = cell_masses(negative, cell, power)
     kept = np.where(heatmaps < 0.1, 0, heatmaps) ** power
     np.testing.assert_allclose(masses.sum((1, 2, 3)), kept.sum((1, 2, 3)), rtol=1e-5)
+
+
+def test_evidence_is_the_log_odds_of_being_somewhere():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, *SHAPE, 3))
+    *_, evidence = decoded(jnp.asarray(logits, jnp.float32), softmax=True)
+    somewhere = np.exp(logits).sum((1, 2, 3))
+    np.testing.assert_allclose(evidence, np.log(somewhere / np.prod(SHAPE)), rtol=1e-4, atol=1e-5)
+    # Without a softmax those of the height, kept finite.
+    heights = jnp.zeros((1, *SHAPE, 3)).at[0, 2, 2, 2].set(jnp.array([0.5, 0.8, 1.5]))
+    *_, evidence = decoded(heights)
+    np.testing.assert_allclose(evidence[0], [0, np.log(4), np.log(9999)], rtol=1e-3, atol=1e-6)

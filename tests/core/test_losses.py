@@ -184,3 +184,52 @@ def test_adversarial_gradients_neither_vanish_nor_overflow():
     assert np.isfinite(discriminator_loss(logits, logits))
     d_gradient = jax.grad(lambda x: discriminator_loss(x, -x) * 3)(logits)
     np.testing.assert_allclose(d_gradient, [-2.0, -1.0, 0.0], atol=1e-6)
+
+
+ABSENT = np.array([[False, True, False], [False, False, False]])
+
+
+@pytest.mark.parametrize("by_slabs", [False, True])
+def test_cross_entropy_with_a_class_for_nowhere_agrees_with_float64_numpy(by_slabs):
+    logits, landmarks, present = case()
+    landmarks = np.minimum(landmarks, np.array(logits.shape[1:4]) - 1)
+    shape = logits.shape[1:4]
+    grid = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1)
+    values = []
+    for b, k in zip(*np.nonzero(present | ABSENT), strict=True):
+        squared = (((grid - landmarks[b, k]) * PLACE["spacing_mm"]) ** 2).sum(-1)
+        target = np.exp(-squared / (2 * PLACE["sigma_mm"] ** 2))
+        # "Nowhere" weighs as much as all voxels do at logit 0.
+        classes = np.append(np.exp(logits[b, ..., k]).ravel(), np.prod(shape))
+        wanted = np.append((target / target.sum()).ravel() * present[b, k], ABSENT[b, k])
+        values.append(-(wanted * np.log(classes / classes.sum())).sum())
+    found = heatmap_cross_entropy(
+        jnp.asarray(logits, jnp.float32),
+        jnp.asarray(landmarks, jnp.float32),
+        present,
+        absent=ABSENT,
+        head=(lambda x: x) if by_slabs else None,
+        **PLACE,
+    )
+    np.testing.assert_allclose(found, np.mean(values), rtol=1e-5)
+
+
+def test_what_is_absent_is_pushed_away_and_what_is_unknown_left_alone():
+    logits, landmarks, present = case()
+    arguments = (jnp.asarray(np.clip(landmarks, 0, 3)), present)
+    for loss_of in (
+        lambda x: heatmap_cross_entropy(x, *arguments, absent=ABSENT, **PLACE),
+        lambda x: weighted_heatmap_loss(x, *arguments, absent=ABSENT, **SETTINGS),
+    ):
+        x = jnp.abs(jnp.asarray(logits, jnp.float32))
+        gradient = np.asarray(jax.grad(loss_of)(x))
+        assert (gradient[0, ..., 1] > 0).all()
+        assert (gradient[1, ..., 2] == 0).all()
+
+
+def test_weighted_loss_of_absent_landmarks_is_that_of_empty_heatmaps():
+    prediction, landmarks, present = case()
+    found = loss(jnp.asarray(prediction, jnp.float32), landmarks, present, absent=ABSENT)
+    known = reference(prediction, landmarks, present, **SETTINGS) * present.sum()
+    empty = (prediction[0, ..., 1] ** 2).mean()
+    np.testing.assert_allclose(found, (known + empty) / (present.sum() + 1), rtol=2e-5)

@@ -188,3 +188,34 @@ def test_comparison_of_other_points_is_refused():
     errors = metrics.radial_error_mm(TRUTH, PREDICTED, PRESENT)
     with pytest.raises(ValueError, match="same points"):
         metrics.paired_comparison(errors, np.zeros_like(errors), 0)
+
+
+def test_coverage_by_hand():
+    errors = np.array([[1.0, 2.0], [3.0, np.nan], [2.0, 9.0]])
+    radius = np.array([[2.0, 2.0], [2.0, 2.0], [2.0, np.inf]])
+    found = metrics.coverage(errors, radius, seed=0)
+    assert found["share"] == pytest.approx(3 / 4)
+    assert (found["n_points"], found["n_unstated"]) == (4, 1)
+    assert found["per_landmark"][0] == {"n": 3, "share": pytest.approx(2 / 3), "radius_mm": 2.0}
+    assert found["per_landmark"][1] == {"n": 1, "share": 1.0, "radius_mm": 2.0}
+    low, high = found["interval"]
+    assert 0 <= low <= 0.75 <= high <= 1
+    nothing = metrics.coverage(np.full((2, 1), np.nan), np.ones((2, 1)), seed=0)
+    assert nothing["share"] is None and nothing["interval"] is None
+
+
+def test_presence_by_hand():
+    stated = np.array([[0.9, 0.2], [0.6, 0.6], [np.nan, 0.35]])
+    present = np.array([[True, False], [True, False], [True, False]])
+    absent = np.array([[False, True], [False, True], [False, False]])
+    found = metrics.presence(stated, present, absent)
+    # The last scan's landmarks are not stated, or not known.
+    assert (found["n_present"], found["n_absent"]) == (2, 2)
+    assert found["accuracy"] == 0.75
+    assert found["brier"] == pytest.approx((0.1**2 + 0.2**2 + 0.4**2 + 0.6**2) / 4)
+    assert found["brier_base"] == pytest.approx(0.25)
+    # Of four pairs one is tied.
+    assert found["auc"] == pytest.approx(3.5 / 4)
+    assert found["bins"][6] == {"n": 2, "stated": pytest.approx(0.6), "observed": 0.5}
+    assert found["bins"][0] == {"n": 0, "stated": None, "observed": None}
+    assert metrics.presence(stated, present, np.zeros((3, 2), bool))["auc"] is None

@@ -68,7 +68,8 @@ def batch(count=2, seed=0):
     points = jnp.asarray(rng.uniform(6, np.array(FULL) - 6, (count, 2, 3)), jnp.float32)
     image = gaussians(points, FULL, SPACING, 2.0).sum(-1, keepdims=True)
     present = jnp.ones((count, 2), bool).at[1, 0].set(False)
-    return Batch(image=image.astype(jnp.float16), landmarks_ijk=points, present=present)
+    absent = jnp.zeros((count, 2), bool)
+    return Batch(image.astype(jnp.float16), points, present, absent)
 
 
 def critic_of(settings, generator):

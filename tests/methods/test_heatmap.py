@@ -34,6 +34,7 @@ def batch(count=4, seed=0):
         image=(big + 0.5 * small).astype(jnp.float16),
         landmarks_ijk=points,
         present=jnp.ones((count, 2), bool),
+        absent=jnp.zeros((count, 2), bool),
     )
 
 

@@ -26,7 +26,10 @@ def run(folder, error_mm, seed=0, scans=6, **changes):
         truth_mm=truth,
         predicted_mm=predicted,
         present=present,
+        absent=~present,
         score=np.ones((scans, 4)),
+        presence=np.full((scans, 4), np.nan),
+        radius_mm=np.full((scans, 4), np.inf),
     )
     points = dataclasses.replace(points, **changes)
     evaluate(points, thresholds_mm=(2, 4), floors={}, folder=folder / "evaluation")

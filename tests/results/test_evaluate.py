@@ -22,7 +22,10 @@ def make_points(scans=3, landmarks=4, seed=0):
         truth_mm=truth,
         predicted_mm=np.nan_to_num(truth) + rng.normal(0, 2, truth.shape),
         present=present,
+        absent=~present,
         score=rng.random((scans, landmarks)),
+        presence=np.where(rng.random(present.shape) < 0.5, np.nan, 0.1 + 0.8 * present),
+        radius_mm=np.where(rng.random(present.shape) < 0.2, np.inf, 3.0),
     )
 
 
@@ -38,7 +41,7 @@ def test_points_come_back_exactly(tmp_path):
     run(points, tmp_path / "evaluation")
     back = evaluate.read_points(tmp_path / "evaluation")
     assert (back.cases, back.landmarks) == (points.cases, points.landmarks)
-    for name in ("truth_mm", "predicted_mm", "present", "score"):
+    for name in set(vars(points)) - {"cases", "landmarks"}:
         np.testing.assert_array_equal(getattr(back, name), getattr(points, name))
 
 
@@ -65,7 +68,8 @@ def test_summary_and_floors(tmp_path):
     assert evaluate.read_summary(tmp_path) == summary
     assert summary["n_points"] == 11
     floor = summary["floors"]["mean_position"]
-    assert summary.keys() - floor.keys() == {"schema_version", "floors"}
+    assert summary.keys() - floor.keys() == {"schema_version", "floors", "coverage", "presence"}
+    assert summary["coverage"] is None and summary["presence"] is None
     errors = evaluate.read_floor_errors(tmp_path)["mean_position"]
     np.testing.assert_array_equal(np.isnan(errors), ~points.present)
     assert np.nanmean(errors) == pytest.approx(floor["mre_mm"])
@@ -116,4 +120,23 @@ def test_points_that_make_no_table_are_refused():
     with pytest.raises(ValueError, match="more than once: a"):
         evaluate.Points(**{**vars(points), "cases": ("a", "b", "a")})
     with pytest.raises(ValueError, match="no cases"):
-        evaluate.Points((), ("a",), *(np.zeros((0, 1, 3)),) * 2, *(np.zeros((0, 1)),) * 2)
+        evaluate.Points((), ("a",), *(np.zeros((0, 1, 3)),) * 2, *(np.zeros((0, 1)),) * 5)
+
+
+def test_promises_are_compared_with_what_came(tmp_path):
+    points = make_points()
+    points.predicted_mm[:, 0] = np.nan_to_num(points.truth_mm[:, 0]) + [0, 0, 5]
+    points.radius_mm[:, 0] = [4.0, 6.0, np.inf]
+    points.presence[:] = np.where(points.present, 0.8, 0.3)
+    summary = evaluate.evaluate(
+        points, thresholds_mm=(2,), floors={}, folder=tmp_path, promised=0.75
+    )
+    kept = summary["coverage"]
+    assert kept["nominal"] == 0.75
+    assert kept["per_landmark"][0] == {"n": 2, "share": 0.5, "radius_mm": 5.0}
+    assert kept["n_points"] + kept["n_unstated"] == 11
+    known = summary["presence"]
+    assert (known["n_present"], known["n_absent"], known["auc"]) == (11, 1, 1.0)
+    assert known["brier"] == pytest.approx((11 * 0.2**2 + 0.3**2) / 12)
+    assert "% within the radii stated for 75 %" in evaluate.headline(summary)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary

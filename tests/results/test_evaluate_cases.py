@@ -2,10 +2,16 @@
 
 import numpy as np
 import pytest
+from conftest import random_rotation
 
+from jaxmark.config import Data
 from jaxmark.core.errors import InputError
+from jaxmark.core.geometry import apply_affine, compose_affine
 from jaxmark.data.cases import PreparedCase
+from jaxmark.data.cohort import read_cohort
 from jaxmark.data.landmarks import write_table
+from jaxmark.data.prepare import prepare
+from jaxmark.data.scans import write_scan
 from jaxmark.results.evaluate import evaluate_cases, headline, read_points
 
 NAMES = ("a", "b")
@@ -17,7 +23,7 @@ def case(name, offset, points, quality=np.nan):
     affine[:3, 3] = offset
     landmarks = np.array([[np.nan] * 3 if p is None else p for p in points], float)
     present = np.array([p is not None for p in points])
-    return PreparedCase(name, None, affine, landmarks + offset, present, quality)
+    return PreparedCase(name, None, affine, landmarks + offset, present, ~present, quality)
 
 
 TRAIN = [
@@ -32,7 +38,8 @@ def score(tmp_path, cases, positions):
         c.name: {n: np.array(p, float) for n, p in zip(NAMES, row, strict=True)}
         for c, row in zip(cases, positions, strict=True)
     }
-    write_table(table, rows, {c.name: dict.fromkeys(NAMES, 0.5) for c in cases})
+    half = {c.name: dict.fromkeys(NAMES, 0.5) for c in cases}
+    write_table(table, rows, {"score": half, "presence": half, "radius_mm": half})
     return evaluate_cases(
         TRAIN,
         cases,
@@ -41,6 +48,55 @@ def score(tmp_path, cases, positions):
         predictions=table,
         folder=tmp_path / "evaluation",
     )
+
+
+def test_either_frame_of_the_landmark_files_gives_the_same_errors(tmp_path):
+    rng = np.random.default_rng(0)
+    size, summaries = np.array([20, 18, 16]), []
+    affine = compose_affine(random_rotation(rng) * [1.5, 1.2, 1.0], rng.normal(0, 40, 3))
+    names = [f"case{n}" for n in range(4)]
+    points = {
+        case: dict(zip(NAMES, apply_affine(affine, rng.uniform(4, 12, (2, 3))), strict=True))
+        for case in names
+    }
+    guesses = {c: {n: p + rng.normal(0, 2, 3) for n, p in row.items()} for c, row in points.items()}
+    half = {case: dict.fromkeys(NAMES, 0.5) for case in names}
+    table = tmp_path / "predictions.csv"
+    write_table(table, guesses, {"score": half, "presence": half, "radius_mm": half})
+    for frame in ("LPS", "RAS"):
+        root = tmp_path / frame
+        for case in names:
+            write_scan(root / "images" / f"{case}.mha", rng.random(size, np.float32), affine)
+        rows = [
+            (case, name, *(xyz if frame == "LPS" else xyz * [-1, -1, 1]))
+            for case, row in points.items()
+            for name, xyz in row.items()
+        ]
+        text = f"# frame: {frame}\ncase,landmark,x,y,z\n"
+        text += "".join(f"{c},{n},{x!r},{y!r},{z!r}\n" for c, n, x, y, z in rows)
+        (root / "landmarks.csv").write_text(text.replace("np.float64(", "").replace(")", ""))
+        data = Data(
+            root=str(root),
+            cache=str(tmp_path / "cache"),
+            spacing_mm=(1.5, 1.5, 1.5),
+            crop=(8, 8, 8),
+            margin=1,
+            workers=1,
+        )
+        prepared = prepare(read_cohort(data), data)
+        summaries.append(
+            evaluate_cases(
+                prepared.split("train"),
+                [prepared.cases[case] for case in names],
+                landmarks=NAMES,
+                thresholds_mm=(1.0, 2.0),
+                predictions=table,
+                folder=tmp_path / "evaluation",
+            )
+        )
+    assert summaries[0] == summaries[1]
+    expected = [np.linalg.norm(guesses[c][n] - points[c][n]) for c in names for n in NAMES]
+    assert summaries[0]["mre_mm"] == pytest.approx(np.mean(expected))
 
 
 def test_errors_and_floors_by_hand(tmp_path):

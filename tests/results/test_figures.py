@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy import ndimage
 
 from jaxmark.results import figures
 
@@ -41,7 +42,8 @@ def place(picture, box, color):
 
 def draw(truth, predicted, present=HERE, image=None):
     image = np.zeros(SHAPE) if image is None else image
-    return decode(figures.overlay(image, SPACING, truth, predicted, present, "a title"))
+    truth, predicted = (np.where(present[:, None], p, np.nan) for p in (truth, predicted))
+    return decode(figures.overlay(image, SPACING, predicted, "a title", truth_ijk=truth))
 
 
 def test_overlay_shows_landmarks_where_they_are():
@@ -188,3 +190,46 @@ def test_pictures_are_the_same_each_time_and_leave_no_settings():
     before = dict(matplotlib.rcParams)
     assert figures.per_landmark_bars(rows_of(3)) == figures.per_landmark_bars(rows_of(3))
     assert dict(matplotlib.rcParams) == before
+
+
+def test_overlay_of_a_scan_without_truth_is_numbered_and_shows_what_is_probably_absent():
+    predicted = np.array([[8.0, 6, 4], [30, 22, 16]])
+    arguments = (np.zeros(SHAPE), SPACING, predicted, "a title")
+    plain = decode(figures.overlay(*arguments))
+    keyed = decode(figures.overlay(*arguments, names=("one", "two $x$ " + "very " * 20)))
+    faint = decode(figures.overlay(*arguments, faint=np.array([False, True])))
+    assert keyed.shape[0] > plain.shape[0] and keyed.shape[1] == plain.shape[1] == 1400
+
+    def pixels(picture, color):
+        rgb = np.array(matplotlib.colors.to_rgb(color)) * 255
+        return (np.abs(picture - rgb).max(axis=2) < 40).sum()
+
+    assert pixels(plain, figures.TRUTH) == 0
+    # A ring has fewer pixels of full colour than a dot; numbers add some.
+    assert pixels(keyed, figures.PREDICTION) > pixels(plain, figures.PREDICTION)
+    assert 0 < pixels(faint, figures.PREDICTION)
+    assert not np.array_equal(faint, plain)
+
+
+def tile(title, doubtful=False, where=(10, 8, 5)):
+    image = np.zeros(SHAPE)
+    image[where] = 1
+    return figures.Tile(title, image.max(2), image.max(1), doubtful)
+
+
+def test_contact_sheet_shows_every_case_with_the_same_marks():
+    marks = np.array([[10.0, 8, 5]])
+    even = [tile(f"case{n}") for n in range(7)]
+    sheet = decode(figures.contact_sheet(even, SPACING, marks, "cohort"))
+    doubtful = [*even[:6], tile("case6", doubtful=True)]
+    red = decode(figures.contact_sheet(doubtful, SPACING, marks, "cohort"))
+    mark = np.array(matplotlib.colors.to_rgb(figures.MARK)) * 255
+    dots = np.abs(sheet - mark).max(axis=2) < 70
+    # One a projection, two a case: as many separate spots.
+    _, spots = ndimage.label(ndimage.binary_dilation(dots, iterations=2))
+    assert spots == 14
+
+    def reds(picture):
+        return (np.abs(picture - np.array([240, 40, 45])).max(axis=2) < 30).sum()
+
+    assert reds(sheet) == 0 and reds(red) > 100

@@ -24,14 +24,17 @@ def make_points(means=(1.0, 3.0, 2.0, 5.0, 4.0), names=None):
     present = np.ones((len(means), 3), bool)
     present[:, 2] = False
     cases = names or tuple(f"case{n}" for n in range(len(means)))
-    return Points(cases, ("a", EVIL, "never"), truth, predicted, present, np.ones((len(means), 3)))
+    absent = ~present
+    score = np.ones((len(means), 3))
+    presence = np.where(present, 0.9, 0.2)
+    radius = np.tile([2.5, np.inf, 4.0], (len(means), 1))
+    names = ("a", EVIL, "never")
+    return Points(cases, names, truth, predicted, present, absent, score, presence, radius)
 
 
 def make_overlay(name):
     corner = np.zeros((3, 3))
-    return report.OverlayCase(
-        name, np.zeros((6, 5, 4)), (1.0, 1.0, 1.0), corner, corner + 1, np.array([1, 1, 0], bool)
-    )
+    return report.OverlayCase(name, np.zeros((6, 5, 4)), (1.0, 1.0, 1.0), corner, corner + 1)
 
 
 @pytest.fixture
@@ -40,7 +43,8 @@ def workdir(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     points = make_points(names=(EVIL, "b", "c", "d", "e"))
     floors = {"mean_position": points.truth_mm + 20.0, EVIL: points.truth_mm + 30.0}
-    evaluate(points, thresholds_mm=(2.0, 4.5), floors=floors, folder=tmp_path / "evaluation")
+    folder = tmp_path / "evaluation"
+    evaluate(points, thresholds_mm=(2.0, 4.5), floors=floors, folder=folder, promised=0.8)
     (tmp_path / "logs").mkdir()
     train = {"kind": "train", "phase": EVIL, "step": 10, "loss": 1.0, "volumes_per_s": 12.5}
     lines = [train, {"kind": "validation", "phase": EVIL, "step": 1200, "mre_mm": 3.0}]
@@ -104,6 +108,16 @@ def test_page_holds_the_figures(workdir):
     for expected in ("SDR at 4.5 mm60.0 %", "SD of points (mm)2.84", "confusion rate0.0 %"):
         assert expected in words
     assert "d27.507.5010.00" in words
+
+
+def test_promises_stand_beside_what_came_of_them(workdir):
+    page = Page(report.write_report(workdir, []).read_text(encoding="utf-8"))
+    # Landmark a: errors 1, 3, 2, 5, 4 within 2.5 mm; the second has no radius.
+    for expected in ("in 80 % of cases", "held it in 40.0 %", "of 5 points", "5 points have none"):
+        assert expected in page.words
+    assert "of 10 landmarks that are there and 5 that are not" in page.words
+    assert "area under the ROC curve 1.000" in page.words
+    assert "0.2 to 0.3520.0 %0.0 %" in page.words
 
 
 def test_a_method_that_learned_nothing_is_told_so(workdir):

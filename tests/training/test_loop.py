@@ -32,7 +32,9 @@ def cases(tmp_path_factory):
         affine = np.diag([1.5, 1.5, 2.0, 1.0])
         affine[:3, 3] = rng.normal(0, 30, 3)
         world = points * [1.5, 1.5, 2.0] + affine[:3, 3]
-        case = PreparedCase(f"c{i}", folder / f"c{i}", affine, world, np.ones(2, bool), np.nan)
+        case = PreparedCase(
+            f"c{i}", folder / f"c{i}", affine, world, np.ones(2, bool), np.zeros(2, bool)
+        )
         save_case(case, rng.normal(size=(12, 12, 8)), folder)
         found.append(load_case(case.folder))
     return found

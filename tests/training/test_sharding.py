@@ -81,12 +81,14 @@ def run(kind, mesh):
     settings, method, phase = build(kind, np.random.default_rng(1))
     images = rng.normal(size=(STEPS, BATCH, *FULL, 1)).astype(np.float16)
     points = rng.uniform(4, 8, (STEPS, BATCH, len(NAMES), 3)).astype(np.float32)
-    present = rng.random((STEPS, BATCH, len(NAMES))) < 0.8
+    state_of = rng.random((STEPS, BATCH, len(NAMES)))
+    present, absent = state_of < 0.7, state_of > 0.85
 
     def batch(step):
         share = BATCH // jax.process_count()
         mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
         local = (images[step, mine], points[step, mine], present[step, mine])
+        local += (absent[step, mine],)
         return Batch(*put_batch(mesh, local))
 
     key = jax.random.key(0)

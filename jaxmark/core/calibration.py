@@ -1,0 +1,94 @@
+"""What a prediction may promise, learned from cases that the network has not been trained on.
+
+A radius that holds the truth with a stated probability (split conformal prediction), and the
+probability that a landmark is there at all. numpy and scipy, on the host. `N` scans, `K` landmarks.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from scipy import optimize, special
+
+# Standard deviation of the landmarks' own log-odds about the common ones, and of the slope in
+# units of the evidence's spread: what a few cases say must not outweigh what all do.
+_OWN_SD, _SLOPE_SD = 1.0, 5.0
+
+
+def conformal_radius(errors_mm: np.ndarray, coverage: float) -> np.ndarray:
+    """(K,) mm: each landmark's next error is at most this with probability >= `coverage`.
+
+    The ceil((n + 1) coverage)-th smallest of the n errors of a landmark (Vovk et al. 2005; Lei et
+    al., JASA 2018). It asks nothing of the errors' distribution, only that the next scan is drawn
+    as these were. Infinite where there are fewer than coverage / (1 - coverage) errors: so few say
+    nothing of so high a coverage.
+
+    Args:
+      errors_mm: (N, K), NaN where there is none.
+      coverage: in (0, 1).
+    """
+    radius = np.full(errors_mm.shape[1], np.inf)
+    for k, column in enumerate(errors_mm.T):
+        errors = np.sort(column[np.isfinite(column)])
+        # Rounding must not push 0.9 of 9 + 1 to the tenth.
+        rank = math.ceil(round((errors.size + 1) * coverage, 9))
+        if rank <= errors.size:
+            radius[k] = errors[rank - 1]
+    return radius
+
+
+@dataclasses.dataclass(frozen=True)
+class PresenceModel:
+    """The probability of presence: a logistic function of a method's evidence."""
+
+    intercept: np.ndarray  # (K,)
+    slope: float
+
+    def probability(self, evidence: np.ndarray) -> np.ndarray:
+        """(..., K) in [0, 1] of evidence (..., K)."""
+        return special.expit(self.intercept + self.slope * evidence)
+
+
+def fit_presence(
+    evidence: np.ndarray, present: np.ndarray, absent: np.ndarray
+) -> PresenceModel | None:
+    """Logistic regression of presence on evidence, with a slope that all landmarks share.
+
+    Platt's targets (1999: never quite 0 and 1) and a prior that pulls landmarks together keep few
+    cases from saying too much. None where no landmark's state is known, or none is absent: nothing
+    can be learned of absence then.
+
+    Args:
+      evidence: (N, K) finite, larger for presence.
+      present, absent: (N, K) bool; where neither is set, nothing is known.
+    """
+    known = present | absent
+    if not (present.any() and absent.any()):
+        return None
+    centre, spread = float(evidence[known].mean()), float(evidence[known].std()) or 1.0
+    x = (evidence[known] - centre) / spread
+    k = np.nonzero(known)[1]
+    count = evidence.shape[1]
+    yes = present[known]
+    positive, negative = int(yes.sum()), int((~yes).sum())
+    target = np.where(yes, (positive + 1) / (positive + 2), 1 / (negative + 2))
+
+    def loss(free: np.ndarray) -> tuple[float, np.ndarray]:
+        common, slope, own = free[0], free[1], free[2:]
+        logit = common + own[k] + slope * x
+        wrong = special.expit(logit) - target
+        value = (np.logaddexp(0, logit) - target * logit).sum()
+        value += (own**2).sum() / (2 * _OWN_SD**2) + slope**2 / (2 * _SLOPE_SD**2)
+        gradient = np.concatenate(
+            [
+                [wrong.sum(), (wrong * x).sum() + slope / _SLOPE_SD**2],
+                np.bincount(k, wrong, count) + own / _OWN_SD**2,
+            ]
+        )
+        return value, gradient
+
+    # More evidence never speaks against presence.
+    bounds = [(None, None), (0, None), *[(None, None)] * count]
+    fit = optimize.minimize(loss, np.zeros(2 + count), jac=True, method="L-BFGS-B", bounds=bounds)
+    slope = fit.x[1] / spread
+    return PresenceModel(fit.x[0] + fit.x[2:] - slope * centre, float(slope))

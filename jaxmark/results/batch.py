@@ -1,0 +1,319 @@
+"""Raw scans in, landmark files out: one scan or a folder of them, at the pace of the devices.
+
+Processes read, register and resample scans ahead of the network, and write and draw behind it. A
+scan that fails is reported and the others go on; a second start does what is not done.
+
+```
+output/<case>.mrk.json, .fcsv, .csv, .png   landmarks in the scan's own LPS mm, and a picture
+output/batch/landmarks.csv                  all cases in one table
+output/batch/batch.json                     what failed and why, and how fast it was
+output/batch/cases/<case>.json              written last: what was made of which scan by which model
+```
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from jaxmark.config import Experiment
+from jaxmark.core.errors import InputError
+from jaxmark.core.files import read_json, replacing, write_json
+from jaxmark.core.geometry import apply_affine
+from jaxmark.core.parallel import ahead, worker_pool
+from jaxmark.data.frame import PreparedScan, load_frame, prepare_scan
+from jaxmark.data.landmarks import check_case, write_table
+from jaxmark.data.prepare import digest, state
+from jaxmark.data.scans import case_name, find_scans_below
+from jaxmark.methods.method import Params
+from jaxmark.results import figures
+from jaxmark.results.calibration import Calibration
+from jaxmark.results.predict import COLUMNS, PredictedCase, write_markups, write_predictions
+from jaxmark.training.inference import Predictor, Volume
+
+SCHEMA_VERSION = 1
+# Names of files must leave room for what is added to them.
+_LONGEST_NAME = 180
+# Starting processes costs about as much as preparing so many scans.
+_SCANS_WORTH_PROCESSES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained model, ready for scans never seen."""
+
+    experiment: Experiment
+    preparation: Path  # the folder of its frame
+    landmarks: tuple[str, ...]
+    predictor: Predictor
+    params: Params
+    calibration: Calibration
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Changes with everything that changes a prediction."""
+        weights = hashlib.sha256()
+        for leaf in jax.tree.leaves(jax.device_get(self.params)):
+            weights.update(np.ascontiguousarray(leaf).tobytes())
+        promises = dataclasses.asdict(self.calibration)
+        frame = (self.preparation / "frame.json").read_bytes()
+        parts = (weights.hexdigest(), frame, self.experiment.predict.decoder, promises)
+        return digest([str(part) for part in parts])
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a batch."""
+
+    written: int
+    skipped: int  # done by an earlier run
+    failures: dict[str, InputError]
+    seconds: float
+
+    def summary(self, folder: Path) -> str:
+        """One line for a terminal."""
+        pace = f", {self.written / self.seconds:.2f} volumes/s" if self.written else ""
+        done = f"; {self.skipped} were done before" if self.skipped else ""
+        failed = f"; {len(self.failures)} failed" if self.failures else ""
+        return (
+            f"landmarks of {self.written} scans written to {folder} in {self.seconds:.1f} s"
+            f"{pace}{done}{failed}"
+        )
+
+
+def scans_at(path: Path) -> dict[str, Path]:
+    """Name -> scan: the scan at `path`, or all below it.
+
+    Raises:
+      InputError: there is nothing, or no scan.
+    """
+    if not path.exists():
+        raise InputError(path, "no such file or folder (--input)")
+    if path.is_file() or case_name(path):
+        return {case_name(path) or path.name: path}
+    found = find_scans_below(path)
+    if not found:
+        raise InputError(path, "holds no scans (--input)")
+    return found
+
+
+def predict_scans(model: Model, sources: dict[str, Path], folder: Path) -> Outcome:
+    """Find and write the landmarks of raw scans, case name -> path.
+
+    A line on stderr for each scan that fails and each that a person should look at.
+
+    Raises:
+      InputError: the output folder cannot be written, or a process was killed.
+    """
+    begin = time.monotonic()
+    try:
+        (folder / "batch").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(folder, f"cannot be written: {error.strerror} (--output)") from error
+    done = {name for name, path in sources.items() if _is_done(model, name, path, folder)}
+    todo = {name: path for name, path in sources.items() if name not in done}
+    failures: dict[str, InputError] = {}
+    frame, _ = load_frame(model.preparation)
+    workers = model.experiment.data.workers if len(todo) >= _SCANS_WORTH_PROCESSES else 1
+    depth = _depth(model)
+
+    with (
+        worker_pool(workers, len(todo)) as pool,
+        tqdm(total=len(todo), desc="predicting", unit="scan", disable=not todo) as bar,
+    ):
+
+        def fail(name: str, error: InputError) -> None:
+            failures[name] = error
+            bar.write(f"error: {error}", file=sys.stderr)
+            bar.update()
+
+        prepared: dict[str, PreparedScan] = {}
+
+        def volumes() -> Iterator[Volume]:
+            jobs = ((model.preparation, name, path) for name, path in todo.items())
+            for (_, name, _), result in ahead(pool, _prepare, jobs, depth):
+                if isinstance(result, InputError):
+                    fail(name, result)
+                else:
+                    prepared[name] = result
+                    yield Volume(name, result.image, result.ijk_to_lps)
+
+        def writings() -> Iterator["_Writing"]:
+            decoder = model.experiment.predict.decoder
+            for found in model.predictor(model.params, volumes()):
+                scan = prepared.pop(found.name)
+                case = PredictedCase.of(found, model.landmarks, decoder, model.calibration)
+                doubts = frame.doubts(scan.quality, scan.margin, scan.coverage)
+                for doubt in doubts:
+                    bar.write(f"warning: {todo[found.name]}: {doubt}", file=sys.stderr)
+                picture = model.experiment.predict.pictures
+                yield _Writing(
+                    model.identity, todo[found.name], case, scan, doubts, folder, picture
+                )
+
+        for writing, problem in ahead(pool, _write, writings(), depth):
+            if problem is None:
+                bar.update()
+            else:
+                fail(writing.case.name, problem)
+
+    outcome = Outcome(len(todo) - len(failures), len(done), failures, time.monotonic() - begin)
+    _write_batch(outcome, sources, folder)
+    return outcome
+
+
+@dataclasses.dataclass(frozen=True)
+class _Writing:
+    model: str
+    scan: Path
+    case: PredictedCase
+    prepared: PreparedScan
+    doubts: list[str]
+    folder: Path
+    picture: bool
+
+
+_frame_once = functools.lru_cache(maxsize=1)(load_frame)
+
+
+def _prepare(job: tuple[Path, str, Path]) -> PreparedScan | InputError:
+    """Whatever is wrong with one scan must not end the batch."""
+    preparation, name, path = job
+    try:
+        check_case(path, name)
+        if len(name.encode()) > _LONGEST_NAME:
+            raise InputError(path, f"its name is longer than {_LONGEST_NAME} bytes")
+        return prepare_scan(path, _frame_once(preparation)[0])
+    except InputError as error:
+        return error
+    except MemoryError:
+        return InputError(path, "is too large for the memory of this machine")
+    except Exception as error:
+        return InputError(path, f"cannot be prepared: {type(error).__name__}: {error}")
+
+
+def _write(job: _Writing) -> InputError | None:
+    case, folder = job.case, job.folder
+    try:
+        write_markups(case, folder, fcsv=True)
+        write_predictions(folder / f"{case.name}.csv", [case])
+        if job.picture:
+            with replacing(folder / f"{case.name}.png") as temporary:
+                temporary.write_bytes(_picture(job))
+        write_json(_record(folder, case.name), _describe(job))
+    except OSError as error:
+        return InputError(folder, f"case {case.name!r} cannot be written: {error.strerror}")
+    return None
+
+
+def _picture(job: _Writing) -> bytes:
+    case, prepared = job.case, job.prepared
+    radius = (f" ({r:.1f} mm)" if np.isfinite(r) else "" for r in case.radius_mm)
+    return figures.overlay(
+        prepared.image,
+        np.linalg.norm(prepared.ijk_to_lps[:3, :3], axis=0).tolist(),
+        apply_affine(np.linalg.inv(prepared.ijk_to_lps), case.positions_mm),
+        "; ".join([case.name, *job.doubts]),
+        names=[name + r for name, r in zip(case.landmarks, radius, strict=True)],
+        faint=np.isin(case.landmarks, case.hidden),
+    )
+
+
+def _describe(job: _Writing) -> dict[str, Any]:
+    columns = job.case.columns()
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "case": job.case.name,
+        "made_from": state(job.scan),
+        "model": job.model,
+        "coverage_of_radius": job.case.coverage,
+        "registration_quality": _number(job.prepared.quality),
+        "registration_margin": _number(job.prepared.margin),
+        "share_of_volume_in_scan": job.prepared.coverage,
+        "doubts": job.doubts,
+        "landmarks": {
+            name: {"lps_mm": xyz.tolist(), **{c: columns[c][name] for c in columns}}
+            for name, xyz in zip(job.case.landmarks, job.case.positions_mm, strict=True)
+        },
+    }
+
+
+def _is_done(model: Model, name: str, path: Path, folder: Path) -> bool:
+    """Whether this scan, as it is now, was predicted by this model; what is stale is deleted."""
+    record = _record(folder, name)
+    try:
+        tree = read_json(record, SCHEMA_VERSION)
+        same = tree["model"] == model.identity and tree["made_from"] == _through_json(state(path))
+    except (InputError, KeyError):
+        same = False
+    markups, points, table, picture = (
+        folder / f"{name}{end}" for end in (".mrk.json", ".fcsv", ".csv", ".png")
+    )
+    wanted = [markups, points, table] + [picture] * model.experiment.predict.pictures
+    if same and all(file.is_file() for file in wanted):
+        return True
+    if record.exists():
+        for file in (record, markups, points, table, picture):
+            file.unlink(missing_ok=True)
+    return False
+
+
+def _write_batch(outcome: Outcome, sources: dict[str, Path], folder: Path) -> None:
+    """The table of all cases, and what became of the batch."""
+    cases: dict[str, dict[str, Any]] = {}
+    for name in sources:
+        if name not in outcome.failures:
+            cases[name] = read_json(_record(folder, name), SCHEMA_VERSION)["landmarks"]
+    points = {
+        name: {landmark: np.array(row["lps_mm"]) for landmark, row in rows.items()}
+        for name, rows in cases.items()
+    }
+    columns = {
+        column: {
+            name: {landmark: row[column] for landmark, row in rows.items()}
+            for name, rows in cases.items()
+        }
+        for column in COLUMNS
+    }
+    write_table(folder / "batch" / "landmarks.csv", points, columns)
+    write_json(
+        folder / "batch" / "batch.json",
+        {
+            "schema_version": SCHEMA_VERSION,
+            "scans": len(sources),
+            "written": outcome.written,
+            "done_before": outcome.skipped,
+            "failed": [
+                {"case": name, "scan": str(sources[name]), "problem": str(error)}
+                for name, error in outcome.failures.items()
+            ],
+            "seconds": round(outcome.seconds, 3),
+        },
+    )
+
+
+def _record(folder: Path, name: str) -> Path:
+    return folder / "batch" / "cases" / f"{name}.json"
+
+
+def _depth(model: Model) -> int:
+    """Scans in work: enough that no process waits for the next."""
+    return 2 * (model.experiment.data.workers or os.cpu_count() or 1)
+
+
+def _through_json(tree: Any) -> Any:
+    return json.loads(json.dumps(tree))
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

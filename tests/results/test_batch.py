@@ -1,0 +1,363 @@
+"""Raw scans in, landmarks out: places, promises, failures, and what a second start does."""
+
+import csv
+import dataclasses
+import json
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from conftest import random_rotation, refused
+from PIL import Image
+
+from jaxmark.config import Data, Experiment, Predict
+from jaxmark.core.calibration import PresenceModel
+from jaxmark.core.geometry import apply_affine, compose_affine
+from jaxmark.data.frame import Frame, save_frame
+from jaxmark.data.landmarks import read_landmarks
+from jaxmark.data.registration import resample
+from jaxmark.data.scans import Scan, read_scan, to_image, write_scan
+from jaxmark.methods.heatmap import HeatmapRegression
+from jaxmark.methods.method import Method, Prediction
+from jaxmark.results.batch import Model, predict_scans, scans_at
+from jaxmark.results.calibration import Calibration
+from jaxmark.training.inference import Predictor
+from jaxmark.training.sharding import data_mesh
+
+NAMES = ("all", "bright")
+CROP, MARGIN, SPACING = (24, 20, 16), 2, (2.0, 2.0, 2.5)
+# Three spots of different heights: no rotation or reflection maps them to each other.
+SPOTS_MM = np.array([[-8.0, 3, 4], [9, 6, -5], [1, -9, 2]])
+HEIGHTS, WIDTHS_MM = (1.0, 0.6, 0.8), (3.0, 4.5, 3.5)
+
+
+def anatomy(points_mm):
+    """Intensities in [0, 1] at LPS millimetres (..., 3)."""
+    values = np.zeros(points_mm.shape[:-1])
+    for spot, height, width in zip(SPOTS_MM, HEIGHTS, WIDTHS_MM, strict=True):
+        values += height * np.exp(-((points_mm - spot) ** 2).sum(-1) / (2 * width**2))
+    return values
+
+
+def scan_of(shape, ijk_to_lps):
+    grid = np.stack(np.indices(shape), -1).astype(float)
+    return Scan((1000 * anatomy(apply_affine(ijk_to_lps, grid))).astype(np.float32), ijk_to_lps)
+
+
+def straight(shape=(40, 36, 30), spacing=1.5):
+    middle = -(np.array(shape) - 1) / 2 * spacing
+    return scan_of(shape, compose_affine(np.eye(3) * spacing, middle))
+
+
+class Centres:
+    """Stands for a trained network: centres of mass, which move smoothly with the image."""
+
+    def build(self):
+        return Method(init=None, phases=(), predict=self.predict)
+
+    @staticmethod
+    def predict(params, image):
+        volume = image[..., 0]
+        grids = jnp.stack(jnp.meshgrid(*map(jnp.arange, volume.shape[1:]), indexing="ij"), -1)
+
+        def centre(weight):
+            return jnp.einsum("bxyz,xyzi->bi", weight, grids) / weight.sum((1, 2, 3))[:, None]
+
+        mass = jnp.maximum(volume - 0.1, 0)
+        found = jnp.stack([centre(mass), centre(mass**6)], 1) + params["shift"]
+        peak = volume.max((1, 2, 3))[:, None] * jnp.ones((1, 2))
+        return Prediction(jnp.round(found), found, score=peak, evidence=peak * jnp.array([1, -1.0]))
+
+
+def model(folder, register="none", workers=1, shift=0.0, template=None, **changes):
+    experiment = Experiment(
+        method=HeatmapRegression(),
+        data=Data(crop=CROP, margin=MARGIN, spacing_mm=SPACING, workers=workers),
+        predict=Predict(batch=2),
+    )
+    grid = np.diag([*SPACING, 1.0])
+    grid[:3, 3] = -(np.array(CROP) + 2 * MARGIN - 1) / 2 * SPACING
+    frame = Frame(
+        register=register,
+        metric="correlation",
+        search_degrees=180.0,
+        template=template,
+        common_to_template=np.eye(4),
+        grid_to_common=grid,
+        shape=tuple(n + 2 * MARGIN for n in CROP),
+        intensity="percentiles",
+        intensity_range=(0.5, 100.0),
+        quality_limit=0.8,
+    )
+    save_frame(frame, NAMES, folder)
+    promises = Calibration(0.9, np.array([2.5, np.inf]), PresenceModel(np.zeros(2), 2.0))
+    made = Model(
+        experiment=experiment,
+        preparation=folder,
+        landmarks=NAMES,
+        predictor=Predictor(Centres().build(), experiment, data_mesh()),
+        params={"shift": jnp.array(shift)},
+        calibration=promises,
+    )
+    return dataclasses.replace(made, **changes)
+
+
+@pytest.fixture
+def here(tmp_path):
+    return model(tmp_path / "model")
+
+
+def write(path, scan):
+    write_scan(path, scan.voxels, scan.ijk_to_lps)
+    return path
+
+
+def positions(folder, case):
+    found = read_landmarks(folder / f"{case}.mrk.json")
+    return np.stack([found[name] for name in NAMES])
+
+
+def test_every_case_has_its_files_and_they_agree(here, tmp_path):
+    source = write(tmp_path / "in" / "one.nii.gz", straight())
+    out = tmp_path / "out"
+    outcome = predict_scans(here, scans_at(tmp_path / "in"), out)
+    assert (outcome.written, outcome.skipped, outcome.failures) == (1, 0, {})
+    points = read_landmarks(out / "one.mrk.json")
+    assert list(points) == list(NAMES)
+    for other in (read_landmarks(out / "one.fcsv"), read_landmarks(out / "one.csv")):
+        for name in NAMES:
+            np.testing.assert_array_equal(other[name], points[name])
+    # The centre of mass of what the grid shows, by hand.
+    grid = np.stack(np.indices((300, 260, 240)), -1) * 0.2 - [30, 26, 24]
+    mass = np.maximum(anatomy(grid) / anatomy(grid).max() - 0.1, 0)
+    expected = (mass[..., None] * grid).sum((0, 1, 2)) / mass.sum()
+    assert np.linalg.norm(points["all"] - expected) < 0.5
+    markup = json.loads((out / "one.mrk.json").read_text())["markups"][0]
+    seen = [point["visibility"] for point in markup["controlPoints"]]
+    # Evidence above 0 and below it: there, and rather not there.
+    assert seen == [True, False]
+    words = [point["description"] for point in markup["controlPoints"]]
+    score = float(words[0].rpartition(" ")[2])
+    there = 1 / (1 + np.exp(-2 * score))
+    assert words[0] == f"presence {there:.2f}, within 2.5 mm (90 %), score {score:.3f}"
+    assert words[1] == f"presence {1 - there:.2f}, score {score:.3f}"
+    assert Image.open(out / "one.png").size[0] == 1400
+    row = next(csv.DictReader((out / "batch" / "landmarks.csv").read_text().splitlines()))
+    assert row["case"] == "one" and row["radius_mm"] == "2.5"
+    record = json.loads((out / "batch" / "cases" / "one.json").read_text())
+    assert record["made_from"]["scan"] == str(source)
+    assert record["landmarks"]["bright"]["radius_mm"] is None
+
+
+def variants(scan, rng):
+    """The same anatomy in other arrays: flipped, permuted, and on turned and finer grids."""
+    size = np.array(scan.voxels.shape)
+    for axes in ((0,), (1,), (2,), (0, 1, 2)):
+        flip = np.eye(4)
+        for axis in axes:
+            flip[axis, axis], flip[axis, 3] = -1, size[axis] - 1
+        yield f"flip{axes}", Scan(np.flip(scan.voxels, axes), scan.ijk_to_lps @ flip)
+    for order in ((1, 0, 2), (2, 0, 1), (0, 2, 1)):
+        permuted = np.eye(4)
+        permuted[:3, :3] = np.eye(3)[:, order]
+        yield f"order{order}", Scan(scan.voxels.transpose(order), scan.ijk_to_lps @ permuted)
+    for number in range(3):
+        # Its own spacing an axis, in any direction, around the same centre.
+        spacing = rng.uniform(0.9, 2.0, 3)
+        shape = tuple(np.ceil(1.75 * (size * scan.spacing_mm).max() / spacing).astype(int).tolist())
+        axes = random_rotation(rng) * spacing
+        centre = apply_affine(scan.ijk_to_lps, (size - 1) / 2)
+        grid = compose_affine(axes, centre - axes @ ((np.array(shape) - 1) / 2))
+        yield f"oblique{number}", Scan(resample(scan, shape, grid), grid)
+
+
+@pytest.mark.parametrize("register", ["none", "rigid"])
+def test_predictions_stay_put_however_the_array_is_stored(register, tmp_path):
+    scan = straight()
+    template = scan if register == "rigid" else None
+    found = model(tmp_path / "model", register, template=template)
+    write(tmp_path / "in" / "plain.nii.gz", scan)
+    rng = np.random.default_rng(0)
+    for name, other in variants(scan, rng):
+        write(tmp_path / "in" / f"{name}.nrrd", other)
+    out = tmp_path / "out"
+    outcome = predict_scans(found, scans_at(tmp_path / "in"), out)
+    assert not outcome.failures and outcome.written == 11
+    expected = positions(out, "plain")
+    for name in scans_at(tmp_path / "in"):
+        moved = np.linalg.norm(positions(out, name) - expected, axis=1)
+        # Other voxels of the same scan are the same numbers; an oblique grid blurs them.
+        limit = min(SPACING) / 2 if "oblique" in name else 0.05
+        assert moved.max() < limit, (name, moved)
+
+
+def test_a_moved_head_is_found_where_it_is(tmp_path):
+    scan = straight()
+    found = model(tmp_path / "model", "rigid", template=scan)
+    write(tmp_path / "in" / "plain.mha", scan)
+    rng = np.random.default_rng(5)
+    motion = compose_affine(random_rotation(rng), [40.0, -25.0, 10.0])
+    write(tmp_path / "in" / "moved.mha", Scan(scan.voxels, motion @ scan.ijk_to_lps))
+    predict_scans(found, scans_at(tmp_path / "in"), tmp_path / "out")
+    expected = apply_affine(motion, positions(tmp_path / "out", "plain"))
+    error = np.linalg.norm(positions(tmp_path / "out", "moved") - expected, axis=1)
+    assert error.max() < 0.5
+
+
+def test_a_dicom_series_is_a_scan(here, tmp_path):
+    scan = straight()
+    write(tmp_path / "in" / "plain.nii.gz", scan)
+    image = to_image(scan.voxels.astype(np.int16), scan.ijk_to_lps)
+    folder = tmp_path / "in" / "patient" / "study" / "series"
+    folder.mkdir(parents=True)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for number in range(image.GetSize()[2]):
+        part = image[:, :, number]
+        place = image.TransformIndexToPhysicalPoint((0, 0, number))
+        tags = {
+            "0008|0060": "CT",
+            "0008|0018": f"1.2.826.9.{number}",
+            "0020|000d": "1.2.826.5",
+            "0020|000e": "1.2.826.1",
+            "0020|0032": "\\".join(f"{v:.10g}" for v in place),
+            "0020|0037": "1\\0\\0\\0\\1\\0",
+        }
+        for tag, value in tags.items():
+            part.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{number:03d}.dcm"))
+        writer.Execute(part)
+    sources = scans_at(tmp_path / "in")
+    assert list(sources) == ["plain", "series"]
+    predict_scans(here, sources, tmp_path / "out")
+    moved = positions(tmp_path / "out", "series") - positions(tmp_path / "out", "plain")
+    assert np.abs(moved).max() < 0.05
+    # The folder itself as the input.
+    assert list(scans_at(folder)) == ["series"]
+
+
+def bad_scans(folder, good):
+    """Scans that cannot be predicted, and what is said of them."""
+    raw = good.read_bytes()
+    text = {
+        "empty.nii.gz": b"",
+        "cut.nii.gz": raw[: len(raw) // 2],
+        "text.nii": b"this is not a scan, though it says so" * 20,
+        "picture.nrrd": b"\x89PNG\r\n\x1a\n" + bytes(100),
+    }
+    for name, content in text.items():
+        (folder / name).write_bytes(content)
+    scan = read_scan(good)
+    flat = np.zeros_like(scan.voxels)
+    write_scan(folder / "flat.mha", flat, scan.ijk_to_lps)
+    flat[0, 0, 0] = 1
+    write_scan(folder / "nothing there.mha", flat, scan.ijk_to_lps)
+    away = scan.ijk_to_lps.copy()
+    away[:3, 3] += 5000
+    write_scan(folder / "away.mha", scan.voxels, away)
+    holes = scan.voxels.copy()
+    holes[3, 3, 3] = np.nan
+    write_scan(folder / "holes.nrrd", holes, scan.ijk_to_lps)
+    (folder / "link.nii.gz").symlink_to(folder / "nowhere.nii.gz")
+    long = "n" * 190 + ".nii.gz"
+    shutil.copy(good, folder / long)
+    return {*text, "flat.mha", "nothing there.mha", "away.mha", "holes.nrrd", "link.nii.gz", long}
+
+
+def tree(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_scans_are_named_and_the_others_are_done(workers, tmp_path, capfd):
+    found = model(tmp_path / "model", workers=workers)
+    good = write(tmp_path / "in" / "a <b>&'good one'.nii.gz", straight())
+    bad = bad_scans(tmp_path / "in", good)
+    before = tree(tmp_path)
+    outcome = predict_scans(found, scans_at(tmp_path / "in"), tmp_path / "out")
+    assert outcome.written == 1 and len(outcome.failures) == len(bad)
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == len(bad)
+    for name in bad:
+        (line,) = [line for line in errors if f"in/{name}: " in line]
+        print(line)
+    name = "a <b>&'good one'"
+    assert tree(tmp_path) - before == {
+        "out", "out/batch", "out/batch/cases", "out/batch/batch.json", "out/batch/landmarks.csv",
+        f"out/batch/cases/{name}.json",
+        *(f"out/{name}.{end}" for end in ("mrk.json", "fcsv", "csv", "png")),
+    }  # fmt: skip
+    batch = json.loads((tmp_path / "out" / "batch" / "batch.json").read_text())
+    assert (batch["scans"], batch["written"], len(batch["failed"])) == (len(bad) + 1, 1, len(bad))
+    assert f"{len(bad)} failed" in outcome.summary(tmp_path / "out")
+
+
+def test_a_second_start_does_what_is_not_done(here, tmp_path):
+    for name in ("a", "b", "c"):
+        write(tmp_path / "in" / f"{name}.nii.gz", straight())
+    out = tmp_path / "out"
+    predict_scans(here, scans_at(tmp_path / "in"), out)
+    stamps = {path: path.stat().st_mtime_ns for path in out.glob("*.mrk.json")}
+    (out / "b.png").unlink()
+    # Another scan under the name of one that is done.
+    write(tmp_path / "in" / "c.nii.gz", straight((44, 36, 30)))
+    again = predict_scans(here, scans_at(tmp_path / "in"), out)
+    assert (again.written, again.skipped) == (2, 1)
+    assert (out / "b.png").exists()
+    changed = {path.name for path in stamps if path.stat().st_mtime_ns != stamps[path]}
+    assert changed == {"b.mrk.json", "c.mrk.json"}
+    # Another model knows nothing of what this one did.
+    other = model(tmp_path / "model", shift=1.0)
+    assert predict_scans(other, scans_at(tmp_path / "in"), out).written == 3
+    rows = list(csv.DictReader((out / "batch" / "landmarks.csv").read_text().splitlines()))
+    assert [row["case"] for row in rows] == [case for case in "abc" for _ in NAMES]
+
+
+def test_what_an_earlier_run_made_of_a_scan_that_now_fails_is_gone(here, tmp_path):
+    path = write(tmp_path / "in" / "a.nii.gz", straight())
+    write(tmp_path / "in" / "b.nii.gz", straight())
+    predict_scans(here, scans_at(tmp_path / "in"), tmp_path / "out")
+    path.write_bytes(b"overwritten by accident")
+    outcome = predict_scans(here, scans_at(tmp_path / "in"), tmp_path / "out")
+    assert list(outcome.failures) == ["a"] and outcome.skipped == 1
+    assert not list((tmp_path / "out").rglob("a.*"))
+    assert (tmp_path / "out" / "b.mrk.json").exists()
+
+
+def test_processes_give_the_same_numbers_as_one(tmp_path):
+    rng = np.random.default_rng(2)
+    for number in range(5):
+        shift = compose_affine(np.eye(3), rng.uniform(-3, 3, 3))
+        scan = straight()
+        write(tmp_path / "in" / f"{number}.mha", Scan(scan.voxels, shift @ scan.ijk_to_lps))
+    for workers in (1, 2):
+        found = model(tmp_path / f"model{workers}", workers=workers)
+        predict_scans(found, scans_at(tmp_path / "in"), tmp_path / f"out{workers}")
+    for number in range(5):
+        one, two = (tmp_path / f"out{w}" / f"{number}.mrk.json" for w in (1, 2))
+        assert one.read_bytes() == two.read_bytes()
+
+
+def test_doubtful_scans_are_pointed_out(tmp_path, capfd):
+    scan = straight()
+    found = model(tmp_path / "model", "rigid", template=scan)
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=scan.voxels.shape).astype(np.float32)
+    write(tmp_path / "in" / "noise.mha", Scan(noise, scan.ijk_to_lps))
+    predict_scans(found, scans_at(tmp_path / "in"), tmp_path / "out")
+    warned = capfd.readouterr().err
+    assert "warning: " in warned and "noise.mha: registration quality" in warned
+    record = json.loads((tmp_path / "out" / "batch" / "cases" / "noise.json").read_text())
+    assert "probably failed" in record["doubts"][0]
+
+
+def test_inputs_and_outputs_that_cannot_be_are_named(here, tmp_path):
+    refused(lambda: scans_at(tmp_path / "none"), tmp_path / "none", "no such file or folder")
+    (tmp_path / "bare").mkdir()
+    refused(lambda: scans_at(tmp_path / "bare"), tmp_path / "bare", "holds no scans (--input)")
+    file = tmp_path / "file"
+    file.write_text("")
+    scan = write(tmp_path / "in" / "a.mha", straight())
+    refused(lambda: predict_scans(here, {"a": scan}, file), file, "cannot be written")
