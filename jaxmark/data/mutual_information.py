@@ -26,8 +26,9 @@ from jaxmark.core.geometry import (
     rotation_angle_degrees,
     spread_rotations,
 )
-from jaxmark.data.registration import Kind, Registration, _distinct, _limits, resample
+from jaxmark.data.registration import Kind, Registration, contrast_limits, distinct, resample
 from jaxmark.data.scans import Scan, to_image
+from jaxmark.data.transforms import matrix_of
 
 _Transform = sitk.Euler3DTransform | sitk.Similarity3DTransform | sitk.AffineTransform
 # The identity among the maps of each kind.
@@ -86,10 +87,10 @@ def register_mutual_information(
     qualities = np.array([_quality(coarse, start) for start in starts])
     starts = starts[np.argsort(-qualities, kind="stable")[:_KEEP_COARSE]]
 
-    results = _distinct([_refine(coarse, start, "rigid") for start in starts])[:_KEEP_MIDDLE]
-    results = _distinct([_refine(middle, matrix, "rigid") for _, matrix in results])
+    results = distinct([_refine(coarse, start, "rigid") for start in starts])[:_KEEP_MIDDLE]
+    results = distinct([_refine(middle, matrix, "rigid") for _, matrix in results])
     if kind != "rigid":
-        results = _distinct([_refine(middle, matrix, kind) for _, matrix in results])
+        results = distinct([_refine(middle, matrix, kind) for _, matrix in results])
     margin = results[0][0] - results[1][0] if len(results) > 1 else np.inf
     quality, matrix = _refine(fine, results[0][1], kind)
     return Registration(matrix, quality, margin)
@@ -150,7 +151,7 @@ def _coarsen(scan: Scan, spacing_mm: float) -> Scan:
     Smoothed no more than the spacing asks for: more would mix tissues, and a mixture of two is
     often as bright as a third one, another one in each modality.
     """
-    low, high = _limits(scan.voxels)
+    low, high = contrast_limits(scan.voxels)
     voxels = (np.clip(scan.voxels, low, high) - low) / (high - low)
     shape = np.array(scan.voxels.shape)
     size = np.ceil(shape * np.minimum(scan.spacing_mm / spacing_mm, 1)).astype(int)
@@ -245,7 +246,7 @@ def _refine(level: _Level, start: np.ndarray, kind: Kind) -> tuple[float, np.nda
         method.Execute(level.fixed, level.moving)
     except RuntimeError:  # The scans do not overlap, or no longer.
         return quality, start
-    matrix = start @ unit_to_lps @ _matrix(change) @ lps_to_unit
+    matrix = start @ unit_to_lps @ matrix_of(change) @ lps_to_unit
     refined = _quality(level, matrix)
     return (refined, matrix) if refined > quality else (quality, start)
 
@@ -255,12 +256,3 @@ def _transform(matrix: np.ndarray) -> sitk.AffineTransform:
     transform.SetMatrix(matrix[:3, :3].ravel().tolist())
     transform.SetTranslation(matrix[:3, 3].tolist())
     return transform
-
-
-def _matrix(transform: _Transform) -> np.ndarray:
-    """(4, 4) of any affine transform, whatever its parameters."""
-    origin, *ends = (
-        np.array(transform.TransformPoint(point))
-        for point in ((0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
-    )
-    return compose_affine(np.stack(ends, 1) - origin[:, None], origin)

@@ -87,8 +87,8 @@ def register(
 
     starts = _starts(coarse, search_degrees)
     starts = starts[np.argsort(-_quality(coarse, starts), kind="stable")[:_KEEP_COARSE]]
-    results = _distinct([_refine(coarse, start, "rigid") for start in starts])[:_KEEP_MIDDLE]
-    results = _distinct(
+    results = distinct([_refine(coarse, start, "rigid") for start in starts])[:_KEEP_MIDDLE]
+    results = distinct(
         [_refine(middle, _refine(middle, matrix, "rigid")[1], kind) for _, matrix in results]
     )
     margin = results[0][0] - results[1][0] if len(results) > 1 else np.inf
@@ -190,7 +190,7 @@ def _coarsen(scan: Scan, spacing_mm: float) -> Scan:
 
     Means over blocks do most of it, quickly; scans with fewer voxels keep at least four an axis.
     """
-    low, high = _limits(scan.voxels)
+    low, high = contrast_limits(scan.voxels)
     most = np.maximum(np.array(scan.voxels.shape) // 4, 1)
     blocks = np.clip(np.rint(spacing_mm / scan.spacing_mm).astype(int), 1, most)
     voxels = np.pad(
@@ -208,7 +208,7 @@ def _coarsen(scan: Scan, spacing_mm: float) -> Scan:
     return Scan((voxels - low) / (high - low), scan.ijk_to_lps @ block_to_ijk)
 
 
-def _limits(voxels: np.ndarray) -> tuple[float, float]:
+def contrast_limits(voxels: np.ndarray) -> tuple[float, float]:
     """Background and brightest tissue, or the extremes where contrast is in few voxels."""
     low, high = np.percentile(voxels[::2, ::2, ::2], [_LOW_PERCENTILE, _HIGH_PERCENTILE])
     if low == high:
@@ -330,7 +330,7 @@ def _step(
     return step * _MAX_STEP / max(_MAX_STEP, float(np.linalg.norm(step)))
 
 
-def _distinct(results: list[tuple[float, np.ndarray]]) -> list[tuple[float, np.ndarray]]:
+def distinct(results: list[tuple[float, np.ndarray]]) -> list[tuple[float, np.ndarray]]:
     """Qualities and maps, best first, without those that are turned like a better one."""
     kept: list[tuple[float, np.ndarray]] = []
     rotations: list[np.ndarray] = []

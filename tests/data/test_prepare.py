@@ -257,7 +257,7 @@ def test_a_transform_that_is_none_or_a_warp_is_named(data, tmp_path):
     settings = dataclasses.replace(data, register="center")
     for name, write, problem in (
         ("none.tfm", lambda path: None, "No such file"),
-        ("text.tfm", lambda path: path.write_text("hello"), "no transform file"),
+        ("text.tfm", lambda path: path.write_text("hello"), "is not a transform file"),
         ("flat.tfm", flat, "without an inverse"),
         ("plane.tfm", plane, "transforms 2 dimensions"),
         ("warp.h5", warp, "is a warp"),

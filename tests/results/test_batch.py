@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import random_rotation, refused
+from malformed_scans import FILES, GREEDY
 from PIL import Image
 
 from jaxmark.config import Data, Experiment, Predict
@@ -292,6 +293,29 @@ def test_bad_scans_are_named_and_the_others_are_done(workers, tmp_path, capfd):
     batch = json.loads((tmp_path / "out" / "batch" / "batch.json").read_text())
     assert (batch["scans"], batch["written"], len(batch["failed"])) == (len(bad) + 1, 1, len(bad))
     assert f"{len(bad)} failed" in outcome.summary(tmp_path / "out")
+
+
+def test_hostile_scans_leave_nothing_and_cost_nobody_else(here, tmp_path, capfd):
+    """Every malformed file of `malformed_scans` beside a good one, each in a folder of its own."""
+    write(tmp_path / "in" / "good.nii.gz", straight())
+    count = 0
+    for number, (name, content, _) in enumerate([*FILES.values(), *GREEDY.values()]):
+        path = tmp_path / "in" / f"{number:03d}" / name
+        path.parent.mkdir()
+        path.write_bytes(content())
+        count += 1
+    before = tree(tmp_path)
+    outcome = predict_scans(here, scans_at(tmp_path / "in"), tmp_path / "out")
+    assert (outcome.written, len(outcome.failures)) == (1, count) and count > 150
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == count
+    for error in outcome.failures.values():
+        assert str(error).startswith(str(tmp_path / "in"))
+    written = {name for name in tree(tmp_path) - before if (tmp_path / name).is_file()}
+    assert written == {
+        "out/batch/batch.json", "out/batch/landmarks.csv", "out/batch/cases/good.json",
+        *(f"out/good.{end}" for end in ("mrk.json", "fcsv", "csv", "png")),
+    }  # fmt: skip
 
 
 def test_a_second_start_does_what_is_not_done(here, tmp_path):
