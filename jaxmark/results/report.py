@@ -194,11 +194,12 @@ def _promises(summary: Mapping[str, Any]) -> str:
     if kept is not None:
         bounds = kept["interval"]
         spread = f" (95 % interval {percent(bounds[0])} to {percent(bounds[1])})" if bounds else ""
+        count = kept["n_unstated"]
+        unstated = f" {count} points have none: too few validation cases." * bool(count)
         parts.append(
             f"<p>Radii are stated to hold the truth in {100 * kept['nominal']:g} % of cases. They "
             f"held it in {percent(kept['share'])}{spread} of {kept['n_points']} points; the mean "
-            f"radius is {mm(kept['mean_radius_mm'])} mm. {kept['n_unstated']} points have none: "
-            "too few validation cases.</p>\n"
+            f"radius is {mm(kept['mean_radius_mm'])} mm.{unstated}</p>\n"
         )
         rows = [
             [row["name"], str(own["n"]), mm(own["radius_mm"]), percent(own["share"])]

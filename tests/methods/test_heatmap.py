@@ -122,3 +122,34 @@ def test_the_rate_is_constant_and_then_falls_to_zero():
     rate = learning_rate(1e-3, 100, 0.4)
     np.testing.assert_allclose([rate(0), rate(59), rate(80), rate(100)], [1e-3, 1e-3, 5e-4, 0])
     assert learning_rate(1e-3, 100, 0.0)(99) == 1e-3
+
+
+@pytest.mark.parametrize("loss", ["weighted_l2", "cross_entropy"])
+def test_what_is_stated_to_be_absent_is_learned(loss):
+    settings = HeatmapRegression(
+        steps=200, widths=(8, 16), head=16, loss=loss, sigma_mm=2.0, learning_rate=1e-2
+    )
+    method = settings.build(TASK)
+
+    def sometimes(count, seed):
+        """The small spot is there in half of the volumes, and stated to be absent in others."""
+        whole, rng = batch(count, seed), np.random.default_rng(seed)
+        there = np.stack([np.ones(count, bool), rng.random(count) < 0.5], 1)
+        big = gaussians(whole.landmarks_ijk[:, :1], whole.image.shape[1:4], SPACING, 2.5)
+        keep = there[:, 1, None, None, None, None]
+        image = jnp.where(keep, whole.image, big.astype(jnp.float16))
+        return whole.replace(image=image, present=jnp.asarray(there), absent=jnp.asarray(~there))
+
+    state, step = method.init(jax.random.key(0)), jax.jit(method.phases[0].step)
+    for number in range(settings.steps):
+        state, _ = step(state, sometimes(4, number), jax.random.key(1))
+    seen = sometimes(32, 10_000)
+    inner = slice(MARGIN, -MARGIN)
+    image = seen.image[:, inner, inner, inner].astype(jnp.float32)
+    found = jax.jit(method.predict)(state.params, image)
+    evidence, there = np.asarray(found.evidence), np.asarray(seen.present)
+    # Of any two volumes, one with the small spot and one without, the first has more evidence.
+    with_spot, without = evidence[there[:, 1], 1], evidence[~there[:, 1], 1]
+    assert (with_spot[:, None] > without).mean() > 0.95
+    error = np.linalg.norm(np.asarray(found.argmax_ijk + MARGIN - seen.landmarks_ijk), axis=-1)
+    assert np.median(error[there]) < 1.5

@@ -1,7 +1,6 @@
 """Raw scans in, landmarks out: places, promises, failures, and what a second start does."""
 
 import csv
-import dataclasses
 import json
 import shutil
 
@@ -72,21 +71,20 @@ class Centres:
         return Prediction(jnp.round(found), found, score=peak, evidence=peak * jnp.array([1, -1.0]))
 
 
-def model(folder, register="none", workers=1, shift=0.0, template=None, **changes):
+def model(folder, register="none", workers=1, shift=0.0, template=None, grid=None):
     experiment = Experiment(
         method=HeatmapRegression(),
         data=Data(crop=CROP, margin=MARGIN, spacing_mm=SPACING, workers=workers),
         predict=Predict(batch=2),
     )
-    grid = np.diag([*SPACING, 1.0])
-    grid[:3, 3] = -(np.array(CROP) + 2 * MARGIN - 1) / 2 * SPACING
+    middle = -(np.array(CROP) + 2 * MARGIN - 1) / 2 * SPACING
     frame = Frame(
         register=register,
         metric="correlation",
         search_degrees=180.0,
         template=template,
         common_to_template=np.eye(4),
-        grid_to_common=grid,
+        grid_to_common=compose_affine(np.diag(SPACING), middle) if grid is None else grid,
         shape=tuple(n + 2 * MARGIN for n in CROP),
         intensity="percentiles",
         intensity_range=(0.5, 100.0),
@@ -94,7 +92,7 @@ def model(folder, register="none", workers=1, shift=0.0, template=None, **change
     )
     save_frame(frame, NAMES, folder)
     promises = Calibration(0.9, np.array([2.5, np.inf]), PresenceModel(np.zeros(2), 2.0))
-    made = Model(
+    return Model(
         experiment=experiment,
         preparation=folder,
         landmarks=NAMES,
@@ -102,7 +100,6 @@ def model(folder, register="none", workers=1, shift=0.0, template=None, **change
         params={"shift": jnp.array(shift)},
         calibration=promises,
     )
-    return dataclasses.replace(made, **changes)
 
 
 @pytest.fixture
@@ -166,7 +163,7 @@ def variants(scan, rng):
         yield f"order{order}", Scan(scan.voxels.transpose(order), scan.ijk_to_lps @ permuted)
     for number in range(3):
         # Its own spacing an axis, in any direction, around the same centre.
-        spacing = rng.uniform(0.9, 2.0, 3)
+        spacing = rng.uniform(0.6, 1.3, 3) * scan.spacing_mm.mean()
         shape = tuple(np.ceil(1.75 * (size * scan.spacing_mm).max() / spacing).astype(int).tolist())
         axes = random_rotation(rng) * spacing
         centre = apply_affine(scan.ijk_to_lps, (size - 1) / 2)
@@ -192,6 +189,28 @@ def test_predictions_stay_put_however_the_array_is_stored(register, tmp_path):
         # Other voxels of the same scan are the same numbers; an oblique grid blurs them.
         limit = min(SPACING) / 2 if "oblique" in name else 0.05
         assert moved.max() < limit, (name, moved)
+
+
+@pytest.mark.real_data
+def test_predictions_of_a_real_scan_stay_put_however_it_is_stored(real_data, tmp_path):
+    path = sorted((real_data / "mouse_ct" / "images").glob("*.nii.gz"))[0]
+    head = read_scan(path)
+    # Half of its resolution is enough here.
+    half = tuple(n // 2 for n in head.voxels.shape)
+    coarse = head.ijk_to_lps @ np.diag([2.0, 2.0, 2.0, 1.0])
+    scan = Scan(resample(head, half, coarse), coarse)
+    grid = compose_affine(np.eye(3), apply_affine(coarse, np.array(half) / 2) - [14, 12, 10])
+    found = model(tmp_path / "model", "rigid", template=scan, grid=grid)
+    write(tmp_path / "in" / "plain.nrrd", scan)
+    rng = np.random.default_rng(0)
+    for name, other in variants(scan, rng):
+        write(tmp_path / "in" / f"{name}.nrrd", other)
+    predict_scans(found, scans_at(tmp_path / "in"), tmp_path / "out")
+    expected = positions(tmp_path / "out", "plain")
+    for name in scans_at(tmp_path / "in"):
+        moved = np.linalg.norm(positions(tmp_path / "out", name) - expected, axis=1)
+        # A voxel of the grid is 1 mm.
+        assert moved.max() < (0.5 if "oblique" in name else 0.05), (name, moved)
 
 
 def test_a_moved_head_is_found_where_it_is(tmp_path):
