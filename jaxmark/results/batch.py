@@ -31,7 +31,7 @@ from jaxmark.core.errors import InputError
 from jaxmark.core.files import read_json, replacing, write_json
 from jaxmark.core.geometry import apply_affine
 from jaxmark.core.parallel import ahead, worker_pool
-from jaxmark.data.frame import PreparedScan, load_frame, prepare_scan
+from jaxmark.data.frame import Frame, PreparedScan, load_frame, prepare_scan
 from jaxmark.data.landmarks import check_case, write_table
 from jaxmark.data.prepare import digest, state
 from jaxmark.data.scans import case_name, find_scans_below
@@ -99,7 +99,7 @@ def scans_at(path: Path) -> dict[str, Path]:
     """
     if not path.exists():
         raise InputError(path, "no such file or folder (--input)")
-    if path.is_file() or case_name(path):
+    if path.is_file():
         return {case_name(path) or path.name: path}
     found = find_scans_below(path)
     if not found:
@@ -123,7 +123,7 @@ def predict_scans(model: Model, sources: dict[str, Path], folder: Path) -> Outco
     done = {name for name, path in sources.items() if _is_done(model, name, path, folder)}
     todo = {name: path for name, path in sources.items() if name not in done}
     failures: dict[str, InputError] = {}
-    frame, _ = load_frame(model.preparation)
+    frame = _frame_of(model.preparation, model.identity)
     workers = model.experiment.data.workers if len(todo) >= _SCANS_WORTH_PROCESSES else 1
     depth = _depth(model)
 
@@ -140,8 +140,9 @@ def predict_scans(model: Model, sources: dict[str, Path], folder: Path) -> Outco
         prepared: dict[str, PreparedScan] = {}
 
         def volumes() -> Iterator[Volume]:
-            jobs = ((model.preparation, name, path) for name, path in todo.items())
-            for (_, name, _), result in ahead(pool, _prepare, jobs, depth):
+            frame_of = (model.preparation, model.identity)
+            jobs = ((*frame_of, name, path) for name, path in todo.items())
+            for (_, _, name, _), result in ahead(pool, _prepare, jobs, depth):
                 if isinstance(result, InputError):
                     fail(name, result)
                 else:
@@ -183,17 +184,20 @@ class _Writing:
     picture: bool
 
 
-_frame_once = functools.lru_cache(maxsize=1)(load_frame)
+@functools.lru_cache(maxsize=1)
+def _frame_of(preparation: Path, model: str) -> Frame:
+    """Read once in each process; another model in the same folder has another frame."""
+    return load_frame(preparation)[0]
 
 
-def _prepare(job: tuple[Path, str, Path]) -> PreparedScan | InputError:
+def _prepare(job: tuple[Path, str, str, Path]) -> PreparedScan | InputError:
     """Whatever is wrong with one scan must not end the batch."""
-    preparation, name, path = job
+    preparation, model, name, path = job
     try:
         check_case(path, name)
         if len(name.encode()) > _LONGEST_NAME:
             raise InputError(path, f"its name is longer than {_LONGEST_NAME} bytes")
-        return prepare_scan(path, _frame_once(preparation)[0])
+        return prepare_scan(path, _frame_of(preparation, model))
     except InputError as error:
         return error
     except MemoryError:
