@@ -4,7 +4,7 @@
         --config.data.root=FOLDER
 
 FOLDER holds `images/`, `landmarks.csv` and `splits.json`. It takes 18 minutes on 2 CPU cores with
-huge pages; expect 0.22 mm on the validation cases, where the mean position is 6.2 mm off in the
+huge pages; expect 0.23 mm on the validation cases, where the mean position is 6.2 mm off in the
 scanner's frame and 0.27 mm after registration.
 
 The heads are turned to a common frame by intensity (`register`), so that augmentation only has to

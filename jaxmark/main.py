@@ -336,6 +336,10 @@ def predict_batch(
     experiment: Experiment, workdir: Path, scans: Path, folder: Path, mesh: Mesh
 ) -> int:
     """Landmarks of raw scans by the model in a work dir; the exit code."""
+    # What is quickly seen first: loading the model takes seconds, finding scans may take minutes.
+    config = workdir / "config.json"
+    if not config.is_file():
+        raise InputError(workdir, f"holds no trained model: there is no {config.name}")
     sources = batch.scans_at(scans)
     outcome = batch.predict_scans(load_model(experiment, workdir, mesh), sources, folder)
     say(outcome.summary(folder))

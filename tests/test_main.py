@@ -204,7 +204,7 @@ MISTAKES = {
     "--distributed": "--distributed: found no cluster that started this process",
     "--checkpoint=somewhere": "--checkpoint: goes with --mode=predict and --input",
     "--input=experiments": "--output: is required with --input",
-    "--input=experiments --output=/tmp": "config.json: cannot be read",
+    "--input=experiments --output=/tmp": "holds no trained model: there is no config.json",
     "stray": "command line: unexpected argument 'stray'",
     "--config.method.sigma_mm=-1": "config.method.sigma_mm: -1.0 is not positive",
     "--config.predict.split=val --config.phantom.val=0": "the split 'val' has no cases",
