@@ -43,7 +43,7 @@ _ROTATIONS = 1000
 # its voxels are compared there, and the bins of a histogram: few where there are few voxels.
 _COARSE, _MIDDLE, _FINE = (16, 2000, 16), (32, 5000, 24), (128, 40000, 32)
 # Starts refined at the coarse and at the middle level; the best alone is refined at the fine one.
-_KEEP_COARSE, _KEEP_MIDDLE = 96, 6
+_KEEP_COARSE, _KEEP_MIDDLE = 96, 16
 # A refinement begins with steps as long as a voxel of its level, halves them where the gradient
 # turns back, and ends when they are this short, in voxels, or after so many.
 _MIN_STEP = 0.01

@@ -114,7 +114,7 @@ def plain_alternation(settings, state, data, key):
     d = jax.tree.map(lambda p, gradient: p - RATE * gradient, d, jax.grad(loss_d)(d))
 
     def loss_g(g):
-        heat = generator.loss(g, generator.features(g, image), points, data.present)
+        heat = generator.loss(g, generator.features(g, image), points, data.present, data.absent)
         return heat + settings.lambda_adv * adversarial_loss(net.apply(d, generate(g)))
 
     g = jax.tree.map(lambda p, gradient: p - RATE * gradient, g, jax.grad(loss_g)(g))
