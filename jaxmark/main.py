@@ -233,7 +233,7 @@ def run(
     check_workdir(workdir, experiment)
     todo = STAGES if mode == "run" else (mode,)
     prepared, unpaired = prepare_experiment(experiment, workdir)
-    method = build(experiment, prepared.landmarks, unpaired)
+    method = build(experiment, prepared.landmarks, unpaired, prepared.presence)
     if "train" in todo:
         train(
             method,
@@ -440,9 +440,15 @@ def unpaired_landmarks(
 
 
 def build(
-    experiment: Experiment, landmarks: tuple[str, ...], unpaired: LandmarkSets | None = None
+    experiment: Experiment,
+    landmarks: tuple[str, ...],
+    unpaired: LandmarkSets | None = None,
+    presence: float = 0.5,
 ) -> Method:
-    """The method of an experiment; bfloat16 arithmetic where there is an accelerator."""
+    """The method of an experiment; bfloat16 arithmetic where there is an accelerator.
+
+    What is known of the training cases, `unpaired` and `presence`, matters to training alone.
+    """
     on_cpu = jax.devices()[0].platform == "cpu"
     data = experiment.data
     task = Task(
@@ -452,6 +458,7 @@ def build(
         spacing_mm=data.spacing_mm,
         augment=experiment.augment,
         dtype=jnp.float32 if on_cpu else jnp.bfloat16,
+        presence=presence,
         unpaired=unpaired,
     )
     return experiment.method.build(task)

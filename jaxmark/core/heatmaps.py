@@ -44,11 +44,6 @@ def gaussian_sum(spacing_mm: Sequence[float], sigma_mm: float) -> float:
     return (2 * math.pi) ** 1.5 * sigma_mm**3 / math.prod(spacing_mm)
 
 
-def absence_logit(shape: Sequence[int]) -> float:
-    """The logit of "nowhere" beside those of all voxels: as likely as all of them at logit 0."""
-    return math.log(math.prod(shape))
-
-
 def cell_voxels(
     shape: Sequence[int], spacing_mm: Sequence[float], cell_mm: float
 ) -> tuple[int, int, int]:
@@ -103,7 +98,8 @@ def decode(
     Returns:
       The voxel of the maximum (B, K, 3), the sub-voxel peak (B, K, 3), the height (B, K), and how
       much speaks for the landmark's presence (B, K), in nats and not calibrated: with `softmax`
-      the log-odds against `absence_logit`, else those of the height as a probability.
+      the logarithm of the mean of the exponentials, else the log-odds of the height as a
+      probability.
     """
     rows, log_sums = map_slabs(lambda slab, _: _survey(head(slab), softmax), features)
     # (slabs, B, n, Y, K) -> (B, X, Y, K)
@@ -115,7 +111,7 @@ def decode(
         window = jnp.exp(window - score[..., None, None, None])
         log_sum = logsumexp(log_sums, axis=0)
         score = jnp.exp(score - log_sum) * gaussian_sum(spacing_mm, sigma_mm)
-        evidence = log_sum - absence_logit(features.shape[1:4])
+        evidence = log_sum - math.log(math.prod(features.shape[1:4]))
     else:
         evidence = jax.scipy.special.logit(jnp.clip(score, 1e-4, 1 - 1e-4))
     return argmax, mean_shift(window, start, argmax, spacing_mm, sigma_mm), score, evidence

@@ -6,6 +6,7 @@ features that it makes heatmaps of come in its place, and heatmaps are made slab
 the gradient. 19 heatmaps of 192 x 160 x 96 voxels are 224 MB, the coordinates behind them 228 B.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import logsumexp
 
-from jaxmark.core.heatmaps import absence_logit, gaussians
+from jaxmark.core.heatmaps import gaussians
 from jaxmark.core.slabs import Head, map_slabs
 
 
@@ -65,6 +66,7 @@ def heatmap_cross_entropy(
     spacing_mm: Sequence[float],
     sigma_mm: float,
     absent: Array | None = None,
+    presence: float = 0.5,
     head: Head | None = None,
 ) -> Array:
     """Cross-entropy between a softmax over all voxels and a Gaussian of sum 1, in nats.
@@ -74,8 +76,10 @@ def heatmap_cross_entropy(
     Arguments as `weighted_heatmap_loss`. A landmark outside of the volume, to which a translation
     may move it, has no place to be in and leaves the sum as unknown ones do.
 
-    With `absent` (ours) a landmark may also be nowhere: one more class, whose logit is fixed at
-    `absence_logit`, so that the level of a landmark's logits says whether it is there.
+    With `absent` (ours) a landmark may also be nowhere: one more class, so that the level of a
+    landmark's logits says whether it is there. The logit of that class is fixed where, with all
+    voxels at 0, the landmark is there with the probability `presence`: if that is its share in the
+    training cases, the level has nothing to learn before the place is known.
     """
 
     def sums(heatmaps: Array, points: Array) -> tuple[Array, Array, Array]:
@@ -91,7 +95,7 @@ def heatmap_cross_entropy(
     log_sum = logsumexp(log_sums, axis=0)
     if absent is None:
         return _masked_mean(log_sum - expected, here)
-    nowhere = absence_logit(logits.shape[1:4])
+    nowhere = math.log(math.prod(logits.shape[1:4]) * (1 - presence) / presence)
     total = jnp.logaddexp(log_sum, nowhere)
     return _masked_mean(total - jnp.where(absent, nowhere, expected), here | absent)
 

@@ -50,6 +50,18 @@ class Prepared:
         """The cases of train, val or test, in the order of the split."""
         return [self.cases[case] for case in self.splits[name]]
 
+    @property
+    def presence(self) -> float:
+        """Share of the landmarks whose state is known that are there, in the training cases.
+
+        In (0, 1): one of each is counted in addition.
+        """
+        present, absent = (
+            sum(int(getattr(case, state).sum()) for case in self.split("train"))
+            for state in ("present", "absent")
+        )
+        return (present + 1) / (present + absent + 2)
+
     def doubts(self) -> dict[str, list[str]]:
         """What a person should know of single cases, of those with anything to know."""
         found = {

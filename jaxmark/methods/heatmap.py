@@ -114,7 +114,9 @@ class Generator:
         self, params: Params, features: Array, landmarks_ijk: Array, present: Array, absent: Array
     ) -> Array:
         """L_heat of Eq. 2, or the cross-entropy in its place."""
-        heatmap_loss: Callable[..., Array] = heatmap_cross_entropy
+        heatmap_loss: Callable[..., Array] = functools.partial(
+            heatmap_cross_entropy, presence=self.task.presence
+        )
         if self.settings.loss == "weighted_l2":
             heatmap_loss = functools.partial(weighted_heatmap_loss, alpha=self.settings.alpha)
         return heatmap_loss(

@@ -38,6 +38,8 @@ class Task:
     augment: Augment
     # Arithmetic of the networks; parameters, losses and decoding are always float32.
     dtype: DTypeLike = jnp.float32
+    # Share of the landmarks whose state is known that are there, in the training cases.
+    presence: float = 0.9
     # Another cohort's landmarks, for methods that learn from them.
     unpaired: LandmarkSets | None = None
 

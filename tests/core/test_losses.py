@@ -199,8 +199,8 @@ def test_cross_entropy_with_a_class_for_nowhere_agrees_with_float64_numpy(by_sla
     for b, k in zip(*np.nonzero(present | ABSENT), strict=True):
         squared = (((grid - landmarks[b, k]) * PLACE["spacing_mm"]) ** 2).sum(-1)
         target = np.exp(-squared / (2 * PLACE["sigma_mm"] ** 2))
-        # "Nowhere" weighs as much as all voxels do at logit 0.
-        classes = np.append(np.exp(logits[b, ..., k]).ravel(), np.prod(shape))
+        # With all voxels at logit 0 the landmark is there with a probability of 0.8.
+        classes = np.append(np.exp(logits[b, ..., k]).ravel(), np.prod(shape) * 0.25)
         wanted = np.append((target / target.sum()).ravel() * present[b, k], ABSENT[b, k])
         values.append(-(wanted * np.log(classes / classes.sum())).sum())
     found = heatmap_cross_entropy(
@@ -208,6 +208,7 @@ def test_cross_entropy_with_a_class_for_nowhere_agrees_with_float64_numpy(by_sla
         jnp.asarray(landmarks, jnp.float32),
         present,
         absent=ABSENT,
+        presence=0.8,
         head=(lambda x: x) if by_slabs else None,
         **PLACE,
     )

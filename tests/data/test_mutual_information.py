@@ -71,6 +71,19 @@ def _motion(seed: int, linear: np.ndarray | None = None) -> np.ndarray:
     return compose_affine(random_rotation(rng) @ linear, rng.uniform(-60, 60, 3))
 
 
+def _small_motion(seed: int) -> np.ndarray:
+    """15 degrees about any axis, and a translation of tens of mm: what `_search` looks for."""
+    rng = np.random.default_rng(100 + seed)
+    axis = rng.normal(size=3)
+    half = np.radians(15) / 2
+    turn = np.array([np.cos(half), *np.sin(half) * axis / np.linalg.norm(axis)])
+    return compose_affine(rotation_from_quaternion(turn), rng.uniform(-60, 60, 3))
+
+
+# Few starts: a search over all rotations takes seconds, and two tests of it are enough.
+_search = partial(register_mutual_information, _FIXED, search_degrees=25.0)
+
+
 def _worst_mm(result: Registration, truth: np.ndarray) -> float:
     centers = np.array([center for center, _, _ in _PARTS], float)
     found = apply_affine(result.fixed_to_moving, centers)
@@ -97,27 +110,27 @@ def test_recovers_a_map_in_another_contrast(kind: Kind, linear: np.ndarray) -> N
 
 
 def test_works_where_correlation_does_not() -> None:
-    truth = _motion(1)
+    truth = _small_motion(1)
     scan = _moved(truth, 1, _SECOND)
     assert _worst_mm(register(_FIXED, scan), truth) > 5
-    assert _worst_mm(register_mutual_information(_FIXED, scan), truth) < 0.25 * _SPACING_MM
+    assert _worst_mm(_search(scan), truth) < 0.25 * _SPACING_MM
 
 
 def test_inverted_intensities_change_little() -> None:
-    truth = _motion(2)
+    truth = _small_motion(2)
     scan = _moved(truth, 2)
     inverted = Scan(1000 - 7 * scan.voxels, scan.ijk_to_lps)
-    one, other = (register_mutual_information(_FIXED, s) for s in (scan, inverted))
+    one, other = (_search(s) for s in (scan, inverted))
     assert _worst_mm(other, truth) < 0.25 * _SPACING_MM
     assert other.quality == pytest.approx(one.quality, abs=0.03)
 
 
 def test_other_voxels_meet_the_template_at_the_same_resolution() -> None:
-    truth = _motion(3)
+    truth = _small_motion(3)
     axes = random_rotation(np.random.default_rng(3)) @ np.diag([1.3, 1.5, 3.0])
     shape = (42, 36, 19)
     scan = _scan(np.linalg.inv(truth), _grid(truth[:3, 3], axes, shape), _SECOND, shape)
-    assert _worst_mm(register_mutual_information(_FIXED, scan), truth) < 0.25 * _SPACING_MM
+    assert _worst_mm(_search(scan), truth) < 0.25 * _SPACING_MM
 
 
 def test_a_scan_that_shows_a_part_is_found_with_lower_quality() -> None:
@@ -131,7 +144,6 @@ def test_a_scan_that_shows_a_part_is_found_with_lower_quality() -> None:
 
 
 def test_a_near_search_stays_near() -> None:
-    search = partial(register_mutual_information, _FIXED, search_degrees=30.0)
     half = np.radians([20, 170]) / 2
     near, far = (
         compose_affine(
@@ -140,22 +152,20 @@ def test_a_near_search_stays_near() -> None:
         )
         for a in half
     )
-    right, wrong = search(_moved(near, 5, _SECOND)), search(_moved(far, 5, _SECOND))
+    right, wrong = _search(_moved(near, 5, _SECOND)), _search(_moved(far, 5, _SECOND))
     assert _worst_mm(right, near) < 0.25 * _SPACING_MM
     assert _worst_mm(wrong, far) > 5
     assert wrong.quality < 0.8 * right.quality
 
 
 def test_same_scans_same_result_on_any_number_of_cores() -> None:
-    scan = _moved(_motion(6), 6, _SECOND)
-    result = register_mutual_information(_FIXED, scan)
+    result = _search(_moved(_small_motion(6), 6, _SECOND))
     expected = [result.fixed_to_moving.tobytes().hex(), result.quality.hex(), result.margin.hex()]
 
     # ITK reads how many threads it may use when it starts.
     code = (
         "import test_mutual_information as t\n"
-        "scan = t._moved(t._motion(6), 6, t._SECOND)\n"
-        "r = t.register_mutual_information(t._FIXED, scan)\n"
+        "r = t._search(t._moved(t._small_motion(6), 6, t._SECOND))\n"
         "print(r.fixed_to_moving.tobytes().hex(), r.quality.hex(), r.margin.hex())"
     )
     folder = Path(__file__).parent
@@ -173,7 +183,7 @@ def test_same_scans_same_result_on_any_number_of_cores() -> None:
 
 def test_scans_that_are_far_apart_are_no_trouble(capfd: pytest.CaptureFixture[str]) -> None:
     far = Scan(_FIXED.voxels, compose_affine(np.eye(3), np.full(3, 900.0)) @ _FIXED.ijk_to_lps)
-    result = register_mutual_information(_FIXED, far)
+    result = _search(far)
     np.testing.assert_allclose(result.fixed_to_moving[:3, 3], 900, atol=0.2)
     # The best there is: the same voxels explain all of the template.
     assert result.quality > 0.95

@@ -330,6 +330,20 @@ def test_doubts_are_said_of_each_case_and_in_the_table(data):
     assert {row["split"] for row in rows} == {"train", "val", "test"}
 
 
+def test_presence_is_the_share_of_what_is_known(data):
+    cohort = read_cohort(data)
+    assert prepare_all(data).presence == pytest.approx(58 / 59)
+    for name in cohort.splits["train"]:
+        source = cohort.cases[name]
+        points = dict(zip(cohort.names, source.landmarks_mm, strict=True))
+        # One is stated to be absent, of another nothing is said.
+        points["BA tip"] = None
+        del points["M1/M2 R"]
+        write_mrk_json(source.landmark_file, points)
+    chosen = dataclasses.replace(data, landmarks=cohort.names)
+    assert prepare_all(chosen).presence == pytest.approx((51 + 1) / (54 + 2))
+
+
 def test_the_limit_of_quality_follows_the_cohort():
     assert quality_limit([np.nan, np.nan]) == -np.inf
     # An even cohort: a tenth under the median is still no failure.
