@@ -11,7 +11,7 @@ device decides: `paper` on an accelerator, `small` on a CPU.
   whose other rows are in `cow_table1.py`. Not run yet: it needs a GPU.
 - `reverse`: the paper's closing question, the same on CTA scans with landmarks of an MRA cohort.
 - `small`: coarser voxels, fewer scans, a cross-entropy in place of the paper's loss. Four minutes
-  on a 2-core CPU; expect 2.1 mm on the test cases, where the mean position is 5.5 mm off.
+  on a 2-core CPU; expect 2.1 mm on the test cases, where the mean position is 5.6 mm off.
 - `small_adversarial`: the same voxels, the paper's loss, and a discriminator on cells. Ten minutes
   on one core; expect 2.3 mm where without the discriminator it is 5.2 mm. `small_reverse`: on CTA.
 - `tiny`: for tests; it shows that everything runs, not that anything is learned.
