@@ -10,8 +10,13 @@ from jaxmark.core.errors import InputError
 from jaxmark.core.files import read_json
 from jaxmark.methods.adversarial import Adversarial
 from jaxmark.methods.heatmap import HeatmapRegression
+from jaxmark.methods.noothout import RegressionClassification
+from jaxmark.methods.scn import SpatialConfiguration
 
-METHODS: dict[str, type] = {kind.__name__: kind for kind in (HeatmapRegression, Adversarial)}
+METHODS: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (HeatmapRegression, Adversarial, RegressionClassification, SpatialConfiguration)
+}
 
 
 def get_config(workdir: str = "") -> Experiment:

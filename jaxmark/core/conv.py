@@ -52,6 +52,20 @@ def conv_same(x: Array, kernel: Array) -> Array:
     return _conv(x, kernel)
 
 
+# Of the padded volume and the plain one only the latter is kept for the gradient.
+@jax.checkpoint
+def conv_reflect(x: Array, kernel: Array) -> Array:
+    """`conv_same` with the volume mirrored at its outermost voxels instead of zeros around it.
+
+    The rim that is convolved with zeros and cut off costs little but where a volume is not much
+    larger than its kernel.
+    """
+    rim = [n // 2 for n in kernel.shape[:3]]
+    padded = jnp.pad(x, [(0, 0), *((r, r) for r in rim), (0, 0)], mode="reflect")
+    inner = (slice(r, r + n) for r, n in zip(rim, x.shape[1:4], strict=True))
+    return conv_same(padded, kernel)[:, *inner]
+
+
 @jax.custom_vjp
 def _conv(x: Array, kernel: Array) -> Array:
     return lax.platform_dependent(x, kernel, cpu=conv_on_cpu, default=conv_direct)
@@ -297,9 +311,16 @@ def _in_blocks(x: Array) -> Array:
     return x.reshape(b, nx // 2, 2, ny // 2, 2, nz // 2, 2, c)
 
 
+def avg_pool(x: Array, size: int) -> Array:
+    """Mean over blocks of `size` voxels a side, which must divide every side."""
+    b, nx, ny, nz, c = x.shape
+    blocks = b, nx // size, size, ny // size, size, nz // size, size, c
+    return x.reshape(blocks).mean((2, 4, 6))
+
+
 def avg_pool_2(x: Array) -> Array:
     """Mean over blocks of 2 x 2 x 2; every side must be even."""
-    return _in_blocks(x).mean((2, 4, 6))
+    return avg_pool(x, 2)
 
 
 def upsample_2(x: Array, method: str = "trilinear") -> Array:

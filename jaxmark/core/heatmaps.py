@@ -19,9 +19,14 @@ from jaxmark.core.slabs import Head, map_slabs
 
 
 def gaussians(
-    landmarks_ijk: Array, shape: Sequence[int], spacing_mm: Sequence[float], sigma_mm: float
+    landmarks_ijk: Array,
+    shape: Sequence[int],
+    spacing_mm: Sequence[float],
+    sigma_mm: float | Array,
 ) -> Array:
     """Target heatmaps `(B, X, Y, Z, K)`: Gaussians of height 1 (Tan et al. 2023, Eq. 1).
+
+    `sigma_mm` is one for all landmarks, or (K,).
 
     A product of three vectors per landmark: under jit, XLA fuses it into whatever consumes it and
     the volume is never stored. A landmark may lie outside the volume.
@@ -33,7 +38,7 @@ def gaussians(
     return x[:, :, None, None] * y[:, None, :, None] * z[:, None, None, :]
 
 
-def _gaussian_1d(centre: Array, n: int, spacing_mm: float, sigma_mm: float) -> Array:
+def _gaussian_1d(centre: Array, n: int, spacing_mm: float, sigma_mm: float | Array) -> Array:
     """(B, K) centres in voxels -> (B, n, K)."""
     distance = (jnp.arange(n)[:, None] - centre[:, None, :]) * (spacing_mm / sigma_mm)
     return jnp.exp(-0.5 * distance**2)

@@ -76,6 +76,24 @@ def _relu_backward(y: Array, dy: Array) -> tuple[Array]:
 relu.defvjp(_relu_forward, _relu_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def leaky_relu(x: Array, slope: float) -> Array:
+    """x where positive, else `slope` x (positive, too). Kept for the gradient is the result."""
+    return jnp.where(x > 0, x, slope * x)
+
+
+def _leaky_relu_forward(x: Array, slope: float) -> tuple[Array, Array]:
+    y = leaky_relu(x, slope)
+    return y, y
+
+
+def _leaky_relu_backward(slope: float, y: Array, dy: Array) -> tuple[Array]:
+    return (jnp.where(y > 0, dy, slope * dy),)
+
+
+leaky_relu.defvjp(_leaky_relu_forward, _leaky_relu_backward)
+
+
 def _channel_means(*factors: Array) -> Array:
     """Means over the voxels of a product of volumes: (B, C)."""
     precise = [_precise(f) for f in factors]

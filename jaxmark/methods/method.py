@@ -90,11 +90,15 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """`predict(params, image)` takes volumes of the crop's shape, `(B, X, Y, Z, 1)`."""
+    """`predict(params, image)` takes volumes of the crop's shape, `(B, X, Y, Z, 1)`.
+
+    `notes(batch)` are lines that a person should read before training with such a batch starts.
+    """
 
     init: Callable[[Array], State]
     phases: tuple[Phase, ...]
     predict: Callable[[Params, Array], Prediction]
+    notes: Callable[[int], Sequence[str]] = lambda batch: ()
 
 
 class Settings(Protocol):

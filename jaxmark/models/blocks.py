@@ -9,7 +9,7 @@ from jax import Array
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
-from jaxmark.core.conv import conv_same, conv_transpose_2
+from jaxmark.core.conv import conv_reflect, conv_same, conv_transpose_2
 from jaxmark.core.normalization import group_norm, relu
 
 # He et al. 2015, for layers followed by a rectifier.
@@ -39,11 +39,14 @@ class Conv(nn.Module):
     bias: bool = True
     dtype: DTypeLike = jnp.float32
     initializer: Initializer = kernel_init
+    # Outside of the volume is its mirror image instead of zeros.
+    reflect: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.kernel,) * 3 + (x.shape[-1], self.features)
-        y = conv_same(x, self.param("kernel", self.initializer, shape).astype(self.dtype))
+        convolve = conv_reflect if self.reflect else conv_same
+        y = convolve(x, self.param("kernel", self.initializer, shape).astype(self.dtype))
         if self.bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return y

@@ -85,6 +85,8 @@ def train(
 
     records = Records(workdir, resume_step=start, tensorboard=settings.tensorboard)
     predictor = Predictor(method, experiment, mesh)
+    for line in method.notes(settings.batch):
+        print(line, flush=True)
     bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, mininterval=1.0)
     step_number = start
     first = 0

@@ -199,3 +199,48 @@ def test_transposed_convolution_by_hand():
 def test_equals_share_the_gradient_of_a_maximum():
     gradient = jax.grad(lambda x: conv.max_pool_2(x).sum())(jnp.zeros((1, 2, 2, 2, 1)))
     np.testing.assert_array_equal(gradient, np.full((1, 2, 2, 2, 1), 1 / 8))
+
+
+def mirrored(x, rim):
+    return jnp.pad(x, [(0, 0), *((r, r) for r in rim), (0, 0)], mode="reflect")
+
+
+@pytest.mark.parametrize(
+    ("volume", "kernel"), [((6, 8, 5), (3, 3, 3)), ((7, 5, 4), (7, 7, 7)), ((4, 5, 6), (1, 3, 5))]
+)
+def test_convolution_with_mirrored_borders(volume, kernel):
+    def textbook(x, k):
+        padded = mirrored(x, [n // 2 for n in kernel])
+        return lax.conv_general_dilated(padded, k, (1, 1, 1), "VALID", dimension_numbers=NUMBERS)
+
+    assert_equal_with_gradients(conv.conv_reflect, textbook, (2, *volume, 3), (*kernel, 3, 9))
+
+
+def test_of_a_mirrored_convolution_no_padded_volume_is_kept():
+    x, kernel = jnp.ones((1, 6, 6, 6, 2)), jnp.ones((3, 3, 3, 2, 2))
+    kept = jax.eval_shape(lambda x, k: jax.vjp(conv.conv_reflect, x, k)[1], x, kernel)
+    assert sum(leaf.size for leaf in jax.tree.leaves(kept)) == x.size + kernel.size
+
+
+@pytest.mark.parametrize("channels", [(4, 9), (9, 4)])
+def test_seven_cubed_in_float32(channels):
+    """Large kernels take the forms of small ones: 343 taps must not add up to an error."""
+    rng = np.random.default_rng(0)
+    x, dy = rng.normal(size=(1, 8, 7, 9, channels[0])), rng.normal(size=(1, 8, 7, 9, channels[1]))
+    kernel = rng.normal(size=(7, 7, 7, *channels))
+    single = [jnp.asarray(a, jnp.float32) for a in (x, kernel, dy)]
+    y, back = jax.vjp(jax.jit(conv.conv_same), *single[:2])
+    found = (y, *back(single[2]))
+    with jax.enable_x64(True):
+        y, back = jax.vjp(textbook_same, jnp.asarray(x), jnp.asarray(kernel))
+        expected = [np.asarray(a) for a in (y, *back(jnp.asarray(dy)))]
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max())
+
+
+def test_average_pooling_of_larger_blocks():
+    x = np.random.default_rng(0).normal(size=(2, 8, 4, 12, 3))
+    found = conv.avg_pool(jnp.asarray(x, jnp.float32), 4)
+    for place in np.ndindex(2, 1, 3):
+        corner = tuple(slice(4 * i, 4 * i + 4) for i in place)
+        np.testing.assert_allclose(found[:, *place], x[:, *corner].mean((1, 2, 3)), atol=1e-6)

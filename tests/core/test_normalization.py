@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmark.core.normalization import group_norm, relu
+from jaxmark.core.normalization import group_norm, leaky_relu, relu
 
 
 @pytest.mark.parametrize(("channels", "group"), [(16, 8), (6, 2), (4, 4), (3, 1)])
@@ -48,3 +48,10 @@ def test_relu_and_its_gradient():
     found, back = jax.vjp(relu, x)
     np.testing.assert_array_equal(found, [0, 0, 0, 3])
     np.testing.assert_array_equal(back(jnp.full(4, 5.0))[0], [0, 0, 0, 5])
+
+
+def test_leaky_relu_and_its_gradient():
+    x = jnp.array([-2.0, 0.0, 3.0])
+    found, back = jax.vjp(lambda x: leaky_relu(x, 0.1), x)
+    np.testing.assert_allclose(found, [-0.2, 0, 3])
+    np.testing.assert_allclose(back(jnp.full(3, 5.0))[0], [0.5, 0.5, 5])

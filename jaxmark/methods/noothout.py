@@ -1,0 +1,301 @@
+"""Regression and classification by patches, global to local (Noothout et al., IEEE TMI 2020).
+
+Patches of 8 voxels of the whole volume say whether they hold a landmark, and how far away it is;
+the landmark is where they say, on average, weighted by the probability that they hold it. Around
+that place a small network for each landmark does the same with patches of 2 voxels. First the
+global network is trained, then, with it fixed, the local ones.
+
+Displacements are in voxels, which is ours to choose. So is the scale of the losses: both are means
+over patches and landmarks.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxmark.core.errors import InputError
+from jaxmark.core.patches import decode_votes, vote_losses
+from jaxmark.methods.heatmap import augmented, learning_rate
+from jaxmark.methods.method import Batch, Method, Metrics, Params, Phase, Prediction, State, Task
+from jaxmark.models.noothout import GLOBAL_STRIDE, LOCAL_STRIDE, LocalPatchNet, PatchResNet, each
+
+# Loss of a network's parameters: cross-entropy and displacement error (`vote_losses`).
+Losses = Callable[[Params, Batch, Array], tuple[Array, Array]]
+
+
+@dataclasses.dataclass
+class RegressionClassification:
+    """Settings. Defaults are what is reported of the authors' code, which was not at hand to check;
+    what is said to be ours is a choice.
+    """
+
+    # Of the global network, then of the local ones; ours.
+    steps: int = 20_000
+    local_steps: int = 20_000
+    # Channels of the first convolution; channels and residual blocks of each stage.
+    stem: int = 16
+    widths: tuple[int, ...] = (32, 64, 128, 256)
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    # Channels of a 1^3 layer before the last one of either head, of all networks; 0: none. Ours.
+    head: int = 128
+    # Channels of the local networks' 3^3 layers: the first at full resolution. Ours.
+    local_widths: tuple[int, ...] = (16, 32, 32)
+    # Voxels of the cubes that the global network is trained on, drawn at random from each volume;
+    # where the crop is smaller, its side.
+    chunk: int = 72
+    # Voxels of the cubes that the local networks see.
+    local_crop: int = 16
+    # In training, how far from the landmark such a cube may be, along each axis; ours. It should be
+    # as far as the global network errs.
+    jitter_voxels: float = 4.0
+    # Weight of the cross-entropy; that of the displacements' error is 1.
+    class_weight: float = 8.0
+    # Of AMSGrad, for the global network and for the local ones.
+    learning_rate: float = 1e-3
+    local_learning_rate: float = 1e-3
+    # Share of each phase's steps over which the rate falls to zero along a cosine at the end; the
+    # paper: 0.
+    decay: float = 0.0
+
+    @property
+    def needs_unpaired(self) -> bool:
+        """See `Settings`."""
+        return False
+
+    def build(self, task: Task) -> Method:
+        """The method for volumes of `task.crop`, whose sides 8 must divide."""
+        check(self, task)
+        stages = Stages(self, task)
+        rates = {
+            "global": learning_rate(self.learning_rate, self.steps, self.decay),
+            "local": learning_rate(self.local_learning_rate, self.local_steps, self.decay),
+        }
+        optimizers = {name: optax.amsgrad(rate) for name, rate in rates.items()}
+
+        def init(key: Array) -> State:
+            params = stages.init(key)
+            return State(
+                step=jnp.zeros((), jnp.int32),
+                # Whether the local networks' word counts: not before they are trained.
+                params={**params, "refine": jnp.zeros(())},
+                optimizer={name: optimizers[name].init(params[name]) for name in optimizers},
+            )
+
+        def phase(name: str, steps: int, losses: Losses) -> Phase:
+            return Phase(name, steps, stage_step(name, self.class_weight, losses, optimizers[name]))
+
+        return Method(
+            init=init,
+            phases=(
+                phase("global", self.steps, stages.global_losses),
+                phase("local", self.local_steps, stages.local_losses),
+            ),
+            predict=stages.predict,
+        )
+
+
+class Stages:
+    """Both stages, as pure functions of their parameters."""
+
+    def __init__(self, settings: RegressionClassification, task: Task):
+        self.settings, self.task = settings, task
+        self._global = PatchResNet(
+            len(task.landmarks),
+            settings.stem,
+            settings.widths,
+            settings.blocks,
+            settings.head,
+            dtype=task.dtype,
+        )
+        self._local = LocalPatchNet(settings.local_widths, settings.head, dtype=task.dtype)
+
+    def init(self, key: Array) -> dict[str, Params]:
+        """Parameters: `global`, and `local` with an axis over the landmarks before all others."""
+        k_global, k_local = jax.random.split(key)
+        # Convolutions don't ask how large the volume is.
+        volume = jnp.zeros((1, GLOBAL_STRIDE, GLOBAL_STRIDE, GLOBAL_STRIDE, 1))
+        keys = jax.random.split(k_local, len(self.task.landmarks))
+        return {
+            "global": self._global.init(k_global, volume),
+            "local": jax.vmap(self._local.init, (0, None))(keys, volume),
+        }
+
+    def global_votes(self, params: Params, image: Array) -> tuple[Array, Array]:
+        """Logits and displacements of all landmarks from volumes (B, X, Y, Z, 1)."""
+        logits, votes = self._global.apply(params, image)
+        return jnp.asarray(logits), jnp.asarray(votes)
+
+    def local_votes(
+        self, params: Params, image: Array, centres_ijk: Array
+    ) -> tuple[Array, Array, Array]:
+        """Logits and displacements of each landmark's crop, and the crop's first voxel (B, K, 3).
+
+        `centres_ijk` (B, K, 3) are where each landmark is looked for, in voxels of `image`.
+        """
+        crops, first = cut_crops(image, centres_ijk, self.settings.local_crop)
+        logits, votes = each(self._local.apply, params, crops)
+        # From (K, B, x, y, z, 1) to (B, x, y, z, K).
+        return jnp.moveaxis(logits[..., 0], 0, -1), jnp.moveaxis(votes[..., 0, :], 0, -2), first
+
+    def global_losses(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
+        """`vote_losses` of the global network on random chunks of random views."""
+        k_view, k_chunk = jax.random.split(key)
+        image, landmarks_ijk = augmented(self.task, batch, k_view)
+        image, landmarks_ijk = random_chunks(k_chunk, image, landmarks_ijk, self.settings.chunk)
+        logits, votes = self.global_votes(params, image)
+        return vote_losses(
+            logits, votes, landmarks_ijk, batch.present, batch.absent, stride=GLOBAL_STRIDE
+        )
+
+    def local_losses(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
+        """`vote_losses` of the local networks on crops near the landmarks, in random views.
+
+        Only of what is present: there is no place at which to look for what is absent.
+        """
+        k_view, k_jitter = jax.random.split(key)
+        image, landmarks_ijk = augmented(self.task, batch, k_view)
+        far = self.settings.jitter_voxels
+        jitter = jax.random.uniform(k_jitter, landmarks_ijk.shape, minval=-far, maxval=far)
+        logits, votes, first = self.local_votes(params, image, landmarks_ijk + jitter)
+        nothing = jnp.zeros_like(batch.absent)
+        return vote_losses(
+            logits, votes, landmarks_ijk - first, batch.present, nothing, stride=LOCAL_STRIDE
+        )
+
+    def predict(self, params: Params, image: Array) -> Prediction:
+        """Landmarks of volumes (B, X, Y, Z, 1).
+
+        This method has no voxel of a maximum: `argmax_ijk` is the voxel that the position lies in.
+        Presence is what the global network says, which alone has seen volumes without a landmark:
+        `evidence` is the largest of its patches' logits, `score` the probability that it stands
+        for.
+        """
+        logits, votes = self.global_votes(params["global"], image)
+        position, evidence = decode_votes(logits, votes, stride=GLOBAL_STRIDE)
+        logits, votes, first = self.local_votes(params["local"], image, position)
+        refined, _ = decode_votes(logits, votes, stride=LOCAL_STRIDE)
+        position = jnp.where(params["refine"] > 0, first + refined, position)
+        return Prediction(
+            argmax_ijk=jnp.round(position),
+            subvoxel_ijk=position,
+            score=jax.nn.sigmoid(evidence),
+            evidence=evidence,
+        )
+
+
+def stage_step(
+    name: str, class_weight: float, losses: Losses, optimizer: optax.GradientTransformation
+) -> Callable[[State, Batch, Array], tuple[State, Metrics]]:
+    """A step of the network `name`; the other one stays as it is."""
+
+    def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, tuple[Array, Array]]:
+        entropy, error = losses(params, batch, key)
+        return error + class_weight * entropy, (entropy, error)
+
+    def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
+        params, opt_state = state.params[name], state.optimizer[name]
+        (value, (entropy, error)), gradient = jax.value_and_grad(loss, has_aux=True)(
+            params, batch, key
+        )
+        update, opt_state = optimizer.update(gradient, opt_state, params)
+        refine = jnp.maximum(state.params["refine"], float(name == "local"))
+        new = State(
+            step=state.step + 1,
+            params={**state.params, name: optax.apply_updates(params, update), "refine": refine},
+            optimizer={**state.optimizer, name: opt_state},
+        )
+        return new, {
+            "loss": value,
+            "classification_loss": entropy,
+            "displacement_loss": error,
+            "gradient_norm": optax.tree.norm(gradient),
+        }
+
+    return step
+
+
+def random_chunks(key: Array, image: Array, landmarks_ijk: Array, side: int) -> tuple[Array, Array]:
+    """A cube of `side` voxels anywhere in each volume, or the volume's side if that is less.
+
+    Volumes are (B, X, Y, Z, C); landmarks come back in voxels of the chunks.
+    """
+    shape = image.shape[1:4]
+    size = tuple(min(side, n) for n in shape)
+    room = jnp.asarray([n - m for n, m in zip(shape, size, strict=True)])
+    first = jax.random.randint(key, (image.shape[0], 3), 0, room + 1)
+
+    def cut(volume: Array, corner: Array) -> Array:
+        return jax.lax.dynamic_slice(volume, (*corner, 0), (*size, volume.shape[-1]))
+
+    return jax.vmap(cut)(image, first), landmarks_ijk - first[:, None]
+
+
+def cut_crops(image: Array, centres_ijk: Array, side: int) -> tuple[Array, Array]:
+    """Cubes of `side` voxels around places (B, K, 3) of volumes (B, X, Y, Z, C).
+
+    Their middle is within half a voxel of the place, or of the volume's edge where the place lies
+    beyond; edges are repeated outside.
+
+    Returns:
+      Crops (K, B, side, side, side, C), and their first voxels (B, K, 3), whole numbers.
+    """
+    half = side // 2
+    padded = jnp.pad(image, [(0, 0), *[(half, half)] * 3, (0, 0)], mode="edge")
+    last = jnp.asarray(image.shape[1:4], jnp.float32) - 1
+    first = jnp.round(jnp.clip(centres_ijk, 0, last) - (side - 1) / 2).astype(jnp.int32)
+
+    def cut(volume: Array, corner: Array) -> Array:
+        return jax.lax.dynamic_slice(volume, (*corner, 0), (side, side, side, volume.shape[-1]))
+
+    crops = jax.vmap(jax.vmap(cut, (None, 0)))(padded, first + half)
+    return crops.swapaxes(0, 1), first
+
+
+def check(settings: RegressionClassification, task: Task) -> None:
+    """InputError where a setting is impossible, or does not fit the volumes."""
+    if any(n % GLOBAL_STRIDE for n in task.crop):
+        raise InputError(
+            "config.data.crop",
+            f"{task.crop} has a side that is not a multiple of {GLOBAL_STRIDE}, the global "
+            "network's patch",
+        )
+    for name in (
+        "steps",
+        "local_steps",
+        "stem",
+        "chunk",
+        "local_crop",
+        "learning_rate",
+        "local_learning_rate",
+    ):
+        if getattr(settings, name) <= 0:
+            raise InputError(f"config.method.{name}", f"{getattr(settings, name)} is not positive")
+    for name in ("class_weight", "jitter_voxels", "head"):
+        if getattr(settings, name) < 0:
+            raise InputError(f"config.method.{name}", f"{getattr(settings, name)} is negative")
+    for name, side in (("chunk", GLOBAL_STRIDE), ("local_crop", LOCAL_STRIDE)):
+        if getattr(settings, name) % side:
+            problem = f"{getattr(settings, name)} is not a multiple of {side}, a patch"
+            raise InputError(f"config.method.{name}", problem)
+    if len(settings.widths) < 2 or min(settings.widths) < 1:
+        raise InputError("config.method.widths", "needs at least two positive numbers of channels")
+    if len(settings.blocks) != len(settings.widths) or min(settings.blocks) < 1:
+        raise InputError(
+            "config.method.blocks",
+            f"needs a positive number for each of the {len(settings.widths)} stages "
+            "(config.method.widths)",
+        )
+    if not settings.local_widths or min(settings.local_widths) < 1:
+        raise InputError("config.method.local_widths", "must be positive numbers of channels")
+    if settings.jitter_voxels >= settings.local_crop / 2:
+        raise InputError(
+            "config.method.jitter_voxels",
+            f"{settings.jitter_voxels} takes landmarks out of crops of {settings.local_crop} "
+            "voxels (config.method.local_crop)",
+        )
+    if not 0 <= settings.decay <= 1:
+        raise InputError("config.method.decay", f"{settings.decay} is not between 0 and 1")

@@ -1,0 +1,475 @@
+"""SpatialConfiguration-Net (Payer et al., Medical Image Analysis 54, 2019).
+
+One network in two parts that are multiplied, trained end to end by a summed squared error against
+Gaussians whose widths are learned, too, one for each landmark. The numbers are those of the
+authors' public code; `recipe="later"` is what the same authors did for the VerSe 2020 challenge.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxmark.core.errors import InputError
+from jaxmark.core.heatmaps import decode, gaussian_sum, gaussians
+from jaxmark.methods.heatmap import augmented
+from jaxmark.methods.method import Batch, Method, Metrics, Params, Phase, Prediction, State, Task
+from jaxmark.models.scn import SpatialConfigurationNet, multiples
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What the authors' code has; fields as in `SpatialConfiguration`."""
+
+    filters: int
+    downsample: int
+    dropout: float
+    reflect: bool
+    optimizer: str
+    learning_rate: float
+    final_rate: float
+    weight_decay: float
+    sigma_voxels: float
+    learn_sigma: bool
+    target_sum: float
+
+
+RECIPES = {
+    "2019": Recipe(
+        filters=64,
+        downsample=8,
+        dropout=0.5,
+        reflect=True,
+        optimizer="nesterov",
+        learning_rate=5e-8,
+        final_rate=1.0,
+        weight_decay=5e-4,
+        sigma_voxels=4.0,
+        learn_sigma=True,
+        target_sum=1000.0,
+    ),
+    "later": Recipe(
+        filters=96,
+        downsample=4,
+        dropout=0.25,
+        reflect=False,
+        optimizer="adam",
+        learning_rate=1e-4,
+        final_rate=0.1,
+        weight_decay=0.0,
+        sigma_voxels=3.0,
+        learn_sigma=False,
+        target_sum=0.0,
+    ),
+}
+
+
+@dataclasses.dataclass
+class SpatialConfiguration:
+    """Settings. None: the recipe's own, `RECIPES`; all other values are the same in both.
+
+    Lengths in voxels are of the authors' isotropic grids of 2 mm. Where voxels have unequal sides,
+    the side of a cube of the same volume counts.
+    """
+
+    # "2019" or "later": the networks (see `SpatialConfigurationNet`) and what is None below.
+    recipe: str = "2019"
+    # The code: 40,000 and 50,000, batch 1.
+    steps: int = 40_000
+    filters: int | None = None
+    levels: int = 4
+    # Voxels a side that the spatial part sees as one.
+    downsample: int | None = None
+    # Levels of the spatial part's U-Net, of "later" alone. The code: as many as `levels`.
+    spatial_levels: int = 4
+    dropout: float | None = None
+    # Mirror volumes at their borders instead of padding with zeros.
+    reflect: bool | None = None
+    # Compute activations anew for the gradient, level by level: for cards with little memory.
+    remat: bool = False
+    # "nesterov" (momentum 0.99) or "adam".
+    optimizer: str | None = None
+    learning_rate: float | None = None
+    # The rate at the end as a share of that at the start, along an exponential.
+    final_rate: float | None = None
+    # Half the squared norm of all kernels, times this, is added to what is minimised.
+    weight_decay: float | None = None
+    # Largest norm of a gradient; 0: any. The code of 2019 has none; that of "later" clips at twice
+    # a moving average.
+    clip_norm: float = 0.0
+    # Width of all target Gaussians at the start; None: 4 or 3 voxels.
+    sigma_mm: float | None = None
+    learn_sigma: bool | None = None
+    # A target's sum over all voxels, so that narrow ones are high; 0: all have height 1. To be
+    # learned, a width needs a sum: of targets of one height the narrowest costs least.
+    target_sum: float | None = None
+    # Half the sum of the squared widths (in voxels) of the landmarks that are present, times this,
+    # is added to the loss.
+    sigma_penalty: float = 100.0
+    # Learning rate of the widths as a multiple of the network's; the code: 1. Adam's steps are as
+    # long as its rate, however steep the loss: at 3e-4 voxels a step a width hardly moves.
+    sigma_rate: float = 1.0
+    # No width gets smaller: such a Gaussian would fall between voxels. Ours; the code has no bound.
+    min_sigma_voxels: float = 0.5
+    # Of the mean shift for sub-voxel positions; None: the width at the start. The code has the
+    # voxel of the maximum.
+    decode_sigma_mm: float | None = None
+
+    @property
+    def needs_unpaired(self) -> bool:
+        """See `Settings`."""
+        return False
+
+    def build(self, task: Task) -> Method:
+        """The method for volumes of `task.crop`, whose sides must fit levels and `downsample`."""
+        check(self, task)
+        model = Model(self, task)
+        optimizer = model.optimizer()
+
+        def init(key: Array) -> State:
+            params = model.init(key)
+            return State(
+                step=jnp.zeros((), jnp.int32),
+                params=params,
+                optimizer={"scn": optimizer.init(model.in_voxels(params))},
+            )
+
+        return Method(
+            init=init,
+            phases=(Phase("train", self.steps, training_step(model, optimizer)),),
+            predict=model.predict,
+            notes=lambda batch: memory_notes(self, task, batch),
+        )
+
+
+def small() -> SpatialConfiguration:
+    """The network of 2019 for volumes of some 50 voxels a side, to be trained on a CPU.
+
+    What is set here is ours, tried on phantoms' validation cases; layers, loss and learned widths
+    are the paper's. With Adam at 1e-3 and 3e-3 this network learned next to nothing.
+    """
+    return SpatialConfiguration(
+        steps=800,
+        filters=16,
+        levels=3,
+        downsample=4,
+        dropout=0.0,
+        reflect=False,
+        optimizer="adam",
+        learning_rate=3e-4,
+        final_rate=0.2,
+        weight_decay=0.0,
+        # Wide at first, with heights near 1.
+        sigma_mm=5.0,
+        sigma_rate=30.0,
+        target_sum=400.0,
+        sigma_penalty=16.0,
+    )
+
+
+def sigmas_mm(params: Params) -> Array:
+    """The learned widths (K,) of the targets, in millimetres, from a state's parameters."""
+    return jnp.asarray(params["sigma_mm"])
+
+
+class Model:
+    """Network, targets, loss and decoding as pure functions of the parameters.
+
+    Parameters are `{"scn": the network's, "sigma_mm": (K,)}`.
+    """
+
+    def __init__(self, settings: SpatialConfiguration, task: Task):
+        self.settings, self.task = settings, task
+        self.recipe = resolved(settings)
+        self.voxel_mm = math.prod(task.spacing_mm) ** (1 / 3)
+        self.sigma_mm = settings.sigma_mm or self.recipe.sigma_voxels * self.voxel_mm
+        self._net = SpatialConfigurationNet(
+            len(task.landmarks),
+            settings.recipe,
+            self.recipe.filters,
+            settings.levels,
+            self.recipe.downsample,
+            settings.spatial_levels,
+            self.recipe.dropout,
+            self.recipe.reflect,
+            remat=settings.remat,
+            dtype=task.dtype,
+        )
+        self._training_net = self._net.clone(training=True)
+
+    def init(self, key: Array) -> dict[str, Any]:
+        """Parameters at the start."""
+        return {
+            "scn": self._net.init(key, jnp.zeros((1, *self.task.crop, 1))),
+            "sigma_mm": jnp.full((len(self.task.landmarks),), self.sigma_mm, jnp.float32),
+        }
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """Of the network and, in voxels, of the widths."""
+        rate = optax.exponential_decay(
+            self.recipe.learning_rate, self.settings.steps, self.recipe.final_rate
+        )
+        steps = {
+            "nesterov": optax.sgd(rate, momentum=0.99, nesterov=True),
+            "adam": optax.adam(rate),
+        }
+        clip, decay = self.settings.clip_norm, self.recipe.weight_decay
+        return optax.chain(
+            optax.clip_by_global_norm(clip) if clip else optax.identity(),
+            optax.add_decayed_weights(decay, mask=kernels) if decay else optax.identity(),
+            steps[self.recipe.optimizer],
+        )
+
+    def in_voxels(self, params: Params) -> dict[str, Any]:
+        """Widths in voxels, as in the code: its rates and penalty are for these."""
+        return {**params, "sigma_mm": params["sigma_mm"] / self.voxel_mm}
+
+    def in_mm(self, params: Params) -> dict[str, Any]:
+        """The inverse of `in_voxels`, with widths of at least `min_sigma_voxels`."""
+        voxels = jnp.maximum(params["sigma_mm"], self.settings.min_sigma_voxels)
+        return {**params, "sigma_mm": voxels * self.voxel_mm}
+
+    def heatmaps(
+        self, params: Params, image: Array, key: Array | None = None
+    ) -> tuple[Array, Array, Array]:
+        """Heatmaps, local and spatial ones (B, X, Y, Z, K); dropout is on where there is a key.
+
+        They are there as a whole: the spatial part looks at all local ones before any product is
+        known. Beside features of 64 channels, K are few.
+        """
+        if key is None:
+            made: Any = self._net.apply(params["scn"], image)
+        else:
+            made = self._training_net.apply(params["scn"], image, rngs={"dropout": key})
+        heatmaps, local, spatial = made
+        return heatmaps, local, spatial
+
+    def height(self, sigma: Array) -> Array:
+        """The targets' heights (K,) for widths (K,) in mm."""
+        if not self.recipe.target_sum:
+            return jnp.ones_like(sigma)
+        return self.recipe.target_sum / (gaussian_sum(self.task.spacing_mm, 1.0) * sigma**3)
+
+    def losses(
+        self,
+        params: Params,
+        heatmaps: Array,
+        landmarks_ijk: Array,
+        present: Array,
+        absent: Array,
+    ) -> tuple[Array, Array]:
+        """Half the summed squared error, and the penalty on the widths; means over the batch.
+
+        Absent landmarks have an empty target. In the code, those that nobody annotated have, too;
+        here they leave the sum.
+        """
+        sigma = params["sigma_mm"]
+        if not self.recipe.learn_sigma:
+            sigma = jax.lax.stop_gradient(sigma)
+        target = gaussians(landmarks_ijk, heatmaps.shape[1:4], self.task.spacing_mm, sigma)
+        target = target * jnp.where(present, self.height(sigma), 0.0)[:, None, None, None]
+        squared = ((heatmaps - target) ** 2).sum((1, 2, 3))
+        fit = 0.5 * jnp.where(present | absent, squared, 0.0).sum(-1).mean()
+        voxels = sigma / self.voxel_mm
+        penalty = 0.5 * self.settings.sigma_penalty * (present * voxels**2).sum(-1).mean()
+        return fit, penalty if self.recipe.learn_sigma else jnp.zeros(())
+
+    def predict(self, params: Params, image: Array) -> Prediction:
+        """Landmarks of volumes (B, X, Y, Z, 1); the score is the height relative to the target."""
+        heatmaps, _, _ = self.heatmaps(params, image)
+        peak, fine, score, evidence = decode(
+            heatmaps / self.height(params["sigma_mm"]),
+            lambda x: x,
+            spacing_mm=self.task.spacing_mm,
+            sigma_mm=self.settings.decode_sigma_mm or self.sigma_mm,
+            softmax=False,
+        )
+        return Prediction(argmax_ijk=peak, subvoxel_ijk=fine, score=score, evidence=evidence)
+
+
+def training_step(
+    model: Model, optimizer: optax.GradientTransformation
+) -> Callable[[State, Batch, Array], tuple[State, Metrics]]:
+    """A step of network and widths together."""
+
+    def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
+        k_view, k_dropout = jax.random.split(key)
+        image, landmarks_ijk = augmented(model.task, batch, k_view)
+
+        def loss(voxels: Params) -> tuple[Array, tuple[Array, Array]]:
+            params = {**voxels, "sigma_mm": voxels["sigma_mm"] * model.voxel_mm}
+            heatmaps, _, _ = model.heatmaps(params, image, k_dropout)
+            fit, penalty = model.losses(
+                params, heatmaps, landmarks_ijk, batch.present, batch.absent
+            )
+            return fit + penalty, (fit, penalty)
+
+        params = model.in_voxels(state.params)
+        (value, (fit, penalty)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        update, opt_state = optimizer.update(gradient, state.optimizer["scn"], params)
+        update["sigma_mm"] = update["sigma_mm"] * model.settings.sigma_rate
+        new = model.in_mm(optax.apply_updates(params, update))
+        metrics = {
+            "loss": value,
+            "heatmap_loss": fit,
+            "sigma_penalty": penalty,
+            "mean_sigma_mm": new["sigma_mm"].mean(),
+            "gradient_norm": optax.tree.norm(gradient),
+        }
+        return State(step=state.step + 1, params=new, optimizer={"scn": opt_state}), metrics
+
+    return step
+
+
+def kernels(tree: Any) -> Any:
+    """True at the kernels of a tree of parameters, the ones that decay."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: getattr(path[-1], "key", None) == "kernel", tree
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes that a training step needs, in parts."""
+
+    parameters: int  # with their gradients and the optimiser's state
+    kept: int  # what the forward pass leaves for the backward pass
+    working: int  # at the time of the largest layer
+
+    @property
+    def total(self) -> int:
+        """All at once."""
+        return self.parameters + self.kept + self.working
+
+
+def training_memory(settings: SpatialConfiguration, task: Task, batch: int) -> Memory:
+    """What a training step of `batch` volumes will need, without compiling or computing it.
+
+    Parameters and what is kept are exact for JAX's own graph (a compiler may still merge or
+    recompute some). The rest is `WORKING_LAYERS`.
+    """
+    model = Model(settings, task)
+    k = len(task.landmarks)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    state = jax.eval_shape(lambda p: model.optimizer().init(model.in_voxels(p)), params)
+    image = jax.ShapeDtypeStruct((batch, *task.crop, 1), jnp.float32)
+
+    # On a CPU, XLA merges what `remat` computes again with the first time, and saves nothing.
+    def left_behind(params: Params, image: Array) -> Any:
+        return jax.vjp(lambda p: model.heatmaps(p, image, jax.random.key(0))[0], params)[1]
+
+    kept = nbytes(jax.eval_shape(left_behind, params, image)) - nbytes(params)
+    widest = max(model.recipe.filters, k) * jnp.dtype(task.dtype).itemsize
+    return Memory(
+        parameters=2 * nbytes(params) + nbytes(state),
+        kept=kept,
+        working=WORKING_LAYERS[settings.recipe] * batch * math.prod(task.crop) * widest,
+    )
+
+
+# Results of a layer at full resolution that the backward pass has in hand beside those that are
+# kept: gradients, padded and rearranged copies, heatmaps. As XLA counts for a CPU in float32 (11 to
+# 15 and 4 to 6 at five sizes); a compiler that convolves in place needs fewer.
+WORKING_LAYERS = {"2019": 13, "later": 6}
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes of all arrays, or shapes of arrays, of a tree."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def memory_notes(settings: SpatialConfiguration, task: Task, batch: int) -> tuple[str, ...]:
+    """A line for people before training: what a step will need, and what would make it less."""
+
+    def gb(changed: SpatialConfiguration) -> float:
+        return training_memory(changed, task, batch).total / 1e9
+
+    line = (
+        f"a training step of {batch} volume(s) of {'x'.join(map(str, task.crop))} voxels with "
+        f"{resolved(settings).filters} filters needs about {gb(settings):.2g} GB"
+    )
+    if not settings.remat:
+        less = gb(dataclasses.replace(settings, remat=True))
+        line += f"; about {less:.2g} with config.method.remat=True, but not on a CPU"
+    return (line + "; fewer config.method.filters need less in proportion",)
+
+
+def resolved(settings: SpatialConfiguration) -> Recipe:
+    """The recipe with what the settings have instead."""
+    names = [field.name for field in dataclasses.fields(Recipe) if field.name != "sigma_voxels"]
+    given = {name: getattr(settings, name) for name in names}
+    own = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(RECIPES[settings.recipe], **own)
+
+
+def check(settings: SpatialConfiguration, task: Task) -> None:
+    """InputError where a setting is impossible, or does not fit the volumes."""
+    if settings.recipe not in RECIPES:
+        raise InputError(
+            "config.method.recipe", f"{settings.recipe!r} is not {' or '.join(map(repr, RECIPES))}"
+        )
+    recipe = resolved(settings)
+    if recipe.optimizer not in ("nesterov", "adam"):
+        raise InputError(
+            "config.method.optimizer", f"{recipe.optimizer!r} is not 'nesterov' or 'adam'"
+        )
+    positive: Sequence[tuple[str, float]] = (
+        ("steps", settings.steps),
+        ("filters", recipe.filters),
+        ("levels", settings.levels),
+        ("downsample", recipe.downsample),
+        ("spatial_levels", settings.spatial_levels),
+        ("learning_rate", recipe.learning_rate),
+        ("final_rate", recipe.final_rate),
+        ("min_sigma_voxels", settings.min_sigma_voxels),
+        ("sigma_rate", settings.sigma_rate),
+    )
+    for name, value in positive:
+        if value <= 0:
+            raise InputError(f"config.method.{name}", f"{value} is not positive")
+    for name in ("sigma_mm", "decode_sigma_mm"):
+        width = getattr(settings, name)
+        if width is not None and width <= 0:
+            raise InputError(f"config.method.{name}", f"{width} is not positive")
+    negative: Sequence[tuple[str, float]] = (
+        ("weight_decay", recipe.weight_decay),
+        ("target_sum", recipe.target_sum),
+        ("sigma_penalty", settings.sigma_penalty),
+        ("clip_norm", settings.clip_norm),
+    )
+    for name, value in negative:
+        if value < 0:
+            raise InputError(f"config.method.{name}", f"{value} is negative")
+    if not 0 <= recipe.dropout < 1:
+        raise InputError("config.method.dropout", f"{recipe.dropout} is not in [0, 1)")
+    if recipe.learn_sigma and not recipe.target_sum:
+        raise InputError(
+            "config.method.learn_sigma",
+            "needs a config.method.target_sum: of targets of one height the narrowest costs least",
+        )
+    local, spatial = multiples(
+        settings.recipe, settings.levels, recipe.downsample, settings.spatial_levels
+    )
+    for size, why in (
+        (local, f"{settings.levels} levels (config.method.levels) need"),
+        (
+            spatial,
+            f"config.method.downsample={recipe.downsample}"
+            + (
+                f" and {settings.spatial_levels} levels of the spatial part "
+                "(config.method.spatial_levels) need"
+                if settings.recipe == "later"
+                else " needs"
+            ),
+        ),
+    ):
+        if any(n % size for n in task.crop):
+            raise InputError(
+                "config.data.crop",
+                f"{task.crop} has a side that is not a multiple of {size}, which {why}",
+            )
