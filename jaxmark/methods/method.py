@@ -39,7 +39,7 @@ class Task:
     # Arithmetic of the networks; parameters, losses and decoding are always float32.
     dtype: DTypeLike = jnp.float32
     # Share of the landmarks whose state is known that are there, in the training cases.
-    presence: float = 0.9
+    presence: float = 0.5
     # Another cohort's landmarks, for methods that learn from them.
     unpaired: LandmarkSets | None = None
 

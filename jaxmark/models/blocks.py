@@ -91,3 +91,22 @@ class ResidualBlock(nn.Module):
         if x.shape[-1] != self.features:
             x = Conv(self.features, kernel=1, bias=False, dtype=self.dtype)(x)
         return relu(x + y)
+
+
+class Pointwise(nn.Module):
+    """1^3 convolutions on arrays `(..., C)`: one, or two with a rectifier between."""
+
+    features: int
+    hidden: int = 0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        if self.hidden:
+            x = relu(Conv(self.hidden, kernel=1, dtype=self.dtype)(x))
+        # Heatmaps are nearly everywhere 0, and start so: a network that first has to unlearn He's
+        # random ones doesn't find the landmarks again with a squared error.
+        small = nn.initializers.normal(1e-3)
+        last = Conv(self.features, kernel=1, dtype=self.dtype, initializer=small)
+        # They are what loss and decoding see: in full precision.
+        return last(x).astype(jnp.float32)

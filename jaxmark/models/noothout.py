@@ -17,8 +17,7 @@ from jax.typing import DTypeLike
 
 from jaxmark.core.conv import avg_pool_2, conv_same, to_blocks
 from jaxmark.core.normalization import relu
-from jaxmark.models.blocks import Conv, Norm, ResidualBlock, kernel_init
-from jaxmark.models.unet import Pointwise
+from jaxmark.models.blocks import Conv, Norm, Pointwise, ResidualBlock, kernel_init
 
 # Voxels of a patch's side, for either network.
 GLOBAL_STRIDE, LOCAL_STRIDE = 8, 2
