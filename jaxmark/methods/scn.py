@@ -147,31 +147,6 @@ class SpatialConfiguration:
         )
 
 
-def small() -> SpatialConfiguration:
-    """The network of 2019 for volumes of some 50 voxels a side, to be trained on a CPU.
-
-    What is set here is ours, tried on phantoms' validation cases; layers, loss and learned widths
-    are the paper's. With Adam at 1e-3 and 3e-3 this network learned next to nothing.
-    """
-    return SpatialConfiguration(
-        steps=800,
-        filters=16,
-        levels=3,
-        downsample=4,
-        dropout=0.0,
-        reflect=False,
-        optimizer="adam",
-        learning_rate=3e-4,
-        final_rate=0.2,
-        weight_decay=0.0,
-        # Wide at first, with heights near 1.
-        sigma_mm=5.0,
-        sigma_rate=30.0,
-        target_sum=400.0,
-        sigma_penalty=16.0,
-    )
-
-
 def sigmas_mm(params: Params) -> Array:
     """The learned widths (K,) of the targets, in millimetres, from a state's parameters."""
     return jnp.asarray(params["sigma_mm"])

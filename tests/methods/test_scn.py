@@ -21,7 +21,6 @@ from jaxmark.methods.scn import (
     nbytes,
     resolved,
     sigmas_mm,
-    small,
     training_memory,
     training_step,
 )
@@ -37,7 +36,20 @@ TASK = Task(
 )
 # Most of these tests' time is the compiler's.
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-TINY = dataclasses.replace(small(), filters=8, levels=2, sigma_mm=2.0)
+TINY = SpatialConfiguration(
+    filters=8,
+    levels=2,
+    downsample=4,
+    dropout=0.0,
+    reflect=False,
+    optimizer="adam",
+    learning_rate=3e-4,
+    weight_decay=0.0,
+    sigma_mm=2.0,
+    sigma_rate=30.0,
+    target_sum=400.0,
+    sigma_penalty=16.0,
+)
 
 
 def batch(count=4, seed=0):
@@ -299,7 +311,6 @@ def test_settings_take_the_place_of_the_recipes():
     assert resolved(SpatialConfiguration()) == RECIPES["2019"]
     own = resolved(SpatialConfiguration(recipe="later", dropout=0.0, learning_rate=1.0))
     assert own == dataclasses.replace(RECIPES["later"], dropout=0.0, learning_rate=1.0)
-    small().build(dataclasses.replace(TASK, crop=(32, 32, 32)))
 
 
 @pytest.mark.parametrize(
