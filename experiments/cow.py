@@ -152,9 +152,9 @@ def tiny() -> Experiment:
     spacing_mm = (3.0, 3.0, 3.0)
     experiment = small()
     experiment.name = "cow_tiny"
-    experiment.data = Data(spacing_mm=spacing_mm, crop=(32, 28, 24), margin=2)
+    experiment.data = Data(spacing_mm=spacing_mm, crop=(32, 32, 24), margin=2)
     experiment.phantom = Phantom(
-        train=3, val=1, test=2, spacing_mm=spacing_mm, shape=(36, 32, 28), unpaired=4
+        train=3, val=1, test=2, spacing_mm=spacing_mm, shape=(36, 36, 28), unpaired=4
     )
     experiment.method.steps = 6
     experiment.method.widths = (4, 8)

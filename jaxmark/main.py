@@ -265,6 +265,9 @@ def run(
             },
             workdir / "predictions",
         )
+        learned = predict.write_learned(method, params, prepared.landmarks, workdir / "predictions")
+        if learned:
+            say(learned)
     if "evaluate" in todo:
         summary = evaluate.evaluate_cases(
             prepared.split("train"),

@@ -10,7 +10,9 @@ import pytest
 
 from experiments import cow_table1
 from jaxmark.config import to_json, validate
+from jaxmark.core.anatomy import COW19
 from jaxmark.core.files import read_json
+from jaxmark.methods.method import Task
 from jaxmark.training.records import read_records
 
 
@@ -28,6 +30,21 @@ def differences(row, other="D-MRA-CTA-dagger"):
 @pytest.mark.parametrize("row", [*cow_table1.ROWS, *cow_table1.EXTRA])
 def test_every_row_is_a_valid_experiment(size, row):
     validate(cow_table1.get_config(f"{size}/{row}"))
+
+
+@pytest.mark.parametrize("size", cow_table1.SIZES)
+@pytest.mark.parametrize("row", cow_table1.BASELINES)
+def test_other_papers_networks_fit_the_volumes(size, row):
+    experiment = cow_table1.get_config(f"{size}/{row}")
+    other = cow_table1.get_config(f"{size}/D-MRA")
+    for part in ("data", "phantom", "augment", "train", "evaluate", "predict", "seed"):
+        assert getattr(experiment, part) == getattr(other, part), part
+    data = experiment.data
+    task = Task(COW19.landmarks, data.crop, data.margin, data.spacing_mm, experiment.augment)
+    assert experiment.method.build(task).phases
+    # A command line that overrides a field changes this experiment alone.
+    experiment.method.steps = 1
+    assert cow_table1.get_config(f"{size}/{row}").method.steps > 1
 
 
 def test_rows_differ_in_what_the_paper_changes():

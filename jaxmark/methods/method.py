@@ -93,12 +93,15 @@ class Method:
     """`predict(params, image)` takes volumes of the crop's shape, `(B, X, Y, Z, 1)`.
 
     `notes(batch)` are lines that a person should read before training with such a batch starts.
+    `learned(params)` are numbers (K,) that the method has learned of each landmark, by a name that
+    ends in their unit.
     """
 
     init: Callable[[Array], State]
     phases: tuple[Phase, ...]
     predict: Callable[[Params, Array], Prediction]
     notes: Callable[[int], Sequence[str]] = lambda batch: ()
+    learned: Callable[[Params], Mapping[str, Array]] = lambda params: {}
 
 
 class Settings(Protocol):

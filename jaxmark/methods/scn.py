@@ -144,12 +144,8 @@ class SpatialConfiguration:
             phases=(Phase("train", self.steps, training_step(model, optimizer)),),
             predict=model.predict,
             notes=lambda batch: memory_notes(self, task, batch),
+            learned=model.learned,
         )
-
-
-def sigmas_mm(params: Params) -> Array:
-    """The learned widths (K,) of the targets, in millimetres, from a state's parameters."""
-    return jnp.asarray(params["sigma_mm"])
 
 
 class Model:
@@ -253,6 +249,10 @@ class Model:
         voxels = sigma / self.voxel_mm
         penalty = 0.5 * self.settings.sigma_penalty * (present * voxels**2).sum(-1).mean()
         return fit, penalty if self.recipe.learn_sigma else jnp.zeros(())
+
+    def learned(self, params: Params) -> dict[str, Array]:
+        """The targets' widths, where they are learned."""
+        return {"sigma_mm": params["sigma_mm"]} if self.recipe.learn_sigma else {}
 
     def predict(self, params: Params, image: Array) -> Prediction:
         """Landmarks of volumes (B, X, Y, Z, 1); the score is the height relative to the target."""

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from jaxmark.config import Experiment
 from jaxmark.core.errors import InputError
+from jaxmark.core.files import read_json, write_json
 from jaxmark.data.landmarks import Landmarks, write_fcsv, write_mrk_json, write_table
 from jaxmark.methods.method import Method, Params
 from jaxmark.results.calibration import Calibration
@@ -20,6 +21,8 @@ from jaxmark.training.inference import Found, Predictor, Volume
 DECODERS = ("argmax", "subvoxel")
 # Columns behind the coordinates in tables of predictions.
 COLUMNS = ("score", "presence", "radius_mm")
+# In the folder of a split's predictions.
+LEARNED = "learned.json"
 # Of the points in 3D Slicer: seen on bright vessels and on dark brain.
 COLOR = (0.30, 1.0, 0.42)
 
@@ -123,6 +126,49 @@ def load_params(
     params = checkpoints.restore_params(step, abstract.params, mesh)
     checkpoints.close()
     return params, step
+
+
+def write_learned(method: Method, params: Params, landmarks: Sequence[str], folder: Path) -> str:
+    """What the method has learned of each landmark, as `learned.json`; a line for a person.
+
+    Neither is there for a method that learns no such thing.
+    """
+    learned = {name: np.asarray(v, float) for name, v in method.learned(params).items()}
+    if not learned:
+        return ""
+    write_json(
+        folder / LEARNED,
+        {
+            "schema_version": 1,
+            "landmarks": list(landmarks),
+            "learned": {name: values.tolist() for name, values in learned.items()},
+        },
+    )
+    return "learned: " + ", ".join(
+        f"{name} {values.min():.3g} ({landmarks[int(values.argmin())]}) to {values.max():.3g} "
+        f"({landmarks[int(values.argmax())]})"
+        for name, values in learned.items()
+    )
+
+
+def read_learned(folder: Path, landmarks: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Number -> landmark -> value, as `write_learned` wrote it; nothing where there is no file.
+
+    Raises InputError where it is damaged or of other landmarks.
+    """
+    path = folder / LEARNED
+    if not path.exists():
+        return {}
+    tree = read_json(path, 1)
+    if tree.get("landmarks") != list(landmarks):
+        raise InputError(path, "is of other landmarks: run --mode=predict again")
+    try:
+        return {
+            str(name): dict(zip(landmarks, map(float, values), strict=True))
+            for name, values in tree["learned"].items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(path, f"lacks a field or has a wrong one ({error!r})") from error
 
 
 def find(

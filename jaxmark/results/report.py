@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from jaxmark.core import metrics
 from jaxmark.core.files import read_json, write_text_atomic
@@ -18,6 +19,7 @@ from jaxmark.data.cases import PreparedCase
 from jaxmark.results import figures
 from jaxmark.results.evaluate import Points, read_floor_errors, read_points, read_summary
 from jaxmark.results.page import chart, data_uri, interval, mm, p_value, page, percent, table
+from jaxmark.results.predict import read_learned
 from jaxmark.training.records import read_records
 
 _PACKAGES = ("jaxmark", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy")
@@ -84,7 +86,8 @@ def overlay_cases(points: Points, cases: Sequence[PreparedCase]) -> list[Overlay
 def write_report(workdir: Path, overlays: Sequence[OverlayCase]) -> Path:
     """Write `workdir/report/index.html` and return its path.
 
-    Reads `config.json`, `evaluation/` and, if it is there, `logs/metrics.jsonl` of the work dir.
+    Reads `config.json`, `evaluation/` and, where they are there, `logs/metrics.jsonl` and
+    `predictions/learned.json` of the work dir.
     `overlays` are the cases to show, usually those of `choose_cases`. The page holds its pictures
     and refers to nothing outside itself. Raises InputError for a missing or damaged file.
     """
@@ -93,6 +96,7 @@ def write_report(workdir: Path, overlays: Sequence[OverlayCase]) -> Path:
     points = read_points(workdir / "evaluation")
     floor_errors = read_floor_errors(workdir / "evaluation")
     log = read_records(workdir / "logs" / "metrics.jsonl")
+    learned = read_learned(workdir / "predictions", points.landmarks)
 
     curves = figures.training_curves(log)
     floors = summary["floors"]
@@ -117,6 +121,7 @@ def write_report(workdir: Path, overlays: Sequence[OverlayCase]) -> Path:
                 "Mean radial error of each landmark",
             ),
         ),
+        ("What was learned of each landmark", _learned(summary, learned)),
         ("What the predictions promise", _promises(summary)),
         (f"The {_WORST_POINTS} worst points", _worst_points_table(points)),
         ("All cases", _cases_table(points)),
@@ -223,6 +228,24 @@ def _promises(summary: Mapping[str, Any]) -> str:
         ]
         parts.append(table(["stated", "landmarks", "mean stated", "present"], rows, (1, 2, 3)))
     return "".join(parts)
+
+
+def _learned(summary: Mapping[str, Any], learned: Mapping[str, Mapping[str, float]]) -> str:
+    """Numbers that a method learned of each landmark, beside how well it finds it."""
+    if not learned:
+        return ""
+    error = {own["name"]: own["mre_mm"] for own in summary["per_landmark"]}
+    rows = [
+        [name, mm(error[name]), *(f"{values[name]:.3g}" for values in learned.values())]
+        for name in error
+    ]
+    body = table(["landmark", "MRE (mm)", *map(_words, learned)], rows, range(1, 2 + len(learned)))
+    found = [name for name in error if error[name] is not None]
+    for number, values in learned.items():
+        rank = spearmanr([values[name] for name in found], [error[name] for name in found])
+        text = f"Rank correlation of {_words(number)} and MRE: {rank.statistic:.2f}"
+        body += f"<p>{escape(text)}</p>\n" if np.isfinite(rank.statistic) else ""
+    return body
 
 
 def _training(log: Sequence[Mapping[str, Any]], curves: bytes | None) -> str:

@@ -20,7 +20,6 @@ from jaxmark.methods.scn import (
     memory_notes,
     nbytes,
     resolved,
-    sigmas_mm,
     training_memory,
     training_step,
 )
@@ -127,7 +126,7 @@ def test_training_finds_the_landmarks_and_learns_widths():
     settings = dataclasses.replace(TINY, steps=150, learning_rate=1e-2)
     method = settings.build(TASK)
     state = quick(method.init)(jax.random.key(0))
-    np.testing.assert_array_equal(sigmas_mm(state.params), [2.0, 2.0])
+    np.testing.assert_array_equal(state.params["sigma_mm"], [2.0, 2.0])
     data, step = batch(), jax.jit(method.phases[0].step)
     inner = data.image[:, MARGIN:-MARGIN, MARGIN:-MARGIN, MARGIN:-MARGIN].astype(jnp.float32)
     for number in range(settings.steps):
@@ -136,7 +135,7 @@ def test_training_finds_the_landmarks_and_learns_widths():
     distance = (found.subvoxel_ijk - (data.landmarks_ijk - MARGIN)) * np.array(SPACING)
     assert jnp.linalg.norm(distance, axis=-1).mean() < 1.0
     assert 0.3 < found.score.min() and found.score.max() < 1.5
-    learned = sigmas_mm(state.params)
+    learned = method.learned(state.params)["sigma_mm"]
     assert jnp.abs(learned - 2.0).min() > 0.05 and learned.min() > 0
     np.testing.assert_allclose(metrics["mean_sigma_mm"], learned.mean(), rtol=1e-6)
     assert int(state.step) == settings.steps
@@ -181,7 +180,7 @@ def test_the_first_step_of_the_paper_by_hand(monkeypatch):
         return fit + penalty + 5e-4 * (kernel**2).sum() / 2
 
     before = [np.array([2.0, -3.0]), np.array([1.0, 5.0]), np.array([2.0, 3.0]) / VOXEL_MM]
-    after = [new.params["scn"]["kernel"], new.params["scn"]["bias"], sigmas_mm(new.params)]
+    after = [new.params["scn"]["kernel"], new.params["scn"]["bias"], new.params["sigma_mm"]]
     after[2] = after[2] / VOXEL_MM
     for which, k in np.ndindex(3, 2):
         sides = []

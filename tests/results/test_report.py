@@ -120,6 +120,18 @@ def test_promises_stand_beside_what_came_of_them(workdir):
     assert "0.2 to 0.3520.0 %0.0 %" in page.words
 
 
+def test_what_was_learned_stands_beside_the_errors(workdir):
+    (workdir / "predictions").mkdir()
+    learned = {"sigma_mm": [3.25, 5.5, 4.0]}
+    tree = {"schema_version": 1, "landmarks": ["a", EVIL, "never"], "learned": learned}
+    (workdir / "predictions" / "learned.json").write_text(json.dumps(tree))
+    page = Page(report.write_report(workdir, []).read_text(encoding="utf-8"))
+    assert "landmarkMRE (mm)sigma mm" in page.words
+    # Errors of a are half of the other's; the third landmark is in no case.
+    assert "a3.003.25" in page.words and f"{EVIL}6.005.5" in page.words and "never–4" in page.words
+    assert "Rank correlation of sigma mm and MRE: 1.00" in page.words
+
+
 def test_a_method_that_learned_nothing_is_told_so(workdir):
     points = make_points()
     floors = {"mean_position": points.truth_mm}
