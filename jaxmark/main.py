@@ -1,7 +1,8 @@
 """The command line: `python -m jaxmark.main --config=FILE[:preset] --workdir=DIR --mode=run`.
 
 The only place that knows flags. Exit codes: 0 done, 1 bad input (one line on stderr a problem), 2
-some scans of a batch failed and the others are done.
+some scans of a batch failed and the others are done, 3 stopped by SIGTERM or SIGINT: what was done
+is saved, and the same command continues.
 """
 
 import dataclasses
@@ -22,10 +23,11 @@ from ml_collections import config_flags
 
 from jaxmark import trained
 from jaxmark.config import Experiment, check_same, to_json, validate
-from jaxmark.core import huge_pages
+from jaxmark.core import huge_pages, interrupts
 from jaxmark.core.anatomy import COW19
 from jaxmark.core.errors import InputError
 from jaxmark.core.files import read_json, write_json
+from jaxmark.core.lock import locked
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.frame import load_frame, save_frame
@@ -101,13 +103,20 @@ def _main(argv: Sequence[str]) -> None:
             huge_pages.restart_with_huge_pages()
         experiment = validate(for_device(_CONFIG.value, platform))
         workdir = Path(_CHECKPOINT.value or _WORKDIR.value or Path("runs") / experiment.name)
-        code = run(experiment, workdir, _MODE.value, _INPUT.value, _OUTPUT.value)
+        with interrupts.handling(interrupts.raising):
+            code = run(experiment, workdir, _MODE.value, _INPUT.value, _OUTPUT.value)
         if code:
             sys.exit(code)
     except InputError as error:
         _stop(error)
+    except KeyboardInterrupt as signal:
+        print(f"stopped by {signal}; the same command continues", file=sys.stderr)
+        sys.exit(interrupts.EXIT_CODE)
     except FloatingPointError as error:
-        _stop(f"training: {error}; earlier checkpoints are intact")
+        _stop(
+            f"training: {error}; earlier checkpoints are intact. A smaller config.method."
+            "learning_rate, or a config.method.clip_norm, may help: in another --workdir"
+        )
     except ExceptionGroup as group:
         problems, others = group.split(InputError)
         if others is not None or problems is None:
@@ -229,9 +238,16 @@ def run(
         return predict_batch(experiment, workdir, Path(scans), Path(output), mesh)
     if mode == "phantom":
         write_phantom(experiment, output)
-        return 0
+    else:
+        with locked(workdir):
+            run_stages(experiment, workdir, STAGES if mode == "run" else (mode,), mesh)
+    say(f"done in {(time.monotonic() - begin) / 60:.1f} minutes")
+    return 0
+
+
+def run_stages(experiment: Experiment, workdir: Path, todo: Sequence[str], mesh: Mesh) -> None:
+    """Some of `STAGES`, in their order."""
     check_workdir(workdir, experiment)
-    todo = STAGES if mode == "run" else (mode,)
     prepared, unpaired = prepare_experiment(experiment, workdir)
     method = build(experiment, prepared.landmarks, unpaired, prepared.presence)
     if "train" in todo:
@@ -243,13 +259,13 @@ def run(
             landmarks=prepared.landmarks,
             workdir=workdir,
             mesh=mesh,
+            unpaired=unpaired,
         )
     predictor = Predictor(method, experiment, mesh)
     if "train" in todo or "predict" in todo:
         observe_validation(method, experiment, prepared, workdir, mesh, predictor)
-    if todo in (("prepare",), ("train",)):
-        done(begin)
-        return 0
+    if set(todo) <= {"prepare", "train"}:
+        return
     split, cases = evaluated_split(prepared, experiment)
     if "predict" in todo:
         params, step = predict.load_params(method, experiment, workdir, mesh)
@@ -284,8 +300,6 @@ def run(
         points = evaluate.read_points(workdir / "evaluation")
         page = report.write_report(workdir, report.overlay_cases(points, cases))
         say(f"report: {page}")
-    done(begin)
-    return 0
 
 
 def observe_validation(
@@ -368,11 +382,6 @@ def evaluated_split(prepared: Prepared, experiment: Experiment) -> tuple[str, li
     if not cases:
         raise InputError("config.predict.split", f"the split {name!r} has no cases")
     return name, cases
-
-
-def done(begin: float) -> None:
-    """The last line."""
-    say(f"done in {(time.monotonic() - begin) / 60:.1f} minutes")
 
 
 def check_workdir(workdir: Path, experiment: Experiment) -> None:

@@ -11,7 +11,9 @@ import numpy as np
 
 from jaxmark.data.cases import PreparedCase
 
+# Fields of `methods.method.Batch`, and under `CASE` which of the cases they are of.
 HostBatch = dict[str, np.ndarray]
+CASE = "case"
 
 
 class CaseSource(grain.RandomAccessDataSource):
@@ -24,7 +26,7 @@ class CaseSource(grain.RandomAccessDataSource):
         return len(self._cases)
 
     def __getitem__(self, index: int) -> HostBatch:
-        return record(self._cases[index])
+        return record(self._cases[index]) | {CASE: np.asarray(index, np.int32)}
 
 
 def record(case: PreparedCase) -> HostBatch:

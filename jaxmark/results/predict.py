@@ -117,14 +117,16 @@ def load_params(
     method: Method, experiment: Experiment, workdir: Path, mesh: Mesh
 ) -> tuple[Params, int]:
     """The parameters that `config.predict.checkpoint` names ("best" or "last"), and their step."""
-    checkpoints = Checkpoints(workdir, read_only=True)
+    checkpoints = Checkpoints(workdir)
     best = experiment.predict.checkpoint == "best"
-    step = checkpoints.best_step() if best else checkpoints.latest_step()
-    if step is None:
-        raise InputError(checkpoints.folder, "holds no finished checkpoint: train first")
+    steps = checkpoints.best_first() if best else checkpoints.steps()[::-1]
     abstract = jax.eval_shape(method.init, jax.random.key(0))
-    params = checkpoints.restore_params(step, abstract.params, mesh)
-    checkpoints.close()
+    found = checkpoints.first_whole(
+        steps, lambda step: checkpoints.params(step, abstract.params, mesh)
+    )
+    if found is None:
+        raise InputError(checkpoints.folder, "holds no finished checkpoint: train first")
+    step, params = found
     return params, step
 
 

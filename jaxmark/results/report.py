@@ -20,7 +20,7 @@ from jaxmark.results import figures
 from jaxmark.results.evaluate import Points, read_floor_errors, read_points, read_summary
 from jaxmark.results.page import chart, data_uri, interval, mm, p_value, page, percent, table
 from jaxmark.results.predict import read_learned
-from jaxmark.training.records import read_records
+from jaxmark.training.records import METRICS, SPEED, read_records
 
 _PACKAGES = ("jaxmark", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy")
 _WORST_POINTS = 10
@@ -86,7 +86,7 @@ def overlay_cases(points: Points, cases: Sequence[PreparedCase]) -> list[Overlay
 def write_report(workdir: Path, overlays: Sequence[OverlayCase]) -> Path:
     """Write `workdir/report/index.html` and return its path.
 
-    Reads `config.json`, `evaluation/` and, where they are there, `logs/metrics.jsonl` and
+    Reads `config.json`, `evaluation/` and, where they are there, `logs/` and
     `predictions/learned.json` of the work dir.
     `overlays` are the cases to show, usually those of `choose_cases`. The page holds its pictures
     and refers to nothing outside itself. Raises InputError for a missing or damaged file.
@@ -95,7 +95,7 @@ def write_report(workdir: Path, overlays: Sequence[OverlayCase]) -> Path:
     summary = read_summary(workdir / "evaluation")
     points = read_points(workdir / "evaluation")
     floor_errors = read_floor_errors(workdir / "evaluation")
-    log = read_records(workdir / "logs" / "metrics.jsonl")
+    log, speed = read_records(workdir / METRICS), read_records(workdir / SPEED)
     learned = read_learned(workdir / "predictions", points.landmarks)
 
     curves = figures.training_curves(log)
@@ -130,7 +130,8 @@ def write_report(workdir: Path, overlays: Sequence[OverlayCase]) -> Path:
     ]
     path = workdir / "report" / "index.html"
     name = str(config.get("name", "experiment"))
-    write_text_atomic(path, page(name, _lead(summary), _facts(config, summary, log), sections))
+    facts = _facts(config, summary, log, speed)
+    write_text_atomic(path, page(name, _lead(summary), facts, sections))
     return path
 
 
@@ -150,18 +151,21 @@ def _lead(summary: Mapping[str, Any]) -> str:
 
 
 def _facts(
-    config: Mapping[str, Any], summary: Mapping[str, Any], log: Sequence[Mapping[str, Any]]
+    config: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    log: Sequence[Mapping[str, Any]],
+    speed: Sequence[Mapping[str, Any]],
 ) -> str:
     method = config.get("method")
     train = [record for record in log if record.get("kind") == "train"]
-    speed = [r["volumes_per_s"] for r in train if isinstance(r.get("volumes_per_s"), (int, float))]
+    rates = [r["volumes_per_s"] for r in speed if isinstance(r.get("volumes_per_s"), (int, float))]
     facts = [
         str(method["class"]) if isinstance(method, dict) and "class" in method else "",
         f"{summary['n_scans']:,} scans",
         f"{len(summary['per_landmark']):,} landmarks",
         f"{summary['n_points']:,} points",
         f"{max(int(r['step']) for r in train):,} steps" if train else "",
-        f"{np.median(speed):.3g} volumes/s in training (median)" if speed else "",
+        f"{np.median(rates):.3g} volumes/s in training (median)" if rates else "",
     ]
     return " · ".join(escape(fact) for fact in facts if fact)
 

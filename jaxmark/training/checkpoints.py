@@ -1,16 +1,27 @@
 """Orbax checkpoints: one folder a step, with separate items, so that each reader takes its part.
 
 `params` (all that prediction needs), `optimizer`, `iterator` (the data iterator's state) and `meta`
-(step, phase, the whole config). Writing is asynchronous and atomic: a folder with its final name is
-whole. The newest ones and the best on validation are kept.
+(the whole config, and more). Writing is asynchronous, and a folder with its final name is whole.
+The newest ones and the best on validation are kept.
+
+What a disk does to a file later is not seen by Orbax, so `meta` holds a digest of every item. A
+checkpoint that cannot be read, or is not what was saved, is damaged: the next best is taken, and a
+warning says so.
 """
 
-from collections.abc import Mapping
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers as policies
@@ -19,39 +30,155 @@ from jaxmark.core.errors import InputError
 from jaxmark.methods.method import Params, State
 from jaxmark.training.sharding import replicated
 
-METRIC = "validation_mre_mm"
+FOLDER = "checkpoints"
+# Where training puts what it found damaged, so that its step can be saved again.
+DAMAGED = "damaged_checkpoints"
+
+T = TypeVar("T")
+
+
+class DamagedError(InputError):
+    """A checkpoint can't be read, or is not what was saved."""
 
 
 class Checkpoints:
-    """The checkpoints of a work dir, `<workdir>/checkpoints`."""
+    """The checkpoints of a work dir, to be read; steps of what is being written don't count."""
 
-    def __init__(self, workdir: Path, *, keep: int = 2, read_only: bool = False):
-        self.folder = workdir.absolute() / "checkpoints"
-        if read_only and not self.folder.is_dir():
-            raise InputError(self.folder, "no checkpoints: train first")
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics[METRIC],
-            reverse=True,  # ascending order puts the best last, and an error is better when smaller
-            n=1,
-            keep_checkpoints_without_metrics=False,
+    def __init__(self, workdir: Path):
+        self.folder = workdir.absolute() / FOLDER
+        self._damaged = workdir.absolute() / DAMAGED
+
+    def steps(self) -> list[int]:
+        """Ascending."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What was saved beside the arrays, with its `mre_mm` and `digests`."""
+        saved = self._item(step, "meta", ocp.args.JsonRestore())
+        try:
+            meta = dict(saved["meta"])
+            whole = saved["digest"] == digest(meta)
+        except (TypeError, KeyError, ValueError):
+            whole = False
+        if not whole:
+            raise DamagedError(self.folder / str(step), "is damaged: meta is not what was saved")
+        return meta
+
+    def params(self, step: int, abstract: Params, mesh: Mesh) -> Params:
+        """The parameters alone, onto whatever devices `mesh` has."""
+        return self._arrays(step, "params", abstract, mesh)
+
+    def state(self, step: int, abstract: State, mesh: Mesh) -> tuple[State, dict[str, Any]]:
+        """The state of a step on `mesh`, and the state of the data iterator."""
+        iterator = self._item(step, "iterator", ocp.args.JsonRestore())
+        self._check(step, "iterator", iterator)
+        state = State(
+            step=jax.device_put(jnp.asarray(step, jnp.int32), replicated(mesh)),
+            params=self._arrays(step, "params", abstract.params, mesh),
+            optimizer=self._arrays(step, "optimizer", abstract.optimizer, mesh),
         )
+        return state, iterator
+
+    def errors_mm(self) -> dict[int, float]:
+        """Step -> its validation error; infinite where it was not validated, or can't be read."""
+        known = dict.fromkeys(self.steps(), math.inf)
+        for step in known:
+            with contextlib.suppress(DamagedError):
+                error = self.meta(step)["mre_mm"]
+                known[step] = math.inf if error is None else float(error)
+        return known
+
+    def best_first(self) -> list[int]:
+        """Steps by their validation error, then those that were not validated, newest first."""
+        errors = self.errors_mm()
+        return sorted(errors, key=lambda step: (errors[step], -step))
+
+    def first_whole(self, steps: Iterable[int], read: Callable[[int], T]) -> tuple[int, T] | None:
+        """The first step that `read` finds whole, and what it read; None without any step.
+
+        Raises:
+          InputError: all are damaged.
+        """
+        tried = False
+        for step in steps:
+            try:
+                return step, read(step)
+            except DamagedError as damage:
+                warn(damage)
+                tried = True
+        if tried:
+            raise InputError(
+                self.folder, "all checkpoints are damaged; to begin anew use another --workdir"
+            )
+        return None
+
+    def set_aside_after(self, step: int) -> None:
+        """Move what is newer than the step out of the way; it was found damaged."""
+        for newer in self.steps():
+            if newer > step:
+                self._damaged.mkdir(exist_ok=True)
+                count = len(list(self._damaged.glob(f"{newer}-*")))
+                (self.folder / str(newer)).rename(self._damaged / f"{newer}-{count}")
+
+    def _arrays(self, step: int, item: str, abstract: Any, mesh: Mesh) -> Any:
+        sharding = replicated(mesh)
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract
+        )
+        tree = self._item(step, item, ocp.args.StandardRestore(like))
+        self._check(step, item, tree)
+        return tree
+
+    def _item(self, step: int, item: str, args: Any) -> Any:
+        folder = self.folder / str(step)
+        try:
+            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+                found = reader.restore(folder, ocp.args.Composite(**{item: args}))[item]
+        except Exception as error:  # whatever TensorStore, zlib or JSON make of a broken file
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
+            raise DamagedError(folder, f"is damaged: {item} cannot be read ({reason})") from error
+        if found is None:
+            raise DamagedError(folder, f"is damaged: {item} is missing")
+        return found
+
+    def _check(self, step: int, item: str, tree: Any) -> None:
+        if self.meta(step)["digests"][item] != digest(tree):
+            raise DamagedError(self.folder / str(step), f"is damaged: {item} is not what was saved")
+
+
+@dataclasses.dataclass
+class KeepNewestAndBest:
+    """Orbax's preservation policy; errors are not asked of files, which may be damaged."""
+
+    newest: int
+    errors_mm: dict[int, float]
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[policies.PolicyCheckpointInfo],
+        *,
+        context: policies.PreservationContext,
+    ) -> Sequence[bool]:
+        """Of checkpoints in ascending order."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        validated = [step for step in steps if math.isfinite(self.errors_mm.get(step, math.inf))]
+        best = min(validated, key=lambda step: (self.errors_mm[step], -step), default=None)
+        return [step in steps[-self.newest :] or step == best for step in steps]
+
+
+class Writer:
+    """Writes the checkpoints of a run; only one at a time may."""
+
+    def __init__(self, workdir: Path, *, keep: int):
+        self._errors_mm = Checkpoints(workdir).errors_mm()
         options = ocp.CheckpointManagerOptions(
-            best_fn=lambda metrics: metrics[METRIC],
-            best_mode="min",
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-            read_only=read_only,
-            create=not read_only,
+            preservation_policy=KeepNewestAndBest(keep, self._errors_mm),
+            # What a run that was killed had begun to write.
+            cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
-
-    def latest_step(self) -> int | None:
-        """The newest step, or None."""
-        return self._manager.latest_step()
-
-    def best_step(self) -> int | None:
-        """The step with the smallest validation error; the newest one where none was validated."""
-        best = self._manager.best_step()
-        return self.latest_step() if best is None else best
+        self._manager = ocp.CheckpointManager(workdir.absolute() / FOLDER, options=options)
 
     def save(
         self,
@@ -60,45 +187,30 @@ class Checkpoints:
         meta: Mapping[str, Any],
         mre_mm: float | None,
     ) -> None:
-        """Start writing `state`; arrays are copied before this returns, so they may be donated."""
+        """Start writing `state`; arrays are copied before this returns, so they may be donated.
+
+        Raises:
+          OSError: this checkpoint, or the one before, could not be written.
+        """
+        self._errors_mm[int(state.step)] = math.inf if mre_mm is None else mre_mm
+        whole = {
+            **meta,
+            "mre_mm": mre_mm,
+            "digests": {
+                "params": digest(state.params),
+                "optimizer": digest(state.optimizer),
+                "iterator": digest(dict(iterator)),
+            },
+        }
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(state.params),
                 optimizer=ocp.args.StandardSave(state.optimizer),
                 iterator=ocp.args.JsonSave(dict(iterator)),
-                meta=ocp.args.JsonSave(dict(meta)),
-            ),
-            metrics=None if mre_mm is None else {METRIC: mre_mm},
-        )
-
-    def meta(self, step: int) -> dict[str, Any]:
-        """The `meta` item of a step."""
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
-            "meta"
-        ]
-
-    def restore(self, step: int, abstract: State, mesh: Mesh) -> tuple[State, dict[str, Any]]:
-        """The state of a step on `mesh`, and the state of the data iterator."""
-        like = _on(mesh, abstract)
-        items = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(like.params),
-                optimizer=ocp.args.StandardRestore(like.optimizer),
-                iterator=ocp.args.JsonRestore(),
+                meta=ocp.args.JsonSave({"meta": whole, "digest": digest(whole)}),
             ),
         )
-        count = jax.device_put(jnp.asarray(step, jnp.int32), replicated(mesh))
-        state = State(step=count, params=items["params"], optimizer=items["optimizer"])
-        return state, items["iterator"]
-
-    def restore_params(self, step: int, abstract: Params, mesh: Mesh) -> Params:
-        """The parameters alone, onto whatever devices `mesh` has."""
-        items = self._manager.restore(
-            step, args=ocp.args.Composite(params=ocp.args.StandardRestore(_on(mesh, abstract)))
-        )
-        return items["params"]
 
     def close(self) -> None:
         """Wait until everything is written."""
@@ -106,8 +218,20 @@ class Checkpoints:
         self._manager.close()
 
 
-def _on(mesh: Mesh, abstract: Any) -> Any:
-    sharding = replicated(mesh)
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract
-    )
+def digest(tree: Any) -> str:
+    """SHA-256 of a tree of arrays and JSON values: names, types, shapes and every bit."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        found.update(jax.tree_util.keystr(path).encode())
+        if isinstance(leaf, (jax.Array, np.ndarray)):
+            array = np.ascontiguousarray(jax.device_get(leaf))
+            found.update(f"{array.dtype}{array.shape}".encode())
+            found.update(array.data)
+        else:
+            found.update(json.dumps(leaf).encode())
+    return found.hexdigest()
+
+
+def warn(line: object) -> None:
+    """A line for a person that is no progress."""
+    print(f"warning: {line}", file=sys.stderr, flush=True)

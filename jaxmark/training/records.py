@@ -1,4 +1,8 @@
-"""The log of a run: `logs/metrics.jsonl`, one JSON object a line, and TensorBoard if asked for."""
+"""The log of a run: JSON lines in `logs/`, and TensorBoard if asked for.
+
+`metrics.jsonl` has what training is a function of, and is the same to the last bit however often a
+run was stopped; `speed.jsonl` has what the machine made of it.
+"""
 
 import json
 import os
@@ -6,20 +10,41 @@ from pathlib import Path
 from typing import Any
 
 from jaxmark.core.errors import InputError
+from jaxmark.core.files import write_text_atomic
+
+METRICS, SPEED = "logs/metrics.jsonl", "logs/speed.jsonl"
+
+
+class Lines:
+    """A file of records that is appended to; later ones than `resume_step` are dropped first."""
+
+    def __init__(self, path: Path, resume_step: int):
+        # What the run had written when it was stopped, up to the step it resumes from.
+        self.past = [r for r in read_records(path) if r["step"] <= resume_step]
+        write_text_atomic(path, "".join(json.dumps(r) + "\n" for r in self.past))
+        self._file = path.open("a")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """One line, at once."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Returns when all lines are on the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Of the file."""
+        self._file.close()
 
 
 class Records:
-    """Appends records; lines later than the step a run resumes from are dropped first."""
+    """Appends records of a run that continues from `resume_step`."""
 
     def __init__(self, workdir: Path, *, resume_step: int, tensorboard: bool = False):
-        self.path = workdir / "logs" / "metrics.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # What the run had written when it was stopped, up to the step it resumes from.
-        self.past = kept = [r for r in read_records(self.path) if r["step"] <= resume_step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
-        os.replace(temporary, self.path)
-        self._file = self.path.open("a")
+        self._metrics = Lines(workdir / METRICS, resume_step)
+        self._speed = Lines(workdir / SPEED, resume_step)
+        self.past = self._metrics.past
         self._board: Any = None
         if tensorboard:
             try:
@@ -33,20 +58,34 @@ class Records:
 
     def write(self, kind: str, phase: str, step: int, **values: float | str) -> None:
         """One record; `kind` is "train", "validation" or "warning"."""
-        self._file.write(json.dumps({"kind": kind, "phase": phase, "step": step, **values}) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in values.items():
-                if isinstance(value, str):
-                    self._board.add_text(f"{kind}/{name}", value, step)
-                    continue
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+        self._metrics.write({"kind": kind, "phase": phase, "step": step, **values})
+        self._show(kind, step, values)
+
+    def write_speed(self, phase: str, step: int, volumes_per_s: float) -> None:
+        """How fast the steps since the record before were."""
+        values = {"volumes_per_s": volumes_per_s}
+        self._speed.write({"kind": "speed", "phase": phase, "step": step, **values})
+        self._show("speed", step, values)
+
+    def sync(self) -> None:
+        """Returns when all metrics are on the disk."""
+        self._metrics.sync()
 
     def close(self) -> None:
         """Flush and close."""
-        self._file.close()
+        self._metrics.close()
+        self._speed.close()
         if self._board is not None:
             self._board.close()
+
+    def _show(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        if self._board is None:
+            return
+        for name, value in values.items():
+            if isinstance(value, str):
+                self._board.add_text(f"{kind}/{name}", value, step)
+            else:
+                self._board.add_scalar(f"{kind}/{name}", value, step)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -46,7 +46,9 @@ def workdir(tmp_path):
     folder = tmp_path / "evaluation"
     evaluate(points, thresholds_mm=(2.0, 4.5), floors=floors, folder=folder, promised=0.8)
     (tmp_path / "logs").mkdir()
-    train = {"kind": "train", "phase": EVIL, "step": 10, "loss": 1.0, "volumes_per_s": 12.5}
+    train = {"kind": "train", "phase": EVIL, "step": 10, "loss": 1.0}
+    speed = {"kind": "speed", "phase": EVIL, "step": 10, "volumes_per_s": 12.5}
+    (tmp_path / "logs" / "speed.jsonl").write_text(json.dumps(speed) + "\n")
     lines = [train, {"kind": "validation", "phase": EVIL, "step": 1200, "mre_mm": 3.0}]
     lines.append({**train, "step": 1200})
     log = "".join(json.dumps(line) + "\n" for line in lines)

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxmark.core.errors import InputError
-from jaxmark.training.records import Records, read_records
+from jaxmark.training.records import METRICS, SPEED, Records, read_records
 
 
 def test_log_may_end_in_half_a_line_only(tmp_path):
@@ -23,12 +23,13 @@ def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
     for step in (1, 2, 3):
         log.write("train", "pretrain", step, loss=0.1 * step)
     log.close()
-    with log.path.open("a") as file:
+    path = tmp_path / METRICS
+    with path.open("a") as file:
         file.write('{"kind": "train", "pha')
     again = Records(tmp_path, resume_step=2)
     again.write("train", "pretrain", 3, loss=0.5)
     again.close()
-    assert [(r["step"], r["loss"]) for r in read_records(log.path)] == [
+    assert [(r["step"], r["loss"]) for r in read_records(path)] == [
         (1, 0.1),
         (2, 0.2),
         (3, 0.5),
@@ -39,6 +40,8 @@ def test_tensorboard_gets_every_value(tmp_path):
     pytest.importorskip("tensorboardX")
     log = Records(tmp_path, resume_step=0, tensorboard=True)
     log.write("train", "pretrain", 1, loss=0.25)
+    log.write_speed("pretrain", 1, 2.0)
     log.close()
+    assert [r["volumes_per_s"] for r in read_records(tmp_path / SPEED)] == [2.0]
     (events,) = (tmp_path / "logs" / "tensorboard").iterdir()
-    assert b"train/loss" in events.read_bytes()
+    assert b"train/loss" in events.read_bytes() and b"speed/volumes_per_s" in events.read_bytes()
