@@ -16,6 +16,7 @@ from jaxmark.methods.method import Method, Params
 from jaxmark.results.calibration import Calibration
 from jaxmark.training.checkpoints import Checkpoints
 from jaxmark.training.inference import Found, Predictor, Volume
+from jaxmark.training.processes import from_primary, primary
 
 DECODERS = ("argmax", "subvoxel")
 # Columns behind the coordinates in tables of predictions.
@@ -117,6 +118,7 @@ def load_params(
     checkpoints = Checkpoints(workdir, read_only=True)
     best = experiment.predict.checkpoint == "best"
     step = checkpoints.best_step() if best else checkpoints.latest_step()
+    step = from_primary("model's step", step)
     if step is None:
         raise InputError(checkpoints.folder, "holds no finished checkpoint: train first")
     abstract = jax.eval_shape(method.init, jax.random.key(0))
@@ -129,7 +131,8 @@ def find(
     predictor: Predictor, params: Params, volumes: Iterable[Volume], total: int, what: str
 ) -> list[Found]:
     """Landmarks of prepared volumes, with a progress bar."""
-    return list(tqdm(predictor(params, volumes), total=total, desc=what, unit="scan"))
+    found = predictor(params, volumes)
+    return list(tqdm(found, total=total, desc=what, unit="scan", disable=not primary()))
 
 
 def write_split(

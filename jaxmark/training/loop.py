@@ -19,6 +19,7 @@ from jaxmark.data.pipeline import training_batches
 from jaxmark.methods.method import Batch, Method, Metrics
 from jaxmark.training.checkpoints import Checkpoints
 from jaxmark.training.inference import Predictor, volumes
+from jaxmark.training.processes import from_primary, primary
 from jaxmark.training.records import Records
 from jaxmark.training.sharding import put_batch, sharded_init, sharded_step
 
@@ -65,7 +66,7 @@ def train(
     )
 
     # A run continues from its newest checkpoint; without one it starts from the seed.
-    latest = checkpoints.latest_step()
+    latest = from_primary("latest step", checkpoints.latest_step())
     if latest is None:
         state = sharded_init(method.init, mesh)(key)
         start = 0
@@ -83,11 +84,18 @@ def train(
         checkpoints.close()
         return
 
-    records = Records(workdir, resume_step=start, tensorboard=settings.tensorboard)
+    records = Records(workdir, resume_step=start, tensorboard=settings.tensorboard, write=primary())
     predictor = Predictor(method, experiment, mesh)
     for line in method.notes(settings.batch):
         print(line, flush=True)
-    bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, mininterval=1.0)
+    bar = tqdm(
+        total=total,
+        initial=start,
+        unit="step",
+        dynamic_ncols=True,
+        mininterval=1.0,
+        disable=not primary(),
+    )
     step_number = start
     first = 0
     try:

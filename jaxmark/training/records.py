@@ -3,24 +3,32 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from jaxmark.core.errors import InputError
 
 
 class Records:
-    """Appends records; lines later than the step a run resumes from are dropped first."""
+    """Appends records; lines later than the step a run resumes from are dropped first.
 
-    def __init__(self, workdir: Path, *, resume_step: int, tensorboard: bool = False):
+    With `write` False, of a process that is not the primary, nothing is written.
+    """
+
+    def __init__(
+        self, workdir: Path, *, resume_step: int, tensorboard: bool = False, write: bool = True
+    ):
         self.path = workdir / "logs" / "metrics.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         # What the run had written when it was stopped, up to the step it resumes from.
         self.past = kept = [r for r in read_records(self.path) if r["step"] <= resume_step]
+        self._board: Any = None
+        self._file: TextIO | None = None
+        if not write:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
         os.replace(temporary, self.path)
         self._file = self.path.open("a")
-        self._board: Any = None
         if tensorboard:
             try:
                 from tensorboardX import SummaryWriter
@@ -33,6 +41,8 @@ class Records:
 
     def write(self, kind: str, phase: str, step: int, **values: float | str) -> None:
         """One record; `kind` is "train", "validation" or "warning"."""
+        if self._file is None:
+            return
         self._file.write(json.dumps({"kind": kind, "phase": phase, "step": step, **values}) + "\n")
         self._file.flush()
         if self._board is not None:
@@ -44,7 +54,8 @@ class Records:
 
     def close(self) -> None:
         """Flush and close."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
