@@ -5,6 +5,7 @@ some scans of a batch failed and the others are done, 3 stopped by SIGTERM or SI
 is saved, and the same command continues.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import runpy
@@ -36,9 +37,10 @@ from jaxmark.data.prepare import Prepared, cache_folder, digest, prepare
 from jaxmark.data.unpaired import place_unpaired, read_unpaired
 from jaxmark.methods.method import LandmarkSets, Method, Task
 from jaxmark.results import batch, calibration, contact_sheet, evaluate, predict, report
+from jaxmark.training import processes
 from jaxmark.training.inference import Predictor, volumes
 from jaxmark.training.loop import train
-from jaxmark.training.sharding import data_mesh, join_processes
+from jaxmark.training.sharding import data_mesh, local_mesh
 
 STAGES = ("prepare", "train", "predict", "evaluate", "report")
 MODES = ("run", *STAGES, "phantom")
@@ -61,6 +63,11 @@ _HUGE_PAGES = flags.DEFINE_bool(
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "This is one of the processes of a cluster's job (SLURM, Open MPI, ...)."
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "The same without a cluster: HOST:PORT, where process 0 listens; needs:"
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is: 0 to processes - 1.")
 
 
 def console() -> None:
@@ -95,22 +102,28 @@ def _main(argv: Sequence[str]) -> None:
             raise InputError("command line", f"unexpected argument {argv[1]!r}")
         if _CONFIG.value is None:
             raise InputError("--config", "is required: an experiment file, FILE.py[:preset]")
-        if _DISTRIBUTED.value:
-            join_processes()
+        distributed = _DISTRIBUTED.value or bool(_COORDINATOR.value)
+        if distributed:
+            processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         platform = jax.devices()[0].platform
         # A process that others have met can't start again.
-        if platform == "cpu" and _HUGE_PAGES.value and not _DISTRIBUTED.value:
+        if platform == "cpu" and _HUGE_PAGES.value and not distributed:
             huge_pages.restart_with_huge_pages()
         experiment = validate(for_device(_CONFIG.value, platform))
         workdir = Path(_CHECKPOINT.value or _WORKDIR.value or Path("runs") / experiment.name)
-        with interrupts.handling(interrupts.raising):
+        # Of several processes JAX handles the signals.
+        handled = interrupts.handling(interrupts.raising)
+        with contextlib.nullcontext() if distributed else handled:
             code = run(experiment, workdir, _MODE.value, _INPUT.value, _OUTPUT.value)
+        processes.done()
         if code:
             sys.exit(code)
     except InputError as error:
         _stop(error)
     except KeyboardInterrupt as signal:
         print(f"stopped by {signal}; the same command continues", file=sys.stderr)
+        if isinstance(signal, interrupts.Interrupted):
+            processes.done()
         sys.exit(interrupts.EXIT_CODE)
     except FloatingPointError as error:
         _stop(
@@ -222,6 +235,7 @@ def run(
 ) -> int:
     """One mode of the command line, or all of them; the exit code."""
     begin = time.monotonic()
+    processes.check_alike("command", [to_json(experiment), str(workdir), mode, scans, output])
     mesh = data_mesh()
     device = jax.devices()[0]
     kind = f"{mesh.size} x {device.device_kind} ({device.platform})"
@@ -235,11 +249,15 @@ def run(
             raise InputError("--input", "goes with --mode=predict")
         if output is None:
             raise InputError("--output", "is required with --input: the folder of the results")
-        return predict_batch(experiment, workdir, Path(scans), Path(output), mesh)
+        return predict_batch(experiment, workdir, Path(scans), Path(output))
     if mode == "phantom":
-        write_phantom(experiment, output)
+        with processes.primary_first("phantom"):
+            write_phantom(experiment, output)
     else:
-        with locked(workdir):
+        with contextlib.ExitStack() as stack:
+            with processes.primary_first("work dir"):
+                if processes.primary():
+                    stack.enter_context(locked(workdir))
             run_stages(experiment, workdir, STAGES if mode == "run" else (mode,), mesh)
     say(f"done in {(time.monotonic() - begin) / 60:.1f} minutes")
     return 0
@@ -248,7 +266,8 @@ def run(
 def run_stages(experiment: Experiment, workdir: Path, todo: Sequence[str], mesh: Mesh) -> None:
     """Some of `STAGES`, in their order."""
     check_workdir(workdir, experiment)
-    prepared, unpaired = prepare_experiment(experiment, workdir)
+    with processes.primary_first("preparation"):
+        prepared, unpaired = prepare_experiment(experiment, workdir)
     method = build(experiment, prepared.landmarks, unpaired, prepared.presence)
     if "train" in todo:
         train(
@@ -271,20 +290,23 @@ def run_stages(experiment: Experiment, workdir: Path, todo: Sequence[str], mesh:
         params, step = predict.load_params(method, experiment, workdir, mesh)
         say(f"predicting the {len(cases)} cases of split {split!r} with the model of step {step}")
         coverage = experiment.predict.coverage
-        predict.write_split(
-            predict.find(predictor, params, volumes(cases), len(cases), "predicting"),
-            prepared.landmarks,
-            experiment.predict.decoder,
-            {
-                name: calibration.load(workdir, prepared.landmarks, step, name, coverage)
-                for name in predict.DECODERS
-            },
-            workdir / "predictions",
-        )
-        learned = predict.write_learned(method, params, prepared.landmarks, workdir / "predictions")
-        if learned:
-            say(learned)
-    if "evaluate" in todo:
+        found = predict.find(predictor, params, volumes(cases), len(cases), "predicting")
+        if processes.primary():
+            folder = workdir / "predictions"
+            predict.write_split(
+                found,
+                prepared.landmarks,
+                experiment.predict.decoder,
+                {
+                    name: calibration.load(workdir, prepared.landmarks, step, name, coverage)
+                    for name in predict.DECODERS
+                },
+                folder,
+            )
+            learned = predict.write_learned(method, params, prepared.landmarks, folder)
+            if learned:
+                say(learned)
+    if "evaluate" in todo and processes.primary():
         summary = evaluate.evaluate_cases(
             prepared.split("train"),
             cases,
@@ -296,7 +318,7 @@ def run_stages(experiment: Experiment, workdir: Path, todo: Sequence[str], mesh:
             folder=workdir / "evaluation",
         )
         say(evaluate.headline(summary))
-    if "report" in todo:
+    if "report" in todo and processes.primary():
         points = evaluate.read_points(workdir / "evaluation")
         page = report.write_report(workdir, report.overlay_cases(points, cases))
         say(f"report: {page}")
@@ -315,15 +337,19 @@ def observe_validation(
     if not cases:
         return
     params, step = predict.load_params(method, experiment, workdir, mesh)
+    known = False
     try:
         coverage = experiment.predict.coverage
         if (workdir / calibration.FILE).exists():
             calibration.load(workdir, prepared.landmarks, step, "subvoxel", coverage)
-            return
+            known = True
     except InputError:
         pass  # of another step, or damaged: made anew
+    if processes.from_primary("calibration", known):
+        return
     found = predict.find(predictor, params, volumes(cases), len(cases), "calibrating")
-    calibration.save(calibration.observe(found, cases, prepared.landmarks, step), workdir)
+    if processes.primary():
+        calibration.save(calibration.observe(found, cases, prepared.landmarks, step), workdir)
 
 
 def load_model(experiment: Experiment, workdir: Path, mesh: Mesh) -> batch.Model:
@@ -349,16 +375,16 @@ def load_model(experiment: Experiment, workdir: Path, mesh: Mesh) -> batch.Model
     )
 
 
-def predict_batch(
-    experiment: Experiment, workdir: Path, scans: Path, folder: Path, mesh: Mesh
-) -> int:
+def predict_batch(experiment: Experiment, workdir: Path, scans: Path, folder: Path) -> int:
     """Landmarks of raw scans by the model in a work dir; the exit code."""
     # What is quickly seen first: loading the model takes seconds, finding scans may take minutes.
     config = workdir / "config.json"
     if not config.is_file():
         raise InputError(workdir, f"holds no trained model: there is no {config.name}")
     sources = batch.scans_at(scans)
-    outcome = batch.predict_scans(load_model(experiment, workdir, mesh), sources, folder)
+    # Each process predicts scans of its own.
+    model = load_model(experiment, workdir, local_mesh())
+    outcome = batch.predict_scans(model, sources, folder)
     say(outcome.summary(folder))
     for error in outcome.failures.values():
         say(f"failed: {error}")
@@ -422,11 +448,12 @@ def prepare_experiment(
     if sets is not None:
         path, by_case = sets
         unpaired = unpaired_landmarks(by_case, prepared, data.unpaired_align, path)
-    write_json(workdir / "config.json", {"schema_version": 1, **to_json(experiment)})
-    preparation = workdir / "preparation"
-    save_frame(prepared.frame, prepared.landmarks, preparation)
-    sheets = contact_sheet.write_contact_sheets(prepared, preparation)
-    say(f"look at the prepared cases: {', '.join(map(str, sheets))}")
+    if processes.primary():
+        write_json(workdir / "config.json", {"schema_version": 1, **to_json(experiment)})
+        preparation = workdir / "preparation"
+        save_frame(prepared.frame, prepared.landmarks, preparation)
+        sheets = contact_sheet.write_contact_sheets(prepared, preparation)
+        say(f"look at the prepared cases: {', '.join(map(str, sheets))}")
     return prepared, unpaired
 
 

@@ -18,11 +18,11 @@ class InputError(ValueError):
         # nor reach the terminal.
         line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in f"{where}: {problem}")
         super().__init__(line)
-        self._arguments = (where, problem)
+        self.arguments = (str(where), problem)
 
-    def __reduce__(self) -> tuple[type["InputError"], tuple[str | Path, str]]:
+    def __reduce__(self) -> tuple[type["InputError"], tuple[str, str]]:
         # Exceptions are pickled by their `args`; this one has to come back from worker processes.
-        return type(self), self._arguments
+        return type(self), self.arguments
 
 
 @contextlib.contextmanager

@@ -51,16 +51,19 @@ def training_batches(
 ) -> grain.DatasetIterator:
     """An endless iterator over batches of this process' share, anew shuffled in each epoch.
 
-    The order is a function of the seed alone. `get_state()` after a batch and `set_state()` later
-    continue with the batch that follows. `batch` counts all processes' volumes.
+    The order is a function of the seed alone: the processes' shares of a batch, one after another,
+    are the batch that a single process gets. `get_state()` after a batch and `set_state()` later
+    continue with the batch that follows, in any number of processes. `batch` counts all processes'
+    volumes.
     """
     dataset = (
         grain.MapDataset.source(CaseSource(cases))
         .seed(seed)
         .shuffle()
         .repeat()
-        .slice(slice(process, None, processes))
+        # Shares of a batch, and of those every so manieth: the order of all is that of one process.
         .batch(batch // processes, drop_remainder=True)
+        .slice(slice(process, None, processes))
     )
     return iter(
         dataset.to_iter_dataset(

@@ -14,6 +14,7 @@ output/batch/cases/<case>.json              written last: what was made of which
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -40,6 +41,7 @@ from jaxmark.results import figures
 from jaxmark.results.calibration import Calibration
 from jaxmark.results.predict import COLUMNS, PredictedCase, write_markups, write_predictions
 from jaxmark.training.inference import Predictor, Volume
+from jaxmark.training.processes import from_primary, gather, own_share, primary
 
 SCHEMA_VERSION = 1
 # Names of files must leave room for what is added to them.
@@ -110,7 +112,9 @@ def scans_at(path: Path) -> dict[str, Path]:
 def predict_scans(model: Model, sources: dict[str, Path], folder: Path) -> Outcome:
     """Find and write the landmarks of raw scans, case name -> path.
 
-    A line on stderr for each scan that fails and each that a person should look at.
+    A line on stderr for each scan that fails and each that a person should look at. Several
+    processes divide the scans, and each gets the outcome of all; their model is on devices of their
+    own.
 
     Raises:
       InputError: the output folder cannot be written, or a process was killed.
@@ -120,8 +124,15 @@ def predict_scans(model: Model, sources: dict[str, Path], folder: Path) -> Outco
         (folder / "batch").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(folder, f"cannot be written: {error.strerror} (--output)") from error
-    done = {name for name, path in sources.items() if _is_done(model, name, path, folder)}
-    todo = {name: path for name, path in sources.items() if name not in done}
+    sources = {
+        name: Path(path)
+        for name, path in from_primary("scans", {n: str(p) for n, p in sources.items()}).items()
+    }
+    undone = [
+        name for name, path in own_share(sources.items()) if not _is_done(model, name, path, folder)
+    ]
+    left = sorted(itertools.chain(*gather("undone scans", undone)))
+    todo = {name: sources[name] for name in own_share(left)}
     failures: dict[str, InputError] = {}
     frame = _frame_of(model.preparation, model.identity)
     workers = model.experiment.data.workers if len(todo) >= _SCANS_WORTH_PROCESSES else 1
@@ -129,7 +140,9 @@ def predict_scans(model: Model, sources: dict[str, Path], folder: Path) -> Outco
 
     with (
         worker_pool(workers, len(todo)) as pool,
-        tqdm(total=len(todo), desc="predicting", unit="scan", disable=not todo) as bar,
+        tqdm(
+            total=len(todo), desc="predicting", unit="scan", disable=not todo or not primary()
+        ) as bar,
     ):
 
         def fail(name: str, error: InputError) -> None:
@@ -147,7 +160,8 @@ def predict_scans(model: Model, sources: dict[str, Path], folder: Path) -> Outco
                     fail(name, result)
                 else:
                     prepared[name] = result
-                    yield Volume(name, result.image, result.ijk_to_lps)
+                    image = functools.partial(np.asarray, result.image)
+                    yield Volume(name, image, result.ijk_to_lps)
 
         def writings() -> Iterator["_Writing"]:
             decoder = model.experiment.predict.decoder
@@ -168,8 +182,16 @@ def predict_scans(model: Model, sources: dict[str, Path], folder: Path) -> Outco
             else:
                 fail(writing.case.name, problem)
 
-    outcome = Outcome(len(todo) - len(failures), len(done), failures, time.monotonic() - begin)
-    _write_batch(outcome, sources, folder)
+    problems = {name: error.arguments for name, error in failures.items()}
+    failures = {
+        name: InputError(*arguments)
+        for part in gather("failures", problems)
+        for name, arguments in part.items()
+    }
+    skipped = len(sources) - len(left)
+    outcome = Outcome(len(left) - len(failures), skipped, failures, time.monotonic() - begin)
+    if primary():
+        _write_batch(outcome, sources, folder)
     return outcome
 
 

@@ -17,6 +17,7 @@ from jaxmark.methods.method import Method, Params
 from jaxmark.results.calibration import Calibration
 from jaxmark.training.checkpoints import Checkpoints
 from jaxmark.training.inference import Found, Predictor, Volume
+from jaxmark.training.processes import from_primary, primary
 
 DECODERS = ("argmax", "subvoxel")
 # Columns behind the coordinates in tables of predictions.
@@ -119,7 +120,9 @@ def load_params(
     """The parameters that `config.predict.checkpoint` names ("best" or "last"), and their step."""
     checkpoints = Checkpoints(workdir)
     best = experiment.predict.checkpoint == "best"
-    steps = checkpoints.best_first() if best else checkpoints.steps()[::-1]
+    steps = from_primary(
+        "model's step", checkpoints.best_first() if best else checkpoints.steps()[::-1]
+    )
     abstract = jax.eval_shape(method.init, jax.random.key(0))
     found = checkpoints.first_whole(
         steps, lambda step: checkpoints.params(step, abstract.params, mesh)
@@ -177,7 +180,8 @@ def find(
     predictor: Predictor, params: Params, volumes: Iterable[Volume], total: int, what: str
 ) -> list[Found]:
     """Landmarks of prepared volumes, with a progress bar."""
-    return list(tqdm(predictor(params, volumes), total=total, desc=what, unit="scan"))
+    found = predictor(params, volumes)
+    return list(tqdm(found, total=total, desc=what, unit="scan", disable=not primary()))
 
 
 def write_split(

@@ -28,6 +28,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxmark.core.errors import InputError
 from jaxmark.methods.method import Params, State
+from jaxmark.training.processes import check_alike
 from jaxmark.training.sharding import replicated
 
 FOLDER = "checkpoints"
@@ -99,15 +100,18 @@ class Checkpoints:
         """The first step that `read` finds whole, and what it read; None without any step.
 
         Raises:
-          InputError: all are damaged.
+          InputError: all are damaged, or processes disagree about it.
         """
         tried = False
         for step in steps:
             try:
-                return step, read(step)
+                found = read(step)
             except DamagedError as damage:
                 warn(damage)
                 tried = True
+                continue
+            check_alike("newest whole checkpoint", step)
+            return step, found
         if tried:
             raise InputError(
                 self.folder, "all checkpoints are damaged; to begin anew use another --workdir"

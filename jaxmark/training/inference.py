@@ -1,7 +1,7 @@
 """Prediction of prepared volumes on all devices: landmarks come back, volumes stay."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import jax
@@ -15,15 +15,15 @@ from jaxmark.core.augmentation import centre_crop
 from jaxmark.core.geometry import apply_affine
 from jaxmark.data.cases import PreparedCase
 from jaxmark.methods.method import Method, Params, Prediction
-from jaxmark.training.sharding import put_batch, replicated, split
+from jaxmark.training.sharding import own_rows, put_batch, replicated, split
 
 
 @dataclasses.dataclass(frozen=True)
 class Volume:
-    """A prepared image with its margin, (X, Y, Z), and the way back to its scan's LPS mm."""
+    """A prepared image with its margin, and the way back to its scan's LPS mm."""
 
     name: str
-    image: np.ndarray
+    image: Callable[[], np.ndarray]  # (X, Y, Z); called where it is needed
     ijk_to_lps: np.ndarray  # (4, 4)
 
 
@@ -43,8 +43,8 @@ class Found:
 
 
 def volumes(cases: Iterable[PreparedCase]) -> Iterator[Volume]:
-    """Prepared cases, read one by one."""
-    return (Volume(case.name, case.image(), case.ijk_to_lps) for case in cases)
+    """Prepared cases; each is read when it is its turn, by the process whose turn it is."""
+    return (Volume(case.name, case.image, case.ijk_to_lps) for case in cases)
 
 
 class Predictor:
@@ -68,14 +68,14 @@ class Predictor:
     def __call__(self, params: Params, volumes: Iterable[Volume]) -> Iterator[Found]:
         """Predictions in order; a batch is read while the one before is computed."""
         source = iter(volumes)
-        # Every process reads all volumes, computes its share of a batch, and gets all results.
-        share = self._batch // jax.process_count()
-        mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+        # Every process reads and computes its share of a batch, and gets all results.
+        mine = own_rows(self._mesh, self._batch)
         pending: tuple[Sequence[Volume], Prediction] | None = None
         while part := list(islice(source, self._batch)):
-            images = [volume.image[..., None] for volume in part]
-            images += images[-1:] * (self._batch - len(images))
-            result = self._predict(params, put_batch(self._mesh, np.stack(images[mine])))
+            # The last batch may be too short for this process to have any of it.
+            images = [volume.image()[..., None] for volume in part[mine] or part[-1:]]
+            images += images[-1:] * (mine.stop - mine.start - len(images))
+            result = self._predict(params, put_batch(self._mesh, np.stack(images)))
             if pending is not None:
                 yield from self._collect(*pending)
             pending = part, result

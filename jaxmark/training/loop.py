@@ -16,13 +16,14 @@ from tqdm import tqdm
 
 from jaxmark.config import Experiment, check_same, to_json
 from jaxmark.core.errors import InputError
-from jaxmark.core.interrupts import Interrupted, deferred
+from jaxmark.core.interrupts import Interrupted
 from jaxmark.core.metrics import radial_error_mm
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.pipeline import CASE, training_batches
 from jaxmark.methods.method import Batch, LandmarkSets, Method, Phase
 from jaxmark.training.checkpoints import Checkpoints, Writer
 from jaxmark.training.inference import Predictor, volumes
+from jaxmark.training.processes import barrier, from_primary, primary, stops
 from jaxmark.training.records import Records
 from jaxmark.training.sharding import put_batch, sharded_init, sharded_step
 
@@ -89,13 +90,15 @@ def train(
         return state, iterator, recent
 
     # A run continues from its newest checkpoint; without one it starts from the seed.
-    found = checkpoints.first_whole(reversed(checkpoints.steps()), resume)
+    found = checkpoints.first_whole(from_primary("steps", checkpoints.steps()[::-1]), resume)
     if found is None:
         start, state = 0, sharded_init(method.init, mesh)(key)
         recent: list[Taken] = []
     else:
         start, (state, iterator, recent) = found
-        checkpoints.set_aside_after(start)
+        if primary():
+            checkpoints.set_aside_after(start)
+        barrier("damaged checkpoints")
         batches.set_state(iterator)
         print(f"continuing at step {start} of {total}", flush=True)
     if start >= total:
@@ -103,14 +106,21 @@ def train(
         return
 
     writer = Writer(workdir, keep=settings.keep_checkpoints)
-    records = Records(workdir, resume_step=start, tensorboard=settings.tensorboard)
+    records = Records(workdir, resume_step=start, tensorboard=settings.tensorboard, write=primary())
     predictor = Predictor(method, experiment, mesh)
     for line in method.notes(settings.batch):
         print(line, flush=True)
-    bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, mininterval=1.0)
+    bar = tqdm(
+        total=total,
+        initial=start,
+        unit="step",
+        dynamic_ncols=True,
+        mininterval=1.0,
+        disable=not primary(),
+    )
     log = Log(records, bar, recent, settings.batch, start)
     try:
-        with deferred() as signal_name:
+        with stops() as stops_after:
             for phase, last in zip(method.phases, ends(method.phases), strict=True):
                 if log.step >= last:
                     continue
@@ -121,7 +131,7 @@ def train(
                     drawn = tuple(map(int, host.pop(CASE)))
                     state, metrics = step(state, Batch(**put_batch(mesh, host)), key)
                     log.took(Taken(metrics, drawn))
-                    stop = signal_name()
+                    stop = stops_after(log.step)
                     due = log.step % settings.validate_every == 0 or log.step == last
                     if due or stop or log.step % settings.log_every == 0:
                         # Before every checkpoint too: what is not finite must not be saved.

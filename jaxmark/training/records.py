@@ -7,7 +7,7 @@ run was stopped; `speed.jsonl` has what the machine made of it.
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from jaxmark.core.errors import InputError
 from jaxmark.core.files import write_text_atomic
@@ -18,35 +18,45 @@ METRICS, SPEED = "logs/metrics.jsonl", "logs/speed.jsonl"
 class Lines:
     """A file of records that is appended to; later ones than `resume_step` are dropped first."""
 
-    def __init__(self, path: Path, resume_step: int):
+    def __init__(self, path: Path, resume_step: int, write: bool):
         # What the run had written when it was stopped, up to the step it resumes from.
         self.past = [r for r in read_records(path) if r["step"] <= resume_step]
-        write_text_atomic(path, "".join(json.dumps(r) + "\n" for r in self.past))
-        self._file = path.open("a")
+        self._file: TextIO | None = None
+        if write:
+            write_text_atomic(path, "".join(json.dumps(r) + "\n" for r in self.past))
+            self._file = path.open("a")
 
     def write(self, record: dict[str, Any]) -> None:
         """One line, at once."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
 
     def sync(self) -> None:
         """Returns when all lines are on the disk."""
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Of the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class Records:
-    """Appends records of a run that continues from `resume_step`."""
+    """Appends records of a run that continues from `resume_step`.
 
-    def __init__(self, workdir: Path, *, resume_step: int, tensorboard: bool = False):
-        self._metrics = Lines(workdir / METRICS, resume_step)
-        self._speed = Lines(workdir / SPEED, resume_step)
+    With `write` False, of a process that is not the primary, nothing is written.
+    """
+
+    def __init__(
+        self, workdir: Path, *, resume_step: int, tensorboard: bool = False, write: bool = True
+    ):
+        self._metrics = Lines(workdir / METRICS, resume_step, write)
+        self._speed = Lines(workdir / SPEED, resume_step, write)
         self.past = self._metrics.past
         self._board: Any = None
-        if tensorboard:
+        if tensorboard and write:
             try:
                 from tensorboardX import SummaryWriter
             except ImportError as error:

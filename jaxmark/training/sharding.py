@@ -1,6 +1,6 @@
 """One mesh over all devices of all processes: states are copied, batches are split."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,27 +8,31 @@ import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxmark.core.errors import InputError
 from jaxmark.methods.method import Batch, Metrics, State
 
 
-def join_processes() -> None:
-    """Join the other processes of a cluster's job; before anything asks for a device.
-
-    JAX finds out who and where they are from what SLURM, Open MPI, Kubernetes or a TPU tells each.
-    Raises InputError where none of them started this process.
-    """
-    try:
-        jax.distributed.initialize()
-    except ValueError as error:
-        raise InputError(
-            "--distributed", "found no cluster that started this process (srun, mpirun, ...)"
-        ) from error
-
-
 def data_mesh() -> Mesh:
-    """A 1-D mesh named `data` over every device."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    """A 1-D mesh named `data` over every device of all processes."""
+    return _mesh(jax.devices())
+
+
+def local_mesh() -> Mesh:
+    """The same over the devices of this process alone."""
+    return _mesh(jax.local_devices())
+
+
+def _mesh(devices: Sequence[jax.Device]) -> Mesh:
+    return jax.make_mesh(
+        (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=list(devices)
+    )
+
+
+def own_rows(mesh: Mesh, rows: int) -> slice:
+    """Those of a batch's rows that this process' devices get; the devices divide `rows`."""
+    owners = [device.process_index for device in mesh.devices.flat]
+    own = jax.process_index()
+    first, count = owners.index(own), owners.count(own)
+    return slice(first * rows // mesh.size, (first + count) * rows // mesh.size)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -23,9 +24,9 @@ from jaxmark.methods.heatmap import HeatmapRegression
 from jaxmark.methods.method import Batch, LandmarkSets, Task
 from jaxmark.methods.noothout import RegressionClassification
 from jaxmark.training.inference import Predictor, Volume
+from jaxmark.training.processes import join
 from jaxmark.training.sharding import (
     data_mesh,
-    join_processes,
     put_batch,
     sharded_init,
     sharded_step,
@@ -43,7 +44,7 @@ MANY = [(2, KINDS[1]), (4, KINDS[0]), (8, KINDS[1]), *((4, kind) for kind in KIN
 def main(folder, kinds):
     """Trains and predicts on all devices of all processes; process 0 writes into `folder`."""
     if "SLURM_JOB_ID" in os.environ:
-        join_processes()
+        join()
     mesh = data_mesh()
     for kind in kinds:
         facts, arrays = run(kind, mesh)
@@ -125,7 +126,10 @@ def run(kind, mesh):
         predict=Predict(batch=BATCH),
     )
     arrays = {"metrics": np.array(metrics)}
-    volumes = (Volume(str(i), image[..., 0], np.eye(4)) for i, image in enumerate(images[0]))
+    volumes = (
+        Volume(str(i), partial(np.asarray, image[..., 0]), np.eye(4))
+        for i, image in enumerate(images[0])
+    )
     found = list(Predictor(method, experiment, mesh)(state.params, volumes))
     arrays["score"] = np.stack([result.score for result in found])
     for decoder in ("argmax", "subvoxel"):
