@@ -106,6 +106,12 @@ def _main(argv: Sequence[str]) -> None:
             sys.exit(code)
     except InputError as error:
         _stop(error)
+    except OSError as error:
+        # A disk that is full, read-only or gone. Files are written whole or not at all, so what
+        # was there is there; writers say which file it was.
+        if error.errno is None:
+            raise
+        _stop(InputError(error.filename or "a file", f"{error.strerror}"))
     except FloatingPointError as error:
         _stop(f"training: {error}; earlier checkpoints are intact")
     except ExceptionGroup as group:

@@ -11,14 +11,18 @@ output/batch/cases/<case>.json              written last: what was made of which
 ```
 """
 
+import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
+import itertools
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +31,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxmark.config import Experiment
-from jaxmark.core.errors import InputError
+from jaxmark.core.errors import InputError, printable
 from jaxmark.core.files import read_json, replacing, write_json
 from jaxmark.core.geometry import apply_affine
 from jaxmark.core.parallel import ahead, worker_pool
@@ -42,10 +46,10 @@ from jaxmark.results.predict import COLUMNS, PredictedCase, write_markups, write
 from jaxmark.training.inference import Predictor, Volume
 
 SCHEMA_VERSION = 1
-# Names of files must leave room for what is added to them.
-_LONGEST_NAME = 180
 # Starting processes costs about as much as preparing so many scans.
 _SCANS_WORTH_PROCESSES = 4
+# What is wrong with one file's disk is wrong with the next one's.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +83,15 @@ class Outcome:
     skipped: int  # done by an earlier run
     failures: dict[str, InputError]
     seconds: float
+    # The disk was full, or otherwise at fault: the last failure says how; the rest was not tried.
+    stopped: bool = False
 
     def summary(self, folder: Path) -> str:
         """One line for a terminal."""
         pace = f", {self.written / self.seconds:.2f} volumes/s" if self.written else ""
         done = f"; {self.skipped} were done before" if self.skipped else ""
         failed = f"; {len(self.failures)} failed" if self.failures else ""
+        failed += "; the rest was not tried" * self.stopped
         return (
             f"landmarks of {self.written} scans written to {folder} in {self.seconds:.1f} s"
             f"{pace}{done}{failed}"
@@ -110,26 +117,32 @@ def scans_at(path: Path) -> dict[str, Path]:
 def predict_scans(model: Model, sources: dict[str, Path], folder: Path) -> Outcome:
     """Find and write the landmarks of raw scans, case name -> path.
 
-    A line on stderr for each scan that fails and each that a person should look at.
+    A line on stderr for each scan that fails and each that a person should look at. A disk that is
+    full or fails ends the batch; what is done stays done.
 
     Raises:
-      InputError: the output folder cannot be written, or a process was killed.
+      InputError: the output folder, or the first case, cannot be written; a process was killed.
+      OSError: all cases are written, the tables of the batch cannot be.
     """
     begin = time.monotonic()
     try:
         (folder / "batch").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(folder, f"cannot be written: {error.strerror} (--output)") from error
-    done = {name for name, path in sources.items() if _is_done(model, name, path, folder)}
-    todo = {name: path for name, path in sources.items() if name not in done}
-    failures: dict[str, InputError] = {}
+    failures = {name: bad for name, path in sources.items() if (bad := _bad_name(name, path))}
+    named = {name: path for name, path in sources.items() if name not in failures}
+    done = {name for name, path in named.items() if _is_done(model, name, path, folder)}
+    todo = {name: path for name, path in named.items() if name not in done}
+    written: set[str] = set()
+    stopped = False
     frame = _frame_of(model.preparation, model.identity)
     workers = model.experiment.data.workers if len(todo) >= _SCANS_WORTH_PROCESSES else 1
+    left = len(sources) - len(done)
     depth = _depth(model)
 
     with (
         worker_pool(workers, len(todo)) as pool,
-        tqdm(total=len(todo), desc="predicting", unit="scan", disable=not todo) as bar,
+        tqdm(total=left, desc="predicting", unit="scan", disable=not left) as bar,
     ):
 
         def fail(name: str, error: InputError) -> None:
@@ -137,11 +150,14 @@ def predict_scans(model: Model, sources: dict[str, Path], folder: Path) -> Outco
             bar.write(f"error: {error}", file=sys.stderr)
             bar.update()
 
+        for name, bad in list(failures.items()):
+            fail(name, bad)
         prepared: dict[str, PreparedScan] = {}
 
         def volumes() -> Iterator[Volume]:
             frame_of = (model.preparation, model.identity)
-            jobs = ((*frame_of, name, path) for name, path in todo.items())
+            names = itertools.takewhile(lambda _: not stopped, todo)
+            jobs = ((*frame_of, name, todo[name]) for name in names)
             for (_, _, name, _), result in ahead(pool, _prepare, jobs, depth):
                 if isinstance(result, InputError):
                     fail(name, result)
@@ -156,7 +172,8 @@ def predict_scans(model: Model, sources: dict[str, Path], folder: Path) -> Outco
                 case = PredictedCase.of(found, model.landmarks, decoder, model.calibration)
                 doubts = frame.doubts(scan.quality, scan.margin, scan.coverage)
                 for doubt in doubts:
-                    bar.write(f"warning: {todo[found.name]}: {doubt}", file=sys.stderr)
+                    warning = printable(f"warning: {todo[found.name]}: {doubt}")
+                    bar.write(warning, file=sys.stderr)
                 picture = model.experiment.predict.pictures
                 yield _Writing(
                     model.identity, todo[found.name], case, scan, doubts, folder, picture
@@ -164,12 +181,27 @@ def predict_scans(model: Model, sources: dict[str, Path], folder: Path) -> Outco
 
         for writing, problem in ahead(pool, _write, writings(), depth):
             if problem is None:
+                written.add(writing.case.name)
                 bar.update()
-            else:
-                fail(writing.case.name, problem)
+                continue
+            name = writing.case.name
+            refusal = InputError(folder, f"case {name!r} cannot be written: {problem.strerror}")
+            of_the_disk = problem.errno in _DISK_ERRORS
+            if of_the_disk and not (written or done):
+                raise refusal
+            # Those that were on their way fail as well: once is enough.
+            if not stopped:
+                fail(name, refusal)
+            stopped = stopped or of_the_disk
 
-    outcome = Outcome(len(todo) - len(failures), len(done), failures, time.monotonic() - begin)
-    _write_batch(outcome, sources, folder)
+    seconds = time.monotonic() - begin
+    outcome = Outcome(len(written), len(done), failures, seconds, stopped)
+    try:
+        _write_batch(outcome, [name for name in named if name in written | done], sources, folder)
+    except OSError:
+        # Said already.
+        if not stopped:
+            raise
     return outcome
 
 
@@ -190,13 +222,18 @@ def _frame_of(preparation: Path, model: str) -> Frame:
     return load_frame(preparation)[0]
 
 
+def _bad_name(name: str, path: Path) -> InputError | None:
+    try:
+        check_case(path, name)
+    except InputError as error:
+        return error
+    return None
+
+
 def _prepare(job: tuple[Path, str, str, Path]) -> PreparedScan | InputError:
     """Whatever is wrong with one scan must not end the batch."""
     preparation, model, name, path = job
     try:
-        check_case(path, name)
-        if len(name.encode()) > _LONGEST_NAME:
-            raise InputError(path, f"its name is longer than {_LONGEST_NAME} bytes")
         return prepare_scan(path, _frame_of(preparation, model))
     except InputError as error:
         return error
@@ -206,7 +243,8 @@ def _prepare(job: tuple[Path, str, str, Path]) -> PreparedScan | InputError:
         return InputError(path, f"cannot be prepared: {type(error).__name__}: {error}")
 
 
-def _write(job: _Writing) -> InputError | None:
+def _write(job: _Writing) -> OSError | None:
+    """What keeps the results of a case from being written, if anything; then none of them stays."""
     case, folder = job.case, job.folder
     try:
         write_markups(case, folder, fcsv=True)
@@ -214,9 +252,12 @@ def _write(job: _Writing) -> InputError | None:
         if job.picture:
             with replacing(folder / f"{case.name}.png") as temporary:
                 temporary.write_bytes(_picture(job))
-        write_json(_record(folder, case.name), _describe(job))
+        write_json(_files(folder, case.name)[0], _describe(job))
     except OSError as error:
-        return InputError(folder, f"case {case.name!r} cannot be written: {error.strerror}")
+        with contextlib.suppress(OSError):
+            for file in _files(folder, case.name):
+                file.unlink(missing_ok=True)
+        return error
     return None
 
 
@@ -254,30 +295,48 @@ def _describe(job: _Writing) -> dict[str, Any]:
 
 def _is_done(model: Model, name: str, path: Path, folder: Path) -> bool:
     """Whether this scan, as it is now, was predicted by this model; what is stale is deleted."""
-    record = _record(folder, name)
+    record, *files = _files(folder, name)
     try:
-        tree = read_json(record, SCHEMA_VERSION)
+        tree = read_record(record, model.landmarks)
         same = tree["model"] == model.identity and tree["made_from"] == _through_json(state(path))
-    except (InputError, KeyError):
+    except InputError:
         same = False
-    markups, points, table, picture = (
-        folder / f"{name}{end}" for end in (".mrk.json", ".fcsv", ".csv", ".png")
-    )
-    wanted = [markups, points, table] + [picture] * model.experiment.predict.pictures
-    if same and all(file.is_file() for file in wanted):
+    picture = model.experiment.predict.pictures
+    if same and all(file.is_file() for file in files if picture or file.suffix != ".png"):
         return True
     if record.exists():
-        for file in (record, markups, points, table, picture):
+        for file in (record, *files):
             file.unlink(missing_ok=True)
     return False
 
 
-def _write_batch(outcome: Outcome, sources: dict[str, Path], folder: Path) -> None:
-    """The table of all cases, and what became of the batch."""
-    cases: dict[str, dict[str, Any]] = {}
-    for name in sources:
-        if name not in outcome.failures:
-            cases[name] = read_json(_record(folder, name), SCHEMA_VERSION)["landmarks"]
+def read_record(path: Path, landmarks: Sequence[str]) -> dict[str, Any]:
+    """What a batch wrote last of a case, `batch/cases/<case>.json`.
+
+    Raises:
+      InputError: it is missing, damaged, or of other landmarks.
+    """
+    tree = read_json(path, SCHEMA_VERSION)
+    try:
+        rows = tree["landmarks"]
+        if list(rows) != list(landmarks):
+            raise ValueError("other landmarks")
+        for row in rows.values():
+            numbers = [*row["lps_mm"], *(row[c] for c in COLUMNS if row[c] is not None)]
+            if len(row["lps_mm"]) != 3 or not all(math.isfinite(number) for number in numbers):
+                raise ValueError("no position")
+        return {**tree, "model": tree["model"], "made_from": tree["made_from"]}
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(path, f"lacks a field or has a wrong one ({error!r})") from error
+
+
+def _write_batch(
+    outcome: Outcome, done: Sequence[str], sources: dict[str, Path], folder: Path
+) -> None:
+    """The table of all cases that are done, and what became of the batch."""
+    cases: dict[str, dict[str, Any]] = {
+        name: read_json(_files(folder, name)[0], SCHEMA_VERSION)["landmarks"] for name in done
+    }
     points = {
         name: {landmark: np.array(row["lps_mm"]) for landmark, row in rows.items()}
         for name, rows in cases.items()
@@ -301,13 +360,16 @@ def _write_batch(outcome: Outcome, sources: dict[str, Path], folder: Path) -> No
                 {"case": name, "scan": str(sources[name]), "problem": str(error)}
                 for name, error in outcome.failures.items()
             ],
+            "stopped": outcome.stopped,
             "seconds": round(outcome.seconds, 3),
         },
     )
 
 
-def _record(folder: Path, name: str) -> Path:
-    return folder / "batch" / "cases" / f"{name}.json"
+def _files(folder: Path, name: str) -> list[Path]:
+    """What is written of a case: its record, and then what is for people."""
+    ends = (".mrk.json", ".fcsv", ".csv", ".png")
+    return [folder / "batch" / "cases" / f"{name}.json", *(folder / f"{name}{e}" for e in ends)]
 
 
 def _depth(model: Model) -> int:
