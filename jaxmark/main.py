@@ -125,6 +125,12 @@ def _main(argv: Sequence[str]) -> None:
         if isinstance(signal, interrupts.Interrupted):
             processes.done()
         sys.exit(interrupts.EXIT_CODE)
+    except OSError as error:
+        # A disk that is full, read-only or gone. Files are written whole or not at all, so what
+        # was there is there; writers say which file it was.
+        if error.errno is None:
+            raise
+        _stop(InputError(error.filename or "a file", f"{error.strerror}"))
     except FloatingPointError as error:
         _stop(
             f"training: {error}; earlier checkpoints are intact. A smaller config.method."

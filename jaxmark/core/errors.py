@@ -4,20 +4,27 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+# A file may say a lot; what is said of it is a line.
+_LONGEST = 2000
+
+
+def printable(text: str) -> str:
+    """The text in one line that is safe to print: what a terminal would obey or hide is escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
 
 class InputError(ValueError):
     """Something the user gave is wrong; the message is one line: where, then what.
 
     `where` names a file, a folder, or a config field (`config.data.root`). `main` prints the
     message alone, without a traceback, and exits with code 1. Where several files are wrong, an
-    `ExceptionGroup` of these is raised.
+    `ExceptionGroup` of these is raised. A problem of more than 2000 characters is cut.
     """
 
     def __init__(self, where: str | Path, problem: str):
-        # A name read from a file may hold control characters: they must not break the line
-        # nor reach the terminal.
-        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in f"{where}: {problem}")
-        super().__init__(line)
+        short = problem if len(problem) <= _LONGEST else f"{problem[:_LONGEST]}..."
+        # Names read from a file must not break the line nor reach the terminal.
+        super().__init__(printable(f"{where}: {short}"))
         self.arguments = (str(where), problem)
 
     def __reduce__(self) -> tuple[type["InputError"], tuple[str, str]]:

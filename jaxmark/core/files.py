@@ -1,14 +1,38 @@
-"""Whole files or none: everything jaxmark writes goes to a temporary file that is then renamed."""
+"""Whole files or none: everything jaxmark writes goes to a temporary file that is then renamed.
+
+What is read is bounded: a file from a stranger may be of any size, and of any kind.
+"""
 
 import contextlib
 import json
 import os
+import re
+import stat
 import uuid
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxmark.core.errors import InputError
+
+# Texts are kilobytes, a table of a large cohort is some megabytes.
+_MAX_BYTES = 64 << 20
+
+
+@contextlib.contextmanager
+def naming(path: Path, temporary: Path) -> Iterator[None]:
+    """In this block an OSError is about `path`.
+
+    A disk that is full is met by a call that knows no name, or that of a temporary file or folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        known = error.filename is not None and not str(error.filename).startswith(str(temporary))
+        if known or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextlib.contextmanager
@@ -19,27 +43,47 @@ def replacing(path: Path) -> Iterator[Path]:
     writers choose the format by). The folder is created. After an error `path` is as it was.
 
     Raises:
-      OSError: the folder or file cannot be written.
+      OSError: the folder or file cannot be written; it names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
+    with naming(path, temporary):
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def read_bytes(path: Path) -> bytes:
+    """What is in a text file.
+
+    Raises:
+      InputError: it cannot be read, is no file (a pipe of that name would be waited for), or has
+        over 64 MiB.
+    """
     try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        found = path.stat()
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            raise InputError(path, "is not a file")
+        if found.st_size > _MAX_BYTES:
+            problem = f"has {found.st_size} bytes; such a file has {_MAX_BYTES} at most"
+            raise InputError(path, problem)
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(path, f"cannot be read: {error.strerror}") from error
 
 
 def read_json(path: Path, schema_version: int | None = None) -> dict[str, Any]:
     """The object in a JSON file that jaxmark wrote.
 
     Raises:
-      InputError: the file cannot be read, is not a JSON object, or is of another schema version.
+      InputError: `read_bytes` refuses the file, or it is not a JSON object, or of another schema
+        version.
     """
+    content = read_bytes(path)
     try:
-        tree = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(path, f"cannot be read ({error.strerror})") from error
+        tree = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise InputError(path, f"is not JSON ({error})") from error
     if not isinstance(tree, dict):
@@ -60,13 +104,45 @@ def write_text_atomic(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
-def write_json(path: Path, tree: Any) -> None:
-    """Writes `tree` as JSON; the caller puts the schema version into it.
+def json_text(tree: Any) -> str:
+    """`tree` as JSON that UTF-8 can hold.
 
     Raises:
       ValueError: a number is NaN or infinite: JSON has no such numbers.
       TypeError: something in `tree` is not a JSON type.
-      OSError: the file cannot be written.
     """
     text = json.dumps(tree, indent=1, allow_nan=False, ensure_ascii=False)
-    write_text_atomic(path, text + "\n")
+    # Paths of bytes that are no UTF-8 have these in Python.
+    return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Writes `tree` as JSON; the caller puts the schema version into it.
+
+    Raises:
+      ValueError, TypeError: as `json_text`.
+      OSError: the file cannot be written.
+    """
+    write_text_atomic(path, json_text(tree) + "\n")
+
+
+def sealed(tree: dict[str, Any]) -> dict[str, Any]:
+    """`tree` with a checksum of all that is in it, for files that must not change silently."""
+    return {**tree, "crc32": _crc32(tree)}
+
+
+def read_sealed(path: Path, schema_version: int) -> dict[str, Any]:
+    """What `sealed` was given.
+
+    Raises:
+      InputError: as `read_json`, or the checksum is not that of the rest.
+    """
+    tree = read_json(path, schema_version)
+    seal = tree.pop("crc32", None)
+    if seal != _crc32(tree):
+        raise InputError(path, "is damaged: its checksum is another one")
+    return tree
+
+
+def _crc32(tree: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(tree, sort_keys=True).encode())

@@ -39,6 +39,10 @@ def worker_pool(workers: int, jobs: int) -> Iterator[Executor | None]:
                 f"one of {workers} processes was killed, perhaps for memory; fewer may help. The "
                 "same command goes on where this one stopped",
             ) from error
+        except BaseException:
+            # A disk that is full is full for those that wait, too.
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def parallel(

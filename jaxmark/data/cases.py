@@ -1,19 +1,20 @@
 """Prepared cases: a folder each, with `image.npy` and `case.json`, and the way back to the scan."""
 
 import dataclasses
-import json
+import io
 import os
 import shutil
 import tempfile
 import threading
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 from jaxmark.core.errors import InputError
-from jaxmark.core.files import read_json
+from jaxmark.core.files import json_text, naming, read_sealed, sealed
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 _FIGURES = ("quality", "margin", "coverage")
@@ -32,6 +33,7 @@ class PreparedCase:
     quality: float = np.nan  # of the registration; NaN where there was none
     margin: float = np.nan  # of the registration: near 0, another rotation fits as well
     coverage: float = 1.0  # share of the volume that lies in the scan
+    image_crc32: int | None = None  # of the file `image.npy`; None: it is not written yet
 
     @property
     def landmarks_ijk(self) -> np.ndarray:
@@ -49,6 +51,19 @@ class PreparedCase:
                 path, f"damaged prepared image ({error}); delete its folder"
             ) from error
 
+    def check_image(self) -> None:
+        """InputError where `image.npy` is not the file that was written."""
+        path = self.folder / "image.npy"
+        checksum = 0
+        try:
+            with path.open("rb") as file:
+                while piece := file.read(1 << 20):
+                    checksum = zlib.crc32(piece, checksum)
+        except OSError as error:
+            raise InputError(path, f"cannot be read: {error.strerror}") from error
+        if checksum != self.image_crc32:
+            raise InputError(path, "is damaged: its checksum is another one")
+
 
 # numpy reads headers with Python's own parser, in which two threads must not be at once: in 3.11 it
 # ends now and then in "SystemError: AST constructor recursion depth mismatch" (cpython #106905).
@@ -61,18 +76,19 @@ def _read_npy(path: Path) -> np.ndarray:
         with _ONE_PARSER:
             np.lib.format.read_magic(file)
             shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-        if dtype.hasobject or fortran_order:
+        if dtype != np.float16 or fortran_order or len(shape) != 3 or min(shape) < 1:
             raise ValueError("not an array that jaxmark writes")
         return np.fromfile(file, dtype).reshape(shape)
 
 
 def save_case(case: PreparedCase, image: np.ndarray, made_from: Path) -> None:
-    """Write `case.folder` whole or not at all."""
+    """Write `case.folder` whole or not at all; an OSError names it."""
     case.folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=case.folder.parent))
-    try:
-        np.save(temporary / "image.npy", image.astype(np.float16), allow_pickle=False)
-        tree = {
+    # In memory first: `np.save` to a file does not say that the disk is full.
+    content = io.BytesIO()
+    np.save(content, image.astype(np.float16), allow_pickle=False)
+    tree = sealed(
+        {
             "schema_version": SCHEMA_VERSION,
             "name": case.name,
             "ijk_to_lps": case.ijk_to_lps.tolist(),
@@ -82,22 +98,28 @@ def save_case(case: PreparedCase, image: np.ndarray, made_from: Path) -> None:
             ],
             "absent": case.absent.tolist(),
             **{name: _number(getattr(case, name)) for name in _FIGURES},
+            "image_crc32": zlib.crc32(content.getbuffer()),
             "made_from": str(made_from),
         }
-        (temporary / "case.json").write_text(json.dumps(tree, indent=1, allow_nan=False))
-        if case.folder.exists():
-            shutil.rmtree(case.folder)
-        os.replace(temporary, case.folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    )
+    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=case.folder.parent))
+    with naming(case.folder, temporary):
+        try:
+            (temporary / "image.npy").write_bytes(content.getbuffer())
+            (temporary / "case.json").write_text(json_text(tree), encoding="utf-8")
+            if case.folder.exists():
+                shutil.rmtree(case.folder)
+            os.replace(temporary, case.folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def load_case(folder: Path) -> PreparedCase:
     """Read `case.json`; the image is read when it is asked for."""
     path = folder / "case.json"
     try:
-        tree = read_json(path, SCHEMA_VERSION)
+        tree = read_sealed(path, SCHEMA_VERSION)
         points = tree["landmarks_lps_mm"]
         landmarks = [[np.nan] * 3 if p is None else p for p in points]
         figures = {name: np.nan if tree[name] is None else float(tree[name]) for name in _FIGURES}
@@ -108,6 +130,7 @@ def load_case(folder: Path) -> PreparedCase:
             landmarks_mm=np.asarray(landmarks, np.float64).reshape(len(points), 3),
             present=np.asarray([p is not None for p in points], bool),
             absent=np.asarray(tree["absent"], bool).reshape(len(points)),
+            image_crc32=tree["image_crc32"],
             **figures,
         )
     except InputError:

@@ -24,6 +24,7 @@ import numpy as np
 
 from jaxmark.config import Data
 from jaxmark.core.errors import InputError
+from jaxmark.core.files import read_bytes
 from jaxmark.data.landmarks import Landmarks, read_landmarks, read_table
 from jaxmark.data.layouts import find_layout, landmark_files
 from jaxmark.data.scans import Scan
@@ -218,9 +219,7 @@ def _case(name: str, scan: Path, labels: Labels | None, names: tuple[str, ...]) 
 
 def _read_splits(file: Path, cases: dict[str, CaseSource]) -> dict[str, tuple[str, ...]]:
     try:
-        tree = json.loads(file.read_bytes())
-    except OSError as error:
-        raise InputError(file, f"cannot be read: {error.strerror}") from None
+        tree = json.loads(read_bytes(file))
     except (ValueError, RecursionError):
         raise InputError(file, "is not JSON") from None
     if not isinstance(tree, dict):

@@ -15,7 +15,8 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from jaxmark.core.errors import InputError
-from jaxmark.core.files import write_json, write_text_atomic
+from jaxmark.core.files import read_bytes, write_json, write_text_atomic
 
 # Name -> (3,) float64 LPS mm; three NaN for a landmark that is listed but not annotated; None
 # where the file states that it is absent.
@@ -31,9 +32,15 @@ Landmarks = dict[str, np.ndarray | None]
 
 EXTENSIONS = (".mrk.json", ".fcsv", ".csv")
 
-# Real ones are kilobytes.
-_MAX_BYTES = 64 << 20
 _MAX_NAME = 200
+# Names of files have 255 bytes at most, and what is made of a case has longer ones than the case.
+_MAX_CASE_BYTES = 180
+# Names of devices on Windows, with whatever extension.
+_DEVICES = re.compile("(con|prn|aux|nul|com[0-9]|lpt[0-9])([.].*)?", re.IGNORECASE)
+# Names stand in tables, and spreadsheets take such a cell for a formula; a number does no harm.
+_FORMULA = re.compile("(?![-+]?[0-9.]+$)[-=+@].")
+# No line of a table is so long; one of 64 MiB would be as many cells.
+_MAX_LINE = 1 << 20
 
 _FRAMES = {"LPS": "LPS", "RAS": "RAS", "0": "RAS", "1": "LPS"}
 _TO_LPS = {"LPS": np.array([1.0, 1.0, 1.0]), "RAS": np.array([-1.0, -1.0, 1.0])}
@@ -104,9 +111,14 @@ def check_case(file: Path, case: str, where: str = "") -> None:
 
     Raises:
       InputError: the name is empty, "." or "..", begins or ends with a blank, has a path separator,
-        over 200 characters, or some that cannot be printed.
+        over 180 bytes, or characters that cannot be printed; Windows keeps it for a device; it
+        begins as a formula does.
     """
     problem = _name_problem(case)
+    if not problem and len(case.encode()) > _MAX_CASE_BYTES:
+        problem = f"is longer than {_MAX_CASE_BYTES} bytes; it becomes a file's name"
+    if not problem and _DEVICES.fullmatch(case):
+        problem = f"is {case!r}; on Windows a file of that name is a device"
     if not problem and (case in (".", "..") or "/" in case or "\\" in case):
         problem = f"is {case!r}; it becomes a file's name, so it cannot be a path"
     if not problem and case != case.strip():
@@ -296,17 +308,14 @@ def _name_problem(name: str) -> str:
         return f"has a character that cannot be printed (U+{ord(first):04X})"
     if len(name) > _MAX_NAME:
         return f"has {len(name)} characters, more than {_MAX_NAME}"
+    if _FORMULA.match(unicodedata.normalize("NFKC", name)):
+        return f"is {name!r}; a spreadsheet would take it for a formula"
     return ""
 
 
 def _text(path: Path) -> str:
     try:
-        size = path.stat().st_size
-        if size > _MAX_BYTES:
-            raise InputError(path, f"has {size} bytes; a landmark file has {_MAX_BYTES} at most")
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(path, f"cannot be read: {error.strerror}") from None
+        return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(path, f"is not UTF-8 text (byte {error.start})") from None
 
@@ -533,12 +542,19 @@ def _read_csv(path: Path, frame: str) -> dict[str, Landmarks]:
 
 def _rows(path: Path) -> list[tuple[int, list[str]]]:
     """Line numbers (of a row's last line) and stripped cells; blank rows are left out."""
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    reader = csv.reader(_lines(path), strict=True)
     try:
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     except csv.Error as error:
         raise InputError(path, f"line {reader.line_num}: {error}") from None
     return [(line, row) for line, row in rows if any(row)]
+
+
+def _lines(path: Path) -> Iterator[str]:
+    for number, line in enumerate(io.StringIO(_text(path), newline=""), start=1):
+        if len(line) > _MAX_LINE:
+            raise InputError(path, f"line {number} has {len(line)} characters")
+        yield line
 
 
 def _comments(path: Path, rows: Iterable[list[str]]) -> dict[str, str]:

@@ -11,15 +11,16 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from jaxmark.config import Data
 from jaxmark.core.errors import InputError, about
-from jaxmark.core.files import read_json, write_json
+from jaxmark.core.files import read_sealed, sealed, write_json
 from jaxmark.core.geometry import apply_affine, pick_template
 from jaxmark.core.parallel import parallel, worker_pool
 from jaxmark.data.cases import PreparedCase, load_case, save_case
@@ -36,6 +37,8 @@ RECIPE_VERSION = 2
 # failed; but not by less than this share of it, for a cohort may be very even.
 _FAILED_SD, _FAILED_SHARE = 3.0, 0.1
 
+T = TypeVar("T")
+
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
@@ -45,6 +48,8 @@ class Prepared:
     cases: dict[str, PreparedCase]
     splits: dict[str, tuple[str, ...]]
     frame: Frame
+    # What was wrong in the cache and is made anew.
+    mended: tuple[str, ...] = ()
 
     def split(self, name: str) -> list[PreparedCase]:
         """The cases of train, val or test, in the order of the split."""
@@ -73,6 +78,11 @@ class Prepared:
     def warnings(self) -> list[str]:
         """What a person should know of the cohort, a line each."""
         lines = [f"{name}: {'; '.join(doubts)}" for name, doubts in self.doubts().items()]
+        if self.mended:
+            lines.append(
+                f"{len(self.mended)} files in the cache could not be used and were made anew; the "
+                f"first: {self.mended[0]}"
+            )
         outside = {name: self._outside(case) for name, case in self.cases.items()}
         if any(outside.values()):
             worst = max(outside, key=lambda name: outside[name])
@@ -150,9 +160,10 @@ def prepare(cohort: Cohort, data: Data) -> Prepared:
     # Jobs travel to other processes, which read the template themselves, once.
     light = dataclasses.replace(frame, template=None)
     files = {name: folder / "alignments" / f"{key}.json" for name, key in keys.items()}
-    known = {name: alignment for name in names if (alignment := read_alignment(files[name]))}
+    known, unaligned = _in_cache(read_alignment, files)
+    whole, unprepared = _in_cache(_read_case, homes)
     unknown = [source for source in sources if source.name not in known]
-    missing = [source for source in sources if not is_whole(homes[source.name])]
+    missing = [source for source in sources if source.name not in whole]
 
     with worker_pool(data.workers, len(missing) + len(unknown)) as pool:
         found = parallel(
@@ -178,7 +189,7 @@ def prepare(cohort: Cohort, data: Data) -> Prepared:
             "resampling scans",
         )
     cases = {name: load_case(home) for name, home in homes.items()}
-    return Prepared(cohort.names, cases, cohort.splits, frame)
+    return Prepared(cohort.names, cases, cohort.splits, frame, (*unaligned, *unprepared))
 
 
 def choose_template(train: Sequence[CaseSource], data: Data) -> Path | None:
@@ -290,30 +301,48 @@ def digest(tree: Any) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:20]
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a prepared case can be read; a damaged one is made anew."""
-    try:
-        load_case(folder)
-        return (folder / "image.npy").is_file()
-    except InputError:
-        return False
+def _in_cache(read: Callable[[Path], T], places: dict[str, Path]) -> tuple[dict[str, T], list[str]]:
+    """Case -> what an earlier run made of it, and what is wrong with the rest that is there."""
+
+    def found(path: Path) -> T | InputError | None:
+        try:
+            return read(path) if path.exists() else None
+        except InputError as error:
+            return error
+
+    # Reading and checksums let other threads run.
+    with ThreadPoolExecutor() as pool:
+        results = dict(zip(places, pool.map(found, places.values()), strict=True))
+    whole = {
+        name: result
+        for name, result in results.items()
+        if result is not None and not isinstance(result, InputError)
+    }
+    return whole, [str(result) for result in results.values() if isinstance(result, InputError)]
 
 
-def read_alignment(path: Path) -> Alignment | None:
-    """An alignment found earlier; None if there is none, or a damaged one."""
+def _read_case(folder: Path) -> PreparedCase:
+    case = load_case(folder)
+    case.check_image()
+    return case
+
+
+def read_alignment(path: Path) -> Alignment:
+    """An alignment found earlier; InputError for a damaged one."""
+    tree = read_sealed(path, 2)
     try:
-        tree = read_json(path, 1)
         figures = [np.nan if tree[name] is None else float(tree[name]) for name in _FIGURES]
         return Alignment(np.asarray(tree["matrix"], np.float64).reshape(4, 4), *figures)
-    except (ValueError, KeyError, TypeError):
-        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(path, f"damaged alignment ({error!r})") from error
 
 
 def write_alignment(path: Path, alignment: Alignment) -> None:
     """The file that `read_alignment` reads."""
     figures = [(name, getattr(alignment, name)) for name in _FIGURES]
     known = {name: value if np.isfinite(value) else None for name, value in figures}
-    write_json(path, {"schema_version": 1, "matrix": alignment.matrix.tolist(), **known})
+    tree = {"schema_version": 2, "matrix": alignment.matrix.tolist(), **known}
+    write_json(path, sealed(tree))
 
 
 _FIGURES = ("quality", "margin")

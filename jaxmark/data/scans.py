@@ -7,6 +7,9 @@ through one of these looks like a good one, so headers are checked before ITK se
 in its module of `formats`, with what they share in `formats/safeguards`.
 """
 
+import errno
+import os
+import shutil
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -39,6 +42,8 @@ _READERS: dict[str, Callable[[Path], tuple[np.ndarray, np.ndarray]]] = {
 EXTENSIONS = tuple(_READERS)
 _WRITABLE_EXTENSIONS = (".nii", ".nii.gz", ".mha", ".nrrd")
 _WRITABLE_TYPES = (np.float32, np.uint8, np.int16)
+# A disk with less room is full.
+_LITTLE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -161,8 +166,13 @@ def write_scan(path: Path, voxels: np.ndarray, ijk_to_lps: np.ndarray) -> None:
     with replacing(path) as temporary:
         try:
             sitk.WriteImage(image, str(temporary), useCompression=path.suffix != ".nii")
-        except RuntimeError as error:
-            raise OSError(f"{path}: cannot be written") from error
+            if _extension(path) in (".nii", ".nii.gz"):
+                nifti.check_written(temporary, voxels.nbytes)
+        except (RuntimeError, EOFError, zlib.error) as error:
+            # ITK does not say why.
+            full = shutil.disk_usage(path.parent).free < _LITTLE_BYTES
+            code = errno.ENOSPC if full else errno.EIO
+            raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def to_image(voxels: np.ndarray, ijk_to_lps: np.ndarray) -> sitk.Image:

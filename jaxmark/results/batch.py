@@ -11,15 +11,18 @@ output/batch/cases/<case>.json              written last: what was made of which
 ```
 """
 
+import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import itertools
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxmark.config import Experiment
-from jaxmark.core.errors import InputError
+from jaxmark.core.errors import InputError, printable
 from jaxmark.core.files import read_json, replacing, write_json
 from jaxmark.core.geometry import apply_affine
 from jaxmark.core.parallel import ahead, worker_pool
@@ -44,10 +47,10 @@ from jaxmark.training.inference import Predictor, Volume
 from jaxmark.training.processes import from_primary, gather, own_share, primary
 
 SCHEMA_VERSION = 1
-# Names of files must leave room for what is added to them.
-_LONGEST_NAME = 180
 # Starting processes costs about as much as preparing so many scans.
 _SCANS_WORTH_PROCESSES = 4
+# What is wrong with one file's disk is wrong with the next one's.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +84,15 @@ class Outcome:
     skipped: int  # done by an earlier run
     failures: dict[str, InputError]
     seconds: float
+    # The disk was full, or otherwise at fault: the last failure says how; the rest was not tried.
+    stopped: bool = False
 
     def summary(self, folder: Path) -> str:
         """One line for a terminal."""
         pace = f", {self.written / self.seconds:.2f} volumes/s" if self.written else ""
         done = f"; {self.skipped} were done before" if self.skipped else ""
         failed = f"; {len(self.failures)} failed" if self.failures else ""
+        failed += "; the rest was not tried" * self.stopped
         return (
             f"landmarks of {self.written} scans written to {folder} in {self.seconds:.1f} s"
             f"{pace}{done}{failed}"
@@ -112,28 +118,29 @@ def scans_at(path: Path) -> dict[str, Path]:
 def predict_scans(model: Model, sources: dict[str, Path], folder: Path) -> Outcome:
     """Find and write the landmarks of raw scans, case name -> path.
 
-    A line on stderr for each scan that fails and each that a person should look at. Several
-    processes divide the scans, and each gets the outcome of all; their model is on devices of their
-    own.
+    A line on stderr for each scan that fails and each that a person should look at. A disk that is
+    full or fails ends the batch; what is done stays done. Several processes divide the scans, and
+    each gets the outcome of all; their model is on devices of their own.
 
     Raises:
-      InputError: the output folder cannot be written, or a process was killed.
+      InputError: the output folder, or the first case, cannot be written; a process was killed.
+      OSError: all cases are written, the tables of the batch cannot be.
     """
     begin = time.monotonic()
     try:
         (folder / "batch").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(folder, f"cannot be written: {error.strerror} (--output)") from error
-    sources = {
-        name: Path(path)
-        for name, path in from_primary("scans", {n: str(p) for n, p in sources.items()}).items()
-    }
-    undone = [
-        name for name, path in own_share(sources.items()) if not _is_done(model, name, path, folder)
-    ]
-    left = sorted(itertools.chain(*gather("undone scans", undone)))
-    todo = {name: sources[name] for name in own_share(left)}
-    failures: dict[str, InputError] = {}
+    agreed = from_primary("scans", {name: str(path) for name, path in sources.items()})
+    sources = {name: Path(path) for name, path in agreed.items()}
+    failures = {name: bad for name, path in sources.items() if (bad := _bad_name(name, path))}
+    named = {name: path for name, path in sources.items() if name not in failures}
+    undone = [n for n in own_share(named) if not _is_done(model, n, named[n], folder)]
+    left = {name for part in gather("undone scans", undone) for name in part}
+    done = named.keys() - left
+    todo = {name: named[name] for name in own_share(name for name in named if name in left)}
+    written: set[str] = set()
+    stopped = False
     frame = _frame_of(model.preparation, model.identity)
     workers = model.experiment.data.workers if len(todo) >= _SCANS_WORTH_PROCESSES else 1
     depth = _depth(model)
@@ -141,7 +148,10 @@ def predict_scans(model: Model, sources: dict[str, Path], folder: Path) -> Outco
     with (
         worker_pool(workers, len(todo)) as pool,
         tqdm(
-            total=len(todo), desc="predicting", unit="scan", disable=not todo or not primary()
+            total=len(failures) + len(todo),
+            desc="predicting",
+            unit="scan",
+            disable=not primary() or not (failures or todo),
         ) as bar,
     ):
 
@@ -150,11 +160,15 @@ def predict_scans(model: Model, sources: dict[str, Path], folder: Path) -> Outco
             bar.write(f"error: {error}", file=sys.stderr)
             bar.update()
 
+        if primary():
+            for name, bad in list(failures.items()):
+                fail(name, bad)
         prepared: dict[str, PreparedScan] = {}
 
         def volumes() -> Iterator[Volume]:
             frame_of = (model.preparation, model.identity)
-            jobs = ((*frame_of, name, path) for name, path in todo.items())
+            names = itertools.takewhile(lambda _: not stopped, todo)
+            jobs = ((*frame_of, name, todo[name]) for name in names)
             for (_, _, name, _), result in ahead(pool, _prepare, jobs, depth):
                 if isinstance(result, InputError):
                     fail(name, result)
@@ -170,7 +184,8 @@ def predict_scans(model: Model, sources: dict[str, Path], folder: Path) -> Outco
                 case = PredictedCase.of(found, model.landmarks, decoder, model.calibration)
                 doubts = frame.doubts(scan.quality, scan.margin, scan.coverage)
                 for doubt in doubts:
-                    bar.write(f"warning: {todo[found.name]}: {doubt}", file=sys.stderr)
+                    warning = printable(f"warning: {todo[found.name]}: {doubt}")
+                    bar.write(warning, file=sys.stderr)
                 picture = model.experiment.predict.pictures
                 yield _Writing(
                     model.identity, todo[found.name], case, scan, doubts, folder, picture
@@ -178,20 +193,35 @@ def predict_scans(model: Model, sources: dict[str, Path], folder: Path) -> Outco
 
         for writing, problem in ahead(pool, _write, writings(), depth):
             if problem is None:
+                written.add(writing.case.name)
                 bar.update()
-            else:
-                fail(writing.case.name, problem)
+                continue
+            name = writing.case.name
+            refusal = InputError(folder, f"case {name!r} cannot be written: {problem.strerror}")
+            of_the_disk = problem.errno in _DISK_ERRORS
+            if of_the_disk and not (written or done):
+                raise refusal
+            # Those that were on their way fail as well: once is enough.
+            if not stopped:
+                fail(name, refusal)
+            stopped = stopped or of_the_disk
 
     problems = {name: error.arguments for name, error in failures.items()}
+    results = gather("results", {"written": [*written], "failed": problems, "stopped": stopped})
+    written = {name for part in results for name in part["written"]}
     failures = {
-        name: InputError(*arguments)
-        for part in gather("failures", problems)
-        for name, arguments in part.items()
+        name: InputError(*where) for part in results for name, where in part["failed"].items()
     }
-    skipped = len(sources) - len(left)
-    outcome = Outcome(len(left) - len(failures), skipped, failures, time.monotonic() - begin)
+    stopped = any(part["stopped"] for part in results)
+    outcome = Outcome(len(written), len(done), failures, time.monotonic() - begin, stopped)
     if primary():
-        _write_batch(outcome, sources, folder)
+        finished = [name for name in named if name in written or name in done]
+        try:
+            _write_batch(outcome, finished, sources, folder)
+        except OSError:
+            # Said already.
+            if not stopped:
+                raise
     return outcome
 
 
@@ -212,13 +242,18 @@ def _frame_of(preparation: Path, model: str) -> Frame:
     return load_frame(preparation)[0]
 
 
+def _bad_name(name: str, path: Path) -> InputError | None:
+    try:
+        check_case(path, name)
+    except InputError as error:
+        return error
+    return None
+
+
 def _prepare(job: tuple[Path, str, str, Path]) -> PreparedScan | InputError:
     """Whatever is wrong with one scan must not end the batch."""
     preparation, model, name, path = job
     try:
-        check_case(path, name)
-        if len(name.encode()) > _LONGEST_NAME:
-            raise InputError(path, f"its name is longer than {_LONGEST_NAME} bytes")
         return prepare_scan(path, _frame_of(preparation, model))
     except InputError as error:
         return error
@@ -228,7 +263,8 @@ def _prepare(job: tuple[Path, str, str, Path]) -> PreparedScan | InputError:
         return InputError(path, f"cannot be prepared: {type(error).__name__}: {error}")
 
 
-def _write(job: _Writing) -> InputError | None:
+def _write(job: _Writing) -> OSError | None:
+    """What keeps the results of a case from being written, if anything; then none of them stays."""
     case, folder = job.case, job.folder
     try:
         write_markups(case, folder, fcsv=True)
@@ -236,9 +272,12 @@ def _write(job: _Writing) -> InputError | None:
         if job.picture:
             with replacing(folder / f"{case.name}.png") as temporary:
                 temporary.write_bytes(_picture(job))
-        write_json(_record(folder, case.name), _describe(job))
+        write_json(_files(folder, case.name)[0], _describe(job))
     except OSError as error:
-        return InputError(folder, f"case {case.name!r} cannot be written: {error.strerror}")
+        with contextlib.suppress(OSError):
+            for file in _files(folder, case.name):
+                file.unlink(missing_ok=True)
+        return error
     return None
 
 
@@ -276,30 +315,48 @@ def _describe(job: _Writing) -> dict[str, Any]:
 
 def _is_done(model: Model, name: str, path: Path, folder: Path) -> bool:
     """Whether this scan, as it is now, was predicted by this model; what is stale is deleted."""
-    record = _record(folder, name)
+    record, *files = _files(folder, name)
     try:
-        tree = read_json(record, SCHEMA_VERSION)
+        tree = read_record(record, model.landmarks)
         same = tree["model"] == model.identity and tree["made_from"] == _through_json(state(path))
-    except (InputError, KeyError):
+    except InputError:
         same = False
-    markups, points, table, picture = (
-        folder / f"{name}{end}" for end in (".mrk.json", ".fcsv", ".csv", ".png")
-    )
-    wanted = [markups, points, table] + [picture] * model.experiment.predict.pictures
-    if same and all(file.is_file() for file in wanted):
+    picture = model.experiment.predict.pictures
+    if same and all(file.is_file() for file in files if picture or file.suffix != ".png"):
         return True
     if record.exists():
-        for file in (record, markups, points, table, picture):
+        for file in (record, *files):
             file.unlink(missing_ok=True)
     return False
 
 
-def _write_batch(outcome: Outcome, sources: dict[str, Path], folder: Path) -> None:
-    """The table of all cases, and what became of the batch."""
-    cases: dict[str, dict[str, Any]] = {}
-    for name in sources:
-        if name not in outcome.failures:
-            cases[name] = read_json(_record(folder, name), SCHEMA_VERSION)["landmarks"]
+def read_record(path: Path, landmarks: Sequence[str]) -> dict[str, Any]:
+    """What a batch wrote last of a case, `batch/cases/<case>.json`.
+
+    Raises:
+      InputError: it is missing, damaged, or of other landmarks.
+    """
+    tree = read_json(path, SCHEMA_VERSION)
+    try:
+        rows = tree["landmarks"]
+        if list(rows) != list(landmarks):
+            raise ValueError("other landmarks")
+        for row in rows.values():
+            numbers = [*row["lps_mm"], *(row[c] for c in COLUMNS if row[c] is not None)]
+            if len(row["lps_mm"]) != 3 or not all(math.isfinite(number) for number in numbers):
+                raise ValueError("no position")
+        return {**tree, "model": tree["model"], "made_from": tree["made_from"]}
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(path, f"lacks a field or has a wrong one ({error!r})") from error
+
+
+def _write_batch(
+    outcome: Outcome, done: Sequence[str], sources: dict[str, Path], folder: Path
+) -> None:
+    """The table of all cases that are done, and what became of the batch."""
+    cases: dict[str, dict[str, Any]] = {
+        name: read_json(_files(folder, name)[0], SCHEMA_VERSION)["landmarks"] for name in done
+    }
     points = {
         name: {landmark: np.array(row["lps_mm"]) for landmark, row in rows.items()}
         for name, rows in cases.items()
@@ -323,13 +380,16 @@ def _write_batch(outcome: Outcome, sources: dict[str, Path], folder: Path) -> No
                 {"case": name, "scan": str(sources[name]), "problem": str(error)}
                 for name, error in outcome.failures.items()
             ],
+            "stopped": outcome.stopped,
             "seconds": round(outcome.seconds, 3),
         },
     )
 
 
-def _record(folder: Path, name: str) -> Path:
-    return folder / "batch" / "cases" / f"{name}.json"
+def _files(folder: Path, name: str) -> list[Path]:
+    """What is written of a case: its record, and then what is for people."""
+    ends = (".mrk.json", ".fcsv", ".csv", ".png")
+    return [folder / "batch" / "cases" / f"{name}.json", *(folder / f"{name}{e}" for e in ends)]
 
 
 def _depth(model: Model) -> int:

@@ -28,7 +28,7 @@ def write_contact_sheets(prepared: Prepared, folder: Path) -> list[Path]:
     sheets = [folder / f"contact_sheet_{number}.png" for number in range(1, len(pages) + 1)]
     table = prepared.table()
     file = folder / TABLE
-    if file.exists() and file.read_text(encoding="utf-8") == table and sheets[-1].exists():
+    if file.exists() and file.read_bytes() == table.encode() and sheets[-1].exists():
         return sheets
     file.unlink(missing_ok=True)
     spacing_mm = np.linalg.norm(prepared.frame.grid_to_common[:3, :3], axis=0).tolist()

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxmark.core import metrics
 from jaxmark.core.errors import InputError
-from jaxmark.core.files import read_json, write_json, write_text_atomic
+from jaxmark.core.files import read_bytes, read_json, write_json, write_text_atomic
 from jaxmark.core.geometry import apply_affine
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.landmarks import read_table
@@ -260,13 +260,13 @@ def _to_csv(points: Points, floor_errors: Mapping[str, np.ndarray]) -> str:
 
 def _read_table(path: Path) -> tuple[Points, dict[str, np.ndarray]]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *rows = [*csv.reader(file, strict=True)] or [[]]
+        text = read_bytes(path).decode()
+        header, *rows = [*csv.reader(io.StringIO(text, newline=""), strict=True)] or [[]]
         if tuple(header[: len(_COLUMNS)]) != _COLUMNS:
             raise ValueError("its columns are not those of an evaluation")
         return _parse(header, rows)
-    except OSError as error:
-        raise InputError(path, f"cannot be read ({error.strerror})") from error
+    except InputError:
+        raise
     except (ValueError, csv.Error) as error:
         raise InputError(path, f"is damaged: {error}") from error
 

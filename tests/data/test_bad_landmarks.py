@@ -317,11 +317,41 @@ def test_a_bad_file_among_good_ones_is_named(tmp_path: Path) -> None:
     refused(lambda: read_cohort(Data(root=str(tmp_path))), f"{bad}: {AT}.position")
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/", "a\\b", "a\tb", " a", "a ", "c" * 201])
+BAD_CASES = [
+    "",
+    ".",
+    "..",
+    "a/b",
+    "/",
+    "a\\b",
+    "a\tb",
+    "a\0",
+    "a\nb",
+    " a",
+    "a ",
+    "c" * 181,
+    "ü" * 91,
+]
+DEVICES = ["CON", "nul", "com1.x", "lpt9"]
+FORMULAS = ["=1+1", "+a", "-2+3|cmd", "@SUM(1)", "＝1+1", '=HYPERLINK("http://a")']
+
+
+@pytest.mark.parametrize("name", [*BAD_CASES, *DEVICES, *FORMULAS])
 def test_names_that_no_case_can_have(name: str) -> None:
     refused(lambda: check_case(Path("x.csv"), name, "line 3"), "x.csv: line 3: the case's name ")
 
 
-@pytest.mark.parametrize("name", ["a", "...", ".a", "a b", "sub-01_ses-1", "ü", "-", "c" * 200])
+@pytest.mark.parametrize(
+    "name",
+    ["a", "...", ".a", "a b", "sub-01_ses-1", "ü" * 90, "-", "-1.5", "CON1", "icon", "c" * 180],
+)
 def test_names_that_a_case_can_have(name: str) -> None:
     check_case(Path("x.csv"), name)
+
+
+def test_a_landmark_that_a_spreadsheet_would_compute(tmp_path: Path) -> None:
+    path = tmp_path / "a.mrk.json"
+    path.write_text(points({**P, "label": '=HYPERLINK("http://a")'}))
+    refused(lambda: read_landmarks(path), path, f"{AT}: the landmark's name is", "for a formula")
+    with pytest.raises(ValueError, match="for a formula"):
+        write_table(tmp_path / "a.csv", {"a": {"=1+1": np.zeros(3)}})

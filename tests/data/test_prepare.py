@@ -399,13 +399,46 @@ def test_a_small_crop_is_warned_about(data):
     assert prepare_all(dataclasses.replace(data, crop=(44, 36, 36))).warnings() == []
 
 
-def test_a_damaged_case_is_made_anew(data):
-    case = prepare_all(data).split("train")[0]
-    (case.folder / "case.json").write_text("{")
-    again = prepare_all(data).cases[case.name]
-    np.testing.assert_array_equal(again.landmarks_mm, case.landmarks_mm)
-    (case.folder / "image.npy").unlink()
-    assert prepare_all(data).cases[case.name].image().shape == (28, 24, 20)
+def flip(path, byte):
+    content = bytearray(path.read_bytes())
+    content[byte] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    {
+        "cut": lambda case: os.truncate(case / "image.npy", 3000),
+        "a voxel": lambda case: flip(case / "image.npy", 5000),
+        # Of a digit another digit.
+        "a number": lambda case: flip(
+            case / "case.json", (case / "case.json").read_text().find("2.0")
+        ),
+        "half deleted": lambda case: (case / "image.npy").unlink(),
+        "not JSON": lambda case: (case / "case.json").write_bytes(b"\xff{"),
+        "other JSON": lambda case: (case / "case.json").write_text("[[]]"),
+        "an earlier version": lambda case: (case / "case.json").write_text('{"schema_version": 2}'),
+        "a folder for a file": lambda case: [
+            (case / "image.npy").unlink(),
+            (case / "image.npy").mkdir(),
+        ],
+        "an alignment": lambda case: flip(
+            case.parents[1] / "alignments" / f"{case.name}.json", -10
+        ),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_what_is_damaged_in_the_cache_is_made_anew_and_said(data, damage):
+    before = prepare_all(data)
+    case = before.split("train")[0]
+    image = case.image()
+    damage[1](case.folder)
+    again = prepare_all(data)
+    (line,) = [line for line in again.warnings() if "made anew" in line]
+    assert line.startswith("1 files in the cache") and str(case.folder.parents[1]) in line
+    np.testing.assert_array_equal(again.cases[case.name].image(), image)
+    np.testing.assert_array_equal(again.cases[case.name].landmarks_mm, case.landmarks_mm)
+    assert prepare_all(data).mended == ()
 
 
 def test_a_damaged_case_is_an_error_that_names_its_file(data):

@@ -76,6 +76,16 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return _scaled(voxels, float(header["scl_slope"]), float(header["scl_inter"])), ijk_to_lps
 
 
+def check_written(path: Path, voxel_bytes: int) -> None:
+    """EOFError or zlib.error where ITK wrote less, of which it says nothing: the disk was full."""
+    if _is_compressed(path):
+        size = sum(map(len, inflated(path, 0)))
+    else:
+        size = path.stat().st_size
+    if size < _HEADER_BYTES + voxel_bytes:
+        raise EOFError
+
+
 def _header(path: Path) -> tuple[np.void, _Order]:
     """Its `_FIELDS`, and its byte order."""
     content = _beginning(path, _HEADER_BYTES)

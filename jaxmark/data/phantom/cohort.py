@@ -7,7 +7,7 @@ root/segmentations/<case>.nii.gz  uint8: 1 + index of the segment, 21 a vessel b
 root/anatomy/<case>.json          segments and bifurcations that exist; centrelines, tangents, radii
 root/unpaired.csv                 landmarks of people without a scan
 root/phantom.json                 how it was made, and whose data the shapes rest on
-root/splits.json                  written last: a folder that has it is whole
+root/splits.json                  written last
 ```
 """
 
@@ -42,6 +42,13 @@ _CENTRE_MM = np.array([0.0, 0.0, 6.5])
 _ANATOMY, _IMAGE, _UNPAIRED = range(3)
 # Starting processes costs about as much as making this many voxels.
 _VOXELS_WORTH_PROCESSES = 5e7
+# Folder -> how the names of its files end.
+_FILES = {
+    "images": ".nii.gz",
+    "landmarks": ".mrk.json",
+    "segmentations": ".nii.gz",
+    "anatomy": ".json",
+}
 
 
 @dataclass(frozen=True)
@@ -101,12 +108,10 @@ def place_grid(phantom: Phantom) -> Grid:
 
 
 def write_cohort(root: Path, phantom: Phantom, workers: int = 0) -> None:
-    """Write a cohort into `root`, or what an interrupted call left out; nothing if it is whole.
+    """Write a cohort into `root`, or what of it is not there.
 
     `workers` processes share the work, 0: one a CPU core; their number changes no byte.
     """
-    if (root / "splits.json").exists():
-        return
     counts = {"train": phantom.train, "val": phantom.val, "test": phantom.test}
     names = [f"phantom-{number:03d}" for number in range(sum(counts.values()))]
     order = iter(names)
@@ -114,8 +119,10 @@ def write_cohort(root: Path, phantom: Phantom, workers: int = 0) -> None:
     todo = [
         (phantom, number, name, root)
         for number, name in enumerate(names)
-        if not (root / "anatomy" / f"{name}.json").exists()
+        if not all((root / folder / f"{name}{end}").exists() for folder, end in _FILES.items())
     ]
+    if not todo and (root / "splits.json").exists():
+        return
     small = len(todo) * np.prod(phantom.shape) < _VOXELS_WORTH_PROCESSES
     with worker_pool(1 if small else workers, len(todo)) as pool:
         parallel(pool, _write_case, todo, "making phantoms")
