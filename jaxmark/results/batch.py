@@ -183,11 +183,8 @@ def predict_scans(model: Model, sources: dict[str, Path], folder: Path) -> Outco
                 fail(writing.case.name, problem)
 
     problems = {name: error.arguments for name, error in failures.items()}
-    failures = {
-        name: InputError(*arguments)
-        for part in gather("failures", problems)
-        for name, arguments in part.items()
-    }
+    for part in gather("failures", problems):
+        failures |= {name: InputError(*arguments) for name, arguments in part.items()}
     skipped = len(sources) - len(left)
     outcome = Outcome(len(left) - len(failures), skipped, failures, time.monotonic() - begin)
     if primary():
