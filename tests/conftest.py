@@ -1,6 +1,7 @@
 """Fixtures of all tests. JAX gets two CPU devices, so that sharding is tested for real."""
 
 import os
+import socket
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -37,6 +38,13 @@ def refused(call: Callable[[], object], *fragments: str | Path) -> None:
     assert "\n" not in line and r"\n" not in line
     for fragment in fragments:
         assert str(fragment) in line
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def random_rotation(rng: np.random.Generator) -> np.ndarray:

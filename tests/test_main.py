@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import free_port
 
 from jaxmark.core.huge_pages import VARIABLE, obstacle
 from jaxmark.data.landmarks import read_landmarks
@@ -179,9 +179,7 @@ def test_processes_of_a_cluster_find_each_other():
             JAX_COORDINATOR_PORT=port,
         )  # fmt: skip
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     with ThreadPoolExecutor(2) as pool:
         for result in pool.map(process, "01"):
             assert "2 x cpu (cpu)" in result.stdout, result.stderr

@@ -61,7 +61,7 @@ def training_batches(
         .seed(seed)
         .shuffle()
         .repeat()
-        # Shares of a batch, and of those every so manieth: the order of all is that of one process.
+        # Batched before they are shared out, so that all shares together are one process' batch.
         .batch(batch // processes, drop_remainder=True)
         .slice(slice(process, None, processes))
     )

@@ -151,9 +151,10 @@ def own_share(items: Iterable[T]) -> list[T]:
 
 def check_alike(what: str, value: Any) -> None:
     """InputError where a process has another value, of JSON types, than the primary."""
-    for number, other in enumerate(gather(what, value)):
-        if other != value:
-            raise InputError("--distributed", f"process {number} has another {what} than others")
+    first, *others = gather(what, value)
+    for number, other in enumerate(others, start=1):
+        if other != first:
+            raise InputError("--distributed", f"process {number} has another {what} than process 0")
 
 
 @contextmanager

@@ -65,7 +65,26 @@ def test_a_restored_iterator_continues_with_the_next_batch(cases):
     assert [ids(next(second)) for _ in range(6)] == expected
 
 
-def test_processes_share_an_epoch_without_overlap(cases):
-    shares = [stream(cases, process=p, processes=2) for p in range(2)]
-    together = [i for _ in range(5) for share in shares for i in ids(next(share))]
-    assert sorted(together) == sorted([0, 1, 2, 3, 4] * 2)
+def together(cases, processes, batches, state=None):
+    """The batches that some processes have together, and the state of each one's iterator."""
+    shares = [stream(cases, batch=4, process=p, processes=processes) for p in range(processes)]
+    for share in shares:
+        if state is not None:
+            share.set_state(state)
+    found = [[i for share in shares for i in ids(next(share))] for _ in range(batches)]
+    return found, [share.get_state() for share in shares]
+
+
+def test_any_number_of_processes_has_the_same_batches(cases):
+    expected, _ = together(cases, 1, 10)
+    assert together(cases, 2, 10)[0] == together(cases, 4, 10)[0] == expected
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4), (4, 1)])
+def test_another_number_of_processes_continues_with_the_next_batch(cases, before, after):
+    expected, _ = together(cases, 1, 8)
+    first, states = together(cases, before, 3)
+    # Any process' state is that of all: the primary's is saved.
+    assert all(state == states[0] for state in states)
+    rest, _ = together(cases, after, 5, states[0])
+    assert first + rest == expected
