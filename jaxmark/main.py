@@ -96,7 +96,8 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _main(argv: Sequence[str]) -> None:
-    logging.set_verbosity(logging.ERROR)
+    # Orbax logs every error with its trace before it raises it.
+    logging.set_verbosity(logging.FATAL)
     try:
         if len(argv) > 1:
             raise InputError("command line", f"unexpected argument {argv[1]!r}")

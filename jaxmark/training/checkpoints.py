@@ -11,11 +11,14 @@ warning says so.
 
 import contextlib
 import dataclasses
+import errno
+import functools
 import hashlib
 import json
 import math
+import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -141,8 +144,8 @@ class Checkpoints:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
                 found = reader.restore(folder, ocp.args.Composite(**{item: args}))[item]
         except Exception as error:  # whatever TensorStore, zlib or JSON make of a broken file
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
-            raise DamagedError(folder, f"is damaged: {item} cannot be read ({reason})") from error
+            problem = f"is damaged: {item} cannot be read ({one_line(error)})"
+            raise DamagedError(folder, problem) from error
         if found is None:
             raise DamagedError(folder, f"is damaged: {item} is missing")
         return found
@@ -182,7 +185,10 @@ class Writer:
             # What a run that was killed had begun to write.
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(workdir.absolute() / FOLDER, options=options)
+        self.folder = workdir.absolute() / FOLDER
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._hook = sys.excepthook
+        sys.excepthook = functools.partial(_without_late_answers, self._hook)
 
     def save(
         self,
@@ -194,7 +200,7 @@ class Writer:
         """Start writing `state`; arrays are copied before this returns, so they may be donated.
 
         Raises:
-          OSError: this checkpoint, or the one before, could not be written.
+          InputError: this checkpoint, or the one before, could not be written.
         """
         self._errors_mm[int(state.step)] = math.inf if mre_mm is None else mre_mm
         whole = {
@@ -206,20 +212,39 @@ class Writer:
                 "iterator": digest(dict(iterator)),
             },
         }
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave(state.optimizer),
-                iterator=ocp.args.JsonSave(dict(iterator)),
-                meta=ocp.args.JsonSave({"meta": whole, "digest": digest(whole)}),
-            ),
-        )
+        with self._failing():
+            self._manager.save(
+                int(state.step),
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(state.params),
+                    optimizer=ocp.args.StandardSave(state.optimizer),
+                    iterator=ocp.args.JsonSave(dict(iterator)),
+                    meta=ocp.args.JsonSave({"meta": whole, "digest": digest(whole)}),
+                ),
+            )
 
     def close(self) -> None:
-        """Wait until everything is written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Wait until everything is written.
+
+        Raises:
+          InputError: the last checkpoint could not be written.
+        """
+        with self._failing():
+            self._manager.wait_until_finished()
+            self._manager.close()
+        # Not after a failure: answers may still come.
+        sys.excepthook = self._hook
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """In this block what TensorStore or the disk has to say becomes one line."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            raise InputError(
+                self.folder,
+                f"cannot be written ({one_line(error)}); earlier checkpoints are intact",
+            ) from error
 
 
 def digest(tree: Any) -> str:
@@ -234,6 +259,23 @@ def digest(tree: Any) -> str:
         else:
             found.update(json.dumps(leaf).encode())
     return found.hexdigest()
+
+
+def one_line(error: Exception) -> str:
+    """What matters of messages that go on over pages."""
+    text = " ".join(str(error).split())
+    if "RESOURCE_EXHAUSTED" in text:
+        return os.strerror(errno.ENOSPC)
+    return f"{type(error).__name__}: {text[:80]}"
+
+
+def _without_late_answers(hook: Callable[..., None], *failure: Any) -> None:
+    """An exception hook for threads of TensorStore.
+
+    They answer an event loop that a failure has closed, and would print a trace for each array.
+    """
+    if str(failure[1]) != "Event loop is closed":
+        hook(*failure)
 
 
 def warn(line: object) -> None:

@@ -156,8 +156,10 @@ def train(
                         raise Interrupted(stop)
     finally:
         bar.close()
-        records.close()
-        writer.close()
+        try:
+            records.close()
+        finally:
+            writer.close()
 
 
 def ends(phases: Sequence[Phase]) -> list[int]:

@@ -7,10 +7,10 @@ run was stopped; `speed.jsonl` has what the machine made of it.
 import json
 import os
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from jaxmark.core.errors import InputError
-from jaxmark.core.files import write_text_atomic
+from jaxmark.core.files import naming, write_text_atomic
 
 METRICS, SPEED = "logs/metrics.jsonl", "logs/speed.jsonl"
 
@@ -21,16 +21,17 @@ class Lines:
     def __init__(self, path: Path, resume_step: int, write: bool):
         # What the run had written when it was stopped, up to the step it resumes from.
         self.past = [r for r in read_records(path) if r["step"] <= resume_step]
-        self._file: TextIO | None = None
+        self._path = path
+        self._file: BinaryIO | None = None
         if write:
             write_text_atomic(path, "".join(json.dumps(r) + "\n" for r in self.past))
-            self._file = path.open("a")
+            self._file = path.open("ab", buffering=0)
 
     def write(self, record: dict[str, Any]) -> None:
         """One line, at once."""
         if self._file is not None:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+            with naming(self._path, self._path):
+                self._file.write(json.dumps(record).encode() + b"\n")
 
     def sync(self) -> None:
         """Returns when all lines are on the disk."""
