@@ -13,6 +13,8 @@ import hashlib
 import json
 import math
 import re
+import reprlib
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ SPLITS = ("train", "val", "test")
 
 # Files keep positions in float32 or decimals; in voxels.
 _EDGE_TOLERANCE = 1e-3
+_MAX_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -229,13 +232,13 @@ def _read_splits(file: Path, cases: dict[str, CaseSource]) -> dict[str, tuple[st
     home: dict[str, str] = {}
     for split, members in tree.items():
         if split not in SPLITS:
-            raise InputError(file, f"{split!r} is not one of {', '.join(SPLITS)}")
+            raise InputError(file, f"{reprlib.repr(split)} is not one of {', '.join(SPLITS)}")
         if not isinstance(members, list) or not all(isinstance(m, str) for m in members):
             raise InputError(file, f"{split} is not a list of case names")
         for case in members:
             if case not in cases:
                 raise InputError(
-                    file, f"{split}: case {case!r} has no image{_nearest(case, cases)}"
+                    file, f"{split}: case {reprlib.repr(case)} has no image{_nearest(case, cases)}"
                 )
             if case in home:
                 raise InputError(file, f"case {case!r} is in {home[case]} and again in {split}")
@@ -291,5 +294,10 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a message: the known name most like a wrong one, or "" where none is known."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
-    return f"; the nearest name is {found[0]!r}" if found else ""
+    # Comparing takes the square of the length.
+    found = difflib.get_close_matches(name[:_MAX_NAME], list(known), n=1, cutoff=0.0)
+    if not found:
+        return ""
+    same = unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", found[0])
+    # Accents may be coded in two ways, which look alike.
+    return f"; the nearest name is {found[0]!r}" + f", coded {ascii(found[0])}" * same

@@ -10,6 +10,7 @@ in its module of `formats`, with what they share in `formats/safeguards`.
 import errno
 import os
 import shutil
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -65,11 +66,11 @@ def find_scans(folder: Path) -> dict[str, Path]:
     """Case name -> image file, or folder that holds a DICOM series; sorted by name.
 
     The name is the file's without its extension, or the folder's. Hidden and other files are
-    ignored, so are folders without DICOM files.
+    ignored, so are folders without DICOM files. Names that some file systems take for one (they
+    ignore case, or how an accent is coded) are one: their results might be one file.
 
     Raises:
-      InputError: no such folder, one that cannot be read, a name with control characters, two
-        scans of one name.
+      InputError: no such folder, one that cannot be read, two scans of one name.
     """
     return _by_name((case_name(path), path) for path in entries(folder))
 
@@ -95,12 +96,13 @@ def find_scans_below(folder: Path) -> dict[str, Path]:
             scans += [(case_name(path), path) for path in found]
     if dicom.slice_files(folder):
         scans.append((folder.resolve().name, folder))
-    count = Counter(name for name, _ in scans)
-    return _by_name(
-        (name if count[name] == 1 else "-".join((*path.relative_to(folder).parts[:-1], name)), path)
-        for name, path in scans
-        if name
-    )
+    count = Counter(_as_a_file(name) for name, _ in scans)
+
+    def full_name(name: str, path: Path) -> str:
+        alone = count[_as_a_file(name)] == 1
+        return name if alone else "-".join((*path.relative_to(folder).parts[:-1], name))
+
+    return _by_name((full_name(name, path), path) for name, path in scans if name)
 
 
 def case_name(path: Path) -> str:
@@ -202,16 +204,20 @@ def _extension(path: Path) -> str:
 
 def _by_name(scans: Iterable[tuple[str, Path]]) -> dict[str, Path]:
     """Sorted by name; what has none is no scan."""
-    found: dict[str, Path] = {}
+    found: dict[str, tuple[str, Path]] = {}
     for name, path in scans:
         if not name:
             continue
-        if not name.isprintable():
-            raise InputError(path, "the case name has control characters")
-        if name in found:
-            raise InputError(path, f"case {name!r} has a second image, {found[name].name}")
-        found[name] = path
-    return dict(sorted(found.items()))
+        if (key := _as_a_file(name)) in found:
+            other = found[key][1].name
+            raise InputError(path, f"case {name!r} has a second image, {other}")
+        found[key] = name, path
+    return dict(sorted(found.values()))
+
+
+def _as_a_file(name: str) -> str:
+    """The same for names that may be one file: of macOS and Windows they often are."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _read_file(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,5 @@
 """One page about one experiment, in one file that can be mailed, printed and kept."""
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from jaxmark.core import metrics
-from jaxmark.core.files import read_json, write_text_atomic
+from jaxmark.core.files import json_text, read_json, write_text_atomic
 from jaxmark.core.geometry import apply_affine
 from jaxmark.data.cases import PreparedCase
 from jaxmark.results import figures
@@ -330,7 +329,7 @@ def _cases_table(points: Points) -> str:
 
 
 def _settings(config: Mapping[str, Any]) -> str:
-    text = escape(json.dumps(config, indent=2, ensure_ascii=False))
+    text = escape(json_text(config))
     versions = [["Python", platform.python_version()]]
     for package in _PACKAGES:
         try:

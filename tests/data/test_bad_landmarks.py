@@ -260,6 +260,12 @@ def test_fifty_megabytes_of_blanks(tmp_path: Path, extension: str) -> None:
     path.unlink()
 
 
+def test_a_table_of_millions_of_columns(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("a," * (20 << 20))
+    refused(lambda: read_landmarks(path), path, "line 1 has 41943040 characters")
+
+
 @pytest.mark.parametrize("extension", EXTENSIONS)
 def test_what_is_no_file(tmp_path: Path, extension: str) -> None:
     path = tmp_path / f"a{extension}"

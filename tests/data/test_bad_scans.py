@@ -527,7 +527,7 @@ def test_a_doubled_slice(tmp_path: Path) -> None:
 def test_a_pipe_among_slices(tmp_path: Path) -> None:
     folder = write_series(tmp_path / "ct")
     os.mkfifo(folder / "x")
-    refused(lambda: read_scan(folder), folder / "x", "neither a file nor a folder")
+    np.testing.assert_array_equal(read_scan(folder).voxels, voxels())
 
 
 def test_slices_of_different_scale_keep_their_fractions(tmp_path: Path) -> None:

@@ -1,11 +1,16 @@
 """Prepared images are read whole, by any number of threads, or refused."""
 
+import ast
+import os
+import pickle
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import refused
 
+import jaxmark
 from jaxmark.data.cases import PreparedCase, load_case, save_case
 
 
@@ -35,8 +40,47 @@ def test_a_cut_image_is_refused(case, length):
     refused(found.image, path, "damaged prepared image")
 
 
-def test_an_array_of_objects_is_refused(case):
+class Hostile:
+    """What runs when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder / "was unpickled"),)
+
+
+def test_an_array_of_objects_is_refused_and_not_unpickled(case, tmp_path):
     found, _ = case
     path = found.folder / "image.npy"
-    np.save(path, np.array([{}], object), allow_pickle=True)
+    np.save(path, np.array([Hostile(tmp_path)], object), allow_pickle=True)
     refused(found.image, path, "not an array that jaxmark writes")
+    # Nor if somebody has put the whole pickle where the array should be.
+    path.write_bytes(pickle.dumps(Hostile(tmp_path)))
+    refused(found.image, path, "damaged prepared image")
+    assert not (tmp_path / "was unpickled").exists()
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((2, 2, 2)), np.zeros((2, 2), "f2"), np.zeros((0, 2, 2), "f2")]
+)
+def test_other_arrays_are_refused(case, array):
+    found, _ = case
+    np.save(found.folder / "image.npy", array)
+    refused(found.image, "not an array that jaxmark writes")
+
+
+RUNS = {"pickle", "marshal", "shelve", "dill", "joblib", "eval", "exec", "np.load"}
+
+
+def test_no_reader_unpickles():
+    """A file from a stranger must not run anything; what processes send each other is our own."""
+    for path in Path(jaxmark.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                used = {getattr(node, "module", None), *(alias.name for alias in node.names)}
+            elif isinstance(node, ast.Call):
+                used = {ast.unparse(node.func)}
+            else:
+                continue
+            assert not used & RUNS, f"{path}: {used}"

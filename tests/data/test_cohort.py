@@ -260,6 +260,27 @@ def test_splits_that_are_not_json(tmp_path: Path, content: bytes) -> None:
     refused(lambda: read_cohort(data), tmp_path / "splits.json", "is not JSON")
 
 
+def test_splits_of_millions_of_names(tmp_path: Path) -> None:
+    file = tmp_path / "splits.json"
+    for splits, problem in (
+        ({"train": ["one"] * 10**6}, "case 'one' is in train and again in train"),
+        ({"train": ["x" * 10**7]}, "train: case 'xxx"),
+        ({"x" * 10**7: []}, "'xxx"),
+        ({"train": ["one"], "val": [str(n) for n in range(10**6)]}, "val: case '0' has no image"),
+    ):
+        data = two(tmp_path, splits)
+        refused(lambda data=data: read_cohort(data), f"{file}: {problem}")
+        with pytest.raises(InputError) as caught:
+            read_cohort(data)
+        assert len(str(caught.value)) < 500 + len(str(file))
+
+
+def test_a_name_that_is_coded_otherwise_is_pointed_out(tmp_path: Path) -> None:
+    # As on a Mac and elsewhere: they look alike.
+    data = make(tmp_path, {"caf\u00e9": {"a": A}}, {"train": ["cafe\u0301"]})
+    refused(lambda: read_cohort(data), "has no image", "'caf\u00e9', coded 'caf\\xe9'")
+
+
 # Folders
 
 

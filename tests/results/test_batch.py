@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 
 import jax.numpy as jnp
@@ -312,6 +313,45 @@ def test_bad_scans_are_named_and_the_others_are_done(workers, tmp_path, capfd):
     batch = json.loads((tmp_path / "out" / "batch" / "batch.json").read_text())
     assert (batch["scans"], batch["written"], len(batch["failed"])) == (len(bad) + 1, 1, len(bad))
     assert f"{len(bad)} failed" in outcome.summary(tmp_path / "out")
+
+
+def test_names_cost_one_line_each_and_reach_no_terminal(here, tmp_path, capfd):
+    """Names of files and folders, as bytes that a stranger chose."""
+    root = os.fsencode(tmp_path / "in")
+    scan = write(tmp_path / "in" / "a.mha", straight())
+    good = [b"below\x1b[2J/b.mha", b"below\xff/c.mha", "d\u00e9 <i>&'.mha".encode()]
+    # The second "a" of a far folder is called by a path that is too long for a file's name.
+    bad = [b"e\x1b[31m.mha", b"f\xff.mha", b"=g.mha", b"CON.mha", b"h\n.mha", b"i\\j.mha"]
+    bad += [b"n" * 181 + b".mha", b"/".join([b"far" * 50] * 3) + b"/a.mha"]
+    for name in (*good, *bad):
+        path = os.path.join(root, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        shutil.copy(scan, path)
+    outcome = predict_scans(here, scans_at(tmp_path / "in"), tmp_path / "out")
+    assert (outcome.written, len(outcome.failures)) == (4, len(bad))
+    said = capfd.readouterr()
+    assert sum(line.startswith("error: ") for line in said.err.splitlines()) == len(bad)
+    assert "\x1b[" not in (said.out + said.err).replace("\x1b[A", "")
+    record = json.loads((tmp_path / "out" / "batch" / "cases" / "c.json").read_text())
+    assert record["made_from"]["scan"] == str(tmp_path / "in" / "below\udcff" / "c.mha")
+    assert predict_scans(here, scans_at(tmp_path / "in"), tmp_path / "out").skipped == 4
+
+
+@pytest.mark.parametrize("field", ["model", "made_from", "landmarks", "lps_mm", "score"])
+def test_a_damaged_record_is_made_anew(field, here, tmp_path):
+    write(tmp_path / "in" / "a.mha", straight())
+    out = tmp_path / "out"
+    predict_scans(here, scans_at(tmp_path / "in"), out)
+    record = out / "batch" / "cases" / "a.json"
+    whole = json.loads(record.read_text())
+    for value in (None, [], {"a": 1}, "x", 1e400):
+        tree = json.loads(record.read_text())
+        holder = tree["landmarks"]["all"] if field in ("lps_mm", "score") else tree
+        # Nothing is known of a landmark's score: that is allowed.
+        holder[field] = [1, 2, "x"] if field == "score" and value is None else value
+        record.write_text(json.dumps(tree))
+        assert predict_scans(here, scans_at(tmp_path / "in"), out).written == 1
+        assert json.loads(record.read_text()) == whole
 
 
 def test_hostile_scans_leave_nothing_and_cost_nobody_else(here, tmp_path, capfd):

@@ -1,8 +1,10 @@
 """The page is whole, stands alone, and takes no name from data for markup."""
 
+import base64
 import json
 import re
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from jaxmark.results import report
 from jaxmark.results.evaluate import Points, evaluate
 
 EVIL = '<img src="http://example.org/x.png" onerror=alert(1)> & $name'
+EVIL += """</td></table><script>alert(1)</script>--> ]]> "' """.strip()
 
 
 def make_points(means=(1.0, 3.0, 2.0, 5.0, 4.0), names=None):
@@ -91,6 +94,16 @@ def test_page_stands_alone_and_is_balanced(workdir):
     assert len(page.references) == 5
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     assert "url(" not in text and "@import" not in text
+
+
+def test_charts_are_xml_without_anything_that_runs(workdir):
+    page = Page(report.write_report(workdir, []).read_text(encoding="utf-8"))
+    charts = [r for r in page.references if r.startswith("data:image/svg+xml;base64,")]
+    assert len(charts) == 3
+    for chart in charts:
+        tree = ElementTree.fromstring(base64.b64decode(chart.partition(",")[2]))
+        tags = {element.tag.rpartition("}")[2] for element in tree.iter()}
+        assert "path" in tags and not tags & {"script", "a", "image", "foreignObject"}
 
 
 def test_names_are_text_and_not_markup(workdir):

@@ -1,11 +1,11 @@
 """DICOM: a folder with one series, a file a slice, which ITK reads by way of GDCM.
 
-GDCM leaves out slices that it cannot parse and makes up places that are not stated, and ITK takes
-any slices for evenly stacked ones: all of this is refused first.
+GDCM believes lengths, leaves out slices that it cannot parse and makes up places that are not
+stated, and ITK takes any slices for evenly stacked ones: all of this is refused first.
 """
 
 import math
-import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from jaxmark.core.errors import InputError
+from jaxmark.data.formats.dicom_elements import pixel_bytes
 from jaxmark.data.formats.safeguards import (
     DAMAGED,
     MAX_INFLATION,
@@ -28,6 +29,7 @@ from jaxmark.data.formats.safeguards import (
     voxels_and_place,
 )
 
+_SERIES = "0020|000e"
 # Without these GDCM would make up a place.
 _PLACE_TAGS = {
     "0028|0030": "pixel spacing",
@@ -45,9 +47,13 @@ def slice_files(folder: Path) -> list[Path]:
 
 def read(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Voxels (X, Y, Z) float32, x fastest in memory, and ijk_to_lps (4, 4)."""
+    headers = {file: _slice_header(file) for file in slice_files(folder)}
+    if not headers:
+        raise InputError(folder, "holds no DICOM files")
+    _check_series(folder, list(headers.values()))
+    files = _in_order(headers)
+    _check_slices(folder, files, [headers[file] for file in files])
     try:
-        files = _series(folder)
-        _check_slices(folder, files)
         reader = sitk.ImageSeriesReader()
         reader.SetFileNames([str(file) for file in files])
         # Else all would have the type of the first, and lose what it cannot hold.
@@ -66,34 +72,30 @@ def _is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def _series(folder: Path) -> list[Path]:
-    """The files of the only series in a folder, in the order of their places."""
-    files = slice_files(folder)
-    if not files:
-        raise InputError(folder, "holds no DICOM files")
-    for path in entries(folder):
-        # GDCM would list no further.
-        if not (path.is_file() or path.is_dir()):
-            raise InputError(path, "is neither a file nor a folder")
-    listed = {
-        series: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series)
-        for series in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    }
-    # GDCM leaves out what it cannot parse: a damaged slice would be missing silently.
-    known = {Path(name).name for names in listed.values() for name in names}
-    for file in files:
-        if file.name not in known:
-            raise InputError(file, f"{DAMAGED}, or not a DICOM image")
-    if len(listed) > 1:
-        counts = ", ".join(f"{series} ({len(names)} slices)" for series, names in listed.items())
-        raise InputError(folder, f"holds {len(listed)} DICOM series, need one: {counts}")
-    (names,) = listed.values()
-    return [Path(name) for name in names]
+def _check_series(folder: Path, headers: Sequence[sitk.ImageFileReader]) -> None:
+    series = Counter(
+        header.GetMetaData(_SERIES).rstrip("\0 ") if header.HasMetaDataKey(_SERIES) else ""
+        for header in headers
+    )
+    if len(series) > 1:
+        counts = ", ".join(f"{name} ({count} slices)" for name, count in sorted(series.items()))
+        raise InputError(folder, f"holds {len(series)} DICOM series, need one: {counts}")
 
 
-def _check_slices(folder: Path, files: Sequence[Path]) -> None:
+def _in_order(headers: dict[Path, sitk.ImageFileReader]) -> list[Path]:
+    """The files along the normal of the first one's slice."""
+    normal = _normal(next(iter(headers.values())))
+    return sorted(headers, key=lambda file: np.dot(headers[file].GetOrigin()[:3], normal))
+
+
+def _normal(header: sitk.ImageFileReader) -> np.ndarray:
+    return np.reshape(header.GetDirection(), (3, 3))[:, 2]
+
+
+def _check_slices(
+    folder: Path, files: Sequence[Path], slices: Sequence[sitk.ImageFileReader]
+) -> None:
     """Refuses what is not one evenly stacked volume."""
-    slices = [_slice_header(file) for file in files]
     first = slices[0]
     shape = (*first.GetSize()[:2], len(slices))
     check_shape(folder, shape, first.GetNumberOfComponents())
@@ -111,7 +113,11 @@ def _check_slices(folder: Path, files: Sequence[Path]) -> None:
 
 
 def _slice_header(path: Path) -> sitk.ImageFileReader:
-    header = itk_header(path, "GDCMImageIO")
+    available = pixel_bytes(path)
+    try:
+        header = itk_header(path, "GDCMImageIO")
+    except RuntimeError:
+        raise InputError(path, f"{DAMAGED}, or not a DICOM image") from None
     if header.GetSize()[2] > 1:
         raise InputError(path, "is multi-frame DICOM; convert it to NIfTI or MetaImage")
     for tag, name in _PLACE_TAGS.items():
@@ -122,27 +128,16 @@ def _slice_header(path: Path) -> sitk.ImageFileReader:
         raise InputError(path, f"states {len(spacing)} numbers as pixel spacing, not 2")
     check_spacing(path, floats(" ".join(spacing)))
     bits = int(header.GetMetaData("0028|0002")) * int(header.GetMetaData("0028|0100"))
-    if _pixel_bytes(path) < math.prod(header.GetSize()[:2]) * bits // 8:
+    # GDCM takes what lies behind shorter ones.
+    if available < math.prod(header.GetSize()[:2]) * bits // 8:
         raise InputError(path, f"{DAMAGED}: less pixel data than its rows and columns need")
     return header
-
-
-def _pixel_bytes(path: Path) -> float:
-    """Length of the pixel data of a DICOM file, infinite where it is compressed.
-
-    GDCM takes what lies behind shorter ones.
-    """
-    element = rb"\xe0\x7f\x10\x00(?:O[BW]\0\0)?(.{4})"
-    found = re.findall(element, path.read_bytes(), re.DOTALL)
-    lengths = [int.from_bytes(length, "little") for length in found]
-    # Icons have pixel data too; of other byte orders none are found.
-    return max(lengths, default=math.inf)
 
 
 def _check_steps(folder: Path, slices: Sequence[sitk.ImageFileReader]) -> None:
     """ITK takes any slices for evenly stacked ones along their normal: refuses others."""
     origins = np.array([header.GetOrigin()[:3] for header in slices])
-    normal = np.reshape(slices[0].GetDirection(), (3, 3))[:, 2]
+    normal = _normal(slices[0])
     steps = np.diff(origins, axis=0)
     expected = np.median(steps @ normal) * normal
     off = np.linalg.norm(steps - expected, axis=1)
