@@ -219,6 +219,7 @@ def check_same(
 ) -> None:
     """InputError where `found`, the config of an earlier run, is of another model or data."""
     wanted = to_json(experiment)
+    differing = []
     for part in parts:
         if part not in found:
             raise InputError(where, f"is not the config of a run: it lacks {part!r}")
@@ -226,13 +227,15 @@ def check_same(
         path = f"config.{part}."
         if not isinstance(new, dict) or not isinstance(old, dict):
             old, new, path = {"": old}, {"": new}, f"config.{part}"
-        for name in new:
-            if name not in _FREE and old.get(name) != new[name]:
-                raise InputError(
-                    where,
-                    f"belongs to a run with {path}{name} = {old.get(name)}, not {new[name]}; "
-                    "use another --workdir",
-                )
+        differing += [
+            f"{path}{name} = {old.get(name)}, not {new[name]}"
+            for name in new
+            if name not in _FREE and old.get(name) != new[name]
+        ]
+    if differing:
+        raise InputError(
+            where, f"belongs to a run with {'; '.join(differing)}; use another --workdir"
+        )
 
 
 def validate(experiment: Experiment) -> Experiment:

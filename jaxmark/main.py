@@ -11,7 +11,7 @@ import difflib
 import runpy
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -261,13 +261,20 @@ def run(
         with processes.primary_first("phantom"):
             write_phantom(experiment, output)
     else:
-        with contextlib.ExitStack() as stack:
-            with processes.primary_first("work dir"):
-                if processes.primary():
-                    stack.enter_context(locked(workdir))
+        with owned(workdir):
             run_stages(experiment, workdir, STAGES if mode == "run" else (mode,), mesh)
     say(f"done in {(time.monotonic() - begin) / 60:.1f} minutes")
     return 0
+
+
+@contextlib.contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """The folder is this run's alone; of several processes the primary asks for it."""
+    with contextlib.ExitStack() as stack:
+        with processes.primary_first(f"lock of {folder}"):
+            if processes.primary():
+                stack.enter_context(locked(folder))
+        yield
 
 
 def run_stages(experiment: Experiment, workdir: Path, todo: Sequence[str], mesh: Mesh) -> None:
@@ -391,7 +398,8 @@ def predict_batch(experiment: Experiment, workdir: Path, scans: Path, folder: Pa
     sources = batch.scans_at(scans)
     # Each process predicts scans of its own.
     model = load_model(experiment, workdir, local_mesh())
-    outcome = batch.predict_scans(model, sources, folder)
+    with owned(folder / "batch"):
+        outcome = batch.predict_scans(model, sources, folder)
     say(outcome.summary(folder))
     for error in outcome.failures.values():
         say(f"failed: {error}")

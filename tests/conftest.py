@@ -1,7 +1,7 @@
 """Fixtures of all tests. JAX gets two CPU devices, so that sharding is tested for real."""
 
 import os
-import socket
+import shutil
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from absl import flags
+from running import with_disk
 
 from jaxmark.core.errors import InputError
 from jaxmark.core.geometry import rotation_from_quaternion
@@ -29,6 +30,16 @@ def real_data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    """A folder for `with_disk`."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if not shutil.which("unshare") or with_disk(folder, "64k", "true").returncode:
+        pytest.skip("no file system can be mounted here")
+    return folder
+
+
 def refused(call: Callable[[], object], *fragments: str | Path) -> None:
     """The call raises an InputError of one line, which holds the fragments."""
     with pytest.raises(InputError) as caught:
@@ -38,13 +49,6 @@ def refused(call: Callable[[], object], *fragments: str | Path) -> None:
     assert "\n" not in line and r"\n" not in line
     for fragment in fragments:
         assert str(fragment) in line
-
-
-def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def random_rotation(rng: np.random.Generator) -> np.ndarray:

@@ -9,7 +9,6 @@ import dataclasses
 import errno
 import io
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_main import ROOT, TINY, jaxmark
+from running import TINY, jaxmark, with_disk
 
 from jaxmark.config import Data, Phantom
 from jaxmark.core.errors import InputError
@@ -31,31 +30,6 @@ from jaxmark.data.scans import write_scan
 from jaxmark.results.contact_sheet import write_contact_sheets
 
 FULL, READ_ONLY = (os.strerror(code) for code in (errno.ENOSPC, errno.EROFS))
-# A shell with a view of the file systems of its own, in which it may mount one.
-OWN_VIEW = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
-MOUNT = 'mount -t tmpfs -o size="$1" tmpfs "$2" && shift 2 && exec "$@"'
-
-
-def with_disk(folder: Path, size: str, *command: object) -> subprocess.CompletedProcess[str]:
-    """Runs a command that sees an empty disk of this size at `folder`."""
-    return subprocess.run(
-        [*OWN_VIEW, MOUNT, "sh", size, str(folder), *map(str, command)],
-        capture_output=True,
-        encoding="utf-8",
-        cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
-        timeout=300,
-    )
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Path:
-    """A folder for `with_disk`."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if not shutil.which("unshare") or with_disk(folder, "64k", "true").returncode:
-        pytest.skip("no file system can be mounted here")
-    return folder
 
 
 def run_on(disk: Path, size: str, what: Callable[[Path, Path], None]) -> None:

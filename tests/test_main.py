@@ -2,35 +2,16 @@
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import free_port
+from running import TINY, free_port, jaxmark
 
-from jaxmark.core.huge_pages import VARIABLE, obstacle
+from jaxmark.core.huge_pages import obstacle
 from jaxmark.data.landmarks import read_landmarks
 from jaxmark.data.scans import read_scan
-
-ROOT = Path(__file__).parents[1]
-TINY = "--config=experiments/cow.py:tiny"
-
-
-def jaxmark(*arguments, **environment):
-    inherited = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", VARIABLE)}
-    return subprocess.run(
-        [sys.executable, "-m", "jaxmark.main", *map(str, arguments)],
-        capture_output=True,
-        encoding="utf-8",
-        env={**inherited, **environment},
-        cwd=ROOT,
-        timeout=300,
-    )
 
 
 def table(path):

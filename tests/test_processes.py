@@ -2,60 +2,19 @@
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import free_port
+from running import PROGRAM, Process, free_port, wait_for
+from running import TINY as CONFIG
 
 from jaxmark.training.processes import FAREWELL_SECONDS, HEARTBEAT_SECONDS
 
-ROOT = Path(__file__).parents[1]
-TINY = ("--config=experiments/cow.py:tiny", "--config.train.batch=2")
+TINY = (CONFIG, "--config.train.batch=2")
 # What JAX needs beyond the heartbeat on a busy machine, in a test.
 SLACK_SECONDS = 60
-PROGRAM = "from jaxmark.main import console; console()"
-
-
-class Process:
-    """A running `jaxmark` on so many devices, with its output in files."""
-
-    def __init__(self, folder, name, *arguments, devices=1, program=PROGRAM):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.out, self.err = folder / f"{name}.out", folder / f"{name}.err"
-        with self.out.open("w") as out, self.err.open("w") as err:
-            self.popen = subprocess.Popen(
-                [sys.executable, "-c", program, "--nohuge_pages", *map(str, arguments)],
-                stdout=out,
-                stderr=err,
-                cwd=ROOT,
-                env={
-                    **os.environ,
-                    "JAX_PLATFORMS": "cpu",
-                    # Fast code is of no use here, and would take twice as long to compile.
-                    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-                    "--xla_backend_optimization_level=1",
-                },
-            )
-
-    def wait(self, seconds=500):
-        try:
-            return self.popen.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.popen.kill()
-            raise
-
-    def lines(self):
-        """What it said on stderr, without progress bars."""
-        return [line for line in self.err.read_text().splitlines() if line and "%|" not in line]
-
-    def errors(self):
-        return [line for line in self.lines() if line.startswith("error: ")]
 
 
 def pair(folder, *arguments, second=(), program=PROGRAM):
@@ -65,15 +24,6 @@ def pair(folder, *arguments, second=(), program=PROGRAM):
         Process(folder, "process0", *arguments, *job, "--process=0"),
         Process(folder, "process1", *arguments, *second, *job, "--process=1", program=program),
     )
-
-
-def wait_for(condition, *processes, seconds=300):
-    """Until the condition holds; none of the processes may end meanwhile."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        assert all(process.popen.poll() is None for process in processes), processes[0].lines()
-        time.sleep(0.05)
 
 
 def table(path):

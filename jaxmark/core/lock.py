@@ -27,6 +27,7 @@ def locked(folder: Path) -> Iterator[None]:
       InputError: another process is in the folder; says which, where, and for how long.
       OSError: the folder can't be written.
     """
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / FILE).open("a+") as file:
         try:
@@ -43,7 +44,13 @@ def locked(folder: Path) -> Iterator[None]:
             owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
             file.write(json.dumps(owner))
             file.flush()
-        yield
+        try:
+            yield
+        finally:
+            # Where nothing came of the work there is to be no trace of it.
+            if made and os.listdir(folder) == [FILE]:
+                (folder / FILE).unlink()
+                folder.rmdir()
 
 
 def _owner(text: str) -> str:

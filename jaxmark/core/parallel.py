@@ -4,15 +4,19 @@ import contextlib
 import functools
 import multiprocessing
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
 from typing import TypeVar
 
 from tqdm import tqdm
 
 from jaxmark.core.errors import InputError
+from jaxmark.core.interrupts import SIGNALS
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,7 +34,7 @@ def worker_pool(workers: int, jobs: int) -> Iterator[Executor | None]:
         yield None
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_serve) as pool:
         try:
             yield pool
         except BrokenProcessPool as error:
@@ -43,6 +47,23 @@ def worker_pool(workers: int, jobs: int) -> Iterator[Executor | None]:
             # A disk that is full is full for those that wait, too.
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _serve() -> None:
+    """Of a worker: what ends a run is for its main process to decide, and ends with it.
+
+    A worker of a process that was killed would wait for work forever.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def parallel(

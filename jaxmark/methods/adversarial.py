@@ -31,6 +31,7 @@ from jaxmark.methods.heatmap import (
     HeatmapRegression,
     augmented,
     check,
+    clipped,
     learning_rate,
     pretraining_step,
 )
@@ -95,12 +96,11 @@ class Adversarial(HeatmapRegression):
         if self.shown == "cells":
             critic = CellCritic(self, generator)
         total = self.steps + self.adversarial_steps
-        g_optimizer = optax.adam(learning_rate(self.learning_rate, total, self.decay))
-        d_rate = self.learning_rate * self.rate_ratio
+        g_rate = learning_rate(self.learning_rate, total, self.decay)
+        g_optimizer = clipped(self.clip_norm, optax.adam(g_rate))
         decay = min(1.0, self.decay * total / self.adversarial_steps)
-        d_optimizer = optax.adam(
-            learning_rate(d_rate, self.adversarial_steps, decay), b1=self.discriminator_beta1
-        )
+        d_rate = learning_rate(self.learning_rate * self.rate_ratio, self.adversarial_steps, decay)
+        d_optimizer = clipped(self.clip_norm, optax.adam(d_rate, b1=self.discriminator_beta1))
 
         def init(key: Array) -> State:
             params = {

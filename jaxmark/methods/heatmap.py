@@ -42,6 +42,8 @@ class HeatmapRegression:
     learning_rate: float = 1e-4
     # Share of the steps over which the rate falls to zero along a cosine at the end; the paper: 0.
     decay: float = 0.0
+    # Largest norm of a network's gradient, longer ones are shortened; 0: any, as in the paper.
+    clip_norm: float = 0.0
 
     @property
     def needs_unpaired(self) -> bool:
@@ -52,7 +54,8 @@ class HeatmapRegression:
         """The method for volumes of `task.crop`, whose sides 2^(levels - 1) must divide."""
         check(self, task)
         generator = Generator(self, task)
-        optimizer = optax.adam(learning_rate(self.learning_rate, self.steps, self.decay))
+        rate = learning_rate(self.learning_rate, self.steps, self.decay)
+        optimizer = clipped(self.clip_norm, optax.adam(rate))
 
         def init(key: Array) -> State:
             params = generator.init(key)
@@ -196,8 +199,15 @@ def check(settings: HeatmapRegression, task: Task) -> None:
             raise InputError(f"config.method.{name}", f"{getattr(settings, name)} is not positive")
     if not settings.widths or min(settings.widths) < 1 or settings.head < 0:
         raise InputError("config.method.widths", "and head need positive numbers of channels")
+    if settings.clip_norm < 0:
+        raise InputError("config.method.clip_norm", f"{settings.clip_norm} is negative")
     if not 0 <= settings.decay <= 1:
         raise InputError("config.method.decay", f"{settings.decay} is not between 0 and 1")
+
+
+def clipped(norm: float, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The optimiser of gradients of at most this norm; 0: of any."""
+    return optax.chain(optax.clip_by_global_norm(norm), optimizer) if norm else optimizer
 
 
 def learning_rate(peak: float, steps: int, decay: float) -> optax.Schedule:

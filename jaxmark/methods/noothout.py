@@ -19,7 +19,7 @@ from jax import Array
 
 from jaxmark.core.errors import InputError
 from jaxmark.core.patches import decode_votes, vote_losses
-from jaxmark.methods.heatmap import augmented, learning_rate
+from jaxmark.methods.heatmap import augmented, clipped, learning_rate
 from jaxmark.methods.method import Batch, Method, Metrics, Params, Phase, Prediction, State, Task
 from jaxmark.models.noothout import GLOBAL_STRIDE, LOCAL_STRIDE, LocalPatchNet, PatchResNet, each
 
@@ -60,6 +60,8 @@ class RegressionClassification:
     # Share of each phase's steps over which the rate falls to zero along a cosine at the end; the
     # paper: 0.
     decay: float = 0.0
+    # Largest norm of a stage's gradient; 0: any, as in the paper.
+    clip_norm: float = 0.0
 
     @property
     def needs_unpaired(self) -> bool:
@@ -74,7 +76,9 @@ class RegressionClassification:
             "global": learning_rate(self.learning_rate, self.steps, self.decay),
             "local": learning_rate(self.local_learning_rate, self.local_steps, self.decay),
         }
-        optimizers = {name: optax.amsgrad(rate) for name, rate in rates.items()}
+        optimizers = {
+            name: clipped(self.clip_norm, optax.amsgrad(rate)) for name, rate in rates.items()
+        }
 
         def init(key: Array) -> State:
             params = stages.init(key)
@@ -274,7 +278,7 @@ def check(settings: RegressionClassification, task: Task) -> None:
     ):
         if getattr(settings, name) <= 0:
             raise InputError(f"config.method.{name}", f"{getattr(settings, name)} is not positive")
-    for name in ("class_weight", "jitter_voxels", "head"):
+    for name in ("class_weight", "jitter_voxels", "head", "clip_norm"):
         if getattr(settings, name) < 0:
             raise InputError(f"config.method.{name}", f"{getattr(settings, name)} is negative")
     for name, side in (("chunk", GLOBAL_STRIDE), ("local_crop", LOCAL_STRIDE)):

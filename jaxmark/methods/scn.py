@@ -17,7 +17,7 @@ from jax import Array
 
 from jaxmark.core.errors import InputError
 from jaxmark.core.heatmaps import decode, gaussian_sum, gaussians
-from jaxmark.methods.heatmap import augmented
+from jaxmark.methods.heatmap import augmented, clipped
 from jaxmark.methods.method import Batch, Method, Metrics, Params, Phase, Prediction, State, Task
 from jaxmark.models.scn import SpatialConfigurationNet, multiples
 
@@ -189,12 +189,12 @@ class Model:
             "nesterov": optax.sgd(rate, momentum=0.99, nesterov=True),
             "adam": optax.adam(rate),
         }
-        clip, decay = self.settings.clip_norm, self.recipe.weight_decay
-        return optax.chain(
-            optax.clip_by_global_norm(clip) if clip else optax.identity(),
+        decay = self.recipe.weight_decay
+        decayed = optax.chain(
             optax.add_decayed_weights(decay, mask=kernels) if decay else optax.identity(),
             steps[self.recipe.optimizer],
         )
+        return clipped(self.settings.clip_norm, decayed)
 
     def in_voxels(self, params: Params) -> dict[str, Any]:
         """Widths in voxels, as in the code: its rates and penalty are for these."""

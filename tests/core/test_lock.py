@@ -46,3 +46,13 @@ def test_a_second_process_is_refused_and_told_of_the_first(tmp_path):
         pass
     with locked(tmp_path / "work"):
         pass
+    assert (tmp_path / "work" / FILE).exists()
+
+
+def test_a_folder_in_which_nothing_was_written_is_not_left(tmp_path):
+    with pytest.raises(ValueError, match="early"), locked(tmp_path / "new" / "work"):
+        raise ValueError("early")
+    assert not (tmp_path / "new" / "work").exists()
+    with locked(tmp_path / "work"):
+        (tmp_path / "work" / "result").touch()
+    assert (tmp_path / "work" / "result").exists()

@@ -5,12 +5,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxmark.config import Augment
 from jaxmark.core.errors import InputError
 from jaxmark.core.heatmaps import gaussians
-from jaxmark.methods.heatmap import HeatmapRegression, learning_rate
+from jaxmark.methods.heatmap import HeatmapRegression, clipped, learning_rate
 from jaxmark.methods.method import Batch, Task
 
 CROP, MARGIN, SPACING = (16, 16, 8), 2, (1.0, 1.0, 2.0)
@@ -111,6 +112,7 @@ def test_coordinates_let_a_network_without_contrast_know_where_it_is():
         ({"sigma_mm": 0.0}, r"config\.method\.sigma_mm: 0\.0 is not positive"),
         ({"widths": ()}, r"config\.method\.widths"),
         ({"decay": 2.0}, r"config\.method\.decay: 2\.0"),
+        ({"clip_norm": -1.0}, r"config\.method\.clip_norm: -1\.0 is negative"),
     ],
 )
 def test_settings_that_cannot_be_are_named(changes, message):
@@ -153,3 +155,12 @@ def test_what_is_stated_to_be_absent_is_learned(loss):
     assert (with_spot[:, None] > without).mean() > 0.95
     error = np.linalg.norm(np.asarray(found.argmax_ijk + MARGIN - seen.landmarks_ijk), axis=-1)
     assert np.median(error[there]) < 1.5
+
+
+def test_long_gradients_are_shortened_and_short_ones_left():
+    gradient = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
+    for norm, expected in ((1.0, 1.0), (10.0, 5.0), (0.0, 5.0)):
+        optimizer = clipped(norm, optax.sgd(1.0))
+        update, _ = jax.jit(optimizer.update)(gradient, optimizer.init(gradient))
+        np.testing.assert_allclose(optax.tree.norm(update), expected, rtol=1e-6)
+        np.testing.assert_allclose(update["a"][0] / update["b"][0], 0.75, rtol=1e-6)

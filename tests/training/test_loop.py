@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shutil
 
 import jax
 import numpy as np
@@ -12,10 +14,10 @@ from jaxmark.core.errors import InputError
 from jaxmark.data.cases import PreparedCase, load_case, save_case
 from jaxmark.methods.adversarial import Adversarial
 from jaxmark.methods.heatmap import HeatmapRegression
-from jaxmark.methods.method import Task
+from jaxmark.methods.method import LandmarkSets, Task
 from jaxmark.training.checkpoints import Checkpoints
 from jaxmark.training.inference import Predictor, volumes
-from jaxmark.training.loop import train
+from jaxmark.training.loop import fingerprint, train
 from jaxmark.training.records import METRICS, read_records
 from jaxmark.training.sharding import data_mesh
 
@@ -58,9 +60,9 @@ def build(settings):
     return settings.method.build(task)
 
 
-def run(settings, cases, workdir, mesh=None):
+def run(settings, cases, workdir, mesh=None, method=None):
     train(
-        build(settings),
+        method or build(settings),
         settings,
         cases=cases[:4],
         validation=cases[4:],
@@ -135,6 +137,13 @@ def test_two_devices_train_what_one_trains(cases, tmp_path):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         # Sums are taken in another order, and Adam divides by roots of small numbers.
         np.testing.assert_allclose(x, y, atol=2e-4)
+    # What two began, one may end.
+    shutil.rmtree(tmp_path / "both" / "checkpoints" / "6")
+    run(settings, cases, tmp_path / "both", one)
+    step, c = params_of(settings, tmp_path / "both", one)
+    assert step == 6
+    for x, y in zip(jax.tree.leaves(c), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, atol=2e-4)
 
 
 def test_the_best_checkpoint_outlives_newer_ones(cases, tmp_path, monkeypatch):
@@ -187,8 +196,54 @@ def test_a_batch_that_does_not_divide_is_refused(cases, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was(cases, tmp_path):
     method = HeatmapRegression(steps=6, widths=(4, 8), head=4, learning_rate=1e38)
-    with pytest.raises(FloatingPointError, match=r"loss.* not finite in phase pretrain at step"):
-        run(experiment(method=method), cases, tmp_path)
+    # The first step is taken from sound parameters, the second one is not; it is found in the log's
+    # line of the third.
+    settings = experiment(method=method, train=Train(batch=2, log_every=3, validate_every=6))
+    with pytest.raises(FloatingPointError) as caught:
+        run(settings, cases, tmp_path)
+    assert re.fullmatch(
+        r"loss, gradient_norm not finite in phase pretrain at step 2 \(cases c\d, c\d\)",
+        str(caught.value),
+    )
+    assert not Checkpoints(tmp_path).steps()
+
+
+def test_parameters_that_are_not_finite_are_not_saved(cases, tmp_path):
+    settings = experiment(train=Train(batch=2, validate_every=2))
+    method = build(settings)
+    phase = method.phases[0]
+
+    def step(state, batch, key):
+        params = jax.tree.map(lambda x: jax.numpy.where(state.step < 3, x, np.nan), state.params)
+        taken = dataclasses.replace(state, step=state.step + 1, params=params)
+        return taken, {"loss": jax.numpy.zeros(())}
+
+    method = dataclasses.replace(method, phases=(dataclasses.replace(phase, step=step),))
+    with pytest.raises(FloatingPointError, match=r"parameters .+/bias not finite .* after step 4"):
+        run(settings, cases, tmp_path, method=method)
+    assert Checkpoints(tmp_path).steps() == [2]
+
+
+def test_other_data_under_the_same_settings_is_refused(cases, tmp_path):
+    run(experiment(), cases, tmp_path)
+    moved = dataclasses.replace(cases[1], landmarks_mm=cases[1].landmarks_mm + 0.01)
+    with pytest.raises(InputError, match="is of other training cases than those that are there"):
+        run(experiment(), [cases[0], moved, *cases[2:]], tmp_path)
+    # Rounding, as of a registration on another processor, is no other data.
+    same = dataclasses.replace(cases[1], landmarks_mm=cases[1].landmarks_mm + 1e-9)
+    run(experiment(), [cases[0], same, *cases[2:]], tmp_path)
+
+
+def test_a_fingerprint_is_of_names_landmarks_states_and_unpaired_sets(cases):
+    sets = LandmarkSets(np.zeros((2, 2, 3), np.float32), np.ones((2, 2), bool))
+    others = LandmarkSets(sets.landmarks_ijk + 1, sets.present)
+    fewer = LandmarkSets(sets.landmarks_ijk, np.array([[True, False], [True, True]]))
+    found = [fingerprint(cases, s)["unpaired landmarks"] for s in (None, sets, others, fewer)]
+    assert len(set(found)) == 4
+    renamed = [dataclasses.replace(cases[0], name="d"), *cases[1:]]
+    absent = [dataclasses.replace(cases[0], absent=np.ones(2, bool)), *cases[1:]]
+    found = [fingerprint(c, None)["training cases"] for c in (cases, cases[1:], renamed, absent)]
+    assert len(set(found)) == 4
 
 
 def test_a_finished_run_is_left_alone(cases, tmp_path):

@@ -7,7 +7,6 @@ few steps, predicts, and writes what came out, and the tests compare.
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from running import free_port
 
 from jaxmark.config import Augment, Data, Experiment, Predict
 from jaxmark.methods.adversarial import Adversarial
@@ -286,12 +286,6 @@ def test_two_processes_train_and_predict_what_one_does_with_two_devices(runs, tm
     assert facts["collectives"] == ["all-reduce"]
     assert_same_training(arrays, runs[2][kind][1])
     assert_same_predictions(arrays, runs[2][kind][1])
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 if __name__ == "__main__":

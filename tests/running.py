@@ -1,0 +1,93 @@
+"""The command line in real processes, on devices and disks of a test's choosing."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from jaxmark.core.huge_pages import VARIABLE
+
+ROOT = Path(__file__).parents[1]
+TINY = "--config=experiments/cow.py:tiny"
+PROGRAM = "from jaxmark.main import console; console()"
+# Fast code is of no use here, and would take twice as long to compile.
+QUICK = "--xla_backend_optimization_level=1"
+# A shell with a view of the file systems of its own, in which it may mount one.
+OWN_VIEW = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+MOUNT = 'mount -t tmpfs -o size="$1" tmpfs "$2" && shift 2 && exec "$@"'
+
+
+def jaxmark(*arguments, **environment):
+    inherited = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", VARIABLE)}
+    return subprocess.run(
+        [sys.executable, "-m", "jaxmark.main", *map(str, arguments)],
+        capture_output=True,
+        encoding="utf-8",
+        env={**inherited, "XLA_FLAGS": QUICK, **environment},
+        cwd=ROOT,
+        timeout=300,
+    )
+
+
+class Process:
+    """A running `jaxmark` on so many devices, with its output in files."""
+
+    def __init__(self, folder, name, *arguments, devices=1, program=PROGRAM):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.out, self.err = folder / f"{name}.out", folder / f"{name}.err"
+        with self.out.open("w") as out, self.err.open("w") as err:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-c", program, "--nohuge_pages", *map(str, arguments)],
+                stdout=out,
+                stderr=err,
+                cwd=ROOT,
+                env={
+                    **os.environ,
+                    "JAX_PLATFORMS": "cpu",
+                    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}",
+                },
+            )
+
+    def wait(self, seconds=500):
+        try:
+            return self.popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            raise
+
+    def lines(self):
+        """What it said on stderr, without progress bars."""
+        return [line for line in self.err.read_text().splitlines() if line and "%|" not in line]
+
+    def errors(self):
+        return [line for line in self.lines() if line.startswith("error: ")]
+
+
+def wait_for(condition, *processes, seconds=300):
+    """Until the condition holds; none of the processes may end meanwhile."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        assert all(process.popen.poll() is None for process in processes), processes[0].lines()
+        time.sleep(0.05)
+
+
+def with_disk(folder: Path, size: str, *command: object) -> subprocess.CompletedProcess[str]:
+    """Runs a command that sees an empty disk of this size at `folder`."""
+    return subprocess.run(
+        [*OWN_VIEW, MOUNT, "sh", size, str(folder), *map(str, command)],
+        capture_output=True,
+        encoding="utf-8",
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
+        timeout=300,
+    )
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
