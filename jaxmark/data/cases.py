@@ -3,9 +3,9 @@
 import dataclasses
 import io
 import os
+import re
 import shutil
 import tempfile
-import threading
 import zlib
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class PreparedCase:
         path = self.folder / "image.npy"
         try:
             return _read_npy(path)
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError) as error:
             raise InputError(
                 path, f"damaged prepared image ({error}); delete its folder"
             ) from error
@@ -65,20 +65,23 @@ class PreparedCase:
             raise InputError(path, "is damaged: its checksum is another one")
 
 
-# numpy reads headers with Python's own parser, in which two threads must not be at once: in 3.11 it
-# ends now and then in "SystemError: AST constructor recursion depth mismatch" (cpython #106905).
-_ONE_PARSER = threading.Lock()
+# As `np.save` writes it. Not read by numpy, which uses Python's own parser: in 3.11 two threads
+# must not be in that at once (cpython issue 106905), and damaged headers end it in many ways.
+_HEADER = re.compile(
+    rb"\{'descr': '<f2', 'fortran_order': False, 'shape': "
+    rb"\(([1-9][0-9]{0,8}), ([1-9][0-9]{0,8}), ([1-9][0-9]{0,8})\), \} *\n"
+)
 
 
 def _read_npy(path: Path) -> np.ndarray:
-    """As `np.load`, in any number of threads; the voxels are read outside of the lock."""
+    """The array that `save_case` has written, in any number of threads."""
     with path.open("rb") as file:
-        with _ONE_PARSER:
-            np.lib.format.read_magic(file)
-            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-        if dtype != np.float16 or fortran_order or len(shape) != 3 or min(shape) < 1:
+        prefix = file.read(10)
+        header = file.read(int.from_bytes(prefix[8:], "little"))
+        found = _HEADER.fullmatch(header)
+        if prefix[:8] != b"\x93NUMPY\x01\x00" or found is None:
             raise ValueError("not an array that jaxmark writes")
-        return np.fromfile(file, dtype).reshape(shape)
+        return np.fromfile(file, "<f2").reshape(tuple(map(int, found.groups())))
 
 
 def save_case(case: PreparedCase, image: np.ndarray, made_from: Path) -> None:
@@ -122,11 +125,14 @@ def load_case(folder: Path) -> PreparedCase:
         tree = read_sealed(path, SCHEMA_VERSION)
         points = tree["landmarks_lps_mm"]
         landmarks = [[np.nan] * 3 if p is None else p for p in points]
+        place = np.asarray(tree["ijk_to_lps"], np.float64).reshape(4, 4)
+        if not ((np.abs(place) < 1e9).all() and np.linalg.matrix_rank(place) == 4):
+            raise ValueError("a place without an inverse")
         figures = {name: np.nan if tree[name] is None else float(tree[name]) for name in _FIGURES}
         return PreparedCase(
             name=tree["name"],
             folder=folder,
-            ijk_to_lps=np.asarray(tree["ijk_to_lps"], np.float64).reshape(4, 4),
+            ijk_to_lps=place,
             landmarks_mm=np.asarray(landmarks, np.float64).reshape(len(points), 3),
             present=np.asarray([p is not None for p in points], bool),
             absent=np.asarray(tree["absent"], bool).reshape(len(points)),

@@ -25,6 +25,7 @@ from jaxmark.core.files import replacing
 from jaxmark.data.formats import dicom, metaimage, nifti, nrrd
 from jaxmark.data.formats.safeguards import (
     DAMAGED,
+    ITK_ERRORS,
     SHEARED,
     UNREADABLE,
     at_right_angles,
@@ -229,7 +230,7 @@ def _read_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(path, f"not an image format jaxmark reads: {', '.join(EXTENSIONS)}")
     try:
         return _READERS[extension](path)
-    except RuntimeError as error:
+    except ITK_ERRORS as error:
         raise InputError(path, SHEARED if "orthonormal" in str(error) else UNREADABLE) from None
     except (EOFError, zlib.error):
         raise InputError(path, DAMAGED) from None

@@ -69,6 +69,9 @@ def calibrate(observed: dict[str, Any], decoder: str, coverage: float) -> Calibr
     errors = np.array(observed["error_mm"][decoder], float).reshape(shape)
     evidence = np.array(observed["evidence"], float).reshape(shape)
     absent = np.array(observed["absent"], bool).reshape(shape)
+    known = errors[~np.isnan(errors)]
+    if not ((0 <= known) & (known < 1e9)).all() or not (np.abs(evidence) < 1e9).all():
+        raise ValueError("an error or evidence that cannot be")
     model = fit_presence(evidence, np.isfinite(errors), absent)
     return Calibration(coverage, conformal_radius(errors, coverage), model)
 

@@ -452,7 +452,9 @@ def spoil(path: Path, tag: str, value: str | None) -> None:
     else:
         (length,) = struct.unpack_from("<I", content, at + 4)
         content = (
-            content[: at + 8] + value.encode().ljust(length)[:length] + content[at + 8 + length :]
+            content[: at + 8]
+            + os.fsencode(value).ljust(length)[:length]
+            + content[at + 8 + length :]
         )
     path.write_bytes(content)
 
@@ -467,6 +469,7 @@ def spoil(path: Path, tag: str, value: str | None) -> None:
         ("0028|0030", "0\\0", "spacing of (0, 0)"),
         ("0028|0030", "-1\\1", "spacing of (-1, 1)"),
         ("0028|0030", "1e9\\1", "spacing of (1e+09, 1)"),
+        ("0028|0030", "\udcff\\1", "spacing of (nan, 1)"),
         ("0028|0030", ".7", "1 numbers as pixel spacing"),
         ("0028|0030", ".9\\.5", "another spacing or direction"),
         ("0020|0037", "1\\0\\0\\0\\1\\0", "another spacing or direction"),
@@ -476,6 +479,13 @@ def test_a_spoilt_slice(tmp_path: Path, tag: str, value: str | None, problem: st
     folder = write_series(tmp_path / "ct")
     spoil(folder / "7.dcm", tag, value)
     refused(lambda: read_scan(folder), folder / "7.dcm", problem)
+
+
+def test_a_slice_without_its_samples_a_voxel(tmp_path: Path) -> None:
+    # GDCM takes one.
+    folder = write_series(tmp_path / "ct")
+    spoil(folder / "7.dcm", "0028|0002", None)
+    np.testing.assert_array_equal(read_scan(folder).voxels, voxels())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Prepared images are read whole, by any number of threads, or refused."""
 
 import ast
+import json
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ import pytest
 from conftest import refused
 
 import jaxmark
+from jaxmark.core.files import sealed
 from jaxmark.data.cases import PreparedCase, load_case, save_case
 
 
@@ -59,6 +61,24 @@ def test_an_array_of_objects_is_refused_and_not_unpickled(case, tmp_path):
     path.write_bytes(pickle.dumps(Hostile(tmp_path)))
     refused(found.image, path, "damaged prepared image")
     assert not (tmp_path / "was unpickled").exists()
+
+
+@pytest.mark.parametrize("header", [b"", b"{'a': (\n", b"{" * 100, b"(1e999, 1)", b"\x00" * 200])
+def test_headers_that_are_none_are_refused(case, header):
+    # numpy ends in a TokenError at some.
+    path = case[0].folder / "image.npy"
+    path.write_bytes(b"\x93NUMPY\x01\0" + len(header).to_bytes(2, "little") + header + bytes(99))
+    refused(case[0].image, path, "not an array that jaxmark writes")
+
+
+@pytest.mark.parametrize("value", [0.0, 1e308, 1e999])
+def test_a_place_without_an_inverse_is_refused(case, value):
+    path = case[0].folder / "case.json"
+    tree = json.loads(path.read_text())
+    tree["ijk_to_lps"][0] = [value, 0, 0, 0]
+    del tree["crc32"]
+    path.write_text(json.dumps(sealed(tree)))
+    refused(lambda: load_case(case[0].folder), path, "a place without an inverse")
 
 
 @pytest.mark.parametrize(

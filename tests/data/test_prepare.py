@@ -23,6 +23,7 @@ from jaxmark.data.landmarks import write_mrk_json
 from jaxmark.data.phantom.cohort import write_cohort
 from jaxmark.data.prepare import prepare, quality_limit
 from jaxmark.data.scans import Scan, read_scan, write_scan
+from jaxmark.data.transforms import read_transform
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +261,10 @@ def test_a_transform_that_is_none_or_a_warp_is_named(data, tmp_path):
         ("text.tfm", lambda path: path.write_text("hello"), "is not a transform file"),
         ("flat.tfm", flat, "without an inverse"),
         ("plane.tfm", plane, "transforms 2 dimensions"),
-        ("warp.h5", warp, "is a warp"),
+        ("warp.tfm", warp, "is a warp"),
+        ("affine.h5", turn, "not a transform format jaxmark reads: .tfm, .txt, .mat; save it as"),
+        ("huge.mat", huge, "is not a transform file"),
+        ("latin.tfm", latin, "is not a transform file"),
     ):
         path = tmp_path / name
         write(path)
@@ -272,6 +276,24 @@ def flat(path):
     transform = sitk.AffineTransform(3)
     transform.SetMatrix(np.diag([1.0, 1.0, 1e-9]).ravel().tolist())
     sitk.WriteTransform(transform, str(path))
+
+
+def turn(path):
+    sitk.WriteTransform(sitk.AffineTransform(3), str(path))
+
+
+def huge(path):
+    # ITK would ask for 13 GiB.
+    turn(path)
+    assert np.array_equal(read_transform(path), np.eye(4))
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + (1_700_000_000).to_bytes(4, "little") + content[8:])
+
+
+def latin(path):
+    # ITK says what it did not understand, in bytes that are no UTF-8.
+    turn(path)
+    path.write_bytes(path.read_bytes().replace(b"Affine", b"Aff\xefne"))
 
 
 def plane(path):

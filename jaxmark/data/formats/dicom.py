@@ -16,6 +16,7 @@ from jaxmark.core.errors import InputError
 from jaxmark.data.formats.dicom_elements import pixel_bytes
 from jaxmark.data.formats.safeguards import (
     DAMAGED,
+    ITK_ERRORS,
     MAX_INFLATION,
     check_place,
     check_shape,
@@ -59,7 +60,7 @@ def read(folder: Path) -> tuple[np.ndarray, np.ndarray]:
         # Else all would have the type of the first, and lose what it cannot hold.
         reader.SetOutputPixelType(sitk.sitkFloat32)
         image = reader.Execute()
-    except RuntimeError:
+    except ITK_ERRORS:
         raise InputError(folder, "its DICOM slices cannot be read as one volume") from None
     check_place(folder, image.GetSize(), place_of(image))
     return voxels_and_place(image)
@@ -73,10 +74,7 @@ def _is_dicom(path: Path) -> bool:
 
 
 def _check_series(folder: Path, headers: Sequence[sitk.ImageFileReader]) -> None:
-    series = Counter(
-        header.GetMetaData(_SERIES).rstrip("\0 ") if header.HasMetaDataKey(_SERIES) else ""
-        for header in headers
-    )
+    series = Counter(_stated(header, _SERIES) for header in headers)
     if len(series) > 1:
         counts = ", ".join(f"{name} ({count} slices)" for name, count in sorted(series.items()))
         raise InputError(folder, f"holds {len(series)} DICOM series, need one: {counts}")
@@ -116,22 +114,32 @@ def _slice_header(path: Path) -> sitk.ImageFileReader:
     available = pixel_bytes(path)
     try:
         header = itk_header(path, "GDCMImageIO")
-    except RuntimeError:
+    except ITK_ERRORS:
         raise InputError(path, f"{DAMAGED}, or not a DICOM image") from None
     if header.GetSize()[2] > 1:
         raise InputError(path, "is multi-frame DICOM; convert it to NIfTI or MetaImage")
     for tag, name in _PLACE_TAGS.items():
-        if not header.HasMetaDataKey(tag):
+        if not _stated(header, tag):
             raise InputError(path, f"states no {name} ({tag.replace('|', ',')})")
-    spacing = header.GetMetaData("0028|0030").split("\\")
+    spacing = _stated(header, "0028|0030").split("\\")
     if len(spacing) != 2:
         raise InputError(path, f"states {len(spacing)} numbers as pixel spacing, not 2")
     check_spacing(path, floats(" ".join(spacing)))
-    bits = int(header.GetMetaData("0028|0002")) * int(header.GetMetaData("0028|0100"))
+    # Samples a voxel, which GDCM takes for one where it is not stated, and their bits.
+    numbers = _stated(header, "0028|0002") or "1", _stated(header, "0028|0100") or "nan"
+    bits = math.prod(floats(" ".join(numbers)))
     # GDCM takes what lies behind shorter ones.
-    if available < math.prod(header.GetSize()[:2]) * bits // 8:
+    if not available >= math.prod(header.GetSize()[:2]) * bits // 8:
         raise InputError(path, f"{DAMAGED}: less pixel data than its rows and columns need")
     return header
+
+
+def _stated(header: sitk.ImageFileReader, tag: str) -> str:
+    """The text of an element, empty where there is none that can be read."""
+    try:
+        return header.GetMetaData(tag).strip("\0 ")
+    except ITK_ERRORS:
+        return ""
 
 
 def _check_steps(folder: Path, slices: Sequence[sitk.ImageFileReader]) -> None:

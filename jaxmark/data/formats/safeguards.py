@@ -1,7 +1,7 @@
 """What the formats share: limits, checks and bounded reading, for a header may state anything.
 
-Readers let three errors through that the caller puts into words: EOFError and zlib.error where
-voxels are missing or damaged, RuntimeError where ITK gives up.
+Readers let errors through that the caller puts into words: EOFError and zlib.error where voxels are
+missing or damaged, `ITK_ERRORS` where ITK gives up.
 """
 
 import contextlib
@@ -21,6 +21,8 @@ DAMAGED = "truncated or damaged"
 UNREADABLE = "cannot be read: truncated, damaged, or not the format that its name says"
 SHEARED = "states axes that are not at right angles (a sheared direction matrix)"
 MAX_HEADER_BYTES = 1 << 20
+# What SimpleITK raises; the second where ITK's message has bytes of the file that are no text.
+ITK_ERRORS = (RuntimeError, UnicodeDecodeError)
 # Deflate makes at most this many bytes of one.
 MAX_INFLATION = 1032
 

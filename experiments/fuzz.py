@@ -1,0 +1,483 @@
+"""Files from strangers, by the million: each is read, or refused in one line. Nothing else happens.
+
+    python -m experiments.fuzz --seconds=300 --seed=0
+
+Makes good files of every kind that jaxmark reads, changes them at random, and reads what comes out
+in a process with limits on time and memory. What neither gives a result nor an InputError is kept
+below --failures, and the exit code is 1. The same seed makes the same files, as far as time allows.
+"""
+
+import dataclasses
+import faulthandler
+import gzip
+import hashlib
+import json
+import re
+import resource
+import selectors
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from absl import app, flags
+
+from jaxmark.config import Data
+from jaxmark.core.errors import InputError
+from jaxmark.core.files import sealed, write_json
+from jaxmark.core.geometry import compose_affine
+from jaxmark.data.cases import PreparedCase, load_case, save_case
+from jaxmark.data.cohort import read_cohort
+from jaxmark.data.frame import Frame, load_frame, save_frame
+from jaxmark.data.landmarks import read_landmarks, write_fcsv, write_mrk_json, write_table
+from jaxmark.data.prepare import read_alignment
+from jaxmark.data.scans import Scan, read_scan, write_scan
+from jaxmark.data.transforms import read_transform
+from jaxmark.data.unpaired import read_unpaired
+from jaxmark.results import batch, calibration
+from jaxmark.results.evaluate import Points, evaluate, read_points, read_summary
+from jaxmark.trained import get_config
+
+_SECONDS = flags.DEFINE_float("seconds", 300, "In all; every kind gets the same share.")
+_SEED = flags.DEFINE_integer("seed", 0, "Other seeds make other files.")
+_ONLY = flags.DEFINE_list("only", [], "Kinds to try; empty: all.")
+_FAILURES = flags.DEFINE_string("failures", "fuzz_failures", "Where files that fail are kept.")
+_SERVE = flags.DEFINE_string("serve", None, "Internal: read files of this kind, named on stdin.")
+
+# For one file; the machine may be busy.
+_LIMIT_S = 20
+# More than the process has when it starts.
+_LIMIT_BYTES = 768 << 20
+
+NAMES = ("left", "right", "tip")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of files."""
+
+    # Writes good ones into a folder, and says which of them to change.
+    make: Callable[[Path], list[Path]]
+    # Reads what `make` wrote there; an InputError is fine, a result too.
+    read: Callable[[Path], object]
+    # Of the name of the changed file, where it is compressed as a whole.
+    packed: bool = False
+
+
+# Good files
+
+
+def _points(rng: np.random.Generator) -> dict[str, np.ndarray | None]:
+    return {"left": rng.normal(0, 50, 3), "right": rng.normal(0, 50, 3), "tip": None}
+
+
+def _scan(rng: np.random.Generator) -> Scan:
+    voxels = rng.integers(0, 900, (6, 5, 7)).astype(np.int16)
+    return Scan(voxels, compose_affine(np.diag([0.5, 0.75, 2.0]), np.array([-10.0, 20, 3])))
+
+
+def _one(name: str, write: Callable[[Path], None]) -> Callable[[Path], list[Path]]:
+    def make(folder: Path) -> list[Path]:
+        write(folder / name)
+        return [folder / name]
+
+    return make
+
+
+def _markups(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    (write_fcsv if path.suffix == ".fcsv" else write_mrk_json)(path, _points(rng))
+
+
+def _table(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    cases = ("a", "b") if path.stem == "sets" else ("a",)
+    write_table(path, {case: _points(rng) for case in cases})
+
+
+def _scan_file(path: Path) -> None:
+    scan = _scan(np.random.default_rng(0))
+    write_scan(path, scan.voxels, scan.ijk_to_lps)
+
+
+def _series(compressor: str) -> Callable[[Path], list[Path]]:
+    def make(folder: Path) -> list[Path]:
+        writer = sitk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetUseCompression(bool(compressor))
+        writer.SetCompressor(compressor)
+        rng = np.random.default_rng(0)
+        for k in range(4):
+            # JPEG 2000 needs some voxels.
+            part = sitk.GetImageFromArray(rng.integers(0, 900, (40, 36)).astype(np.int16))
+            tags = {"0008|0060": "CT", "0020|000d": "1.2", "0020|000e": "1.2.3"}
+            tags |= {"0008|0018": f"1.2.3.{k}", "0020|0032": f"0\\0\\{2 * k}"}
+            tags["0020|0037"] = "1\\0\\0\\0\\1\\0"
+            for tag, value in tags.items():
+                part.SetMetaData(tag, value)
+            writer.SetFileName(str(folder / f"{k}.dcm"))
+            writer.Execute(part)
+        return sorted(folder.iterdir())
+
+    return make
+
+
+def _transform(path: Path) -> None:
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(np.diag([1.0, 1.1, 0.9]).ravel().tolist())
+    transform.SetTranslation((1.0, -2.0, 3.5))
+    sitk.WriteTransform(transform, str(path))
+
+
+def _cohort(folder: Path) -> list[Path]:
+    for case in "abcd":
+        (folder / "images").mkdir(exist_ok=True)
+        (folder / "images" / f"{case}.nii").touch()
+        write_mrk_json(folder / "landmarks" / f"{case}.mrk.json", {"left": np.zeros(3)})
+    splits = {"train": ["a", "b"], "val": ["c"], "test": ["d"]}
+    write_json(folder / "splits.json", splits)
+    return [folder / "splits.json"]
+
+
+def _case(folder: Path) -> list[Path]:
+    rng = np.random.default_rng(0)
+    present = np.array([True, True, False])
+    place = compose_affine(np.eye(3) * 2, np.ones(3))
+    case = PreparedCase("a", folder / "a", place, rng.normal(size=(3, 3)), present, ~present, 0.9)
+    save_case(case, rng.normal(size=(5, 4, 6)), folder)
+    return [folder / "a" / "case.json", folder / "a" / "image.npy"]
+
+
+def _read_case(folder: Path) -> object:
+    # Whoever changes a file on purpose changes its checksum as well.
+    path = folder / "a" / "case.json"
+    with_seal(path)
+    case = load_case(folder / "a")
+    return case.landmarks_ijk, case.image()
+
+
+def _alignment(path: Path) -> None:
+    matrix = np.eye(4).tolist()
+    write_json(path, {"schema_version": 2, "matrix": matrix, "quality": 0.9, "margin": None})
+
+
+def _frame(folder: Path) -> list[Path]:
+    frame = Frame(
+        register="rigid",
+        metric="correlation",
+        search_degrees=90.0,
+        template=_scan(np.random.default_rng(0)),
+        common_to_template=np.eye(4),
+        grid_to_common=np.eye(4),
+        shape=(8, 8, 8),
+        intensity="percentiles",
+        intensity_range=(0.5, 99.5),
+        quality_limit=0.7,
+    )
+    save_frame(frame, NAMES, folder)
+    return [folder / "frame.json", folder / "template.mha"]
+
+
+def _calibration(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    error = rng.uniform(0, 5, (12, 3))
+    observed = {
+        "schema_version": calibration.SCHEMA_VERSION,
+        "step": 10,
+        "landmarks": list(NAMES),
+        "cases": [f"c{n}" for n in range(12)],
+        "error_mm": {"subvoxel": [[*row[:2].tolist(), None] for row in error]},
+        "evidence": rng.normal(size=(12, 3)).tolist(),
+        "absent": [[False, False, True]] * 12,
+    }
+    write_json(path, observed)
+
+
+def _record(path: Path) -> None:
+    row = {"lps_mm": [1.0, 2.0, 3.0], "score": 0.5, "presence": None, "radius_mm": 2.5}
+    tree = {"schema_version": 1, "case": "a", "made_from": {"scan": "a"}, "model": "m"}
+    write_json(path, {**tree, "landmarks": dict.fromkeys(NAMES, row)})
+
+
+def _evaluation(folder: Path) -> list[Path]:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(0, 20, (4, 3, 3))
+    here = np.ones((4, 3), bool)
+    points = Points(
+        tuple("abcd"), NAMES, truth, truth + 1, here, ~here, *(rng.uniform(size=(3, 4, 3)))
+    )
+    floors = {"mean_position": truth.mean(0)}
+    evaluate(points, thresholds_mm=(2.0, 4.0), floors=floors, folder=folder, promised=0.9)
+    return [folder / "points.csv", folder / "summary.json"]
+
+
+def _config(path: Path) -> None:
+    from experiments.cow import get_config as experiment
+    from jaxmark.config import to_json
+
+    write_json(path, {"schema_version": 1, **to_json(experiment("tiny"))})
+
+
+KINDS = {
+    ".mrk.json": Kind(_one("a.mrk.json", _markups), lambda d: read_landmarks(d / "a.mrk.json")),
+    ".fcsv": Kind(_one("a.fcsv", _markups), lambda d: read_landmarks(d / "a.fcsv")),
+    ".csv": Kind(_one("a.csv", _table), lambda d: read_landmarks(d / "a.csv")),
+    "unpaired": Kind(
+        _one("sets.csv", _table),
+        lambda d: read_unpaired(Data(unpaired=str(d / "sets.csv")), NAMES),
+    ),
+    "splits.json": Kind(_cohort, lambda d: read_cohort(Data(root=str(d)))),
+    ".nii": Kind(_one("a.nii", _scan_file), lambda d: read_scan(d / "a.nii")),
+    ".nii.gz": Kind(_one("a.nii.gz", _scan_file), lambda d: read_scan(d / "a.nii.gz"), True),
+    ".mha": Kind(_one("a.mha", _scan_file), lambda d: read_scan(d / "a.mha")),
+    ".nrrd": Kind(_one("a.nrrd", _scan_file), lambda d: read_scan(d / "a.nrrd")),
+    "DICOM": Kind(_series(""), read_scan),
+    "DICOM, JPEG 2000": Kind(_series("JPEG2000"), read_scan),
+    "transform .tfm": Kind(_one("a.tfm", _transform), lambda d: read_transform(d / "a.tfm")),
+    "transform .mat": Kind(_one("a.mat", _transform), lambda d: read_transform(d / "a.mat")),
+    "prepared case": Kind(_case, _read_case),
+    "alignment": Kind(
+        _one("a.json", _alignment), lambda d: read_alignment(with_seal(d / "a.json"))
+    ),
+    "frame": Kind(_frame, load_frame),
+    "calibration": Kind(
+        _one(calibration.FILE, _calibration),
+        lambda d: calibration.load(d, NAMES, 10, "subvoxel", 0.9),
+    ),
+    "batch record": Kind(_one("a.json", _record), lambda d: batch.read_record(d / "a.json", NAMES)),
+    "evaluation": Kind(_evaluation, lambda d: (read_points(d), read_summary(d))),
+    "config.json": Kind(_one("config.json", _config), lambda d: get_config(str(d))),
+}
+
+
+def with_seal(path: Path) -> Path:
+    """The file with the checksum that it should have, where it is JSON at all."""
+    try:
+        tree = json.loads(path.read_bytes())
+        tree.pop("crc32", None)
+        path.write_text(json.dumps(sealed(tree)))
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    return path
+
+
+# Changes
+
+_NUMBERS = (
+    b"0 -1 1 2 3 4 255 65535 2147483647 2147483648 4294967295 1e308 1e999 -1e999 nan inf 1e-320 "
+    b'99999999999999999999 0.5 1e30 true null [] {} "" -0'
+).split()
+_WORDS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+
+
+def changed(content: bytes, rng: np.random.Generator) -> bytes:
+    """The content with one to four random changes."""
+    for _ in range(int(rng.integers(1, 5))):
+        content = _CHANGES[rng.integers(len(_CHANGES))](bytearray(content), rng)
+    return content
+
+
+def _flip(data: bytearray, rng: np.random.Generator) -> bytes:
+    for at in rng.integers(len(data), size=rng.integers(1, 9)) if data else ():
+        data[at] ^= 1 << int(rng.integers(8))
+    return bytes(data)
+
+
+def _word(data: bytearray, rng: np.random.Generator) -> bytes:
+    size = int(rng.choice([1, 2, 4, 8]))
+    at = int(rng.integers(max(len(data) - size, 0) + 1))
+    order = "little" if rng.integers(2) else "big"
+    word = int(rng.choice(_WORDS)) & ((1 << 8 * size) - 1)
+    data[at : at + size] = word.to_bytes(size, order)  # type: ignore[arg-type]
+    return bytes(data)
+
+
+def _cut(data: bytearray, rng: np.random.Generator) -> bytes:
+    return bytes(data[: rng.integers(len(data) + 1)])
+
+
+def _splice(data: bytearray, rng: np.random.Generator) -> bytes:
+    """A part is taken out, doubled, or put elsewhere."""
+    begin, end = sorted(rng.integers(len(data) + 1, size=2).tolist())
+    part = data[begin:end] * int(rng.integers(0, 3))
+    at = int(rng.integers(len(data) + 1))
+    data[at : at + int(rng.integers(0, 2)) * len(part)] = part
+    return bytes(data)
+
+
+def _number(data: bytearray, rng: np.random.Generator) -> bytes:
+    found = list(re.finditer(rb"-?\d+(\.\d+)?(e[-+]?\d+)?", data))
+    if found:
+        where = found[rng.integers(len(found))]
+        data[where.start() : where.end()] = _NUMBERS[rng.integers(len(_NUMBERS))]
+    return bytes(data)
+
+
+def _line(data: bytearray, rng: np.random.Generator) -> bytes:
+    """A line or cell is taken out, or doubled."""
+    mark = (b"\n", b",", b" ")[rng.integers(3)]
+    parts = bytes(data).split(mark)
+    at = int(rng.integers(len(parts)))
+    parts[at : at + 1] = [parts[at]] * int(rng.choice([0, 2, 3]))
+    return mark.join(parts)
+
+
+_CHANGES = (_flip, _flip, _word, _word, _cut, _splice, _number, _number, _line)
+
+
+# The process that reads
+
+
+def serve(kind: Kind) -> None:
+    """Reads one folder after another, named on stdin, and says a line of JSON of each."""
+    faulthandler.enable()
+    warnings.simplefilter("error")
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + _LIMIT_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        folder = Path(json.loads(line))
+        try:
+            kind.read(folder)
+            outcome, what = "read", ""
+        except InputError as error:
+            # One line that can be printed, and that names a file.
+            good = str(error).isprintable() and str(folder) in str(error)
+            outcome, what = "refused" if good else "failed", str(error)
+        except BaseException:
+            outcome, what = "failed", traceback.format_exc()
+        print(json.dumps([outcome, what]), flush=True)
+
+
+class Reader:
+    """A process that runs `serve`, and its successors."""
+
+    def __init__(self, name: str, log: Path):
+        self._name, self._log = name, log
+        self._process: subprocess.Popen[str] | None = None
+
+    def read(self, folder: Path) -> tuple[str, str]:
+        """What became of the files in `folder`: read, refused or failed, and how."""
+        process = self._process or self._start()
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(str(folder)) + "\n")
+        process.stdin.flush()
+        answer = self._answer(process, _LIMIT_S)
+        if answer is not None:
+            return answer[0], answer[1]
+        late = process.poll() is None
+        self.stop()
+        said = self._log.read_text(errors="replace")[-3000:]
+        return "failed", f"more than {_LIMIT_S} s" if late else f"the process ended: {said}"
+
+    def stop(self) -> None:
+        """Ends the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def _start(self) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "experiments.fuzz", f"--serve={self._name}"]
+        with self._log.open("w") as log:
+            self._process = process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            )
+        if self._answer(process, 120) is None:
+            raise RuntimeError(f"the reader does not start: {self._log.read_text()}")
+        return process
+
+    @staticmethod
+    def _answer(process: "subprocess.Popen[str]", seconds: float) -> Sequence[str] | None:
+        assert process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            if not selector.select(seconds):
+                return None
+        line = process.stdout.readline()
+        answer: Sequence[str] | None = json.loads(line) if line else None
+        return answer
+
+
+def fuzz(name: str, kind: Kind, seconds: float, seed: int, failures: Path) -> list[str]:
+    """A row of the table: inputs tried, read, refused, failed, and the slowest in seconds."""
+    count = {"read": 0, "refused": 0, "failed": 0}
+    slowest = 0.0
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "files"
+        folder.mkdir()
+        files = kind.make(folder)
+        good = {file: file.read_bytes() for file in files}
+        others = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        reader = Reader(name, Path(temporary) / "log")
+        if (first := reader.read(folder))[0] != "read":
+            raise RuntimeError(f"{name}: the good files are not read: {first[1]}")
+        number = 0
+        begin = time.monotonic()
+        while time.monotonic() - begin < seconds:
+            rng = np.random.default_rng([seed, number, *name.encode()])
+            number += 1
+            for path, content in others.items():
+                path.write_bytes(content)
+            # One file, or all of them.
+            chosen = files if rng.random() < 0.2 else [files[rng.integers(len(files))]]
+            for file in chosen:
+                file.write_bytes(_made(good[file], kind.packed, rng))
+            tried = {file: file.read_bytes() for file in chosen}
+            at = time.monotonic()
+            outcome, what = reader.read(folder)
+            slowest = max(slowest, time.monotonic() - at)
+            count[outcome] += 1
+            if outcome == "failed":
+                _keep(failures / re.sub(r"\W+", "-", name).strip("-"), tried, what)
+        reader.stop()
+    return [name, str(number), *map(str, count.values()), f"{slowest:.2f} s"]
+
+
+def _made(content: bytes, packed: bool, rng: np.random.Generator) -> bytes:
+    """Changed; of what is packed, the inside as often as the outside."""
+    if packed and rng.random() < 0.5:
+        return gzip.compress(changed(gzip.decompress(content), rng), 1)
+    return changed(content, rng)
+
+
+def _keep(folder: Path, tried: dict[Path, bytes], what: str) -> None:
+    """Files that failed, in a folder of their own for each place where it happened."""
+    lines = [line for line in what.strip().splitlines() if "files/" not in line] or [what]
+    key = hashlib.sha256("".join(lines[-4:]).encode()).hexdigest()[:8]
+    home = folder / key
+    if home.exists():
+        return
+    home.mkdir(parents=True)
+    for path, content in tried.items():
+        (home / path.name).write_bytes(content)
+    (home / "what.txt").write_text(what)
+    print(f"failed: {home}: {lines[-1][:200]}", flush=True)
+
+
+def main(_: Sequence[str]) -> None:
+    """Prints the table."""
+    if _SERVE.value:
+        serve(KINDS[_SERVE.value])
+        return
+    names = _ONLY.value or list(KINDS)
+    share = _SECONDS.value / len(names)
+    rows = [["format", "tried", "read", "refused", "failed", "slowest"]]
+    rows.append(["---"] * len(rows[0]))
+    for name in names:
+        rows.append(fuzz(name, KINDS[name], share, _SEED.value, Path(_FAILURES.value)))
+        print("| " + " | ".join(rows[-1]) + " |", flush=True)
+    print("\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows))
+    if any(row[4] != "0" for row in rows[2:]):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    app.run(main)
