@@ -2,9 +2,14 @@
 
 import os
 import shutil
+import tempfile
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the tests' time is the compiler's, and many tests, and the processes that they start,
+# compile the same programs.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="jaxmark-compiled-"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +24,13 @@ from jaxmark.core.geometry import rotation_from_quaternion
 
 # Grain reads absl flags, which nobody parses in a test.
 flags.FLAGS.mark_as_parsed()
+
+
+def pytest_sessionfinish() -> None:
+    """Compiled programs are of this session alone."""
+    folder = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    if folder.name.startswith("jaxmark-compiled-"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

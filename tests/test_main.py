@@ -162,8 +162,10 @@ def test_processes_of_a_cluster_find_each_other():
 
     port = str(free_port())
     with ThreadPoolExecutor(2) as pool:
-        for result in pool.map(process, "01"):
-            assert "2 x cpu (cpu)" in result.stdout, result.stderr
+        first, second = pool.map(process, "01")
+    # The first one alone speaks; the second one says what the first found wrong.
+    assert "2 x cpu (cpu)" in first.stdout and "2 x cpu (cpu)" not in second.stdout
+    assert "error: process 0: --output: is required" in second.stderr
 
 
 MISTAKES = {
