@@ -14,12 +14,17 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.benchmarks import methods
 from experiments.benchmarks.common import Options, Spec
 from experiments.benchmarks.contenders import JaxContender
-from experiments.benchmarks.convolutions import FORMS
+from experiments.benchmarks.convolutions import forms, shapes
 from experiments.benchmarks.roofline import costs, floor_seconds
 from experiments.benchmarks.step import LIMITS, agrees, differences, row
 from experiments.benchmarks.timing import interleave, median_ms, ratio, table
+from jaxmark.methods.adversarial import Adversarial
+from jaxmark.methods.heatmap import HeatmapRegression
+from jaxmark.methods.noothout import RegressionClassification
+from jaxmark.methods.scn import RECIPES, resolved
 
 ROOT = Path(__file__).parents[1]
 SPEC = Spec((16, 16, 8), batch=2, landmarks=3, widths=(4, 8), head=8, margin=4)
@@ -43,17 +48,24 @@ def test_naive_flax_does_the_same(own: JaxContender, expected: dict[str, Any]) -
     assert naive.run("step", 2) > 0 and naive.memory() > 0
 
 
+@pytest.mark.parametrize("side", [3, 7])
 @pytest.mark.parametrize("direction", ["value", "weight gradient"])
-def test_all_forms_are_one_convolution(direction: str) -> None:
+def test_all_forms_are_one_convolution(direction: str, side: int) -> None:
     x, kernel, gradient = (
         jax.random.normal(jax.random.key(i), shape)
-        for i, shape in enumerate([(2, 8, 6, 4, 9), (3, 3, 3, 9, 10), (2, 8, 6, 4, 10)])
+        for i, shape in enumerate([(2, 8, 6, 4, 9), (side, side, side, 9, 10), (2, 8, 6, 4, 10)])
     )
-    forms = FORMS[direction]
+    found = forms(direction, side)
     other = kernel if direction == "value" else gradient
-    expected = forms["lax 3-D"](x, other)
-    for name, form in forms.items():
+    expected = found["lax 3-D"](x, other)
+    for name, form in found.items():
         np.testing.assert_allclose(form(x, other), expected, atol=1e-3, err_msg=name)
+
+
+def test_convolutions_of_the_paper() -> None:
+    found = shapes(Spec((96, 80, 48)), Spec((192, 160, 96)))
+    assert found[2] == ((96, 80, 48), 3, 32, 16)
+    assert found[-1] == ((24, 20, 12), 7, 64, 64)
 
 
 def test_torch_does_the_same(own: JaxContender, expected: dict[str, Any]) -> None:
@@ -78,6 +90,117 @@ def test_other_weights_do_not_agree(own: JaxContender, expected: dict[str, Any])
     shifted = {**expected, "heatmaps": 1.5 * expected["heatmaps"], "loss": 2 * expected["loss"]}
     found = differences(shifted, expected, start)
     assert found["heatmaps"] == pytest.approx(0.5) and found["loss"] == pytest.approx(1)
+
+
+def test_methods_at_the_papers_size_have_their_defaults() -> None:
+    paper = Spec((192, 160, 96))
+    assert methods.heatmap(paper) == HeatmapRegression()
+    assert methods.adversarial(paper) == Adversarial()
+    assert methods.noothout(paper) == RegressionClassification()
+    for recipe in RECIPES:
+        found = methods.scn(paper, recipe)
+        assert resolved(found) == RECIPES[recipe] and (found.levels, found.spatial_levels) == (4, 4)
+
+
+def test_methods_in_small_volumes() -> None:
+    later = methods.scn(Spec((48, 40, 32), widths=(2, 4)), "later")
+    assert (later.filters, later.levels, later.downsample, later.spatial_levels) == (12, 4, 4, 2)
+    small = methods.scn(Spec((12, 10, 6), widths=(2,)), "2019")
+    assert (small.filters, small.levels, small.downsample) == (8, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Noothout, local",
+        "SCN 2019",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in methods.CONTENDERS
+            if name not in ("Noothout, local", "SCN 2019")
+        ),
+    ],
+)
+def test_a_methods_phase_trains_its_networks(name: str) -> None:
+    spec = Spec((16, 16, 8), landmarks=2, widths=(2, 4), head=2, margin=2)
+    contender = methods.MethodContender(spec, name)
+    found = contender.facts()
+    before = jax.tree.map(np.asarray, contender.state.params)
+    for work in methods.CONTENDERS[name].works:
+        assert contender.run(work, 1) > 0 and found["bytes"][work] > 0
+    after = contender.state.params
+    trained = methods.CONTENDERS[name].networks
+    for network in [name for name in before if isinstance(before[name], dict)]:
+        pairs = zip(*map(jax.tree.leaves, (before[network], after[network])), strict=True)
+        assert any((a != b).any() for a, b in pairs) == (network in trained)
+    assert found["parameters"] == sum(
+        leaf.size for network in trained for leaf in jax.tree.leaves(before[network])
+    )
+    is_scn = name.startswith("SCN")
+    assert (found["said"] is not None) == is_scn
+    assert not is_scn or 0.2 < found["said"] / found["bytes"]["step"] < 5
+    assert (found["changes"] == "spatial_levels 2 instead of 4") == (name == "SCN later")
+
+
+def test_methods_that_do_not_fit_are_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = {name: methods.CONTENDERS[name] for name in ("heatmap", "Noothout, global")}
+    monkeypatch.setattr(methods, "CONTENDERS", chosen)
+    spec = Spec((12, 8, 8), landmarks=2, widths=(2, 4), head=2, margin=2)
+    options = Options((spec,), (1,), 2, seconds=1)
+    note, found = methods.rows(spec, options)
+    assert isinstance(note, str) and "Noothout, global is left out" in note
+    assert "config.data.crop" in note
+    assert isinstance(found, dict) and found["method"] == "heatmap" and found["repeats"] == "2/2"
+    assert found["step_ms"] == pytest.approx(1e3 * np.median(found["seconds"]["step"]))
+    assert found["said_MB"] is None
+
+
+def test_what_needs_more_memory_than_is_free_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "heatmap"
+    monkeypatch.setattr(methods, "CONTENDERS", {name: methods.CONTENDERS[name]})
+    monkeypatch.setattr(methods, "Worker", Idle)
+    monkeypatch.setattr(methods, "free_bytes", lambda spec: 2.5e9)
+    *notes, found = methods.rows(SPEC, Options((SPEC,), (1,), 2, seconds=1))
+    assert notes == [f"{SPEC}: heatmap: step is not timed: needs 3.0 GB, 2.5 are free"]
+    assert isinstance(found, dict) and found["step_ms"] is None and found["inference_ms"] == 1000
+    assert found["step_MB"] == 3000 and found["repeats"] == "0/2"
+
+
+class Idle:
+    """In place of a worker: says what a process would, at once."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __enter__(self) -> "Idle":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        sizes = {"step": 3_000_000_000, "inference": 1}
+        facts = {"bytes": sizes, "said": None, "parameters": 1, "compile_s": 1.0, "changes": ""}
+        return facts if method == "facts" else float(arguments[1])
+
+
+def test_memory_that_is_free() -> None:
+    assert methods.free_bytes(Spec((8, 8, 8), platform="gpu")) == float("inf")
+    assert methods.free_bytes(SPEC) > 1e6
+
+
+def test_against_a_published_network() -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("landmarker")
+    from experiments.benchmarks import published
+
+    counts = published.parameters()
+    assert counts["ours"] == counts["by hand"] != counts["landmarker"]
+    weights = published.random_weights()
+    image = np.random.default_rng(1).standard_normal((1, *published.SHAPE, 1), np.float32)
+    for reflect in (False, True):
+        found = published.compared(weights, image, reflect)
+        assert max(found["local"], found["spatial"]) < published.LIMIT
 
 
 def test_medians_and_ratios() -> None:

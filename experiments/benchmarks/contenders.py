@@ -80,9 +80,9 @@ def network(name: str, spec: Spec, dtype: DTypeLike) -> ResidualUNet | NaiveUNet
     return kind(spec.widths, spec.landmarks, spec.head, dtype=dtype)
 
 
-def own_method(spec: Spec, dtype: DTypeLike) -> Method:
-    """jaxmark's, by its public way; the crop stays in the middle."""
-    task = Task(
+def task(spec: Spec, dtype: DTypeLike) -> Task:
+    """What a method has to find; the crop stays in the middle."""
+    return Task(
         landmarks=tuple(map(str, range(spec.landmarks))),
         crop=spec.volume,
         margin=spec.margin,
@@ -90,8 +90,13 @@ def own_method(spec: Spec, dtype: DTypeLike) -> Method:
         augment=Augment(translation_voxels=0),
         dtype=dtype,
     )
+
+
+def own_method(spec: Spec, dtype: DTypeLike) -> Method:
+    """jaxmark's, by its public way."""
     names = ("widths", "head", "sigma_mm", "alpha", "learning_rate")
-    return HeatmapRegression(**{name: getattr(spec, name) for name in names}).build(task)
+    settings = HeatmapRegression(**{name: getattr(spec, name) for name in names})
+    return settings.build(task(spec, dtype))
 
 
 def gaussians(points: Array, spec: Spec) -> Array:
@@ -148,13 +153,19 @@ METHODS = {"jaxmark": own_method, "naive": naive_method}
 class JaxContender:
     """ "jaxmark" or "naive" with its state on one device; lives in a `timing.Worker`."""
 
+    phase = 0  # of the method: the one whose step is run
+
     def __init__(self, spec: Spec, name: str):
         self.spec, self.name = spec, name
         self.batch = Batch(**jax.device_put(example(spec)))
         self.key = jax.random.key(1)
-        self.shapes = jax.eval_shape(METHODS[name](spec, jnp.dtype(spec.dtype)).init, self.key)
+        self.shapes = jax.eval_shape(self.method(spec.dtype).init, self.key)
         self.state = self.initial()
         self._programs: dict[tuple[str, str], Any] = {}
+
+    def method(self, dtype: str) -> Method:
+        """The contender's, in this arithmetic."""
+        return METHODS[self.name](self.spec, jnp.dtype(dtype))
 
     def initial(self) -> State:
         """As of `Method.init` but with `weights()`: Adam starts with zeros."""
@@ -181,10 +192,11 @@ class JaxContender:
         """`work`, compiled as `training.loop` and `training.inference` do for one device."""
         if (work, dtype) in self._programs:
             return self._programs[work, dtype]
-        method, margin = METHODS[self.name](self.spec, jnp.dtype(dtype)), self.spec.margin
+        method, margin = self.method(dtype), self.spec.margin
+        phase = method.phases[self.phase]
 
         def train(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
-            return method.phases[0].step(state, batch, jax.random.fold_in(key, state.step))
+            return phase.step(state, batch, jax.random.fold_in(key, state.step))
 
         def predict(params: Params, image: Array) -> tuple[Array, Array]:
             found = method.predict(params, centre_crop(image, margin).astype(jnp.float32))
@@ -223,11 +235,14 @@ class JaxContender:
         return seconds
 
     def run_afresh(self) -> None:
-        """One step from where the loop starts: the method's own initialisation."""
-        init = METHODS[self.name](self.spec, jnp.dtype(self.spec.dtype)).init
-        mesh = Mesh(jax.devices()[:1], ("data",))
-        self.state = sharded_init(init, mesh)(self.key)
+        """One step from where the loop starts."""
+        self.state = self.afresh()
         self.run("step", 1)
+
+    def afresh(self) -> State:
+        """As the method itself initialises it."""
+        mesh = Mesh(jax.devices()[:1], ("data",))
+        return sharded_init(self.method(self.spec.dtype).init, mesh)(self.key)
 
     def outcome(self, dtype: str) -> dict[str, Any]:
         """What one step and inference from the same start give; see `step.differences`."""
@@ -247,9 +262,9 @@ class JaxContender:
             "weights": self._flat(state.params),
         }
 
-    def memory(self) -> int:
-        """Bytes that a step needs at once: arguments, results, temporaries."""
-        sizes = self.program("step", self.spec.dtype).memory_analysis()
+    def memory(self, work: str = "step") -> int:
+        """Bytes that it needs at once: arguments, results, temporaries."""
+        sizes = self.program(work, self.spec.dtype).memory_analysis()
         held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
         return held + sizes.temp_size_in_bytes
 

@@ -1,4 +1,4 @@
-"""Part (f): one 3^3 convolution in all the forms that were tried, pass by pass.
+"""Part (f): one convolution in all the forms that were tried, pass by pass.
 
 `jaxmark.core.conv` holds the forms that won; the others live here, so that the choice can be made
 again on another device.
@@ -18,10 +18,16 @@ from experiments.benchmarks.timing import Worker, WorkerError, interleave, job, 
 from jaxmark.core import conv
 
 METHOD = (
-    "Same-padded stride-1 convolution in shapes of the finest two levels, each form jitted, all "
-    "in one process (PyTorch in its own), interleaved; medians in ms. The input gradient is the "
-    "value with channels swapped and a mirrored kernel. chosen: jaxmark.core.conv on this device."
+    "Same-padded stride-1 convolution, 3^3 in shapes of the finest two levels and 7^3 in that of "
+    "a SpatialConfiguration-Net's spatial part (an eighth of the largest volume, 4 times the "
+    "channels). Each form is jitted, compared with lax 3-D, and left out where it differs by more "
+    "than rounding. All in one process (PyTorch in its own), interleaved; medians in ms. The input "
+    "gradient is the value with channels swapped and a mirrored kernel. chosen: jaxmark.core.conv "
+    "on this device."
 )
+# Largest differences that are rounding, as shares of the largest value.
+LIMITS = {"float32": 1e-3, "bfloat16": 3e-2}
+Form = Callable[[Array, Array], Array]
 
 
 def three_2d(x: Array, k: Array) -> Array:
@@ -33,15 +39,15 @@ def three_2d(x: Array, k: Array) -> Array:
 
 
 def im2col(x: Array, k: Array, planes: int = 1) -> Array:
-    """Columns of all 27 taps, `planes` along X at a time, times the kernel."""
+    """Columns of all taps, `planes` along X at a time, times the kernel."""
     _, nx, ny, nz, _ = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0)))
+    size = k.shape[:3]
+    padded = jnp.pad(x, ((0, 0), *((n // 2, n // 2) for n in size), (0, 0)))
     weight = k.reshape(-1, k.shape[-1])
 
     def block(first: Array) -> Array:
-        part = lax.dynamic_slice_in_dim(padded, first, planes + 2, axis=1)
-        shifts = np.ndindex(3, 3, 3)
-        taps = [part[:, i : i + planes, j : j + ny, m : m + nz] for i, j, m in shifts]
+        part = lax.dynamic_slice_in_dim(padded, first, planes + size[0] - 1, axis=1)
+        taps = [part[:, i : i + planes, j : j + ny, m : m + nz] for i, j, m in np.ndindex(*size)]
         return jnp.dot(jnp.concatenate(taps, axis=-1), weight)
 
     y = lax.map(block, planes * jnp.arange(nx // planes))
@@ -68,32 +74,62 @@ def winograd_xyz(x: Array, k: Array) -> Array:
     return y.reshape(b, nx, ny, nz, -1)
 
 
-def weight_gradient_of(form: Callable[[Array, Array], Array], x: Array, dy: Array) -> Array:
+def fft_xyz(x: Array, k: Array) -> Array:
+    """Fourier transforms along all three axes, jnp.fft's; what wraps around meets zeros."""
+    inner, rim = x.shape[1:4], [n // 2 for n in k.shape[:3]]
+    period = [n + r for n, r in zip(inner, rim, strict=True)]
+    seen = jnp.fft.rfftn(x.astype(jnp.float32), period, axes=(1, 2, 3))
+    taps = jnp.fft.rfftn(k.astype(jnp.float32), period, axes=(0, 1, 2))
+    y = jnp.einsum("bxyzi,xyzio->bxyzo", seen, taps.conj())
+    y = jnp.roll(jnp.fft.irfftn(y, period, axes=(1, 2, 3)), rim, (1, 2, 3))
+    return y[:, : inner[0], : inner[1], : inner[2]].astype(x.dtype)
+
+
+def dft_of_kernel_xyz(x: Array, k: Array) -> Array:
+    """The same with the kernel's transform, the larger, as products of complex matrices."""
+    inner, size = x.shape[1:4], k.shape[:3]
+    period = [n + t // 2 for n, t in zip(inner, size, strict=True)]
+    waves = (period[0], period[1], period[2] // 2 + 1)
+    seen = jnp.fft.rfftn(x.astype(jnp.float32), period, axes=(1, 2, 3))
+    matrices = [
+        np.exp(2j * np.pi * np.outer(np.arange(w), np.arange(t) - t // 2) / p)
+        for w, t, p in zip(waves, size, period, strict=True)
+    ]
+    taps = jnp.einsum("zt,pqtio->pqzio", matrices[2].astype(np.complex64), k)
+    taps = jnp.einsum("yt,ptzio->pyzio", matrices[1].astype(np.complex64), taps)
+    taps = jnp.einsum("xt,tyzio->xyzio", matrices[0].astype(np.complex64), taps)
+    y = jnp.fft.irfftn(jnp.einsum("bxyzi,xyzio->bxyzo", seen, taps), period, axes=(1, 2, 3))
+    return y[:, : inner[0], : inner[1], : inner[2]].astype(x.dtype)
+
+
+def weight_gradient_of(form: Form, x: Array, dy: Array, side: int) -> Array:
     """What JAX and XLA make of a form's transposition."""
-    kernel = jax.ShapeDtypeStruct((3, 3, 3, x.shape[-1], dy.shape[-1]), x.dtype)
+    kernel = jax.ShapeDtypeStruct((side, side, side, x.shape[-1], dy.shape[-1]), x.dtype)
     (dk,) = jax.linear_transpose(lambda k: form(x, k), kernel)(dy)
     return dk
 
 
-def weight_gradient_27(x: Array, dy: Array) -> Array:
+def weight_gradient_by_taps(x: Array, dy: Array, side: int) -> Array:
     """One matrix product a tap."""
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0)))
+    rim = side // 2
+    padded = jnp.pad(x, ((0, 0), *[(rim, rim)] * 3, (0, 0)))
     nx, ny, nz = x.shape[1:4]
     taps = [
         jnp.einsum("bxyzi,bxyzo->io", padded[:, i : i + nx, j : j + ny, m : m + nz], dy)
-        for i, j, m in np.ndindex(3, 3, 3)
+        for i, j, m in np.ndindex(side, side, side)
     ]
-    return jnp.stack(taps).reshape(3, 3, 3, x.shape[-1], -1)
+    return jnp.stack(taps).reshape(side, side, side, x.shape[-1], -1)
 
 
-def chosen_weight_gradient(x: Array, dy: Array) -> Array:
+def chosen_weight_gradient(x: Array, dy: Array, side: int) -> Array:
     """Of `conv.conv_same`."""
-    kernel = jnp.zeros((3, 3, 3, x.shape[-1], dy.shape[-1]), x.dtype)
+    kernel = jnp.zeros((side, side, side, x.shape[-1], dy.shape[-1]), x.dtype)
     return jax.vjp(conv.conv_same, x, kernel)[1](dy)[1]
 
 
-FORMS: dict[str, dict[str, Callable[[Array, Array], Array]]] = {
-    "value": {
+# By kernel side.
+VALUES: dict[int, dict[str, Form]] = {
+    3: {
         "chosen": conv.conv_same,
         "lax 3-D": conv.conv_direct,
         "three 2-D": three_2d,
@@ -103,48 +139,93 @@ FORMS: dict[str, dict[str, Callable[[Array, Array], Array]]] = {
         "Winograd X": conv.winograd,
         "Winograd XYZ": winograd_xyz,
     },
-    "weight gradient": {
-        "chosen": chosen_weight_gradient,
-        "lax 3-D": functools.partial(weight_gradient_of, conv.conv_direct),
-        "planes in": functools.partial(weight_gradient_of, conv.planes_as_inputs),
-        "planes out": functools.partial(weight_gradient_of, conv.planes_as_outputs),
-        "27 products": weight_gradient_27,
+    7: {
+        "chosen": conv.conv_same,
+        "lax 3-D": conv.conv_direct,
+        "planes out": conv.planes_as_outputs,
+        "im2col": im2col,
+        "FFT XYZ": fft_xyz,
+        "DFT XYZ of kernel": dft_of_kernel_xyz,
+        "DFT YZ": conv.conv_by_dft,
     },
+}
+# Those of them whose transposition, made by JAX, is tried as a weight gradient.
+TRANSPOSED = {
+    3: ("lax 3-D", "planes in", "planes out"),
+    7: ("lax 3-D", "FFT XYZ", "DFT XYZ of kernel", "DFT YZ"),
 }
 
 
-def rows(spec: Spec, options: Options) -> Iterator[Row | str]:
-    """Times of every form for shapes of this volume's two finest levels."""
+def forms(direction: str, side: int) -> dict[str, Form]:
+    """Of "value" (volume, kernel) or of "weight gradient" (volume, gradient of the value)."""
+    values = VALUES[side]
+    if direction == "value":
+        return values
+
+    def columns(x: Array, dy: Array) -> Array:
+        return conv.weight_gradient_by_columns(x, dy, (side,) * 3)
+
+    transposed = {
+        name: functools.partial(weight_gradient_of, values[name], side=side)
+        for name in TRANSPOSED[side]
+    }
+    return {
+        "chosen": functools.partial(chosen_weight_gradient, side=side),
+        **transposed,
+        "columns": columns,
+        "product a tap": functools.partial(weight_gradient_by_taps, side=side),
+    }
+
+
+def shapes(spec: Spec, largest: Spec) -> list[tuple[tuple[int, ...], int, int, int]]:
+    """What is measured: voxels, kernel side, channels in and out."""
     fine, coarse = spec.volume, tuple(n // 2 for n in spec.volume)
+    eighth = tuple(-(-n // 8) for n in largest.volume)
     c = spec.widths
-    for volume, c_in, c_out in ((fine, 1, c[0]), (fine, c[0], c[0]), (fine, 2 * c[0], c[0]),
-                                (coarse, c[1], c[1])):  # fmt: skip
-        shapes = (spec.batch, *volume, c_in), (3, 3, 3, c_in, c_out)
-        for direction, forms in FORMS.items():
+    return [
+        (fine, 3, 1, c[0]),
+        (fine, 3, c[0], c[0]),
+        (fine, 3, 2 * c[0], c[0]),
+        (coarse, 3, 2 * c[0], 2 * c[0]),
+        (eighth, 7, 4 * c[0], 4 * c[0]),
+    ]
+
+
+def rows(spec: Spec, options: Options) -> Iterator[Row | str]:
+    """Times of every form, pass by pass."""
+    for volume, side, c_in, c_out in shapes(spec, options.volumes[-1]):
+        data = (spec.batch, *volume, c_in), (side, side, side, c_in, c_out)
+        size = "x".join(map(str, volume))
+        what = f"{size}, {side}^3, {c_in} to {c_out}"
+        for direction in ("value", "weight gradient"):
             here = "experiments.benchmarks.convolutions:"
-            places = {name: (here + "JaxForms", name) for name in forms}
-            places["PyTorch"] = (here + "TorchForms", "")
+            places = {name: here + "JaxForms" for name in forms(direction, side)}
+            places["PyTorch"] = here + "TorchForms"
             workers: dict[str, Worker] = {}
             jobs = {}
             try:
-                for name, (factory, form) in places.items():
+                for name, factory in places.items():
                     if factory not in workers:
                         try:
-                            workers[factory] = Worker(factory, *shapes, spec.dtype, direction)
+                            workers[factory] = Worker(factory, *data, spec.dtype, direction)
                         except WorkerError:
                             continue  # without PyTorch
+                    worker = workers[factory]
                     try:
-                        workers[factory].call("run", form, 1)
-                        jobs[name] = job(workers[factory], form, 0.05)
-                    except WorkerError as error:
-                        yield f"{volume}, {c_in} to {c_out}: {name}: {error}"
-                times = interleave(jobs, options, f"{c_in} to {c_out} {direction}")
+                        error = 0.0 if name == "PyTorch" else worker.call("error", name)
+                        if not error <= LIMITS[spec.dtype]:
+                            raise WorkerError(f"differs by {error:.1e} of the largest value")
+                        worker.call("run", name, 1)
+                        jobs[name] = job(worker, name, 0.05)
+                    except WorkerError as problem:
+                        yield f"{what}: {direction}: {name} is not timed: {problem}"
+                times = interleave(jobs, options, f"{what} {direction}")
             finally:
                 for worker in workers.values():
                     worker.__exit__()
-            size = "x".join(map(str, volume))
             yield {
                 "volume": size,
+                "kernel": f"{side}^3",
                 "channels": f"{c_in} to {c_out}",
                 "pass": direction,
                 "ms": ", ".join(f"{name} {median_ms(times[name]):.3g}" for name in times),
@@ -162,7 +243,15 @@ class JaxForms:
             jax.random.normal(key, shape, jnp.dtype(dtype))
             for key, shape in zip(keys, (x, second), strict=True)
         ]
-        self._forms = {name: jax.jit(form) for name, form in FORMS[direction].items()}
+        found = forms(direction, kernel[0])
+        self._forms = {name: jax.jit(form) for name, form in found.items()}
+
+    def error(self, form: str) -> float:
+        """The largest difference to the textbook, as a share of its largest value."""
+        found, expected = (
+            self._forms[name](*self._data).astype(jnp.float32) for name in (form, "lax 3-D")
+        )
+        return float(jnp.abs(found - expected).max() / jnp.abs(expected).max())
 
     def run(self, form: str, count: int) -> float:
         """Seconds of `count` in a row, after one: whoever runs first finds the caches cold."""
@@ -187,15 +276,16 @@ class TorchForms:
         b, *volume, c_in = x
         self._wait = torch.cuda.synchronize if gpu else lambda: None
         image = torch.randn(b, c_in, *volume, **place).contiguous(memory_format=last)
-        weight = torch.randn(kernel[-1], c_in, 3, 3, 3, **place).contiguous(memory_format=last)
+        side = kernel[0]
+        weight = torch.randn(kernel[-1], c_in, *kernel[:3], **place).contiguous(memory_format=last)
         gradient = torch.randn(b, kernel[-1], *volume, **place).contiguous(memory_format=last)
 
         def value() -> object:
             with torch.inference_mode():
-                return torch.nn.functional.conv3d(image, weight, padding=1)
+                return torch.nn.functional.conv3d(image, weight, padding=side // 2)
 
         def weight_gradient() -> object:
-            return torch.nn.grad.conv3d_weight(image, weight.shape, gradient, padding=1)
+            return torch.nn.grad.conv3d_weight(image, weight.shape, gradient, padding=side // 2)
 
         self._function = value if direction == "value" else weight_gradient
 

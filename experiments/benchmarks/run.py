@@ -29,9 +29,14 @@ PARTS: dict[str, tuple[str, str, Callable[[Options], Sequence[Spec]]]] = {
     "scaling": ("the same by batch and by landmarks K", "step", Options.scaled),
     "startup": ("time to the first step", "startup", lambda options: options.volumes),
     "convolutions": (
-        "forms of one convolution",
+        "forms of a convolution",
         "convolutions",
         lambda options: options.volumes[-2:][:1],
+    ),
+    "methods": (
+        "training step and inference of all methods",
+        "methods",
+        lambda options: options.volumes[-1:],
     ),
     "roofline": ("what the device could do", "roofline", lambda options: options.volumes),
 }

@@ -40,6 +40,12 @@ WINOGRAD_FROM = 5e7
 LOOP_FROM_ROWS = 200
 # Voxels, at most, whose columns are made at once.
 ROWS_AT_ONCE = 4096
+# Kernels of so many taps in a plane go by Fourier transforms of planes of at most so many voxels:
+# as matrix products, transforms cost the square of those.
+DFT_FROM_TAPS = 49
+DFT_TO_ROWS = 500
+# Products of a transform whose part of the kernel is made at once.
+PRODUCTS_AT_ONCE = 64
 
 
 def conv_same(x: Array, kernel: Array) -> Array:
@@ -104,11 +110,16 @@ def weight_gradient_direct(x: Array, dy: Array, size: Sequence[int]) -> Array:
 
 
 def conv_on_cpu(x: Array, kernel: Array) -> Array:
-    """Sums over Y and Z by 2-D convolutions over all planes; the sum over X as is cheapest."""
+    """Sums over Y and Z by 2-D convolutions over all planes; the sum over X as is cheapest.
+
+    Those of large kernels by Fourier transforms.
+    """
     kx, _, _, c_in, c_out = kernel.shape
     dtype = x.dtype
     x, kernel = _at_least_float32(x), _at_least_float32(kernel)
-    if c_in < 8:
+    if suits_dft(x.shape, kernel.shape[:3]):
+        y = conv_by_dft(x, kernel)
+    elif c_in < 8:
         y = planes_as_inputs(x, kernel)
     elif kx == 3 and x.size * kernel.size / c_in >= WINOGRAD_FROM:
         y = winograd(x, kernel)
@@ -181,8 +192,87 @@ def combine(weights: np.ndarray, arrays: Sequence[Array]) -> Array:
     return functools.reduce(jnp.add, terms)
 
 
+def suits_dft(volume: Sequence[int], size: Sequence[int]) -> bool:
+    """Whether `conv_by_dft` is the fastest for x of this shape and a kernel of this size."""
+    _, _, ny, nz, _ = volume
+    return size[1] * size[2] >= DFT_FROM_TAPS and ny * nz <= DFT_TO_ROWS
+
+
+def conv_by_dft(x: Array, kernel: Array) -> Array:
+    """The sums over Y and Z by Fourier transforms of planes, the sum over X by columns.
+
+    A plane's voxel then takes about 1.5 products for all taps in the plane, or a little more for
+    its rim, and transforms, too, are products of matrices. In a loop over frequencies: the kernel's
+    transform is many times the kernel, and would leave the cache.
+    """
+    kx, ky, kz, c_in, c_out = kernel.shape
+    b, nx, ny, nz, _ = x.shape
+    voxels = x.reshape(b * nx, ny * nz, c_in).swapaxes(0, 1).reshape(ny * nz, -1)
+    taps = kernel.reshape(kx, ky * kz, -1).swapaxes(0, 1).reshape(ky * kz, -1)
+
+    def add_products(total: Array, matrices: tuple[Array, ...]) -> tuple[Array, None]:
+        of_voxels, of_taps, back = matrices
+        seen = jnp.dot(of_voxels, voxels).reshape(-1, b, nx, c_in)
+        seen = jnp.pad(seen, ((0, 0), (0, 0), (kx // 2, kx // 2), (0, 0)))
+        columns = jnp.concatenate([seen[:, :, i : i + nx] for i in range(kx)], axis=-1)
+        weights = jnp.dot(of_taps, taps).reshape(-1, kx * c_in, c_out)
+        products = jnp.einsum("mni,mio->mno", columns.reshape(-1, b * nx, kx * c_in), weights)
+        return total + jnp.dot(back.T, products.reshape(-1, b * nx * c_out)), None
+
+    zero = jnp.zeros((ny * nz, b * nx * c_out), x.dtype)
+    matrices = [jnp.asarray(m, x.dtype) for m in dft_matrices((ny, nz), (ky, kz))]
+    y, _ = lax.scan(add_products, zero, tuple(matrices))
+    return y.reshape(ny * nz, b * nx, c_out).swapaxes(0, 1).reshape(b, nx, ny, nz, c_out)
+
+
+def dft_matrices(plane: tuple[int, int], size: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    """V, T and W of y = W^T ((T k) * (V x)), planes x convolved with kernels k of `size`.
+
+    Their rows, one for each product, are in blocks of `PRODUCTS_AT_ONCE`, zeros at the end. Planes
+    repeat with a period that is longer by half a kernel, so that what wraps around is 0. Of a
+    frequency and its negative, one stands for both. A product of complex numbers is three real
+    ones instead of four (Gauss); the sums and differences that these take are in the matrices.
+    """
+    period = np.add(plane, np.array(size) // 2)
+    wave = np.indices(period).reshape(2, -1).T
+    number, negative = wave @ [period[1], 1], -wave % period @ [period[1], 1]
+    real = (number == negative)[number <= negative]
+    wave = wave[number <= negative]
+
+    def angles(shape: tuple[int, int], origin: np.ndarray) -> np.ndarray:
+        points = np.indices(shape).reshape(2, -1) - origin[:, None]
+        return 2 * np.pi * (wave / period) @ points
+
+    def blocks(of_real: np.ndarray, *others: np.ndarray) -> np.ndarray:
+        rows = np.concatenate([of_real[real], *(rows[~real] for rows in others)])
+        rows = np.pad(rows, ((0, -len(rows) % PRODUCTS_AT_ONCE), (0, 0)))
+        return rows.reshape(-1, PRODUCTS_AT_ONCE, rows.shape[1])
+
+    voxel, tap = angles(plane, np.zeros(2)), angles(size, np.array(size) // 2)
+    # x becomes a + ib, k becomes c + id. Their product is p - r and i (p + q) of p = c (a + b),
+    # q = a (d - c), r = b (c + d).
+    a, b, c, d = np.cos(voxel), -np.sin(voxel), np.cos(tap), np.sin(tap)
+    return (
+        blocks(a, a + b, a, b),
+        blocks(c, c, d - c, c + d),
+        blocks(a, 2 * (a + b), 2 * b, -2 * a) / period.prod(),
+    )
+
+
 def weight_gradient_on_cpu(x: Array, dy: Array, size: Sequence[int]) -> Array:
-    """Gradient of the kernel: shifted planes of `dy` times columns of `x`, as matrix products.
+    """Gradient of the kernel: by columns, that of large kernels by Fourier transforms."""
+    dtype = x.dtype
+    x, dy = _at_least_float32(x), _at_least_float32(dy)
+    if suits_dft(x.shape, size):
+        kernel = jax.ShapeDtypeStruct((*size, x.shape[-1], dy.shape[-1]), x.dtype)
+        (dk,) = jax.linear_transpose(functools.partial(conv_by_dft, x), kernel)(dy)
+    else:
+        dk = weight_gradient_by_columns(x, dy, size)
+    return dk.astype(dtype)
+
+
+def weight_gradient_by_columns(x: Array, dy: Array, size: Sequence[int]) -> Array:
+    """Shifted planes of `dy` times columns of `x`, as matrix products.
 
     The shifts over X are on the side of `dy`, those over Y and Z on that of `x`, which makes both
     factors wide. Planes or parts of them in a loop: all columns together would leave the cache.
@@ -190,8 +280,6 @@ def weight_gradient_on_cpu(x: Array, dy: Array, size: Sequence[int]) -> Array:
     kx, ky, kz = size
     b, nx, ny, nz, c_in = x.shape
     c_out = dy.shape[-1]
-    dtype = x.dtype
-    x, dy = _at_least_float32(x), _at_least_float32(dy)
     rows = ny * nz
     padded = _pad(x, (0, 0), ky // 2, kz // 2).reshape(b * nx, ny + ky - 1, nz + kz - 1, c_in)
     # One transposition of all planes, so that no product needs one; shifts are then slices.
@@ -224,7 +312,7 @@ def weight_gradient_on_cpu(x: Array, dy: Array, size: Sequence[int]) -> Array:
         zero = jnp.zeros((kx * c_out, ky * kz * c_in), x.dtype)
         total, _ = lax.scan(add_part, zero, jnp.arange(b * nx * parts))
     dk = total.reshape(kx, c_out, ky, kz, c_in)[::-1]
-    return dk.transpose(0, 2, 3, 4, 1).astype(dtype)
+    return dk.transpose(0, 2, 3, 4, 1)
 
 
 @jax.custom_vjp

@@ -167,6 +167,7 @@ def test_batches_of_convolutions():
     [
         (conv.conv_same, (3, 3, 3, 9, 4)),
         (conv.conv_same, (1, 1, 1, 9, 4)),
+        (conv.conv_same, (7, 7, 7, 9, 4)),
         (conv.conv_strided_2, (2, 2, 2, 9, 4)),
         (conv.conv_transpose_2, (2, 2, 2, 9, 4)),
         (conv.max_pool_2, None),
@@ -222,9 +223,57 @@ def test_of_a_mirrored_convolution_no_padded_volume_is_kept():
     assert sum(leaf.size for leaf in jax.tree.leaves(kept)) == x.size + kernel.size
 
 
+@pytest.mark.parametrize(
+    ("volume", "kernel"),
+    [
+        ((8, 7, 9), (7, 7, 7)),
+        ((5, 12, 8), (7, 7, 7)),
+        ((3, 1, 4), (7, 7, 7)),
+        ((4, 5, 6), (1, 7, 9)),
+        ((6, 4, 5), (3, 11, 7)),
+    ],
+)
+def test_large_kernels_by_fourier_transforms(volume, kernel):
+    assert conv.suits_dft((2, *volume, 2), kernel)
+    assert_equal_with_gradients(conv.conv_same, textbook_same, (2, *volume, 2), (*kernel, 2, 3))
+
+
+@pytest.mark.parametrize("products", [1, 7, 1000])
+def test_blocks_of_products_of_any_size(products, monkeypatch):
+    monkeypatch.setattr(conv, "PRODUCTS_AT_ONCE", products)
+    assert_equal_with_gradients(conv.conv_by_dft, textbook_same, (1, 3, 4, 5, 2), (3, 3, 3, 2, 3))
+
+
+def test_products_of_a_transform():
+    """A real frequency takes one, a pair of complex ones three; both periods are even here."""
+    voxels, taps, back = conv.dft_matrices((9, 5), (7, 7))
+    used = np.abs(voxels).sum(2) > 0
+    assert used.sum() == 4 + 3 * (12 * 8 - 4) // 2
+    assert voxels.shape[2] == back.shape[2] == 45 and taps.shape[2] == 49
+
+
+def test_what_goes_by_fourier_transforms():
+    assert conv.suits_dft((1, 30, 26, 18, 64), (7, 7, 7))
+    assert not conv.suits_dft((1, 30, 26, 18, 64), (7, 3, 3))
+    assert not conv.suits_dft((1, 30, 46, 30, 64), (7, 7, 7))
+
+
+def test_a_kernels_transform_is_not_stored():
+    x, kernel = jnp.ones((1, 2, 20, 20, 16)), jnp.ones((7, 7, 7, 16, 16))
+    transform = 4 * 7 * 16 * 16 * conv.dft_matrices((20, 20), (7, 7))[1].size // 49
+    for of_kernel in (
+        conv.conv_by_dft,
+        jax.grad(lambda x, k: (conv.conv_same(x, k) ** 2).sum(), 1),
+    ):
+        memory = jax.jit(of_kernel).lower(x, kernel).compile().memory_analysis()
+        assert memory.temp_size_in_bytes < 0.75 * transform
+
+
+@pytest.mark.parametrize("rows", [0, 10**6])
 @pytest.mark.parametrize("channels", [(4, 9), (9, 4)])
-def test_seven_cubed_in_float32(channels):
-    """Large kernels take the forms of small ones: 343 taps must not add up to an error."""
+def test_seven_cubed_in_float32(channels, rows, monkeypatch):
+    """The sums over 343 taps, direct and by Fourier transforms, must not add up to an error."""
+    monkeypatch.setattr(conv, "DFT_TO_ROWS", rows)
     rng = np.random.default_rng(0)
     x, dy = rng.normal(size=(1, 8, 7, 9, channels[0])), rng.normal(size=(1, 8, 7, 9, channels[1]))
     kernel = rng.normal(size=(7, 7, 7, *channels))
