@@ -8,6 +8,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from absl import flags
@@ -17,6 +18,12 @@ from jaxmark.core.geometry import rotation_from_quaternion
 
 # Grain reads absl flags, which nobody parses in a test.
 flags.FLAGS.mark_as_parsed()
+
+# The same examples every time, however slow the machine is.
+hypothesis.settings.register_profile(
+    "same", derandomize=True, deadline=None, max_examples=50, database=None
+)
+hypothesis.settings.load_profile("same")
 
 
 @pytest.fixture
