@@ -47,7 +47,7 @@ from jaxmark.trained import get_config
 _SECONDS = flags.DEFINE_float("seconds", 300, "In all; every kind gets the same share.")
 _SEED = flags.DEFINE_integer("seed", 0, "Other seeds make other files.")
 _ONLY = flags.DEFINE_list("only", [], "Kinds to try; empty: all.")
-_FAILURES = flags.DEFINE_string("failures", "fuzz_failures", "Where files that fail are kept.")
+_FAILURES = flags.DEFINE_string("failures", "runs/fuzz", "Where files that fail are kept.")
 _SERVE = flags.DEFINE_string("serve", None, "Internal: read files of this kind, named on stdin.")
 
 # For one file; the machine may be busy.

@@ -14,6 +14,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from absl import flags
@@ -24,6 +25,12 @@ from jaxmark.core.geometry import rotation_from_quaternion
 
 # Grain reads absl flags, which nobody parses in a test.
 flags.FLAGS.mark_as_parsed()
+
+# The same examples every time, however slow the machine is.
+hypothesis.settings.register_profile(
+    "same", derandomize=True, deadline=None, max_examples=50, database=None
+)
+hypothesis.settings.load_profile("same")
 
 
 def pytest_sessionfinish() -> None:

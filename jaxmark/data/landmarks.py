@@ -36,7 +36,7 @@ _MAX_NAME = 200
 # Names of files have 255 bytes at most, and what is made of a case has longer ones than the case.
 _MAX_CASE_BYTES = 180
 # Names of devices on Windows, with whatever extension.
-_DEVICES = re.compile("(con|prn|aux|nul|com[0-9]|lpt[0-9])([.].*)?", re.IGNORECASE)
+_DEVICES = re.compile("(con|prn|aux|nul|com[1-9]|lpt[1-9])([.].*)?", re.IGNORECASE)
 # Names stand in tables, and spreadsheets take such a cell for a formula; a number does no harm.
 _FORMULA = re.compile("(?![-+]?[0-9.]+$)[-=+@].")
 # No line of a table is so long; one of 64 MiB would be as many cells.
