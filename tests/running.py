@@ -37,7 +37,7 @@ class Process:
     def __init__(self, folder, name, *arguments, devices=1, program=PROGRAM):
         folder.mkdir(parents=True, exist_ok=True)
         self.out, self.err = folder / f"{name}.out", folder / f"{name}.err"
-        with self.out.open("w") as out, self.err.open("w") as err:
+        with self.out.open("wb") as out, self.err.open("wb") as err:
             self.popen = subprocess.Popen(
                 [sys.executable, "-c", program, "--nohuge_pages", *map(str, arguments)],
                 stdout=out,
@@ -59,7 +59,9 @@ class Process:
 
     def lines(self):
         """What it said on stderr, without progress bars."""
-        return [line for line in self.err.read_text().splitlines() if line and "%|" not in line]
+        return [
+            line for line in self.err.read_text("utf-8").splitlines() if line and "%|" not in line
+        ]
 
     def errors(self):
         return [line for line in self.lines() if line.startswith("error: ")]

@@ -71,12 +71,12 @@ def test_two_processes_do_the_whole_run_of_one_with_two_devices(tmp_path):
     one = Process(tmp_path, "one", *settings("one"), devices=2)
     two = pair(tmp_path, *settings("two"))
     assert [process.wait() for process in (one, *two)] == [0, 0, 0], two[1].lines()
-    assert "2 x cpu (cpu)" in two[0].out.read_text()
+    assert "2 x cpu (cpu)" in two[0].out.read_text("utf-8")
     assert_same(numbers(tmp_path / "two"), numbers(tmp_path / "one"))
     assert files(tmp_path / "two") == files(tmp_path / "one")
     # Only the first one speaks.
-    assert "MRE" in two[0].out.read_text() and "%|" in two[0].err.read_text()
-    assert "MRE" not in two[1].out.read_text() and "%|" not in two[1].err.read_text()
+    assert "MRE" in two[0].out.read_text("utf-8") and "%|" in two[0].err.read_text("utf-8")
+    assert "MRE" not in two[1].out.read_text("utf-8") and "%|" not in two[1].err.read_text("utf-8")
 
 
 def test_processes_of_different_commands_end_with_one_line(tmp_path):
@@ -135,7 +135,7 @@ def test_a_killed_process_ends_the_job_and_fewer_continue_it(tmp_path, victim):
         for name in ("work", "whole")
     ]
     assert [process.wait() for process in processes] == [0, 0]
-    assert "continuing at step" in processes[0].out.read_text()
+    assert "continuing at step" in processes[0].out.read_text("utf-8")
     # Not what it predicts: of two spots that are as bright, rounding chooses.
     assert_same(losses(work), losses(whole))
 

@@ -68,7 +68,7 @@ def assert_same(work, whole):
 
 
 def continued(process):
-    return "continuing at step" in process.out.read_text()
+    return "continuing at step" in process.out.read_text("utf-8")
 
 
 def until(condition, process):
@@ -176,7 +176,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_the_run_ends_alike(whole
     assert process.wait() == 0
     (warning,) = [line for line in process.lines() if line.startswith("warning: ")]
     assert f"{STEPS}: is damaged: params cannot be read" in warning
-    assert f"continuing at step {steps[-2]} of {STEPS}" in process.out.read_text()
+    assert f"continuing at step {steps[-2]} of {STEPS}" in process.out.read_text("utf-8")
     assert_same(work, whole / "whole")
     assert [path.name for path in (work / "damaged_checkpoints").iterdir()] == [f"{STEPS}-0"]
 
@@ -189,7 +189,9 @@ def test_a_full_disk_ends_training_with_a_line_and_keeps_what_was(whole, disk):
     done = with_disk(disk, "1500k", "sh", "-c", script, "sh", *command)
     assert done.returncode == 1
     said = done.stderr.replace("\r", "\n").splitlines()
-    (error,) = [line for line in said if line.strip() and "%|" not in line]
+    said = [line for line in said if line.strip() and "%|" not in line]
+    assert len(said) == 1, said
+    (error,) = said
     assert error.startswith("error: ") and error.endswith(
         "(No space left on device); earlier checkpoints are intact"
     )

@@ -187,7 +187,7 @@ class Writer:
         )
         self.folder = workdir.absolute() / FOLDER
         self._manager = ocp.CheckpointManager(self.folder, options=options)
-        self._hook = sys.excepthook
+        self._hook, self._failed = sys.excepthook, False
         sys.excepthook = functools.partial(_without_late_answers, self._hook)
 
     def save(
@@ -232,8 +232,9 @@ class Writer:
         with self._failing():
             self._manager.wait_until_finished()
             self._manager.close()
-        # Not after a failure: answers may still come.
-        sys.excepthook = self._hook
+        # After a failure answers may still come.
+        if not self._failed:
+            sys.excepthook = self._hook
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
@@ -241,6 +242,7 @@ class Writer:
         try:
             yield
         except (OSError, ValueError) as error:
+            self._failed = True
             raise InputError(
                 self.folder,
                 f"cannot be written ({one_line(error)}); earlier checkpoints are intact",

@@ -164,6 +164,7 @@ def start(folder, devices, kinds, **environment):
         env={
             **os.environ,
             "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(Path(__file__).parents[1]),
             # Fast code is of no use here, and would take twice as long to compile.
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
             "--xla_backend_optimization_level=1",
