@@ -8,10 +8,9 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the tests' time is the compiler's, and many tests, and the processes that they start,
 # compile the same programs.
-_COMPILED = None
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    _COMPILED = tempfile.mkdtemp(prefix="jaxmark-compiled-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
+    "JAX_COMPILATION_CACHE_DIR"
+) or tempfile.mkdtemp(prefix="jaxmark-compiled-")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 from collections.abc import Callable
@@ -37,9 +36,10 @@ hypothesis.settings.load_profile("same")
 
 
 def pytest_sessionfinish() -> None:
-    """Compiled programs are of this session alone; the first of its processes clears them."""
-    if _COMPILED:
-        shutil.rmtree(_COMPILED, ignore_errors=True)
+    """Compiled programs are of this session alone; its first process clears them away."""
+    folder = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    if folder.name.startswith("jaxmark-compiled-") and "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +38,10 @@ from jaxmark.training.sharding import replicated
 FOLDER = "checkpoints"
 # Where training puts what it found damaged, so that its step can be saved again.
 DAMAGED = "damaged_checkpoints"
+
+# How long TensorStore's threads may still answer after a failure. At the end of the process there
+# is no hook to keep what they print from people.
+LATE_SECONDS = 1.0
 
 T = TypeVar("T")
 
@@ -243,6 +248,7 @@ class Writer:
             yield
         except (OSError, ValueError) as error:
             self._failed = True
+            time.sleep(LATE_SECONDS)
             raise InputError(
                 self.folder,
                 f"cannot be written ({one_line(error)}); earlier checkpoints are intact",
