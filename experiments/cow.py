@@ -13,7 +13,7 @@ device decides: `paper` on an accelerator, `small` on a CPU.
 - `small`: coarser voxels, fewer scans, a cross-entropy in place of the paper's loss. Four minutes
   on a 2-core CPU; expect 2.1 mm on the test cases, where the mean position is 5.6 mm off.
 - `small_adversarial`: the same voxels, the paper's loss, and a discriminator on cells. Ten minutes
-  on one core; expect 2.3 mm where without the discriminator it is 5.2 mm. `small_reverse`: on CTA.
+  on one core; expect 2.5 mm where without the discriminator it is 5.3 mm. `small_reverse`: on CTA.
 - `tiny`: for tests; it shows that everything runs, not that anything is learned.
 
 Your own scans: --config.data.root=FOLDER --config.data.register=rigid
