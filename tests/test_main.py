@@ -181,8 +181,11 @@ def test_processes_of_a_cluster_find_each_other():
 
     port = str(free_port())
     with ThreadPoolExecutor(2) as pool:
-        for result in pool.map(process, "01"):
-            assert "2 x cpu (cpu)" in result.stdout, result.stderr
+        first, second = pool.map(process, "01")
+    assert "2 x cpu (cpu)" in first.stdout, first.stderr
+    # The first one finds that --output is missing, and tells the other.
+    assert (first.returncode, second.returncode) == (1, 1)
+    assert "error: process 0: --output: is required" in second.stderr
 
 
 MISTAKES = {
