@@ -165,6 +165,7 @@ def test_processes_of_a_cluster_find_each_other():
         first, second = pool.map(process, "01")
     # The first one alone speaks; the second one says what the first found wrong.
     assert "2 x cpu (cpu)" in first.stdout and "2 x cpu (cpu)" not in second.stdout
+    assert (first.returncode, second.returncode) == (1, 1)
     assert "error: process 0: --output: is required" in second.stderr
 
 

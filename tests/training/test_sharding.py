@@ -24,7 +24,7 @@ from jaxmark.methods.heatmap import HeatmapRegression
 from jaxmark.methods.method import Batch, LandmarkSets, Task
 from jaxmark.methods.noothout import RegressionClassification
 from jaxmark.training.inference import Predictor, Volume
-from jaxmark.training.processes import join
+from jaxmark.training.processes import done, join
 from jaxmark.training.sharding import (
     data_mesh,
     put_batch,
@@ -51,6 +51,7 @@ def main(folder, kinds):
         if jax.process_index() == 0:
             (folder / f"{kind}.json").write_text(json.dumps(facts))
             np.savez(folder / kind, **arrays)
+    done()
 
 
 def build(kind, rng):
