@@ -388,7 +388,7 @@ class Reader:
         command = [sys.executable, "-m", "experiments.fuzz", f"--serve={self._name}"]
         with self._log.open("w") as log:
             self._process = process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, encoding="utf-8"
             )
         if self._answer(process, 120) is None:
             raise RuntimeError(f"the reader does not start: {self._log.read_text()}")
@@ -458,7 +458,7 @@ def _keep(folder: Path, tried: dict[Path, bytes], what: str) -> None:
     home.mkdir(parents=True)
     for path, content in tried.items():
         (home / path.name).write_bytes(content)
-    (home / "what.txt").write_text(what)
+    (home / "what.txt").write_text(what, encoding="utf-8")
     print(f"failed: {home}: {lines[-1][:200]}", flush=True)
 
 

@@ -62,7 +62,7 @@ def test_what_was_sealed_comes_back_and_a_change_is_seen(tmp_path: Path) -> None
     tree = {"schema_version": 3, "x": [0.1, -1e-300], "name": "ä", "none": None}
     write_json(path, sealed(tree))
     assert read_sealed(path, 3) == tree
-    path.write_text(path.read_text().replace("0.1", "0.2"))
+    path.write_bytes(path.read_bytes().replace(b"0.1", b"0.2"))
     refused(lambda: read_sealed(path, 3), path, "is damaged")
     write_json(path, tree)
     refused(lambda: read_sealed(path, 3), path, "is damaged")
