@@ -193,9 +193,14 @@ def combine(weights: np.ndarray, arrays: Sequence[Array]) -> Array:
 
 
 def suits_dft(volume: Sequence[int], size: Sequence[int]) -> bool:
-    """Whether `conv_by_dft` is the fastest for x of this shape and a kernel of this size."""
-    _, _, ny, nz, _ = volume
-    return size[1] * size[2] >= DFT_FROM_TAPS and ny * nz <= DFT_TO_ROWS
+    """Whether `conv_by_dft` is the form for x of this shape and a kernel of this size.
+
+    Not where planes are smaller than the kernel: some of its taps meet nothing but zeros there, and
+    their gradients should be 0, not rounding, which Adam would take for a direction.
+    """
+    (_, _, ny, nz, _), (_, ky, kz) = volume, size
+    large = ky * kz >= DFT_FROM_TAPS
+    return large and ny >= ky and nz >= kz and ny * nz <= DFT_TO_ROWS
 
 
 def conv_by_dft(x: Array, kernel: Array) -> Array:
@@ -203,7 +208,8 @@ def conv_by_dft(x: Array, kernel: Array) -> Array:
 
     A plane's voxel then takes about 1.5 products for all taps in the plane, or a little more for
     its rim, and transforms, too, are products of matrices. In a loop over frequencies: the kernel's
-    transform is many times the kernel, and would leave the cache.
+    transform is many times the kernel, and would leave the cache. Rounding is about that of the
+    direct sums, but relative to the largest value of all, not to each.
     """
     kx, ky, kz, c_in, c_out = kernel.shape
     b, nx, ny, nz, _ = x.shape
