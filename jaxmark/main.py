@@ -8,6 +8,7 @@ is saved, and the same command continues.
 import contextlib
 import dataclasses
 import difflib
+import os
 import runpy
 import sys
 import time
@@ -38,6 +39,7 @@ from jaxmark.data.unpaired import place_unpaired, read_unpaired
 from jaxmark.methods.method import LandmarkSets, Method, Task
 from jaxmark.results import batch, calibration, contact_sheet, evaluate, predict, report
 from jaxmark.training import processes
+from jaxmark.training.checkpoints import UnwritableError
 from jaxmark.training.inference import Predictor, volumes
 from jaxmark.training.loop import train
 from jaxmark.training.sharding import data_mesh, local_mesh
@@ -147,6 +149,11 @@ def _main(argv: Sequence[str]) -> None:
 def _stop(*problems: object) -> None:
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
+    if any(isinstance(problem, UnwritableError) for problem in problems):
+        # At the end of Python each of TensorStore's threads would print a trace.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
     sys.exit(1)
 
 

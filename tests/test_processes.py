@@ -10,6 +10,7 @@ import pytest
 from running import PROGRAM, Process, free_port, wait_for
 from running import TINY as CONFIG
 
+from jaxmark.core.interrupts import EXIT_CODE
 from jaxmark.training.processes import FAREWELL_SECONDS, HEARTBEAT_SECONDS
 
 TINY = (CONFIG, "--config.train.batch=2")
@@ -177,3 +178,16 @@ def test_processes_share_new_scans_and_a_killed_one_leaves_what_it_did(tmp_path)
     rows, expected = (table(folder / "batch" / "landmarks.csv") for folder in (output, alone))
     assert rows == expected
     assert files(output) == files(alone)
+
+
+@pytest.mark.slow
+def test_a_sigterm_to_one_process_makes_all_save_the_same_step_and_end_with_3(tmp_path):
+    settings = (*TINY, "--config.method.steps=3000", "--config.train.validate_every=1000")
+    work = tmp_path / "work"
+    two = pair(tmp_path, *settings, f"--workdir={work}", f"--config.data.cache={tmp_path}")
+    log = work / "logs" / "metrics.jsonl"
+    wait_for(lambda: log.exists() and len(losses(work)) > 2, *two)
+    two[1].popen.send_signal(signal.SIGTERM)
+    assert [process.wait() for process in two] == [EXIT_CODE, EXIT_CODE]
+    (saved,) = (path.name for path in (work / "checkpoints").iterdir() if path.name.isdigit())
+    assert max(int(name.split()[1]) for name in losses(work)) <= int(saved) < 1000

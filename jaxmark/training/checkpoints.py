@@ -18,7 +18,6 @@ import json
 import math
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,11 +38,11 @@ FOLDER = "checkpoints"
 # Where training puts what it found damaged, so that its step can be saved again.
 DAMAGED = "damaged_checkpoints"
 
-# How long TensorStore's threads may still answer after a failure. At the end of the process there
-# is no hook to keep what they print from people.
-LATE_SECONDS = 1.0
-
 T = TypeVar("T")
+
+
+class UnwritableError(InputError):
+    """A checkpoint can't be written. TensorStore's threads may still be at it."""
 
 
 class DamagedError(InputError):
@@ -192,8 +191,8 @@ class Writer:
         )
         self.folder = workdir.absolute() / FOLDER
         self._manager = ocp.CheckpointManager(self.folder, options=options)
-        self._hook, self._failed = sys.excepthook, False
-        sys.excepthook = functools.partial(_without_late_answers, self._hook)
+        self._hook, self._failed = sys.unraisablehook, False
+        sys.unraisablehook = functools.partial(_without_late_answers, self._hook)
 
     def save(
         self,
@@ -205,7 +204,7 @@ class Writer:
         """Start writing `state`; arrays are copied before this returns, so they may be donated.
 
         Raises:
-          InputError: this checkpoint, or the one before, could not be written.
+          UnwritableError: this checkpoint, or the one before, could not be written.
         """
         self._errors_mm[int(state.step)] = math.inf if mre_mm is None else mre_mm
         whole = {
@@ -232,14 +231,14 @@ class Writer:
         """Wait until everything is written.
 
         Raises:
-          InputError: the last checkpoint could not be written.
+          UnwritableError: the last checkpoint could not be written.
         """
         with self._failing():
             self._manager.wait_until_finished()
             self._manager.close()
         # After a failure answers may still come.
         if not self._failed:
-            sys.excepthook = self._hook
+            sys.unraisablehook = self._hook
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
@@ -248,8 +247,7 @@ class Writer:
             yield
         except (OSError, ValueError) as error:
             self._failed = True
-            time.sleep(LATE_SECONDS)
-            raise InputError(
+            raise UnwritableError(
                 self.folder,
                 f"cannot be written ({one_line(error)}); earlier checkpoints are intact",
             ) from error
@@ -277,13 +275,13 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:80]}"
 
 
-def _without_late_answers(hook: Callable[..., None], *failure: Any) -> None:
-    """An exception hook for threads of TensorStore.
+def _without_late_answers(hook: Callable[[Any], None], failure: Any) -> None:
+    """A hook for exceptions that nobody can catch, of threads of TensorStore.
 
     They answer an event loop that a failure has closed, and would print a trace for each array.
     """
-    if str(failure[1]) != "Event loop is closed":
-        hook(*failure)
+    if str(failure.exc_value) != "Event loop is closed":
+        hook(failure)
 
 
 def warn(line: object) -> None:
