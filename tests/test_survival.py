@@ -181,6 +181,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_the_run_ends_alike(whole
     assert [path.name for path in (work / "damaged_checkpoints").iterdir()] == [f"{STEPS}-0"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_training_with_a_line_and_keeps_what_was(whole, disk):
     command = [sys.executable, "-m", "jaxmark.main", "--nohuge_pages", *SETTINGS]
     command += [f"--workdir={disk / 'work'}", f"--config.data.cache={whole / 'cache'}"]
