@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from spots import CROP, MARGIN, SPACING, TASK, batch
 
 from jaxmark.config import Augment
 from jaxmark.core.errors import InputError
 from jaxmark.core.heatmaps import gaussians
-from jaxmark.methods.method import Batch, State, Task
+from jaxmark.methods.method import Batch, State
 from jaxmark.methods.scn import (
     RECIPES,
     Model,
@@ -24,15 +25,7 @@ from jaxmark.methods.scn import (
     training_step,
 )
 
-CROP, MARGIN, SPACING = (16, 16, 8), 2, (1.0, 1.0, 2.0)
 VOXEL_MM = 2.0 ** (1 / 3)
-TASK = Task(
-    landmarks=("a", "b"),
-    crop=CROP,
-    margin=MARGIN,
-    spacing_mm=SPACING,
-    augment=Augment(translation_voxels=2),
-)
 # Most of these tests' time is the compiler's.
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 TINY = SpatialConfiguration(
@@ -49,21 +42,6 @@ TINY = SpatialConfiguration(
     target_sum=400.0,
     sigma_penalty=16.0,
 )
-
-
-def batch(count=4, seed=0):
-    """Volumes with a large bright spot and a small dim one, the two landmarks."""
-    rng = np.random.default_rng(seed)
-    full = tuple(n + 2 * MARGIN for n in CROP)
-    points = jnp.asarray(rng.uniform(6, np.array(full) - 6, (count, 2, 3)), jnp.float32)
-    big = gaussians(points[:, :1], full, SPACING, 2.5)
-    dim = gaussians(points[:, 1:], full, SPACING, 1.2)
-    return Batch(
-        image=(big + 0.5 * dim).astype(jnp.float16),
-        landmarks_ijk=points,
-        present=jnp.ones((count, 2), bool),
-        absent=jnp.zeros((count, 2), bool),
-    )
 
 
 def by_hand(heatmaps, points, present, absent, sigma, target_sum, penalty):
