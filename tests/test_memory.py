@@ -116,10 +116,10 @@ def test_what_a_discriminator_sees_is_not_stored(shown, monkeypatch):
     features, shown_landmarks = jnp.ones((1, *SHAPE, 4)), jnp.ones((1, K), bool)
 
     def by_slabs(features):
-        return critic.fake(d, g, features, shown_landmarks).sum()
+        return critic.fake(d, features, generator.head(g), shown_landmarks).sum()
 
     def whole(features):
-        heatmaps = generator.heatmaps(g, features)(features)
+        heatmaps = generator.heatmaps(features, generator.head(g))(features)
         if shown == "cells":
             heatmaps = cell_masses(heatmaps, (4, 4, 2), 2.0)
         return critic._net.apply(d, heatmaps).sum()

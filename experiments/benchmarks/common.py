@@ -65,6 +65,11 @@ class Options:
         counts = [dataclasses.replace(base, landmarks=count) for count in LANDMARKS]
         return (*batches, *counts)
 
+    def for_gpu(self) -> tuple[Spec, ...]:
+        """The last volume in all batches, as a GPU would compute it."""
+        last = dataclasses.replace(self.volumes[-1], platform="gpu")
+        return tuple(dataclasses.replace(last, batch=batch) for batch in self.batches)
+
 
 def cores() -> int:
     """That this process may use."""

@@ -190,10 +190,17 @@ class JaxContender:
 
     def program(self, work: str, dtype: str) -> Any:
         """`work`, compiled as `training.loop` and `training.inference` do for one device."""
-        if (work, dtype) in self._programs:
-            return self._programs[work, dtype]
+        if (work, dtype) not in self._programs:
+            with self._precision(dtype):
+                traced = self.traced(work, dtype, (self.shapes, self.batch, self.key))
+                self._programs[work, dtype] = traced.compile()
+        return self._programs[work, dtype]
+
+    def traced(self, work: str, dtype: str, data: tuple[State, Batch, Array]) -> Any:
+        """`work` on such data (arrays, or their shapes and where they are), not compiled yet."""
         method, margin = self.method(dtype), self.spec.margin
         phase = method.phases[self.phase]
+        state, batch, key = data
 
         def train(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
             return phase.step(state, batch, jax.random.fold_in(key, state.step))
@@ -203,14 +210,9 @@ class JaxContender:
             # XLA leaves sub-voxel decoding out, as nothing asks for it.
             return found.argmax_ijk, found.score
 
-        with self._precision(dtype):
-            if work == "inference":
-                traced = jax.jit(predict).lower(self.shapes.params, self.batch.image)
-            else:
-                step = jax.jit(train, donate_argnums=0)
-                traced = step.lower(self.shapes, self.batch, self.key)
-            self._programs[work, dtype] = traced.compile()
-        return self._programs[work, dtype]
+        if work == "inference":
+            return jax.jit(predict).lower(state.params, batch.image)
+        return jax.jit(train, donate_argnums=0).lower(state, batch, key)
 
     def prepare(self, work: str) -> float:
         """Seconds to trace and compile what `run` runs."""
@@ -263,10 +265,8 @@ class JaxContender:
         }
 
     def memory(self, work: str = "step") -> int:
-        """Bytes that it needs at once: arguments, results, temporaries."""
-        sizes = self.program(work, self.spec.dtype).memory_analysis()
-        held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-        return held + sizes.temp_size_in_bytes
+        """Bytes that it needs at once."""
+        return bytes_at_once(self.program(work, self.spec.dtype))
 
     def _precision(self, dtype: str) -> Any:
         """What is timed is left as it is; equality on a GPU is shown without TensorFloat-32."""
@@ -281,6 +281,13 @@ class JaxContender:
         if self.name != "naive":
             return weights
         return {k: v[::-1, ::-1, ::-1] if "Up_" in k else v for k, v in weights.items()}
+
+
+def bytes_at_once(compiled: Any) -> int:
+    """What a program needs: arguments, results, temporaries."""
+    sizes = compiled.memory_analysis()
+    held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    return held + sizes.temp_size_in_bytes
 
 
 def short(name: str) -> str:

@@ -38,6 +38,11 @@ PARTS: dict[str, tuple[str, str, Callable[[Options], Sequence[Spec]]]] = {
         "methods",
         lambda options: options.volumes[-1:],
     ),
+    "compiled": (
+        "what is compiled for a GPU",
+        "compiled",
+        Options.for_gpu,
+    ),
     "roofline": ("what the device could do", "roofline", lambda options: options.volumes),
 }
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import logsumexp
 
-from jaxmark.core.slabs import Head, map_slabs
+from jaxmark.core.slabs import Head, map_slabs, whole
 
 
 def gaussians(
@@ -107,9 +107,7 @@ def decode(
       probability.
     """
     rows, log_sums = map_slabs(lambda slab, _: _survey(head(slab), softmax), features)
-    # (slabs, B, n, Y, K) -> (B, X, Y, K)
-    rows = rows.swapaxes(0, 1).reshape(features.shape[0], *features.shape[1:3], -1)
-    argmax, score = _argmax_of_rows(rows, features, head)
+    argmax, score = _argmax_of_rows(whole(rows), features, head)
     window, start = windows(features, argmax, head, spacing_mm, sigma_mm)
     if softmax:
         # The mean shift asks for no scale: relative to the maximum nothing over- or underflows.

@@ -36,6 +36,11 @@ def map_slabs(function: Callable[[Array, Array], Any], volume: Array, *, multipl
     return lax.map(lambda args: again(*args), (split, planes * jnp.arange(slabs)))
 
 
+def whole(slabs: Array) -> Array:
+    """What `map_slabs` returned of a function to slabs: (slabs, B, n, ...) to (B, X, ...)."""
+    return slabs.swapaxes(0, 1).reshape(slabs.shape[1], -1, *slabs.shape[3:])
+
+
 def slab_planes(shape: tuple[int, ...], multiple: int = 1) -> int:
     """Planes along X of a slab: the most that divide X evenly and hold no more than they should."""
     most = SLAB_VOXELS_CPU if jax.default_backend() == "cpu" else SLAB_VOXELS

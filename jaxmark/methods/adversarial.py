@@ -25,7 +25,7 @@ from jaxmark.core.heatmaps import (
     gaussians,
 )
 from jaxmark.core.losses import adversarial_loss, discriminator_loss
-from jaxmark.core.slabs import map_slabs
+from jaxmark.core.slabs import Head, map_slabs, whole
 from jaxmark.methods.heatmap import (
     Generator,
     HeatmapRegression,
@@ -134,17 +134,18 @@ class Adversarial(HeatmapRegression):
 class Critic(Protocol):
     """D as pure functions of its parameters: the logits of true and of predicted landmarks.
 
-    Both come slab by slab, so heatmaps are never whole. Each of the B predicted cases is paired
-    with R true ones (`Adversarial.real_sets`). `shown` (R B, K) are the landmarks that both cases
-    of a pair have: all others are taken out of both, so that absence tells D nothing.
+    True heatmaps come slab by slab and are never whole, nor is what is made of predicted ones.
+    Each of the B predicted cases is paired with R true ones (`Adversarial.real_sets`). `shown`
+    (R B, K) are the landmarks that both cases of a pair have: all others are taken out of both, so
+    that absence tells D nothing.
     """
 
     def init(self, key: Array) -> Params:
         """Parameters of D."""
         ...
 
-    def fake(self, d: Params, g: Params, features: Array, shown: Array) -> Array:
-        """Logits (R B,) of G(I); `features` are those of G."""
+    def fake(self, d: Params, features: Array, head: Head, shown: Array) -> Array:
+        """Logits (R B,) of G(I): of what G's `head` makes of `features`."""
         ...
 
     def real(
@@ -175,9 +176,9 @@ class HeatmapCritic:
         crop, landmarks = self.generator.task.crop, len(self.generator.task.landmarks)
         return self._net.init(key, jnp.zeros((1, *crop, landmarks)))
 
-    def fake(self, d: Params, g: Params, features: Array, shown: Array) -> Array:
+    def fake(self, d: Params, features: Array, head: Head, shown: Array) -> Array:
         """See `Critic`."""
-        heatmaps = self.generator.heatmaps(g, features)
+        heatmaps = self.generator.heatmaps(features, head)
         return self._judge(d, self._stem(d, lambda slab, _: heatmaps(slab), features, shown))
 
     def real(
@@ -209,7 +210,7 @@ class HeatmapCritic:
             seen = heatmaps(slab, first) * shown[:, None, None, None]
             return jnp.asarray(self._net.apply(d, seen, method="stem"))
 
-        return _whole(map_slabs(one, features, multiple=2))
+        return whole(map_slabs(one, features, multiple=2))
 
     def _judge(self, d: Params, stem: Array) -> Array:
         return jnp.asarray(self._net.apply(d, stem, method="judge"))
@@ -238,15 +239,15 @@ class CellCritic:
         grid = (n // c for n, c in zip(task.crop, self._cell, strict=True))
         return self._net.init(key, jnp.zeros((1, *grid, len(task.landmarks))))
 
-    def fake(self, d: Params, g: Params, features: Array, shown: Array) -> Array:
+    def fake(self, d: Params, features: Array, head: Head, shown: Array) -> Array:
         """See `Critic`."""
-        heatmaps = self.generator.heatmaps(g, features)
+        heatmaps = self.generator.heatmaps(features, head)
         masses = map_slabs(
             lambda slab, _: cell_masses(heatmaps(slab), self._cell, self.settings.sharpness),
             features,
             multiple=self._cell[0],
         )
-        cells = jnp.tile(_whole(masses), (self.settings.real_sets, 1, 1, 1, 1))
+        cells = jnp.tile(whole(masses), (self.settings.real_sets, 1, 1, 1, 1))
         return self._judge(d, _distribution(cells, self._whole, shown))
 
     def real(
@@ -273,11 +274,6 @@ class CellCritic:
         return jnp.asarray(self._net.apply(d, cells))
 
 
-def _whole(slabs: Array) -> Array:
-    """(slabs, B, n, Y, Z, C) -> (B, X, Y, Z, C)."""
-    return slabs.swapaxes(0, 1).reshape(slabs.shape[1], -1, *slabs.shape[3:])
-
-
 def _distribution(masses: Array, whole: float, shown: Array) -> Array:
     """Masses (B, X, Y, Z, K) with a sum of 1 for each landmark that is shown, 0 for the others.
 
@@ -295,10 +291,10 @@ def adversarial_step(
     g_optimizer: optax.GradientTransformation,
     d_optimizer: optax.GradientTransformation,
 ) -> Callable[[State, Batch, Array], tuple[State, Metrics]]:
-    """A step of D and then one of G against the new D, with one pass through G.
+    """A step of D and then one of G against the new D, with one pass through G and one back.
 
-    G's features don't change while D learns, so what `jax.vjp` kept of the pass serves both: the
-    new D's gradient is pulled back through it.
+    G's heatmaps don't change while D learns, so what `jax.vjp` kept of the pass serves both: what
+    the new D and Eq. 2 ask of the heatmaps is pulled back through it.
     """
     task = generator.task
 
@@ -309,11 +305,14 @@ def adversarial_step(
         shown = jnp.tile(batch.present, (settings.real_sets, 1)) & real_present
         g, d = state.params["generator"], state.params["discriminator"]
 
-        features, pull = jax.vjp(lambda p: generator.features(p, image), g)
+        maps, pull = jax.vjp(lambda p: generator.maps(p, image), g)
+
+        def read(maps: Array) -> Array:
+            return maps.astype(jnp.float32)
 
         def loss_d(d: Params) -> tuple[Array, tuple[Array, Array]]:  # Eq. 4
-            real, squared_gradient = critic.real(d, real_ijk, features, shown)
-            fake = critic.fake(d, g, features, shown)
+            real, squared_gradient = critic.real(d, real_ijk, maps, shown)
+            fake = critic.fake(d, maps, read, shown)
             loss = discriminator_loss(real, fake, label_smoothing=settings.label_smoothing)
             return loss + settings.r1 / 2 * squared_gradient, (real, fake)
 
@@ -321,17 +320,15 @@ def adversarial_step(
         update, d_opt_state = d_optimizer.update(d_gradient, state.optimizer["discriminator"], d)
         d = optax.apply_updates(d, update)
 
-        def loss_heat(g: Params, features: Array) -> Array:  # Eq. 2
-            return generator.loss(g, features, landmarks_ijk, batch.present, batch.absent)
+        def loss_heat(maps: Array) -> Array:  # Eq. 2
+            return generator.loss(maps, read, landmarks_ijk, batch.present, batch.absent)
 
-        def loss_adv(g: Params, features: Array) -> Array:  # Eq. 3, second term
-            return settings.lambda_adv * adversarial_loss(critic.fake(d, g, features, shown))
+        def loss_adv(maps: Array) -> Array:  # Eq. 3, second term
+            return settings.lambda_adv * adversarial_loss(critic.fake(d, maps, read, shown))
 
-        heat, heat_gradient = jax.value_and_grad(loss_heat, argnums=(0, 1))(g, features)
-        adv, adv_gradient = jax.value_and_grad(loss_adv, argnums=(0, 1))(g, features)
-        of_head, of_features = jax.tree.map(jnp.add, heat_gradient, adv_gradient)
-        (of_body,) = pull(of_features)
-        g_gradient = jax.tree.map(jnp.add, of_head, of_body)
+        heat, heat_gradient = jax.value_and_grad(loss_heat)(maps)
+        adv, adv_gradient = jax.value_and_grad(loss_adv)(maps)
+        (g_gradient,) = pull(heat_gradient + adv_gradient)
         update, g_opt_state = g_optimizer.update(g_gradient, state.optimizer["generator"], g)
         g = optax.apply_updates(g, update)
 
@@ -349,12 +346,16 @@ def adversarial_step(
             "fake_accuracy": (fake < 0).mean(),
             "gradient_norm": optax.tree.norm(g_gradient),
             "discriminator_gradient_norm": optax.tree.norm(d_gradient),
-            # How much of what G's body learns comes from D.
-            "adversarial_to_heatmap_gradient": optax.tree.norm(adv_gradient[1])
-            / jnp.maximum(optax.tree.norm(heat_gradient[1]), 1e-30),
+            # How much of what G's heatmaps are asked to change comes from D.
+            "adversarial_to_heatmap_gradient": _norm(adv_gradient)
+            / jnp.maximum(_norm(heat_gradient), 1e-30),
         }
 
     return step
+
+
+def _norm(x: Array) -> Array:
+    return jnp.sqrt((x.astype(jnp.float32) ** 2).sum())
 
 
 def real_landmarks(

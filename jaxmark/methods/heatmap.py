@@ -17,7 +17,7 @@ from jaxmark.core.augmentation import augment
 from jaxmark.core.errors import InputError
 from jaxmark.core.heatmaps import decode, gaussian_sum
 from jaxmark.core.losses import heatmap_cross_entropy, weighted_heatmap_loss
-from jaxmark.core.slabs import Head, map_slabs
+from jaxmark.core.slabs import Head, map_slabs, whole
 from jaxmark.methods.method import Batch, Method, Metrics, Params, Phase, Prediction, State, Task
 from jaxmark.models.blocks import append_coordinates
 from jaxmark.models.unet import ResidualUNet
@@ -100,12 +100,19 @@ class Generator:
         """Features to heatmaps, or with the cross-entropy to logits of a softmax."""
         return lambda x: jnp.asarray(self._net.apply(params, x, method="heatmaps"))
 
-    def heatmaps(self, params: Params, features: Array) -> Head:
+    def maps(self, params: Params, image: Array) -> Array:
+        """What the head makes of volumes (B, X, Y, Z, 1), whole: (B, X, Y, Z, K).
+
+        In the network's arithmetic; between features and maps nothing is whole.
+        """
+        head, features = self.head(params), self.features(params, image)
+        return whole(map_slabs(lambda slab, _: head(slab).astype(self.task.dtype), features))
+
+    def heatmaps(self, features: Array, head: Head) -> Head:
         """Features (any slab of them) to heatmaps whose peaks should be 1, whatever the loss.
 
         `features` are those of the whole volumes, over which a softmax has to run.
         """
-        head = self.head(params)
         if self.settings.loss != "cross_entropy":
             return head
         total = gaussian_sum(self.task.spacing_mm, self.settings.sigma_mm)
@@ -114,7 +121,7 @@ class Generator:
         return lambda x: total * jnp.exp(head(x) - log_sum)
 
     def loss(
-        self, params: Params, features: Array, landmarks_ijk: Array, present: Array, absent: Array
+        self, features: Array, head: Head, landmarks_ijk: Array, present: Array, absent: Array
     ) -> Array:
         """L_heat of Eq. 2, or the cross-entropy in its place."""
         heatmap_loss: Callable[..., Array] = functools.partial(
@@ -129,7 +136,7 @@ class Generator:
             spacing_mm=self.task.spacing_mm,
             sigma_mm=self.settings.sigma_mm,
             absent=absent,
-            head=self.head(params),
+            head=head,
         )
 
     def predict(self, params: Params, image: Array) -> Prediction:
@@ -151,7 +158,8 @@ def pretraining_step(
 
     def loss(params: Params, image: Array, landmarks_ijk: Array, batch: Batch) -> Array:
         features = generator.features(params, image)
-        return generator.loss(params, features, landmarks_ijk, batch.present, batch.absent)
+        head = generator.head(params)
+        return generator.loss(features, head, landmarks_ijk, batch.present, batch.absent)
 
     def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
         image, landmarks_ijk = augmented(generator.task, batch, key)
