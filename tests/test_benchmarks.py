@@ -1,6 +1,7 @@
 """The benchmarks' contenders do the same work, and their figures are what they say."""
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -13,11 +14,14 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
-from experiments.benchmarks import methods
+from experiments.benchmarks import compiled, methods
+from experiments.benchmarks.adversarial import AdversarialContender
 from experiments.benchmarks.common import Options, Spec
-from experiments.benchmarks.contenders import JaxContender
+from experiments.benchmarks.contenders import JaxContender, short
 from experiments.benchmarks.convolutions import forms, shapes
+from experiments.benchmarks.profile import ProfiledContender
 from experiments.benchmarks.roofline import costs, floor_seconds
 from experiments.benchmarks.step import LIMITS, agrees, differences, row
 from experiments.benchmarks.timing import interleave, median_ms, ratio, table
@@ -76,6 +80,56 @@ def test_torch_does_the_same(own: JaxContender, expected: dict[str, Any]) -> Non
     twin.run("step", 1)  # an outcome is of the start, whatever went before
     found = differences(twin.outcome("float32"), expected, own.weights())
     assert agrees(found, "float32") and found["same_argmax"] == 1, found
+
+
+def test_torch_does_the_same_against_a_discriminator() -> None:
+    pytest.importorskip("torch")
+    from experiments.benchmarks.adversarial_twin import AdversarialTwin
+
+    own = AdversarialContender(SPEC, "jaxmark")
+    twin = AdversarialTwin(SPEC, own.weights())
+    twin.run("step", 1)
+    found = differences(twin.outcome("float32"), own.outcome("float32"), own.weights())
+    assert agrees(found, "float32"), found
+
+
+def test_parameters_of_both_networks_have_names_of_their_own() -> None:
+    own = AdversarialContender(SPEC, "jaxmark")
+    shapes = flatten_dict(own.shapes.params, sep="/")
+    assert {short(name) for name in shapes} == set(own.weights())
+    assert len(own.weights()) == len(shapes)
+    assert sum(name.startswith("discriminator/") for name in own.weights()) > 8
+
+
+def test_a_profile_times_the_kernels_of_the_program() -> None:
+    found = ProfiledContender(dataclasses.replace(SPEC, batch=1), "heatmap").kernels("inference")
+    assert {one["kind"] for one in found} >= {"product", "elementwise"}
+    assert all(one["ms"] > 0 for one in found) and sum(one["MB"] for one in found) > 0.01
+    assert any("ResidualBlock_0" in one["from"] for one in found)
+
+
+def test_without_its_compiler_nothing_is_compiled_for_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compiled.importlib.metadata, "entry_points", lambda **_: ())
+    options = Options((SPEC,), (1,), 1, 0.0)
+    assert list(compiled.rows(SPEC, options)) == [
+        "16x16x8, batch 2, K 3: needs JAX's CUDA plugin (pip install '.[cuda13]')"
+    ]
+
+
+@pytest.mark.slow
+def test_programs_are_compiled_for_a_gpu() -> None:
+    if not importlib.metadata.entry_points(group="jax_plugins"):
+        pytest.skip("needs JAX's CUDA plugin")
+    spec = Spec((32, 32, 16), widths=(8, 16), platform="gpu")
+    found = list(compiled.rows(spec, Options((spec,), (1,), 1, 0.0)))
+    notes = [one for one in found if isinstance(one, str)]
+    measured = [one for one in found if not isinstance(one, str)]
+    assert not notes and len(measured) == 6
+    for one in measured:
+        assert one["moved_MB"] > (one["floor_MB"] or 0) and one["peak_MB"] > 1
+        assert one["convolution"] > 0 and one["product"] > 0
 
 
 def test_other_weights_do_not_agree(own: JaxContender, expected: dict[str, Any]) -> None:

@@ -26,7 +26,8 @@ METHOD = (
     "floor_MB: the least, if all else were fused into the convolutions (roofline); ms_to_move, "
     "of moved_MB, at 3.35 TB/s, the memory's rate on paper. The columns after it are its parts. "
     "channels: where 3-D convolutions have them; XLA puts them first and transposes, with "
-    "--xla_gpu_force_conv_nhwc they stay last."
+    "--xla_gpu_force_conv_nhwc they stay last. products: of matrices, fused with what stands "
+    "around them, or apart (cuBLAS), where the compiler can't choose a fused form without a GPU."
 )
 HERE = "experiments.benchmarks.compiled:CompiledContender"
 WORKS = {
@@ -79,6 +80,7 @@ def row(spec: Spec, work: str, channels: str, known: dict[str, Any]) -> Row:
         **spec.columns,
         "work": work,
         "channels": channels,
+        "products": known["products"],
         "peak_MB": known["peak"] / 1e6,
         "moved_MB": moved / 1e6,
         "floor_MB": ratio(floor, 1e6),
@@ -111,10 +113,15 @@ class CompiledContender(MethodContender):
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there),
             (self.shapes, self.batch, self.key),
         )
+        traced = self.traced(work, self.spec.dtype, data)
+        options = {"xla_gpu_autotune_level": 0, **CHANNELS[channels]}
         begin = time.perf_counter()
-        compiled = self.traced(work, self.spec.dtype, data).compile(
-            compiler_options={"xla_gpu_autotune_level": 0, **CHANNELS[channels]}
-        )
+        try:
+            compiled, products = traced.compile(compiler_options=options), "fused"
+        except jax.errors.JaxRuntimeError:
+            # Some products that Triton should fuse with a transposition need a GPU to choose from.
+            options["xla_gpu_enable_triton_gemm"] = False
+            compiled, products = traced.compile(compiler_options=options), "apart"
         seconds = time.perf_counter() - begin
         found = hlo.kernels(compiled.as_text())
         return {
@@ -122,6 +129,7 @@ class CompiledContender(MethodContender):
             "moved": hlo.by_kind(found),
             "kernels": sum(kernel.repeats for kernel in found),
             "largest": largest(found),
+            "products": products,
             "compile_s": seconds,
         }
 

@@ -251,16 +251,18 @@ class JaxContender:
         state = self.initial()
         image = centre_crop(self.batch.image, self.spec.margin).astype(jnp.float32)
         with self._precision(dtype):
-            apply = jax.jit(network(self.name, self.spec, jnp.dtype(dtype)).apply)
+            kind = "naive" if self.name == "naive" else "jaxmark"
+            apply = jax.jit(network(kind, self.spec, jnp.dtype(dtype)).apply)
             heatmaps = np.asarray(apply(state.params["generator"], image))
         found, _ = self.program("inference", dtype)(state.params, self.batch.image)
         state, metrics = self.program("step", dtype)(state, self.batch, self.key)
+        # After one step Adam's first moment is the gradient times 1 - beta_1.
+        moments = {k: optax.tree.get(v, "mu") for k, v in state.optimizer.items()}
         return {
             "heatmaps": heatmaps,
             "argmax_ijk": np.asarray(found),
             "loss": np.asarray(metrics["loss"]),
-            # After one step Adam's first moment is the gradient times 1 - beta_1.
-            "gradient": self._flat(optax.tree.get(state.optimizer["generator"], "mu")),
+            "gradient": self._flat(moments),
             "weights": self._flat(state.params),
         }
 
@@ -292,4 +294,5 @@ def bytes_at_once(compiled: Any) -> int:
 
 def short(name: str) -> str:
     """Of a parameter, without the levels that only wrap it."""
-    return "/".join(re.findall(r"\b(?:ResidualBlock|Up|Conv|Norm)_\d+|kernel|bias|scale", name))
+    kept = r"\bdiscriminator|(?:ResidualBlock|Up|Conv|Norm|Strided|Dense)_\d+|kernel|bias|scale"
+    return "/".join(re.findall(kept, name))

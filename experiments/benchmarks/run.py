@@ -27,6 +27,11 @@ PARTS: dict[str, tuple[str, str, Callable[[Options], Sequence[Spec]]]] = {
     "step": ("step and inference by volume", "step", lambda options: options.volumes),
     "pipeline": ("input pipeline", "pipeline", lambda options: options.volumes),
     "scaling": ("the same by batch and by landmarks K", "step", Options.scaled),
+    "adversarial": (
+        "step of the adversarial phase",
+        "adversarial",
+        lambda options: options.volumes[-1:],
+    ),
     "startup": ("time to the first step", "startup", lambda options: options.volumes),
     "convolutions": (
         "forms of a convolution",
@@ -38,11 +43,8 @@ PARTS: dict[str, tuple[str, str, Callable[[Options], Sequence[Spec]]]] = {
         "methods",
         lambda options: options.volumes[-1:],
     ),
-    "compiled": (
-        "what is compiled for a GPU",
-        "compiled",
-        Options.for_gpu,
-    ),
+    "compiled": ("what is compiled for a GPU", "compiled", Options.for_gpu),
+    "profile": ("where the time goes", "profile", lambda options: options.volumes[-1:]),
     "roofline": ("what the device could do", "roofline", lambda options: options.volumes),
 }
 

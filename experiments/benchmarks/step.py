@@ -11,6 +11,7 @@ from experiments.benchmarks.common import JAX, WORKS, Options, Row, Spec, Weight
 from experiments.benchmarks.timing import Worker, WorkerError, interleave, job, median_ms, ratio
 
 NAMES = ("jaxmark", "torch", "naive")
+TORCH = "experiments.benchmarks.twin:TorchTwin"
 METHOD = (
     "One step (crop, targets, loss of Eq. 2, gradient, its norm, Adam) or inference (network and "
     "argmax) on data held by the device; each contender in a process of its own with all cores, "
@@ -35,6 +36,18 @@ LIMITS = {
 
 def rows(spec: Spec, options: Options) -> Iterator[Row | str]:
     """Equality, then times; a contender that fails or disagrees is a note and not timed."""
+    yield from compared(spec, options, JAX, TORCH, {"naive": (JAX, spec, "naive")})
+
+
+def compared(
+    spec: Spec,
+    options: Options,
+    own_factory: str,
+    torch_factory: str,
+    others: Mapping[str, tuple[Any, ...]],
+    works: Sequence[str] = WORKS,
+) -> Iterator[Row | str]:
+    """Rows of jaxmark, PyTorch where it is installed, and others (arguments of `Worker`)."""
     # Once a volume: on a GPU everything is compiled again for it, in float32.
     dtypes = dict.fromkeys(("float32", spec.dtype)) if spec in options.volumes else {}
     prepare: dict[str, dict[str, float]] = {}
@@ -43,17 +56,17 @@ def rows(spec: Spec, options: Options) -> Iterator[Row | str]:
 
     def ready(name: str, worker: Worker) -> dict[str, dict[str, Any]]:
         """Outcomes by dtype."""
-        prepare[name] = {work: worker.call("prepare", work) for work in WORKS}
+        prepare[name] = {work: worker.call("prepare", work) for work in works}
         memory[name] = worker.call("memory")
-        jobs[name] = {work: job(worker, work) for work in WORKS}
+        jobs[name] = {work: job(worker, work) for work in works}
         return {dtype: worker.call("outcome", dtype) for dtype in dtypes}
 
     with contextlib.ExitStack() as stack:
-        own = stack.enter_context(Worker(JAX, spec, "jaxmark"))
+        own = stack.enter_context(Worker(own_factory, spec, "jaxmark"))
         expected, weights = ready("jaxmark", own), own.call("weights")
-        rivals: dict[str, tuple[Any, ...]] = {"naive": (JAX, spec, "naive")}
+        rivals = dict(others)
         if importlib.util.find_spec("torch"):
-            rivals["torch"] = ("experiments.benchmarks.twin:TorchTwin", spec, weights)
+            rivals["torch"] = (torch_factory, spec, weights)
         for name, arguments in rivals.items():
             try:
                 outcomes = ready(name, stack.enter_context(Worker(*arguments)))
@@ -67,12 +80,12 @@ def rows(spec: Spec, options: Options) -> Iterator[Row | str]:
                 jobs.pop(name, None)
                 yield f"{spec}: {name} is not timed: {error}"
         expected.clear()  # heatmaps of a gigabyte
-        for work in WORKS:
-            turns = {name: works[work] for name, works in jobs.items()}
+        for work in works:
+            turns = {name: found[work] for name, found in jobs.items()}
             times = interleave(turns, options, f"{spec} {work}")
             yield {
                 **row(spec, work, times, memory if work == "step" else {}),
-                "prepare_s": {name: works[work] for name, works in prepare.items()},
+                "prepare_s": {name: found[work] for name, found in prepare.items()},
             }
 
 

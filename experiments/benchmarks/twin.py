@@ -23,6 +23,8 @@ NAMES = (
     ("Up_", "ups."),
     ("Conv_", "convs."),
     ("Norm_", "norms."),
+    ("Strided_", "strided."),
+    ("Dense_", "dense."),
     ("/", "."),
     ("kernel", "weight"),
     ("scale", "weight"),
@@ -122,15 +124,21 @@ class TorchTwin:
         self.image = image.to(self.device, memory_format=torch.channels_last_3d)
         self.points = torch.from_numpy(host["landmarks_ijk"]).to(self.device)
         self.present = torch.from_numpy(host["present"]).to(self.device)
-        net = ResidualUNet(spec.widths, spec.landmarks, spec.head)
-        self.net = net.to(self.device, memory_format=torch.channels_last_3d)
+        self.net: Any = self.network().to(self.device, memory_format=torch.channels_last_3d)
         self._restart()
         self._compiled = [torch.compile(self._loss), torch.compile(self._decode)]
 
+    def network(self) -> nn.Module:
+        """What is trained; volumes to heatmaps."""
+        return ResidualUNet(self.spec.widths, self.spec.landmarks, self.spec.head)
+
     def _restart(self) -> None:
         self.net.load_state_dict(to_torch(self.weights))
-        parameters = self.net.parameters()
-        self.adam = torch.optim.Adam(parameters, lr=self.spec.learning_rate, fused=True)
+        self.optimizers = self._optimizers()
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        rate = self.spec.learning_rate
+        return [torch.optim.Adam(self.net.parameters(), lr=rate, fused=True)]
 
     def prepare(self, work: str) -> float:
         """Seconds of the first run, which compiles on a GPU."""
@@ -148,12 +156,13 @@ class TorchTwin:
 
     def step(self, dtype: str) -> Tensor:
         """One training step; returns the loss. The norm is what jaxmark's step reports as well."""
-        self.adam.zero_grad(set_to_none=True)
+        (adam,) = self.optimizers
+        adam.zero_grad(set_to_none=True)
         with self._arithmetic(dtype):
             loss = self._functions(dtype)[0](self._crop())
         loss.backward()
         nn.utils.get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
-        self.adam.step()
+        adam.step()
         return loss.detach()
 
     def inference(self, dtype: str) -> tuple[Tensor, Tensor]:
@@ -168,7 +177,8 @@ class TorchTwin:
             heatmaps = self.net(self._crop())
         found, _ = self.inference(dtype)
         loss = self.step(dtype)
-        moment = {name: self.adam.state[p]["exp_avg"] for name, p in self.net.named_parameters()}
+        states = {p: state for adam in self.optimizers for p, state in adam.state.items()}
+        moment = {name: states[p]["exp_avg"] for name, p in self.net.named_parameters()}
         return {
             "heatmaps": heatmaps.permute(0, 2, 3, 4, 1).cpu().numpy(),
             "argmax_ijk": found.cpu().numpy().astype(np.float32),
@@ -222,20 +232,21 @@ def _name(name: str) -> str:
     return name
 
 
-def _axes(name: str) -> tuple[int, ...]:
-    """Order of axes from (kx, ky, kz, C_in, C_out) to PyTorch's."""
+def _axes(name: str, ndim: int) -> tuple[int, ...]:
+    """Order of axes from (kx, ky, kz, C_in, C_out), or (C_in, C_out), to PyTorch's."""
+    if ndim < 5:
+        return tuple(reversed(range(ndim)))
     return (3, 4, 0, 1, 2) if "Up_" in name else (4, 3, 0, 1, 2)
 
 
 def to_torch(weights: Weights) -> dict[str, Tensor]:
     """Under PyTorch's names and in its layouts."""
     return {
-        _name(k): torch.from_numpy(v.transpose(_axes(k)).copy() if v.ndim == 5 else v)
-        for k, v in weights.items()
+        _name(k): torch.from_numpy(v.transpose(_axes(k, v.ndim)).copy()) for k, v in weights.items()
     }
 
 
 def from_torch(state: Mapping[str, Tensor], like: Weights) -> Weights:
     """The way back."""
     arrays = {k: state[_name(k)].detach().cpu().numpy().copy() for k in like}
-    return {k: v.transpose(np.argsort(_axes(k))) if v.ndim == 5 else v for k, v in arrays.items()}
+    return {k: v.transpose(np.argsort(_axes(k, v.ndim))) for k, v in arrays.items()}

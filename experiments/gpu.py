@@ -1,0 +1,186 @@
+"""All that is to be known of a GPU: in parts of ten minutes at most, and one table of it all.
+
+python -m experiments.gpu --part=speed
+python -m experiments.gpu --part=train   (again and again, until it says that all is done)
+python -m experiments.gpu                (the table of what is there)
+
+It installs nothing. What is there already is continued or made anew, and a part that is cut off by
+its time says so. `train` and its reports are of full-size phantoms (`cow.py:paper` and rows of
+`cow_table1.py:paper`), the baseline and the paper's best row first. `results.tar.gz` has all
+figures, reports and logs, and no checkpoints.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from experiments.benchmarks.timing import table
+
+BENCHMARK = ("-m", "experiments.benchmarks.run")
+NHWC = "--xla_gpu_force_conv_nhwc=true"
+# What each part runs: benchmarks' flags, and variables of the environment.
+PARTS: dict[str, tuple[str, dict[str, str]]] = {
+    "speed": ("--parts=step,adversarial,roofline --minutes=3", {}),
+    "channels_last": ("--parts=step,adversarial --minutes=4", {"XLA_FLAGS": NHWC}),
+    "batches": ("--parts=scaling --batches=1,2,4,8 --minutes=8", {}),
+    "profile": ("--parts=profile --minutes=8", {}),
+    "methods": ("--parts=methods,startup --minutes=4", {}),
+    "convolutions": ("--parts=convolutions --minutes=8", {}),
+}
+ROWS = ("Baseline", "D-MRA-CTA-dagger", "D-MRA", "D-MRA-CTA", "Payer", "Noothout")
+# Between asking a part to end and making it.
+GRACE_S = 45
+ARCHIVE = "results.tar.gz"
+
+
+def _flags() -> None:
+    flags.DEFINE_enum("part", None, [*PARTS, "train"], "What to measure; none: the table.")
+    flags.DEFINE_string("out", "runs/gpu", "Folder of all results.")
+    flags.DEFINE_float("minutes", 9.5, "A call lasts no longer.", lower_bound=0.1)
+    flags.DEFINE_string("volumes", "192x160x96", "Of the benchmarks.")
+    flags.DEFINE_string("preset", "paper", "Of the rows that are trained.")
+    flags.DEFINE_list("rows", list(ROWS), "Rows of Table 1 to train, in this order.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs one part, then prints the table; exit code 1 where the part failed, 3 where cut off."""
+    if len(argv) > 1:
+        print(f"error: command line: unexpected argument {argv[1]!r}", file=sys.stderr)
+        sys.exit(1)
+    values = flags.FLAGS
+    folder = Path(values.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + 60 * values.minutes - GRACE_S
+    code = 0
+    if values.part == "train":
+        code = train(folder, values.preset, values.rows, end)
+    elif values.part:
+        arguments, environment = PARTS[values.part]
+        out = folder / f"{values.part}.json"
+        command = [*BENCHMARK, *arguments.split(), f"--volumes={values.volumes}", f"--out={out}"]
+        code = call(command, environment, folder / f"{values.part}.log", end)
+    lines = [*benchmark_rows(folder)]
+    print(f"\n== measured\n{table(lines)}" if lines else "nothing is measured yet")
+    if rows := list(trained_rows(folder)):
+        print(f"\n== trained\n{table(rows)}")
+    pack(folder)
+    print(f"all of it: {folder / ARCHIVE}")
+    if code:
+        sys.exit(code)
+
+
+def train(folder: Path, preset: str, rows: Sequence[str], end: float) -> int:
+    """Rows one after the other, each from where the last call left it."""
+    for row in rows:
+        home = folder / "rows" / f"{row}-0"
+        if (home / "evaluation" / "summary.json").exists():
+            continue
+        config = f"--config=experiments/cow_table1.py:{preset}/{row}"
+        command = ["-m", "jaxmark.main", config, f"--workdir={home}"]
+        if code := call(command, {}, folder / f"{row}.log", end):
+            return code
+    print("all rows are done")
+    return 0
+
+
+def call(arguments: Sequence[str], environment: Mapping[str, str], log: Path, end: float) -> int:
+    """Runs Python with its output here and in a log; SIGTERM when the time has come.
+
+    Returns the exit code, or 3 for a process that had to be stopped.
+    """
+    env = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
+    begin = time.monotonic()
+    # Workers of the process are of its group, too.
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            [sys.executable, *arguments], env=env, stdout=stream, stderr=stream
+        )
+        try:
+            code = process.wait(max(1.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            code = 3
+    # Of a progress bar, what it says at its end.
+    text = log.read_bytes().decode(errors="replace")
+    lines = [line.rsplit("\r", 1)[-1] for line in text.split("\n")]
+    print("\n".join([line for line in lines if line.strip()][-40:]))
+    state = {0: "done", 3: "cut off by the time: the same command goes on"}.get(code, "failed")
+    print(f"{log.stem}: {state}, {(time.monotonic() - begin) / 60:.1f} minutes")
+    return code
+
+
+def benchmark_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """Times and ratios to PyTorch of all parts."""
+    for name in PARTS:
+        path = folder / f"{name}.json"
+        parts = json.loads(path.read_text())["parts"] if path.exists() else {}
+        for part, content in parts.items():
+            for row in content["rows"]:
+                if "jaxmark_ms" not in row and "floor_ms" not in row and "step_ms" not in row:
+                    continue
+                yield {
+                    "of": name,
+                    "what": part if part != "methods" else row["method"],
+                    "volume": row["volume"],
+                    "batch": row["batch"],
+                    "K": row["K"],
+                    "work": row.get("work", "step"),
+                    "ms": row.get("jaxmark_ms") or row.get("step_ms") or row.get("measured_ms"),
+                    "torch/jaxmark": row.get("torch/jaxmark"),
+                    "naive/jaxmark": row.get("naive/jaxmark"),
+                    "floor/measured": row.get("floor/measured"),
+                    "MB": row.get("jaxmark_MB") or row.get("step_MB"),
+                }
+
+
+def trained_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """Steps, minutes and errors of what is trained, or being trained."""
+    for home in sorted((folder / "rows").glob("*")):
+        log, config = home / "logs" / "speed.jsonl", home / "config.json"
+        if not (log.exists() and config.exists()):
+            continue
+        batch = json.loads(config.read_text())["train"]["batch"]
+        records = [json.loads(line) for line in log.read_text().splitlines()]
+        seconds, before = 0.0, 0
+        for record in records:
+            seconds += (record["step"] - before) * batch / record["volumes_per_s"]
+            before = record["step"]
+        path = home / "evaluation" / "summary.json"
+        summary = json.loads(path.read_text()) if path.exists() else {}
+        yield {
+            "row": home.name,
+            "steps": before,
+            "minutes_of_steps": seconds / 60,
+            "volumes/s": records[-1]["volumes_per_s"] if records else None,
+            "MRE_mm": summary.get("mre_mm"),
+            "SD_of_scans_mm": summary.get("sd_scans_mm"),
+            "confusion_rate": summary.get("confusion_rate"),
+        }
+
+
+def pack(folder: Path) -> None:
+    """All figures, reports and logs in one archive."""
+    with tarfile.open(folder / ARCHIVE, "w:gz") as archive:
+        for path in sorted(folder.rglob("*")):
+            inside = path.relative_to(folder)
+            if path.is_file() and path.name != ARCHIVE and "checkpoints" not in inside.parts:
+                archive.add(path, inside)
+
+
+if __name__ == "__main__":
+    _flags()
+    app.run(main)

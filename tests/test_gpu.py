@@ -1,0 +1,96 @@
+"""The script for GPUs, on a CPU: parts, their time limit, the table and the archive."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+from running import QUICK, ROOT
+
+from experiments import gpu
+from experiments.benchmarks.run import PARTS
+
+
+def test_parts_name_benchmarks() -> None:
+    for arguments, _ in gpu.PARTS.values():
+        named = arguments.split()[0].removeprefix("--parts=").split(",")
+        assert set(named) <= set(PARTS)
+
+
+def test_a_call_ends_in_time_and_says_so(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = time.monotonic()
+    program = "print('\\rbar 1\\rbar 2\\nsaid'); import os; print(os.environ['MARK'])"
+    assert gpu.call(["-c", program], {"MARK": "x"}, tmp_path / "a.log", begin + 60) == 0
+    out = capfd.readouterr().out
+    assert out.startswith("bar 2\nsaid\nx\na: done, 0.0 minutes") and "bar 1" not in out
+
+    asked = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(9)); time.sleep(600)"
+    assert gpu.call(["-c", asked], {}, tmp_path / "b.log", begin) == 3
+    monkeypatch.setattr(gpu, "GRACE_S", 1)
+    deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
+    assert gpu.call(["-c", deaf], {}, tmp_path / "c.log", begin) == 3
+    assert "cut off by the time" in capfd.readouterr().out
+    assert gpu.call(["-c", "1 / 0"], {}, tmp_path / "d.log", time.monotonic() + 60) == 1
+    out = capfd.readouterr().out
+    assert "ZeroDivisionError" in out and "d: failed" in out
+    assert time.monotonic() - begin < 60
+
+
+def test_table_and_archive(tmp_path: Path) -> None:
+    step = {"volume": "16x16x16", "batch": 1, "K": 2, "work": "step", "jaxmark_ms": 2.0}
+    bound = {**step, "floor_ms": 1.0, "measured_ms": 2.0, "floor/measured": 0.5}
+    del bound["jaxmark_ms"]
+    parts = {
+        "step": {"rows": [{**step, "torch/jaxmark": 3.0, "jaxmark_MB": 7.0}]},
+        "roofline": {"rows": [bound]},
+        "convolutions": {"rows": [{"form": "direct"}]},
+    }
+    (tmp_path / "speed.json").write_text(json.dumps({"parts": parts}))
+    first, second = gpu.benchmark_rows(tmp_path)
+    assert (first["what"], first["ms"], first["torch/jaxmark"], first["MB"]) == ("step", 2, 3, 7)
+    assert (second["what"], second["ms"], second["floor/measured"]) == ("roofline", 2, 0.5)
+
+    home = tmp_path / "rows" / "Baseline-0"
+    for folder in ("logs", "evaluation", "checkpoints/2"):
+        (home / folder).mkdir(parents=True)
+    assert list(gpu.trained_rows(tmp_path)) == []
+    (home / "config.json").write_text(json.dumps({"train": {"batch": 2}}))
+    speeds = [{"step": 30, "volumes_per_s": 2.0}, {"step": 60, "volumes_per_s": 1.0}]
+    (home / "logs" / "speed.jsonl").write_text("".join(json.dumps(s) + "\n" for s in speeds))
+    (row,) = gpu.trained_rows(tmp_path)
+    assert (row["steps"], row["minutes_of_steps"], row["MRE_mm"]) == (60, 1.5, None)
+    (home / "evaluation" / "summary.json").write_text('{"mre_mm": 1.25}')
+    (home / "checkpoints" / "2" / "weights").write_text("large")
+    (row,) = gpu.trained_rows(tmp_path)
+    assert row["MRE_mm"] == 1.25
+
+    for _ in range(2):  # once more with the archive there
+        gpu.pack(tmp_path)
+    with tarfile.open(tmp_path / gpu.ARCHIVE) as archive:
+        names = archive.getnames()
+    assert "speed.json" in names and "rows/Baseline-0/evaluation/summary.json" in names
+    assert not any("checkpoints" in name or gpu.ARCHIVE in name for name in names)
+
+
+@pytest.mark.slow
+def test_rows_are_trained_call_by_call(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "experiments.gpu", "--part=train", "--preset=tiny"]
+    command += ["--rows=Baseline", f"--out={tmp_path}"]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK}
+
+    def run(minutes: float) -> subprocess.CompletedProcess[str]:
+        arguments = [*command, f"--minutes={minutes}"]
+        return subprocess.run(arguments, cwd=ROOT, env=env, text=True, capture_output=True)
+
+    # Ten seconds are too few.
+    cut = run((10 + gpu.GRACE_S) / 60)
+    assert cut.returncode == 3 and "Baseline: cut off" in cut.stdout, cut.stdout + cut.stderr
+    done = run(5)
+    assert done.returncode == 0 and "all rows are done" in done.stdout, done.stdout + done.stderr
+    assert "Baseline-0" in done.stdout.split("== trained")[1]
