@@ -280,8 +280,11 @@ def test_what_is_printed_before_training():
     settings = SpatialConfiguration(filters=8, levels=2, downsample=4)
     (line,) = settings.build(TASK).notes(3)
     assert line.startswith("a training step of 3 volume(s) of 16x16x8 voxels with 8 filters needs")
+    assert "remat" not in line
+    later = dataclasses.replace(settings, recipe="later", spatial_levels=1)
+    (line,) = memory_notes(later, TASK, 3)
     assert "config.method.remat=True" in line
-    (line,) = memory_notes(dataclasses.replace(settings, remat=True), TASK, 3)
+    (line,) = memory_notes(dataclasses.replace(later, remat=True), TASK, 3)
     assert "remat" not in line
 
 
