@@ -4,10 +4,12 @@ import os
 import shutil
 import tempfile
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+# Most of the tests' time is the compiler's: fast code is of no use here and takes long to compile,
+# and many tests, and the processes that they start, compile the same programs.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the tests' time is the compiler's, and many tests, and the processes that they start,
-# compile the same programs.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
     "JAX_COMPILATION_CACHE_DIR"
 ) or tempfile.mkdtemp(prefix="jaxmark-compiled-")

@@ -1,7 +1,6 @@
 """The adversarial method: its step against the plain alternation, and what D is shown."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +34,6 @@ def unpaired(count=5):
     present[0, 1] = False
     return LandmarkSets(points, present)
 
-
-# These programs run once or twice: what it takes to compile them is what they cost.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 TASK = Task(
     landmarks=("a", "b"),
@@ -128,7 +124,7 @@ def trained(settings, steps=2):
     method = settings.build(TASK)
     state = method.init(jax.random.key(0))
     for i in range(steps):
-        state, _ = quick_jit(method.phases[0].step)(state, batch(seed=i), jax.random.key(i))
+        state, _ = jax.jit(method.phases[0].step)(state, batch(seed=i), jax.random.key(i))
     return method, state
 
 
@@ -148,8 +144,8 @@ def test_one_pass_through_g_is_the_plain_alternation(loss, shown):
     generator = Generator(settings, TASK)
     step = adversarial_step(settings, generator, critic_of(settings, generator), sgd, sgd)
     key = jax.random.key(3)
-    new, metrics = quick_jit(step)(state, batch(), key)
-    plain = quick_jit(lambda state, data: plain_alternation(settings, state, data, key))
+    new, metrics = jax.jit(step)(state, batch(), key)
+    plain = jax.jit(lambda state, data: plain_alternation(settings, state, data, key))
     expected = plain(state, batch())
     for name in ("generator", "discriminator"):
         moved = jax.tree.map(lambda a, b: a - b, new.params[name], state.params[name])
@@ -165,7 +161,7 @@ def test_one_pass_through_g_is_the_plain_alternation(loss, shown):
 
 def test_pretraining_leaves_the_discriminator_alone():
     method, state = trained(SMALL, steps=0)
-    new, _ = quick_jit(method.phases[0].step)(state, batch(), jax.random.key(0))
+    new, _ = jax.jit(method.phases[0].step)(state, batch(), jax.random.key(0))
     same = jax.tree.map(np.array_equal, new.params, state.params)
     assert all(jax.tree.leaves(same["discriminator"]))
     assert not all(jax.tree.leaves(same["generator"]))

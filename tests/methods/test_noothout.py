@@ -36,17 +36,12 @@ SMALL = RegressionClassification(
 )
 
 
-def quick(function):
-    """Jitted, with little optimisation: it compiles twice as fast."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
 @functools.cache
 def compiled():
     """The small method's first state, prediction, and a step of either phase."""
     method = SMALL.build(TASK)
-    steps = [quick(phase.step) for phase in method.phases]
-    return quick(method.init)(jax.random.key(0)), quick(method.predict), steps
+    steps = [jax.jit(phase.step) for phase in method.phases]
+    return jax.jit(method.init)(jax.random.key(0)), jax.jit(method.predict), steps
 
 
 def batch(count=4, seed=0):
@@ -196,7 +191,7 @@ def test_local_networks_see_their_own_landmark_alone():
     params = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), like)
     image = jnp.asarray(rng.normal(size=(3, *CROP, 1)), jnp.float32)
     places = jnp.asarray(rng.uniform(0, 8, (3, 2, 3)), jnp.float32)
-    votes = quick(stages.local_votes)
+    votes = jax.jit(stages.local_votes)
     logits, away, first = votes(params, image, places)
     assert logits.shape == (3, 4, 4, 4, 2) and away.shape == (3, 4, 4, 4, 2, 3)
     # Landmark 1 of case 2 is looked for elsewhere: that changes what is said of it, nothing else.

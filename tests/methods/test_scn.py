@@ -26,8 +26,6 @@ from jaxmark.methods.scn import (
 )
 
 VOXEL_MM = 2.0 ** (1 / 3)
-# Most of these tests' time is the compiler's.
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 TINY = SpatialConfiguration(
     filters=8,
     levels=2,
@@ -103,13 +101,13 @@ def test_a_target_sums_to_what_is_asked_for():
 def test_training_finds_the_landmarks_and_learns_widths():
     settings = dataclasses.replace(TINY, steps=200, learning_rate=1e-2)
     method = settings.build(TASK)
-    state = quick(method.init)(jax.random.key(0))
+    state = jax.jit(method.init)(jax.random.key(0))
     np.testing.assert_array_equal(state.params["sigma_mm"], [2.0, 2.0])
     data, step = batch(), jax.jit(method.phases[0].step)
     inner = data.image[:, MARGIN:-MARGIN, MARGIN:-MARGIN, MARGIN:-MARGIN].astype(jnp.float32)
     for number in range(settings.steps):
         state, metrics = step(state, data, jax.random.key(number))
-    found = quick(method.predict)(state.params, inner)
+    found = jax.jit(method.predict)(state.params, inner)
     distance = (found.subvoxel_ijk - (data.landmarks_ijk - MARGIN)) * np.array(SPACING)
     # One point of eight may still be at the other spot, from one seed or rounding to the next.
     assert jnp.median(jnp.linalg.norm(distance, axis=-1)) < 1.0
@@ -149,7 +147,7 @@ def test_the_first_step_of_the_paper_by_hand(monkeypatch):
     params = {"scn": net, "sigma_mm": jnp.array([2.0, 3.0])}
     optimizer = model.optimizer()
     state = State(jnp.zeros((), jnp.int32), params, {"scn": optimizer.init(params)})
-    new, metrics = quick(training_step(model, optimizer))(state, data, jax.random.key(0))
+    new, metrics = jax.jit(training_step(model, optimizer))(state, data, jax.random.key(0))
 
     points, here = np.asarray(data.landmarks_ijk - MARGIN), np.ones((1, 2), bool)
 
@@ -199,7 +197,7 @@ def one_step():
         learn_sigma=True, target_sum=50.0,
     )  # fmt: skip
     method = settings.build(dataclasses.replace(TASK, augment=Augment(translation_voxels=0)))
-    return quick(method.init)(jax.random.key(0)), quick(method.phases[0].step)
+    return jax.jit(method.init)(jax.random.key(0)), jax.jit(method.phases[0].step)
 
 
 def test_a_step_is_a_function_of_state_batch_and_key():
@@ -270,7 +268,7 @@ def test_what_a_step_is_said_to_need_is_what_the_compiler_counts():
             absent=jnp.zeros((2, 2), bool),
         )
     )
-    step = quick(training_step(model, optimizer))
+    step = jax.jit(training_step(model, optimizer))
     compiled = step.lower(state, data, jax.random.key(0)).compile()
     counted = compiled.memory_analysis().temp_size_in_bytes + said.parameters
     assert 0.6 < said.total / counted < 1.6

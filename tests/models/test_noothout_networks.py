@@ -23,11 +23,6 @@ def heads(c_in, landmarks, hidden):
     return 2 * (c_in * hidden + hidden) + (hidden + 1) * 4 * landmarks
 
 
-def quick(function):
-    """Jitted, with little optimisation: fast code is of no use here and takes long to compile."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def test_parameter_count_of_the_global_network_by_hand():
     def block(c_in, c_out):
         convolutions = 27 * c_in * c_out + 27 * c_out * c_out
@@ -72,8 +67,8 @@ def test_what_patches_say_has_a_place_for_each_patch_and_landmark():
 )
 def test_half_precision_stays_near_full(make):
     x = jax.random.normal(jax.random.key(1), (1, 16, 16, 8, 1))
-    params = quick(make(jnp.float32).init)(jax.random.key(0), x)
-    full, half = (quick(make(dtype).apply)(params, x) for dtype in (jnp.float32, jnp.bfloat16))
+    params = jax.jit(make(jnp.float32).init)(jax.random.key(0), x)
+    full, half = (jax.jit(make(dtype).apply)(params, x) for dtype in (jnp.float32, jnp.bfloat16))
     for a, b in zip(full, half, strict=True):
         assert 0 < jnp.abs(a - b).max() < 0.05 * jnp.abs(a).max()
 
@@ -81,7 +76,7 @@ def test_half_precision_stays_near_full(make):
 def test_the_first_convolution_is_one_with_stride_two():
     x = jax.random.normal(jax.random.key(0), (2, 12, 8, 10, 3))
     stem = Stem(5)
-    params = quick(stem.init)(jax.random.key(1), x)
+    params = jax.jit(stem.init)(jax.random.key(1), x)
 
     def textbook(params, x):
         kernel, numbers = params["params"]["kernel"], ("NXYZC", "XYZIO", "NXYZC")
@@ -91,7 +86,7 @@ def test_the_first_convolution_is_one_with_stride_two():
 
     np.testing.assert_allclose(stem.apply(params, x), textbook(params, x), atol=1e-4)
     ours, theirs = (
-        quick(jax.grad(lambda *args, f=f: (f(*args) ** 2).sum(), (0, 1)))(params, x)
+        jax.jit(jax.grad(lambda *args, f=f: (f(*args) ** 2).sum(), (0, 1)))(params, x)
         for f in (stem.apply, textbook)
     )
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
@@ -116,8 +111,8 @@ def test_stacked_networks_are_so_many_separate_ones(monkeypatch, platform):
         values = each(loss, params, x)
         return values.sum(), values
 
-    gradients, values = quick(jax.grad(total, has_aux=True))(stacked, x)
-    alone = quick(jax.value_and_grad(loss))
+    gradients, values = jax.jit(jax.grad(total, has_aux=True))(stacked, x)
+    alone = jax.jit(jax.value_and_grad(loss))
     for k in range(3):
         value, expected = alone(jax.tree.map(lambda p, k=k: p[k], stacked), x[k])
         np.testing.assert_allclose(values[k], value, rtol=1e-4)

@@ -17,9 +17,6 @@ from jaxmark.models.scn import (
 
 F, K = 4, 3
 
-# Most of these tests' time is the compiler's.
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 
 def net(recipe="2019", **changes):
     settings = {
@@ -32,7 +29,7 @@ def net(recipe="2019", **changes):
 @functools.cache
 def started(recipe="2019"):
     """Parameters at the start."""
-    return quick(net(recipe).init)(jax.random.key(0), image())
+    return jax.jit(net(recipe).init)(jax.random.key(0), image())
 
 
 def image(shape=(16, 16, 8), batch=1):
@@ -74,7 +71,7 @@ def test_heatmaps_are_the_product_of_both_parts(recipe):
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
     # Kernels that are not small: so both parts have something to say.
     params = jax.tree.map(lambda x: x + 0.05, params)
-    heatmaps, local, spatial = quick(model.apply)(params, image())
+    heatmaps, local, spatial = jax.jit(model.apply)(params, image())
     assert heatmaps.shape == (1, 16, 16, 8, K) and heatmaps.dtype == jnp.float32
     np.testing.assert_array_equal(heatmaps, local * spatial)
     assert 0.05 < jnp.abs(spatial).max() <= (1.3 if recipe == "2019" else 1)
@@ -89,13 +86,13 @@ def test_the_spatial_part_sees_nothing_but_the_local_heatmaps():
     params = jax.tree.map(jnp.copy, started())
     kernel = params["params"]["local_heatmaps"]["kernel"]
     params["params"]["local_heatmaps"]["kernel"] = jnp.zeros_like(kernel)
-    apply = quick(model.apply)
+    apply = jax.jit(model.apply)
     a, b = (apply(params, x)[2] for x in (image(), 3 * image()))
     np.testing.assert_array_equal(a, b)
 
 
 def test_heatmaps_start_near_zero():
-    heatmaps, local, _ = quick(net().apply)(started(), image())
+    heatmaps, local, _ = jax.jit(net().apply)(started(), image())
     assert 0 < jnp.abs(heatmaps).max() < 0.01 and jnp.abs(local).max() < 0.1
 
 
@@ -104,10 +101,10 @@ def test_dropout_is_on_in_training_alone(recipe):
     model = net(recipe)
     params = started(recipe)
     training = model.clone(training=True)
-    random = quick(lambda p, key: training.apply(p, image(), rngs={"dropout": key})[1])
+    random = jax.jit(lambda p, key: training.apply(p, image(), rngs={"dropout": key})[1])
     a, b = (random(params, jax.random.key(i)) for i in (0, 1))
     assert jnp.abs(a - b).max() > 1e-4
-    still, plain = (quick(m.apply)(params, image())[1] for m in (net(recipe, dropout=0.0), model))
+    still, plain = (jax.jit(m.apply)(params, image())[1] for m in (net(recipe, dropout=0.0), model))
     np.testing.assert_array_equal(plain, still)
 
 
@@ -116,13 +113,13 @@ def test_mirrored_borders_continue_a_constant_volume():
     constant = jnp.ones((1, 8, 8, 8, F))
     for reflect in (True, False):
         unet = AddingUNet(F, 1, 0.0, reflect)
-        params = quick(unet.init)(jax.random.key(0), constant)
+        params = jax.jit(unet.init)(jax.random.key(0), constant)
         # The first layer has zeros outside in both: its borders must not speak here.
         first = params["params"]["Layer_0"]["Conv_0"]
         first["kernel"] = first["kernel"].at[jnp.array([0, 2])].set(0)
         first["kernel"] = first["kernel"].at[:, jnp.array([0, 2])].set(0)
         first["kernel"] = first["kernel"].at[:, :, jnp.array([0, 2])].set(0)
-        y = quick(unet.apply)(params, constant)
+        y = jax.jit(unet.apply)(params, constant)
         assert (jnp.ptp(y, axis=(1, 2, 3)).max() < 1e-5) == reflect
 
 
@@ -132,10 +129,10 @@ def test_mirrored_borders_continue_a_constant_volume():
 def test_rematerialisation_changes_no_gradient(unet):
     """The same dropout, too, when layers are computed again."""
     x, dropout = image((8, 8, 4)), jax.random.key(1)
-    params = quick(unet.clone(training=False).init)(jax.random.key(0), x)
+    params = jax.jit(unet.clone(training=False).init)(jax.random.key(0), x)
 
     def gradient(net):
-        return quick(jax.grad(lambda p: (net.apply(p, x, rngs={"dropout": dropout}) ** 2).sum()))
+        return jax.jit(jax.grad(lambda p: (net.apply(p, x, rngs={"dropout": dropout}) ** 2).sum()))
 
     pairs = (jax.tree.leaves(gradient(net)(params)) for net in (unet, unet.clone(remat=True)))
     for a, b in zip(*pairs, strict=True):

@@ -79,48 +79,13 @@ def params_of(settings, workdir, mesh=None):
     return step, checkpoints.params(step, abstract.params, mesh or data_mesh())
 
 
-def assert_same(a, b):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(x, y)
-
-
-class Stop(Exception):
-    pass
-
-
-def test_a_stopped_run_continues_to_the_same_bits(cases, tmp_path, monkeypatch):
-    # Both phases, and both networks of the second.
+def test_validations_are_at_their_steps_and_at_the_end_of_a_phase(cases, tmp_path):
     small = {"widths": (4, 8), "head": 4, "discriminator_widths": (4, 8), "discriminator_hidden": 4}
     whole = experiment(method=Adversarial(steps=3, adversarial_steps=3, real="images", **small))
-    run(whole, cases, tmp_path / "whole")
-
-    # The second run dies in step 5, after the checkpoint of step 4.
-    import jaxmark.training.loop as loop
-
-    put, calls = loop.put_batch, []
-
-    def dies(mesh, tree):
-        calls.append(1)
-        if len(calls) == 5:
-            raise Stop
-        return put(mesh, tree)
-
-    monkeypatch.setattr(loop, "put_batch", dies)
-    with pytest.raises(Stop):
-        run(whole, cases, tmp_path / "cut")
-    monkeypatch.undo()
-    assert params_of(whole, tmp_path / "cut")[0] == 4
-    run(whole, cases, tmp_path / "cut")
-
-    step, expected = params_of(whole, tmp_path / "whole")
-    found_step, found = params_of(whole, tmp_path / "cut")
-    assert step == found_step == 6
-    assert_same(expected, found)
-
-    whole_log, cut_log = (tmp_path / name / METRICS for name in ("whole", "cut"))
-    assert whole_log.read_bytes() == cut_log.read_bytes()
-    validated = [r["step"] for r in read_records(cut_log) if r["kind"] == "validation"]
-    assert validated == [2, 3, 4, 6]  # the end of a phase, too
+    run(whole, cases, tmp_path)
+    records = read_records(tmp_path / METRICS)
+    assert [r["step"] for r in records if r["kind"] == "validation"] == [2, 3, 4, 6]
+    assert params_of(whole, tmp_path)[0] == 6
 
 
 def test_two_devices_train_what_one_trains(cases, tmp_path):

@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from running import free_port
+from running import QUICK, free_port
 
 from jaxmark.config import Augment, Data, Experiment, Predict
 from jaxmark.methods.adversarial import Adversarial
@@ -166,9 +166,7 @@ def start(folder, devices, kinds, **environment):
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": str(Path(__file__).parents[1]),
-            # Fast code is of no use here, and would take twice as long to compile.
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-            "--xla_backend_optimization_level=1",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}",
             **environment,
         },
         capture_output=True,
