@@ -4,12 +4,13 @@ python -m experiments.gpu --part=speed
 python -m experiments.gpu --part=train   (again and again, until it says that all is done)
 python -m experiments.gpu                (the table of what is there)
 
-It installs nothing. What is there already is continued or made anew, and a part that is cut off by
-its time says so. `train` and its reports are of full-size phantoms (`cow.py:paper` and rows of
-`cow_table1.py:paper`), the baseline and the paper's best row first. `results.tar.gz` has all
+It installs nothing. Training continues where the last call left it; other parts are measured anew,
+and keep what they have if their time ends. `train` and its reports are of full-size phantoms (rows
+of `cow_table1.py:paper`), the baseline and the paper's best row first. `results.tar.gz` has all
 figures, reports and logs, and no checkpoints.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -87,6 +88,7 @@ def train(folder: Path, preset: str, rows: Sequence[str], end: float) -> int:
         config = f"--config=experiments/cow_table1.py:{preset}/{row}"
         command = ["-m", "jaxmark.main", config, f"--workdir={home}"]
         if code := call(command, {}, folder / f"{row}.log", end):
+            print("run this again to go on")
             return code
     print("all rows are done")
     return 0
@@ -99,26 +101,31 @@ def call(arguments: Sequence[str], environment: Mapping[str, str], log: Path, en
     """
     env = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
     begin = time.monotonic()
-    # Workers of the process are of its group, too.
     with log.open("ab") as stream:
         process = subprocess.Popen(
-            [sys.executable, *arguments], env=env, stdout=stream, stderr=stream
+            [sys.executable, *arguments],
+            env=env,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
         )
         try:
             code = process.wait(max(1.0, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(GRACE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
             code = 3
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_S)
+        finally:
+            # Its workers, too: they would hold memory of the GPU.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     # Of a progress bar, what it says at its end.
     text = log.read_bytes().decode(errors="replace")
     lines = [line.rsplit("\r", 1)[-1] for line in text.split("\n")]
     print("\n".join([line for line in lines if line.strip()][-40:]))
-    state = {0: "done", 3: "cut off by the time: the same command goes on"}.get(code, "failed")
+    state = {0: "done", 3: "cut off by the time"}.get(code, "failed")
     print(f"{log.stem}: {state}, {(time.monotonic() - begin) / 60:.1f} minutes")
     return code
 

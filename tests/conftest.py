@@ -37,6 +37,17 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("same")
 
 
+# Files that take longest: last, they would keep one process busy while the other has nothing left.
+FIRST = ("test_main.py", "test_sharding.py", "test_adversarial.py", "test_heatmap.py")
+FIRST += ("test_benchmarks.py", "test_loop.py", "test_survival.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order in which the processes get files (with --no-loadscope-reorder)."""
+    last = len(FIRST)
+    items.sort(key=lambda item: FIRST.index(n) if (n := item.path.name) in FIRST else last)
+
+
 def pytest_sessionfinish() -> None:
     """Compiled programs are of this session alone; its first process clears them away."""
     folder = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])

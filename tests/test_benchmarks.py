@@ -166,13 +166,8 @@ def test_methods_in_small_volumes() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "Noothout, local",
-        "SCN 2019",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in methods.CONTENDERS
-            if name not in ("Noothout, local", "SCN 2019")
-        ),
+        pytest.param(name, marks=[] if name == "Noothout, local" else pytest.mark.slow)
+        for name in methods.CONTENDERS
     ],
 )
 def test_a_methods_phase_trains_its_networks(name: str) -> None:

@@ -130,7 +130,11 @@ def trained(settings, steps=2):
 
 @pytest.mark.parametrize(
     ("loss", "shown"),
-    [("weighted_l2", "heatmaps"), ("weighted_l2", "cells"), ("cross_entropy", "cells")],
+    [
+        ("weighted_l2", "heatmaps"),
+        ("weighted_l2", "cells"),
+        pytest.param("cross_entropy", "cells", marks=pytest.mark.slow),
+    ],
 )
 def test_one_pass_through_g_is_the_plain_alternation(loss, shown):
     # With and without what the dagger stands for, once each.
