@@ -47,9 +47,11 @@ class HeatmapDiscriminator(nn.Module):
     def judge(self, x: Array) -> Array:
         """What the stem made of all planes -> logits (B,) float32."""
         if self.positions:
-            shape = [2 * n for n in x.shape[1:4]]
+            place = positions([2 * n for n in x.shape[1:4]]).astype(self.dtype)
             kernel = self.kernel[..., self.landmarks :, :].astype(self.dtype)
-            x = x + conv_strided_2(positions(shape)[None].astype(self.dtype), kernel)
+            # Once a case: else a kernel's gradient would first be summed over cases as a volume,
+            # which then travels from device to device.
+            x = x + conv_strided_2(jnp.broadcast_to(place, (len(x), *place.shape)), kernel)
         return self.verdict(nn.leaky_relu(x + self.bias.astype(self.dtype), SLOPE))
 
     def squared_input_gradient(self, gradient: Array) -> Array:

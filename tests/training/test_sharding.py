@@ -5,6 +5,7 @@ few steps, predicts, and writes what came out, and the tests compare.
 """
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -141,6 +142,12 @@ def run(kind, mesh):
         "shards": sorted({shard.data.shape for shard in data.image.addressable_shards}),
         "entry": next(line for line in text.splitlines() if line.startswith("ENTRY")),
         "collectives": sorted(set(re.findall(r"(all-\w+|collective-\w+|reduce-scatter)\(", text))),
+        "reduced": sorted(
+            math.prod(int(n) for n in sides.split(",") if n)
+            for shapes in re.findall(r"= (.*?) all-reduce\(", text)
+            for sides in re.findall(r"\w+\[([\d,]*)\]", shapes)
+        ),
+        "parameters": sorted(leaf.size for leaf in jax.tree.leaves(state.params)),
         "donated": all(donated),
         "copies_differ": [
             jax.tree_util.keystr(path)
@@ -260,6 +267,9 @@ def test_each_device_computes_its_share_and_holds_the_whole_state(runs, devices,
     assert f"f16[{','.join(map(str, share))}]" in facts["entry"]
     # Gradients are summed; no volume or activation travels from device to device.
     assert facts["collectives"] == (["all-reduce"] if devices > 1 else [])
+    # Of the size of a parameter or of a small part of one; with a stem of 7^3 of its blocks.
+    others = set(facts["reduced"]) - set(facts["parameters"])
+    assert max(others, default=0) <= (4000 if kind.startswith("patches") else 128)
     assert facts["donated"]
     assert facts["copies_differ"] == []
     assert all(np.isfinite(value).all() for value in arrays.values())
