@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import spots
+from spots import CROP, MARGIN, SPACING
 
-from jaxmark.config import Augment
 from jaxmark.core.errors import InputError
 from jaxmark.core.heatmaps import gaussians
 from jaxmark.core.losses import adversarial_loss, discriminator_loss
@@ -21,9 +22,8 @@ from jaxmark.methods.adversarial import (
     saturation,
 )
 from jaxmark.methods.heatmap import Generator, augmented
-from jaxmark.methods.method import Batch, LandmarkSets, Task
+from jaxmark.methods.method import Batch, LandmarkSets
 
-CROP, MARGIN, SPACING = (16, 16, 8), 2, (1.0, 1.0, 2.0)
 FULL = tuple(n + 2 * MARGIN for n in CROP)
 
 
@@ -35,14 +35,7 @@ def unpaired(count=5):
     return LandmarkSets(points, present)
 
 
-TASK = Task(
-    landmarks=("a", "b"),
-    crop=CROP,
-    margin=MARGIN,
-    spacing_mm=SPACING,
-    augment=Augment(translation_voxels=2),
-    unpaired=unpaired(),
-)
+TASK = dataclasses.replace(spots.TASK, unpaired=unpaired())
 RATE = 0.1
 SMALL = Adversarial(
     steps=3,
