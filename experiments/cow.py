@@ -2,8 +2,8 @@
 
 python -m jaxmark.main --config=experiments/cow.py
 
-Without data of yours this makes a synthetic cohort (`jaxmark/data/phantom`). Without a preset the
-device decides: `paper` on an accelerator, `small` on a CPU.
+Without data of yours this makes a synthetic cohort (`jaxmark/data/phantoms/cow`). Without a preset
+the device decides: `paper` on an accelerator, `small` on a CPU.
 
 - `paper`: 70 training and 32 test scans of 192 x 160 x 96 voxels at 0.513 x 0.513 x 0.8 mm, and 500
   landmark sets of another cohort, as in Tan et al. (ISBI 2023); 10 more scans for validation, which

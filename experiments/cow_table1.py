@@ -26,12 +26,12 @@ from absl import app, flags
 
 from experiments import cow
 from jaxmark.config import Experiment
-from jaxmark.core.errors import InputError
 from jaxmark.methods.adversarial import Adversarial
 from jaxmark.methods.heatmap import HeatmapRegression
 from jaxmark.methods.noothout import RegressionClassification
 from jaxmark.methods.scn import SpatialConfiguration
 from jaxmark.results.compare import Published, as_text, compare, write_comparison
+from jaxmark.system.errors import InputError
 
 # Of Table 1 of the paper: MRE (SD) mm, and SDR in % at 2, 3, 4, 5 and 6 mm.
 PAPER: dict[str, Published] = {

@@ -29,8 +29,6 @@ import SimpleITK as sitk
 from absl import app, flags
 
 from jaxmark.config import Data
-from jaxmark.core.errors import InputError
-from jaxmark.core.files import sealed, write_json
 from jaxmark.core.geometry import compose_affine
 from jaxmark.data.cases import PreparedCase, load_case, save_case
 from jaxmark.data.cohort import read_cohort
@@ -42,6 +40,8 @@ from jaxmark.data.transforms import read_transform
 from jaxmark.data.unpaired import read_unpaired
 from jaxmark.results import batch, calibration
 from jaxmark.results.evaluate import Points, evaluate, read_points, read_summary
+from jaxmark.system.errors import InputError
+from jaxmark.system.files import sealed, write_json
 from jaxmark.trained import get_config
 
 _SECONDS = flags.DEFINE_float("seconds", 300, "In all; every kind gets the same share.")

@@ -23,7 +23,7 @@ from jaxmark.data.registration import resample
 from jaxmark.data.scans import Scan, read_scan, write_scan
 from jaxmark.main import load_model
 from jaxmark.results.batch import predict_scans, scans_at
-from jaxmark.training.sharding import data_mesh
+from jaxmark.system.devices import data_mesh
 
 FLIPS = ((0,), (1,), (2,), (0, 1, 2))
 ORDERS = ((1, 0, 2), (2, 0, 1), (0, 2, 1))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmark.core.errors import InputError
+from jaxmark.system.errors import InputError
 
 
 @dataclasses.dataclass

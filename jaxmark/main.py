@@ -25,24 +25,23 @@ from ml_collections import config_flags
 
 from jaxmark import trained
 from jaxmark.config import Experiment, check_same, to_json, validate
-from jaxmark.core import huge_pages, interrupts
 from jaxmark.core.anatomy import COW19
-from jaxmark.core.errors import InputError
-from jaxmark.core.files import read_json, write_json
-from jaxmark.core.lock import locked
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.frame import load_frame, save_frame
-from jaxmark.data.phantom.cohort import RECIPE_VERSION, write_cohort
+from jaxmark.data.phantoms.cow.cohort import RECIPE_VERSION, write_cohort
 from jaxmark.data.prepare import Prepared, cache_folder, digest, prepare
 from jaxmark.data.unpaired import place_unpaired, read_unpaired
+from jaxmark.inference.predictor import Predictor, volumes
 from jaxmark.methods.method import LandmarkSets, Method, Task
 from jaxmark.results import batch, calibration, contact_sheet, evaluate, predict, report
-from jaxmark.training import processes
+from jaxmark.system import huge_pages, interrupts, processes
+from jaxmark.system.devices import data_mesh, local_mesh
+from jaxmark.system.errors import InputError
+from jaxmark.system.files import read_json, write_json
+from jaxmark.system.lock import locked
 from jaxmark.training.checkpoints import UnwritableError
-from jaxmark.training.inference import Predictor, volumes
 from jaxmark.training.loop import train
-from jaxmark.training.sharding import data_mesh, local_mesh
 
 STAGES = ("prepare", "train", "predict", "evaluate", "report")
 MODES = ("run", *STAGES, "phantom")

@@ -6,12 +6,12 @@ So that `--config.predict.decoder=argmax` and the like work there as well.
 from pathlib import Path
 
 from jaxmark.config import Experiment, from_json
-from jaxmark.core.errors import InputError
-from jaxmark.core.files import read_json
 from jaxmark.methods.adversarial import Adversarial
 from jaxmark.methods.heatmap import HeatmapRegression
 from jaxmark.methods.noothout import RegressionClassification
 from jaxmark.methods.scn import SpatialConfiguration
+from jaxmark.system.errors import InputError
+from jaxmark.system.files import read_json
 
 METHODS: dict[str, type] = {
     kind.__name__: kind

@@ -24,8 +24,8 @@ import pytest
 from absl import flags
 from running import with_disk
 
-from jaxmark.core.errors import InputError
 from jaxmark.core.geometry import rotation_from_quaternion
+from jaxmark.system.errors import InputError
 
 # Grain reads absl flags, which nobody parses in a test.
 flags.FLAGS.mark_as_parsed()

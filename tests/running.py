@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from jaxmark.core.huge_pages import VARIABLE
+from jaxmark.system.huge_pages import VARIABLE
 
 ROOT = Path(__file__).parents[1]
 TINY = "--config=experiments/cow.py:tiny"

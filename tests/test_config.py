@@ -11,9 +11,9 @@ from experiments import cow
 from jaxmark import trained
 from jaxmark.config import Augment, Data, Experiment, Phantom, Predict, Train, check_same, to_json
 from jaxmark.config import validate as check
-from jaxmark.core.errors import InputError
-from jaxmark.core.files import write_json
 from jaxmark.methods.heatmap import HeatmapRegression
+from jaxmark.system.errors import InputError
+from jaxmark.system.files import write_json
 
 
 def experiment(**changes):

@@ -11,8 +11,8 @@ import pytest
 from experiments import cow_table1
 from jaxmark.config import to_json, validate
 from jaxmark.core.anatomy import COW19
-from jaxmark.core.files import read_json
 from jaxmark.methods.method import Task
+from jaxmark.system.files import read_json
 from jaxmark.training.records import read_records
 
 

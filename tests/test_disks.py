@@ -19,15 +19,15 @@ import pytest
 from running import TINY, jaxmark, with_disk
 
 from jaxmark.config import Data, Phantom
-from jaxmark.core.errors import InputError
-from jaxmark.core.files import write_json
 from jaxmark.data.cases import PreparedCase, save_case
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.landmarks import write_fcsv, write_mrk_json, write_table
-from jaxmark.data.phantom.cohort import write_cohort
+from jaxmark.data.phantoms.cow.cohort import write_cohort
 from jaxmark.data.prepare import prepare
 from jaxmark.data.scans import write_scan
 from jaxmark.results.contact_sheet import write_contact_sheets
+from jaxmark.system.errors import InputError
+from jaxmark.system.files import write_json
 
 FULL, READ_ONLY = (os.strerror(code) for code in (errno.ENOSPC, errno.EROFS))
 

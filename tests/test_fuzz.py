@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import fuzz
-from jaxmark.core.errors import InputError
+from jaxmark.system.errors import InputError
 
 
 @pytest.mark.parametrize("name", fuzz.KINDS)

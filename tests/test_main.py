@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from running import TINY, free_port, jaxmark
 
-from jaxmark.core.huge_pages import obstacle
 from jaxmark.data.landmarks import read_landmarks
 from jaxmark.data.scans import read_scan
+from jaxmark.system.huge_pages import obstacle
 
 
 def table(path):

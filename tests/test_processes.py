@@ -10,8 +10,8 @@ import pytest
 from running import PROGRAM, Process, free_port, wait_for
 from running import TINY as CONFIG
 
-from jaxmark.core.interrupts import EXIT_CODE
-from jaxmark.training.processes import FAREWELL_SECONDS, HEARTBEAT_SECONDS
+from jaxmark.system.interrupts import EXIT_CODE
+from jaxmark.system.processes import FAREWELL_SECONDS, HEARTBEAT_SECONDS
 
 TINY = (CONFIG, "--config.train.batch=2")
 # What JAX needs beyond the heartbeat on a busy machine, in a test.
@@ -103,7 +103,7 @@ def test_what_the_primary_finds_wrong_ends_all_with_its_message(tmp_path):
 FAILS = """
 import jaxmark.training.loop as loop
 def fails(mesh, tree): raise InputError("image.npy", "is damaged")
-from jaxmark.core.errors import InputError
+from jaxmark.system.errors import InputError
 loop.put_batch = fails
 """
 

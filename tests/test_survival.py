@@ -14,8 +14,8 @@ import time
 import pytest
 from running import Process, with_disk
 
-from jaxmark.core.interrupts import EXIT_CODE
-from jaxmark.core.lock import locked
+from jaxmark.system.interrupts import EXIT_CODE
+from jaxmark.system.lock import locked
 from jaxmark.training.checkpoints import Checkpoints
 from jaxmark.training.records import METRICS, SPEED, read_records
 

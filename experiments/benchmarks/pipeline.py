@@ -17,7 +17,7 @@ from jaxmark.config import Train
 from jaxmark.data.cases import PreparedCase, save_case
 from jaxmark.data.pipeline import training_batches
 from jaxmark.methods.method import Batch
-from jaxmark.training.sharding import put_batch
+from jaxmark.system.devices import put_batch
 
 CASES = 8
 METHOD = (

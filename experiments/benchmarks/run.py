@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from experiments.benchmarks.common import Options, Spec
 from experiments.benchmarks.timing import Worker, WorkerError, table
-from jaxmark.core import huge_pages
+from jaxmark.system import huge_pages
 
 # Title, module with METHOD and rows(), and what these are called for.
 PARTS: dict[str, tuple[str, str, Callable[[Options], Sequence[Spec]]]] = {

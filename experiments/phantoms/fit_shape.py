@@ -1,4 +1,4 @@
-"""Fits the phantom's shape model to real landmarks: how `jaxmark/data/phantom/shape.json` was made.
+"""Fits the phantom's shape model to real landmarks: so was `data/phantoms/cow/shape.json` made.
 
 python -m experiments.phantoms.fit_shape --landmarks=cow_landmarks.npz
 
@@ -13,9 +13,9 @@ from absl import app, flags
 from scipy.spatial.transform import Rotation
 
 from experiments.phantoms.real_landmarks import mirrored_names, read_real
-from jaxmark.core.files import write_text_atomic
 from jaxmark.core.shapes import align_shapes, drop_outliers, fit_gaussian, mirror
-from jaxmark.data.phantom import shape
+from jaxmark.data.phantoms.cow import shape
+from jaxmark.system.files import write_text_atomic
 
 _LANDMARKS = flags.DEFINE_string("landmarks", None, "The .npz file.", required=True)
 _OUTPUT = flags.DEFINE_string("output", str(shape.MODEL_FILE), "Where to write the model.")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from jaxmark.config import Phantom
 from jaxmark.core.geometry import apply_affine
-from jaxmark.data.phantom.cohort import PhantomCase, make_case
+from jaxmark.data.phantoms.cow.cohort import PhantomCase, make_case
 
 _NUMBER = flags.DEFINE_integer("number", 1, "Which person.")
 _OUTPUT = flags.DEFINE_string("output", "phantom.png", "Where to write.")

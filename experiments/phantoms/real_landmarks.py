@@ -16,7 +16,7 @@ from absl import app, flags
 
 from jaxmark.core.anatomy import COW19
 from jaxmark.data.landmarks import write_table
-from jaxmark.data.phantom.shape import VERTEBRAL
+from jaxmark.data.phantoms.cow.shape import VERTEBRAL
 
 # The data's names without their side, in the scheme's words.
 _NAMES = {

@@ -20,10 +20,10 @@ from experiments.phantoms.real_landmarks import mirrored_names, read_real
 from jaxmark.config import Phantom
 from jaxmark.core.anatomy import COW19
 from jaxmark.core.shapes import align_shapes
-from jaxmark.data.phantom.anatomy import Anatomy, Vessel
-from jaxmark.data.phantom.cohort import make_case
-from jaxmark.data.phantom.shape import VERTEBRAL, draw_anatomy
-from jaxmark.data.phantom.vessels import draw_vessels
+from jaxmark.data.phantoms.cow.anatomy import Anatomy, Vessel
+from jaxmark.data.phantoms.cow.cohort import make_case
+from jaxmark.data.phantoms.cow.shape import VERTEBRAL, draw_anatomy
+from jaxmark.data.phantoms.cow.vessels import draw_vessels
 
 _LANDMARKS = flags.DEFINE_string("landmarks", None, "Real landmarks (.npz).", required=True)
 _SEGMENTS = flags.DEFINE_string("segments", None, "Real lengths and radii (.csv).", required=True)

@@ -32,7 +32,7 @@ from jaxmark.core.geometry import (
     rotation_from_quaternion,
 )
 from jaxmark.data.mutual_information import register_mutual_information
-from jaxmark.data.phantom.cohort import PhantomCase, make_case, place_grid
+from jaxmark.data.phantoms.cow.cohort import PhantomCase, make_case, place_grid
 from jaxmark.data.registration import Registration, register, resample
 from jaxmark.data.scans import Scan
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmark.core.errors import InputError
-from jaxmark.core.files import json_text, naming, read_sealed, sealed
+from jaxmark.system.errors import InputError
+from jaxmark.system.files import json_text, naming, read_sealed, sealed
 
 SCHEMA_VERSION = 3
 

@@ -25,11 +25,11 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmark.config import Data
-from jaxmark.core.errors import InputError
-from jaxmark.core.files import read_bytes
 from jaxmark.data.landmarks import Landmarks, read_landmarks, read_table
 from jaxmark.data.layouts import find_layout, landmark_files
 from jaxmark.data.scans import Scan
+from jaxmark.system.errors import InputError
+from jaxmark.system.files import read_bytes
 
 SPLITS = ("train", "val", "test")
 

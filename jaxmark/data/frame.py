@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmark.core.errors import InputError, about
-from jaxmark.core.files import read_json, write_json
 from jaxmark.data.mutual_information import register_mutual_information
 from jaxmark.data.registration import Kind, covered, register, resample
 from jaxmark.data.scans import Scan, read_scan, write_scan
+from jaxmark.system.errors import InputError, about
+from jaxmark.system.files import read_json, write_json
 
 SCHEMA_VERSION = 2
 

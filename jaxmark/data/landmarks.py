@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmark.core.errors import InputError
-from jaxmark.core.files import read_bytes, write_json, write_text_atomic
+from jaxmark.system.errors import InputError
+from jaxmark.system.files import read_bytes, write_json, write_text_atomic
 
 # Name -> (3,) float64 LPS mm; three NaN for a landmark that is listed but not annotated; None
 # where the file states that it is absent.

@@ -31,11 +31,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxmark.core.errors import InputError
-from jaxmark.core.files import read_json
 from jaxmark.data import landmarks
 from jaxmark.data.landmarks import check_case
 from jaxmark.data.scans import EXTENSIONS, case_name, find_scans
+from jaxmark.system.errors import InputError
+from jaxmark.system.files import read_json
 
 _NO_SCANS = f"holds no scans ({', '.join(EXTENSIONS)} or DICOM)"
 

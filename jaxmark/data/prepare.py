@@ -19,16 +19,16 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from jaxmark.config import Data
-from jaxmark.core.errors import InputError, about
-from jaxmark.core.files import read_sealed, sealed, write_json
 from jaxmark.core.geometry import apply_affine, pick_template
-from jaxmark.core.parallel import parallel, worker_pool
 from jaxmark.data.cases import PreparedCase, load_case, save_case
 from jaxmark.data.cohort import SPLITS, CaseSource, Cohort, check_inside
 from jaxmark.data.frame import Alignment, Frame
 from jaxmark.data.registration import Kind, register
 from jaxmark.data.scans import read_scan
 from jaxmark.data.transforms import read_transform
+from jaxmark.system.errors import InputError, about
+from jaxmark.system.files import read_sealed, sealed, write_json
+from jaxmark.system.parallel import parallel, worker_pool
 
 # Part of every cache key: a change of what preparation computes must not reuse older results.
 RECIPE_VERSION = 2

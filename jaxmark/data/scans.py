@@ -20,8 +20,6 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from jaxmark.core.errors import InputError
-from jaxmark.core.files import replacing
 from jaxmark.data.formats import dicom, metaimage, nifti, nrrd
 from jaxmark.data.formats.safeguards import (
     DAMAGED,
@@ -33,6 +31,8 @@ from jaxmark.data.formats.safeguards import (
     readable,
     voxels_and_place,
 )
+from jaxmark.system.errors import InputError
+from jaxmark.system.files import replacing
 
 _READERS: dict[str, Callable[[Path], tuple[np.ndarray, np.ndarray]]] = {
     ".nii": nifti.read,

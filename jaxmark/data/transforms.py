@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from jaxmark.core.errors import InputError
-from jaxmark.core.files import read_bytes
 from jaxmark.core.geometry import apply_affine, compose_affine
 from jaxmark.data.formats.safeguards import ITK_ERRORS
+from jaxmark.system.errors import InputError
+from jaxmark.system.files import read_bytes
 
 _EXTENSIONS = (".tfm", ".txt", ".mat")
 # Far apart, so that what is not affine shows.

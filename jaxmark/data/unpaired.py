@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from jaxmark.config import Data
-from jaxmark.core.errors import InputError
 from jaxmark.core.geometry import apply_affine, fit_rigid
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.cohort import check_name, read_labels
 from jaxmark.data.frame import Frame
+from jaxmark.system.errors import InputError
 
 # Points at this distance from where a fit wants them weigh half in it.
 _HALF_WEIGHT_MM = 5.0

@@ -16,7 +16,6 @@ import optax
 from jax import Array
 
 from jaxmark.core.augmentation import random_view, view_points
-from jaxmark.core.errors import InputError
 from jaxmark.core.heatmaps import (
     cell_masses,
     cell_voxels,
@@ -37,6 +36,7 @@ from jaxmark.methods.heatmap import (
 )
 from jaxmark.methods.method import Batch, Method, Metrics, Params, Phase, State, Task
 from jaxmark.models.discriminator import CellDiscriminator, HeatmapDiscriminator
+from jaxmark.system.errors import InputError
 
 # A discriminator that is right this often and this sure (at chance its loss is 2 log 2 = 1.39), for
 # so many records in a row, is called saturated.

@@ -14,13 +14,13 @@ from jax import Array
 from jax.scipy.special import logsumexp
 
 from jaxmark.core.augmentation import augment
-from jaxmark.core.errors import InputError
 from jaxmark.core.heatmaps import decode, gaussian_sum
 from jaxmark.core.losses import heatmap_cross_entropy, weighted_heatmap_loss
 from jaxmark.core.slabs import Head, map_slabs, whole
 from jaxmark.methods.method import Batch, Method, Metrics, Params, Phase, Prediction, State, Task
 from jaxmark.models.blocks import append_coordinates
 from jaxmark.models.unet import ResidualUNet
+from jaxmark.system.errors import InputError
 
 
 @dataclasses.dataclass

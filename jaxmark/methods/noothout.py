@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxmark.core.errors import InputError
 from jaxmark.core.patches import decode_votes, vote_losses
 from jaxmark.methods.heatmap import augmented, clipped, learning_rate
 from jaxmark.methods.method import Batch, Method, Metrics, Params, Phase, Prediction, State, Task
 from jaxmark.models.noothout import GLOBAL_STRIDE, LOCAL_STRIDE, LocalPatchNet, PatchResNet, each
+from jaxmark.system.errors import InputError
 
 # Loss of a network's parameters: cross-entropy and displacement error (`vote_losses`).
 Losses = Callable[[Params, Batch, Array], tuple[Array, Array]]

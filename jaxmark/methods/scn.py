@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxmark.core.errors import InputError
 from jaxmark.core.heatmaps import decode, gaussian_sum, gaussians
 from jaxmark.methods.heatmap import augmented, clipped
 from jaxmark.methods.method import Batch, Method, Metrics, Params, Phase, Prediction, State, Task
 from jaxmark.models.scn import SpatialConfigurationNet, multiples
+from jaxmark.system.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

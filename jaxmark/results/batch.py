@@ -31,20 +31,20 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxmark.config import Experiment
-from jaxmark.core.errors import InputError, printable
-from jaxmark.core.files import read_json, replacing, write_json
 from jaxmark.core.geometry import apply_affine
-from jaxmark.core.parallel import ahead, worker_pool
 from jaxmark.data.frame import Frame, PreparedScan, load_frame, prepare_scan
 from jaxmark.data.landmarks import check_case, write_table
 from jaxmark.data.prepare import digest, state
 from jaxmark.data.scans import case_name, find_scans_below
+from jaxmark.inference.predictor import Predictor, Volume
 from jaxmark.methods.method import Params
 from jaxmark.results import figures
 from jaxmark.results.calibration import Calibration
 from jaxmark.results.predict import COLUMNS, PredictedCase, write_markups, write_predictions
-from jaxmark.training.inference import Predictor, Volume
-from jaxmark.training.processes import from_primary, gather, own_share, primary
+from jaxmark.system.errors import InputError, printable
+from jaxmark.system.files import read_json, replacing, write_json
+from jaxmark.system.parallel import ahead, worker_pool
+from jaxmark.system.processes import from_primary, gather, own_share, primary
 
 SCHEMA_VERSION = 1
 # Starting processes costs about as much as preparing so many scans.

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from jaxmark.core.calibration import PresenceModel, conformal_radius, fit_presence
-from jaxmark.core.errors import InputError
-from jaxmark.core.files import read_json, write_json
 from jaxmark.core.metrics import radial_error_mm
 from jaxmark.data.cases import PreparedCase
-from jaxmark.training.inference import Found
+from jaxmark.inference.predictor import Found
+from jaxmark.system.errors import InputError
+from jaxmark.system.files import read_json, write_json
 
 FILE = "calibration.json"
 SCHEMA_VERSION = 1

@@ -9,11 +9,11 @@ from typing import Any, TypedDict
 import numpy as np
 
 from jaxmark.core import metrics
-from jaxmark.core.errors import InputError
-from jaxmark.core.files import write_json, write_text_atomic
 from jaxmark.results import figures
 from jaxmark.results.evaluate import Points, read_points, read_summary
 from jaxmark.results.page import chart, interval, mm, p_value, page, percent, table
+from jaxmark.system.errors import InputError
+from jaxmark.system.files import write_json, write_text_atomic
 
 SCHEMA_VERSION = 1
 

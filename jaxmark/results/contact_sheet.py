@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmark.core.files import replacing, write_text_atomic
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.cohort import SPLITS
 from jaxmark.data.prepare import Prepared
 from jaxmark.results import figures
+from jaxmark.system.files import replacing, write_text_atomic
 
 TABLE = "cases.csv"
 # More would be too small to see, and too large to open.

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from jaxmark.core import metrics
-from jaxmark.core.errors import InputError
-from jaxmark.core.files import read_bytes, read_json, write_json, write_text_atomic
 from jaxmark.core.geometry import apply_affine
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.landmarks import read_table
+from jaxmark.system.errors import InputError
+from jaxmark.system.files import read_bytes, read_json, write_json, write_text_atomic
 
 SCHEMA_VERSION = 2
 POINTS = "points.csv"

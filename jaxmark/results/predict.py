@@ -10,14 +10,14 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxmark.config import Experiment
-from jaxmark.core.errors import InputError
-from jaxmark.core.files import read_json, write_json
 from jaxmark.data.landmarks import Landmarks, write_fcsv, write_mrk_json, write_table
+from jaxmark.inference.predictor import Found, Predictor, Volume
 from jaxmark.methods.method import Method, Params
 from jaxmark.results.calibration import Calibration
+from jaxmark.system.errors import InputError
+from jaxmark.system.files import read_json, write_json
+from jaxmark.system.processes import from_primary, primary
 from jaxmark.training.checkpoints import Checkpoints
-from jaxmark.training.inference import Found, Predictor, Volume
-from jaxmark.training.processes import from_primary, primary
 
 DECODERS = ("argmax", "subvoxel")
 # Columns behind the coordinates in tables of predictions.

@@ -12,13 +12,13 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from jaxmark.core import metrics
-from jaxmark.core.files import json_text, read_json, write_text_atomic
 from jaxmark.core.geometry import apply_affine
 from jaxmark.data.cases import PreparedCase
 from jaxmark.results import figures
 from jaxmark.results.evaluate import Points, read_floor_errors, read_points, read_summary
 from jaxmark.results.page import chart, data_uri, interval, mm, p_value, page, percent, table
 from jaxmark.results.predict import read_learned
+from jaxmark.system.files import json_text, read_json, write_text_atomic
 from jaxmark.training.records import METRICS, SPEED, read_records
 
 _PACKAGES = ("jaxmark", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy")

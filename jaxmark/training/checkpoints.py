@@ -29,10 +29,10 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers as policies
 
-from jaxmark.core.errors import InputError
 from jaxmark.methods.method import Params, State
-from jaxmark.training.processes import check_alike
-from jaxmark.training.sharding import replicated
+from jaxmark.system.devices import replicated
+from jaxmark.system.errors import InputError
+from jaxmark.system.processes import check_alike
 
 FOLDER = "checkpoints"
 # Where training puts what it found damaged, so that its step can be saved again.

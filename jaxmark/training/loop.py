@@ -15,17 +15,18 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxmark.config import Experiment, check_same, to_json
-from jaxmark.core.errors import InputError
-from jaxmark.core.interrupts import Interrupted
 from jaxmark.core.metrics import radial_error_mm
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.pipeline import CASE, training_batches
+from jaxmark.inference.predictor import Predictor, volumes
 from jaxmark.methods.method import Batch, LandmarkSets, Method, Phase
+from jaxmark.system.devices import put_batch
+from jaxmark.system.errors import InputError
+from jaxmark.system.interrupts import Interrupted
+from jaxmark.system.processes import barrier, from_primary, primary, stops
 from jaxmark.training.checkpoints import Checkpoints, Writer
-from jaxmark.training.inference import Predictor, volumes
-from jaxmark.training.processes import barrier, from_primary, primary, stops
 from jaxmark.training.records import Records
-from jaxmark.training.sharding import put_batch, sharded_init, sharded_step
+from jaxmark.training.sharding import sharded_init, sharded_step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from jaxmark.core.errors import InputError
-from jaxmark.core.files import naming, write_text_atomic
+from jaxmark.system.errors import InputError
+from jaxmark.system.files import naming, write_text_atomic
 
 METRICS, SPEED = "logs/metrics.jsonl", "logs/speed.jsonl"
 

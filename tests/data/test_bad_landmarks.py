@@ -10,7 +10,6 @@ import pytest
 from conftest import refused
 
 from jaxmark.config import Data
-from jaxmark.core.errors import InputError
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.landmarks import (
     EXTENSIONS,
@@ -21,6 +20,7 @@ from jaxmark.data.landmarks import (
     write_mrk_json,
     write_table,
 )
+from jaxmark.system.errors import InputError
 
 P = {"label": "a", "position": [1, 2, 3]}
 

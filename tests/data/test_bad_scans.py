@@ -106,7 +106,7 @@ def test_memory_is_not_asked_for(tmp_path: Path) -> None:
     code = """
 import resource, sys
 from pathlib import Path
-from jaxmark.core.errors import InputError
+from jaxmark.system.errors import InputError
 from jaxmark.data.scans import read_scan
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + (128 << 20)

@@ -12,8 +12,8 @@ import pytest
 from conftest import refused
 
 import jaxmark
-from jaxmark.core.files import sealed
 from jaxmark.data.cases import PreparedCase, load_case, save_case
+from jaxmark.system.files import sealed
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import pytest
 from conftest import refused
 
 from jaxmark.config import Data
-from jaxmark.core.errors import InputError
 from jaxmark.data.cohort import CaseSource, check_inside, read_cohort
 from jaxmark.data.landmarks import Landmarks, write_fcsv, write_mrk_json, write_table
 from jaxmark.data.scans import Scan, read_scan, write_scan
+from jaxmark.system.errors import InputError
 
 AFFINE = np.array([[2.0, 0, 0, 10], [0, 2, 0, 20], [0, 0, 3, -30], [0, 0, 0, 1]])
 SHAPE = (6, 5, 4)

@@ -146,7 +146,7 @@ def test_gdcm_never_asks_for_what_a_length_claims(tmp_path):
     code = """
 import resource, sys
 from pathlib import Path
-from jaxmark.core.errors import InputError
+from jaxmark.system.errors import InputError
 from jaxmark.data.scans import read_scan
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + (256 << 20)

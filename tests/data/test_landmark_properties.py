@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_landmarks import same
 
-from jaxmark.core.errors import InputError
 from jaxmark.data.landmarks import (
     Landmarks,
     check_case,
@@ -23,6 +22,7 @@ from jaxmark.data.landmarks import (
     write_mrk_json,
     write_table,
 )
+from jaxmark.system.errors import InputError
 
 WRITERS: dict[str, Callable[..., None]] = {".mrk.json": write_mrk_json, ".fcsv": write_fcsv}
 

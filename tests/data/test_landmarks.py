@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from conftest import refused
 
-from jaxmark.core.errors import InputError
 from jaxmark.data.landmarks import (
     Landmarks,
     read_landmarks,
@@ -20,6 +19,7 @@ from jaxmark.data.landmarks import (
     write_mrk_json,
     write_table,
 )
+from jaxmark.system.errors import InputError
 
 UNPLACED = np.full(3, np.nan)
 POINTS: Landmarks = {

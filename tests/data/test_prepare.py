@@ -14,16 +14,16 @@ from conftest import refused
 from scipy.ndimage import map_coordinates
 
 from jaxmark.config import Data, Phantom
-from jaxmark.core.errors import InputError
 from jaxmark.core.geometry import apply_affine, compose_affine, rotation_from_quaternion
 from jaxmark.data.cases import load_case
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.frame import Frame, load_frame, prepare_scan, save_frame
 from jaxmark.data.landmarks import write_mrk_json
-from jaxmark.data.phantom.cohort import write_cohort
+from jaxmark.data.phantoms.cow.cohort import write_cohort
 from jaxmark.data.prepare import prepare, quality_limit
 from jaxmark.data.scans import Scan, read_scan, write_scan
 from jaxmark.data.transforms import read_transform
+from jaxmark.system.errors import InputError
 
 
 @pytest.fixture(scope="module")

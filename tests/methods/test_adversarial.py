@@ -10,7 +10,6 @@ import pytest
 import spots
 from spots import CROP, MARGIN, SPACING
 
-from jaxmark.core.errors import InputError
 from jaxmark.core.heatmaps import gaussians
 from jaxmark.core.losses import adversarial_loss, discriminator_loss
 from jaxmark.methods.adversarial import (
@@ -23,6 +22,7 @@ from jaxmark.methods.adversarial import (
 )
 from jaxmark.methods.heatmap import Generator, augmented
 from jaxmark.methods.method import Batch, LandmarkSets
+from jaxmark.system.errors import InputError
 
 FULL = tuple(n + 2 * MARGIN for n in CROP)
 

@@ -10,9 +10,9 @@ import pytest
 from spots import CROP, MARGIN, SPACING, TASK, batch
 
 from jaxmark.config import Augment
-from jaxmark.core.errors import InputError
 from jaxmark.core.heatmaps import gaussians
 from jaxmark.methods.heatmap import HeatmapRegression, clipped, learning_rate
+from jaxmark.system.errors import InputError
 
 
 @pytest.mark.parametrize("loss", ["weighted_l2", "cross_entropy"])

@@ -11,7 +11,6 @@ import pytest
 from spots import CROP, MARGIN, SPACING, TASK
 from spots import batch as batch_of
 
-from jaxmark.core.errors import InputError
 from jaxmark.methods.method import State
 from jaxmark.methods.noothout import (
     RegressionClassification,
@@ -20,6 +19,7 @@ from jaxmark.methods.noothout import (
     random_chunks,
     stage_step,
 )
+from jaxmark.system.errors import InputError
 
 SMALL = RegressionClassification(
     steps=120,

@@ -10,7 +10,6 @@ import pytest
 from spots import CROP, MARGIN, SPACING, TASK, batch
 
 from jaxmark.config import Augment
-from jaxmark.core.errors import InputError
 from jaxmark.core.heatmaps import gaussians
 from jaxmark.methods.method import Batch, State
 from jaxmark.methods.scn import (
@@ -24,6 +23,7 @@ from jaxmark.methods.scn import (
     training_memory,
     training_step,
 )
+from jaxmark.system.errors import InputError
 
 VOXEL_MM = 2.0 ** (1 / 3)
 TINY = SpatialConfiguration(

@@ -20,12 +20,12 @@ from jaxmark.data.frame import Frame, save_frame
 from jaxmark.data.landmarks import read_landmarks
 from jaxmark.data.registration import resample
 from jaxmark.data.scans import Scan, read_scan, to_image, write_scan
+from jaxmark.inference.predictor import Predictor
 from jaxmark.methods.heatmap import HeatmapRegression
 from jaxmark.methods.method import Method, Prediction
 from jaxmark.results.batch import Model, predict_scans, scans_at
 from jaxmark.results.calibration import Calibration
-from jaxmark.training.inference import Predictor
-from jaxmark.training.sharding import data_mesh
+from jaxmark.system.devices import data_mesh
 
 NAMES = ("all", "bright")
 CROP, MARGIN, SPACING = (24, 20, 16), 2, (2.0, 2.0, 2.5)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from conftest import refused
 
-from jaxmark.core.files import read_json
 from jaxmark.results.compare import as_text, compare, write_comparison
 from jaxmark.results.evaluate import Points, evaluate
+from jaxmark.system.files import read_json
 
 PAPER = {"ours": {"mre_mm": 1.5, "sd_mm": 0.25, "sdr": [80.0, 90.0]}}
 

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from jaxmark.core.errors import InputError
 from jaxmark.results import evaluate
+from jaxmark.system.errors import InputError
 
 
 def make_points(scans=3, landmarks=4, seed=0):

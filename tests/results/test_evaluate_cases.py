@@ -5,7 +5,6 @@ import pytest
 from conftest import random_rotation
 
 from jaxmark.config import Data
-from jaxmark.core.errors import InputError
 from jaxmark.core.geometry import apply_affine, compose_affine
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.cohort import read_cohort
@@ -13,6 +12,7 @@ from jaxmark.data.landmarks import write_table
 from jaxmark.data.prepare import prepare
 from jaxmark.data.scans import write_scan
 from jaxmark.results.evaluate import evaluate_cases, headline, read_points
+from jaxmark.system.errors import InputError
 
 NAMES = ("a", "b")
 

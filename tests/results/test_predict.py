@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from jaxmark.core.errors import InputError
 from jaxmark.methods.method import Method
 from jaxmark.results.predict import LEARNED, read_learned, write_learned
+from jaxmark.system.errors import InputError
 
 PLAIN = Method(init=lambda key: None, phases=(), predict=lambda params, image: None)
 WIDTHS = dataclasses.replace(PLAIN, learned=lambda params: {"sigma_mm": params["s"]})

@@ -9,9 +9,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from jaxmark.core.errors import InputError
 from jaxmark.results import report
 from jaxmark.results.evaluate import Points, evaluate
+from jaxmark.system.errors import InputError
 
 EVIL = '<img src="http://example.org/x.png" onerror=alert(1)> & $name'
 EVIL += """</td></table><script>alert(1)</script>--> ]]> "' """.strip()

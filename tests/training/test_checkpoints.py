@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmark.core.errors import InputError
 from jaxmark.methods.method import State
+from jaxmark.system.devices import data_mesh
+from jaxmark.system.errors import InputError
 from jaxmark.training.checkpoints import DAMAGED, Checkpoints, DamagedError, Writer, digest
-from jaxmark.training.sharding import data_mesh
 
 
 def state(step):

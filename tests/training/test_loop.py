@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from jaxmark.config import Augment, Data, Experiment, Predict, Train, to_json
-from jaxmark.core.errors import InputError
 from jaxmark.data.cases import PreparedCase, load_case, save_case
+from jaxmark.inference.predictor import Predictor, volumes
 from jaxmark.methods.adversarial import Adversarial
 from jaxmark.methods.heatmap import HeatmapRegression
 from jaxmark.methods.method import LandmarkSets, Task
+from jaxmark.system.devices import data_mesh
+from jaxmark.system.errors import InputError
 from jaxmark.training.checkpoints import Checkpoints
-from jaxmark.training.inference import Predictor, volumes
 from jaxmark.training.loop import fingerprint, train
 from jaxmark.training.records import METRICS, read_records
-from jaxmark.training.sharding import data_mesh
 
 NAMES = ("a", "b")
 

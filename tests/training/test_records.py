@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxmark.core.errors import InputError
+from jaxmark.system.errors import InputError
 from jaxmark.training.records import METRICS, SPEED, Records, read_records
 
 

@@ -20,18 +20,14 @@ import pytest
 from running import QUICK, free_port
 
 from jaxmark.config import Augment, Data, Experiment, Predict
+from jaxmark.inference.predictor import Predictor, Volume
 from jaxmark.methods.adversarial import Adversarial
 from jaxmark.methods.heatmap import HeatmapRegression
 from jaxmark.methods.method import Batch, LandmarkSets, Task
 from jaxmark.methods.noothout import RegressionClassification
-from jaxmark.training.inference import Predictor, Volume
-from jaxmark.training.processes import done, join
-from jaxmark.training.sharding import (
-    data_mesh,
-    put_batch,
-    sharded_init,
-    sharded_step,
-)
+from jaxmark.system.devices import data_mesh, put_batch
+from jaxmark.system.processes import done, join
+from jaxmark.training.sharding import sharded_init, sharded_step
 
 # Losses of the generator alone, and the phase with a discriminator.
 KINDS = ("weighted_l2", "cross_entropy", "adversarial", "patches", "patches_local")

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from jaxmark.core.errors import InputError
 from jaxmark.data.formats.dicom_elements import pixel_bytes
 from jaxmark.data.formats.safeguards import (
     DAMAGED,
@@ -29,6 +28,7 @@ from jaxmark.data.formats.safeguards import (
     rounded,
     voxels_and_place,
 )
+from jaxmark.system.errors import InputError
 
 _SERIES = "0020|000e"
 # Without these GDCM would make up a place.

@@ -10,8 +10,8 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxmark.core.errors import InputError
 from jaxmark.data.formats.safeguards import DAMAGED
+from jaxmark.system.errors import InputError
 
 _MAX_BYTES = 1 << 30
 _MAX_INFLATED = 1 << 28

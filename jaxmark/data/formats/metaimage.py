@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmark.core.errors import InputError
 from jaxmark.core.geometry import compose_affine
 from jaxmark.data.formats.safeguards import (
     UNREADABLE,
@@ -22,6 +21,7 @@ from jaxmark.data.formats.safeguards import (
     header_lines,
     read_voxels,
 )
+from jaxmark.system.errors import InputError
 
 _TYPES = {
     "MET_CHAR": "i1",

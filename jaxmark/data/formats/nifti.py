@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 
-from jaxmark.core.errors import InputError
 from jaxmark.data.formats.safeguards import (
     UNREADABLE,
     at_right_angles,
@@ -21,6 +20,7 @@ from jaxmark.data.formats.safeguards import (
     read_voxels,
     rounded,
 )
+from jaxmark.system.errors import InputError
 
 _HEADER_BYTES = 348
 _NIFTI_2_HEADER_BYTES = 540

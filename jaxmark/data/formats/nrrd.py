@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from jaxmark.core.errors import InputError
 from jaxmark.data.formats.safeguards import (
     MAX_HEADER_BYTES,
     UNREADABLE,
@@ -24,6 +23,7 @@ from jaxmark.data.formats.safeguards import (
     place_of,
     voxels_and_place,
 )
+from jaxmark.system.errors import InputError
 
 # ITK's reader ends the process when it complains of something longer.
 _MAX_BYTES = 512

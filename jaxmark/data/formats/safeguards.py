@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from jaxmark.core.errors import InputError
 from jaxmark.core.geometry import compose_affine
+from jaxmark.system.errors import InputError
 
 DAMAGED = "truncated or damaged"
 UNREADABLE = "cannot be read: truncated, damaged, or not the format that its name says"

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 from scipy.stats import chi2
 
 from jaxmark.core.anatomy import COW19
-from jaxmark.data.phantom.anatomy import LEFT, RIGHT, Anatomy
+from jaxmark.data.phantoms.cow.anatomy import LEFT, RIGHT, Anatomy
 
 MODEL_FILE = Path(__file__).with_name("shape.json")
 # The lower end of the basilar artery: in the data, not in the scheme.

@@ -15,8 +15,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from jaxmark.core.errors import InputError
-from jaxmark.core.interrupts import SIGNALS
+from jaxmark.system.errors import InputError
+from jaxmark.system.interrupts import SIGNALS
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -20,8 +20,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint.multihost import get_barrier_sync_fn
 
-from jaxmark.core import interrupts
-from jaxmark.core.errors import InputError
+from jaxmark.system import interrupts
+from jaxmark.system.errors import InputError
 
 # From the first process' start to the last one's.
 JOIN_SECONDS = 300

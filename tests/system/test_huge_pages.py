@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from jaxmark.core.huge_pages import KERNEL, TUNABLE, VARIABLE, obstacle, setting
+from jaxmark.system.huge_pages import KERNEL, TUNABLE, VARIABLE, obstacle, setting
 
 ROOT = Path(__file__).parents[2]
 
 # Memory of malloc, not of NumPy, which asks for huge pages by itself.
 PROGRAM = """
 import json, os, sys
-from jaxmark.core.huge_pages import restart_with_huge_pages, state
+from jaxmark.system.huge_pages import restart_with_huge_pages, state
 print("once more")
 if "off" not in sys.argv:
     restart_with_huge_pages()

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from jaxmark.core.interrupts import SIGNALS, Interrupted, deferred, handling, raising
+from jaxmark.system.interrupts import SIGNALS, Interrupted, deferred, handling, raising
 
 
 @pytest.mark.parametrize("number", SIGNALS)

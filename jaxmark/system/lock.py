@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxmark.core.errors import InputError
+from jaxmark.system.errors import InputError
 
 FILE = ".lock"
 # The file system has no locks, as some of clusters.

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline, PchipInterpolator
 
 from jaxmark.core.anatomy import COW19
-from jaxmark.data.phantom.anatomy import LEFT, RIGHT, Anatomy, Vessel
+from jaxmark.data.phantoms.cow.anatomy import LEFT, RIGHT, Anatomy, Vessel
 
 _SPACING_MM = 0.45  # along the curve
 _SMALLEST_MM = 0.35  # about what a scan still shows

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmark.core.anatomy import COW19
-from jaxmark.data.phantom.anatomy import Vessel
+from jaxmark.data.phantoms.cow.anatomy import Vessel
 
 # Label of a vessel beyond the scheme; the scheme's own are 1 + the index into COW19.segments.
 BEYOND = len(COW19.segments) + 1

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxmark.core.errors import InputError
+from jaxmark.system.errors import InputError
 
 # Texts are kilobytes, a table of a large cohort is some megabytes.
 _MAX_BYTES = 64 << 20

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from conftest import refused
 
-from jaxmark.core.errors import InputError
-from jaxmark.core.files import (
+from jaxmark.system.errors import InputError
+from jaxmark.system.files import (
     read_json,
     read_sealed,
     replacing,

@@ -9,10 +9,10 @@ from scipy.spatial.transform import Rotation
 
 from jaxmark.core.anatomy import COW19
 from jaxmark.core.geometry import apply_affine
-from jaxmark.data.phantom import images
-from jaxmark.data.phantom.anatomy import Anatomy, Vessel
-from jaxmark.data.phantom.images import render_cta, render_mra
-from jaxmark.data.phantom.lumen import BEYOND, Grid, rasterize
+from jaxmark.data.phantoms.cow import images
+from jaxmark.data.phantoms.cow.anatomy import Anatomy, Vessel
+from jaxmark.data.phantoms.cow.images import render_cta, render_mra
+from jaxmark.data.phantoms.cow.lumen import BEYOND, Grid, rasterize
 
 # The mean head, LPS mm: the left of two, or the one in the middle.
 MEAN_MM = {

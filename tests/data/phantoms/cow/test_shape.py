@@ -8,8 +8,8 @@ import pytest
 from jaxmark.core.anatomy import COW19
 from jaxmark.core.geometry import rotation_angle_degrees
 from jaxmark.core.shapes import mirror
-from jaxmark.data.phantom import shape
-from jaxmark.data.phantom.shape import draw_anatomy, draw_variants
+from jaxmark.data.phantoms.cow import shape
+from jaxmark.data.phantoms.cow.shape import draw_anatomy, draw_variants
 
 
 @pytest.fixture(scope="module")

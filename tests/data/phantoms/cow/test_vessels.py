@@ -8,8 +8,8 @@ import pytest
 
 from jaxmark.core.anatomy import COW19
 from jaxmark.core.geometry import rotation_from_quaternion
-from jaxmark.data.phantom.anatomy import Anatomy
-from jaxmark.data.phantom.vessels import draw_vessels
+from jaxmark.data.phantoms.cow.anatomy import Anatomy
+from jaxmark.data.phantoms.cow.vessels import draw_vessels
 
 # Mean positions and (reduced) spread on the left, mm.
 HEAD = {

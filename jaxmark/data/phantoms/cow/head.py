@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmark.core.anatomy import COW19
-from jaxmark.data.phantom.anatomy import Anatomy
-from jaxmark.data.phantom.lumen import Grid
+from jaxmark.data.phantoms.cow.anatomy import Anatomy
+from jaxmark.data.phantoms.cow.lumen import Grid
 
 # Where the skull base hangs on the arteries: left means of 560 people (Chen et al., MICCAI 2020)
 # and, for C4/C5, anatomy. The basilar's lower end is not a landmark of the scheme.

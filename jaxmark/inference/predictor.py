@@ -15,7 +15,7 @@ from jaxmark.core.augmentation import centre_crop
 from jaxmark.core.geometry import apply_affine
 from jaxmark.data.cases import PreparedCase
 from jaxmark.methods.method import Method, Params, Prediction
-from jaxmark.training.sharding import own_rows, put_batch, replicated, split
+from jaxmark.system.devices import own_rows, put_batch, replicated, split
 
 
 @dataclasses.dataclass(frozen=True)

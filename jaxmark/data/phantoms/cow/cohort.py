@@ -22,16 +22,16 @@ import numpy as np
 
 from jaxmark.config import Phantom
 from jaxmark.core.anatomy import COW19
-from jaxmark.core.files import write_json, write_text_atomic
 from jaxmark.core.geometry import apply_affine
-from jaxmark.core.parallel import parallel, worker_pool
 from jaxmark.data.landmarks import Landmarks, write_mrk_json, write_table
-from jaxmark.data.phantom.anatomy import Anatomy, Vessel
-from jaxmark.data.phantom.images import render_cta, render_mra
-from jaxmark.data.phantom.lumen import Grid, Lumen, rasterize
-from jaxmark.data.phantom.shape import attribution, draw_anatomy
-from jaxmark.data.phantom.vessels import draw_vessels
+from jaxmark.data.phantoms.cow.anatomy import Anatomy, Vessel
+from jaxmark.data.phantoms.cow.images import render_cta, render_mra
+from jaxmark.data.phantoms.cow.lumen import Grid, Lumen, rasterize
+from jaxmark.data.phantoms.cow.shape import attribution, draw_anatomy
+from jaxmark.data.phantoms.cow.vessels import draw_vessels
 from jaxmark.data.scans import write_scan
+from jaxmark.system.files import write_json, write_text_atomic
+from jaxmark.system.parallel import parallel, worker_pool
 
 # Part of the name of a cached cohort: a change of what is drawn must not reuse an older one.
 RECIPE_VERSION = 2

@@ -12,7 +12,7 @@ from jaxmark.core.anatomy import COW19
 from jaxmark.core.geometry import apply_affine
 from jaxmark.data.cohort import check_inside, read_cohort
 from jaxmark.data.landmarks import read_table
-from jaxmark.data.phantom.cohort import draw_unpaired, make_case, write_cohort
+from jaxmark.data.phantoms.cow.cohort import draw_unpaired, make_case, write_cohort
 from jaxmark.data.scans import read_scan
 
 SMALL = Phantom(
@@ -76,7 +76,7 @@ def test_landmarks_lie_where_their_segments_meet():
 
 
 def test_the_number_of_processes_changes_no_byte(root, tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxmark.data.phantom.cohort._VOXELS_WORTH_PROCESSES", 0)
+    monkeypatch.setattr("jaxmark.data.phantoms.cow.cohort._VOXELS_WORTH_PROCESSES", 0)
     write_cohort(tmp_path, SMALL, workers=2)
     assert digests(tmp_path) == digests(root)
 

@@ -5,13 +5,13 @@ import sys
 
 import pytest
 
-from jaxmark.core.errors import InputError
-from jaxmark.core.lock import FILE, locked
+from jaxmark.system.errors import InputError
+from jaxmark.system.lock import FILE, locked
 
 HOLDS = """
 import sys
 from pathlib import Path
-from jaxmark.core.lock import locked
+from jaxmark.system.lock import locked
 with locked(Path(sys.argv[1])):
     print("in", flush=True)
     sys.stdin.read()

@@ -10,8 +10,8 @@ from scipy.interpolate import CubicSpline
 from scipy.ndimage import correlate1d
 
 from jaxmark.core.anatomy import COW19
-from jaxmark.data.phantom.anatomy import Anatomy, Vessel
-from jaxmark.data.phantom.head import (
+from jaxmark.data.phantoms.cow.anatomy import Anatomy, Vessel
+from jaxmark.data.phantoms.cow.head import (
     NODE_MM,
     Head,
     ball,
@@ -21,7 +21,7 @@ from jaxmark.data.phantom.head import (
     paint,
     random_field,
 )
-from jaxmark.data.phantom.lumen import Grid, Lumen, rasterize
+from jaxmark.data.phantoms.cow.lumen import Grid, Lumen, rasterize
 
 _MRA, _CTA = 0, 1
 # (MRA, CTA in HU). MRA is relative to a brain of 100: CSF 0.3-0.5 of it, fat 1.5-2.5, cortical
