@@ -22,7 +22,8 @@ Your own scans: --config.data.root=FOLDER --config.data.register=rigid
 import dataclasses
 from typing import Any
 
-from jaxmark.config import Augment, Data, Evaluate, Experiment, Phantom, Train
+from jaxmark.config import Augment, Data, Evaluate, Experiment, Train
+from jaxmark.data.phantoms.cow.cohort import CirclePhantom
 from jaxmark.methods.adversarial import Adversarial
 from jaxmark.methods.heatmap import HeatmapRegression
 
@@ -75,7 +76,7 @@ def paper() -> Experiment:
     return Experiment(
         name="cow",
         data=Data(spacing_mm=(0.513, 0.513, 0.8), crop=(192, 160, 96), margin=8),
-        phantom=Phantom(train=70, val=10, test=32, unpaired=500),
+        phantom=CirclePhantom(train=70, val=10, test=32, unpaired=500),
         method=Adversarial(steps=20_000, adversarial_steps=20_000),
         augment=Augment(translation_voxels=8),
         train=Train(batch=1, validate_every=500),
@@ -105,7 +106,7 @@ def small() -> Experiment:
     return Experiment(
         name="cow_small",
         data=Data(spacing_mm=spacing_mm, crop=(56, 48, 40), margin=4),
-        phantom=Phantom(
+        phantom=CirclePhantom(
             train=40, val=30, test=16, spacing_mm=spacing_mm, shape=(64, 56, 48), unpaired=500
         ),
         method=HeatmapRegression(
@@ -153,7 +154,7 @@ def tiny() -> Experiment:
     experiment = small()
     experiment.name = "cow_tiny"
     experiment.data = Data(spacing_mm=spacing_mm, crop=(32, 32, 24), margin=2)
-    experiment.phantom = Phantom(
+    experiment.phantom = CirclePhantom(
         train=3, val=1, test=2, spacing_mm=spacing_mm, shape=(36, 36, 28), unpaired=4
     )
     experiment.method.steps = 6

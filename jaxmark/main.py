@@ -12,39 +12,22 @@ import os
 import runpy
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import app, flags, logging
-from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from jaxmark import trained
-from jaxmark.config import Experiment, check_same, to_json, validate
-from jaxmark.core.anatomy import COW19
-from jaxmark.data.cases import PreparedCase
-from jaxmark.data.cohort import read_cohort
-from jaxmark.data.frame import load_frame, save_frame
-from jaxmark.data.phantoms.cow.cohort import RECIPE_VERSION, write_cohort
-from jaxmark.data.prepare import Prepared, cache_folder, digest, prepare
-from jaxmark.data.unpaired import place_unpaired, read_unpaired
-from jaxmark.inference.predictor import Predictor, volumes
-from jaxmark.methods.method import LandmarkSets, Method, Task
-from jaxmark.results import batch, calibration, contact_sheet, evaluate, predict, report
+from jaxmark import trained, workflow
+from jaxmark.config import Experiment, to_json, validate
 from jaxmark.system import huge_pages, interrupts, processes
-from jaxmark.system.devices import data_mesh, local_mesh
 from jaxmark.system.errors import InputError
-from jaxmark.system.files import read_json, write_json
-from jaxmark.system.lock import locked
+from jaxmark.system.messages import say
 from jaxmark.training.checkpoints import UnwritableError
-from jaxmark.training.loop import train
 
-STAGES = ("prepare", "train", "predict", "evaluate", "report")
-MODES = ("run", *STAGES, "phantom")
+MODES = ("run", *workflow.STAGES, "phantom")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="FILE.py[:preset]", lock_config=True
@@ -112,11 +95,17 @@ def _main(argv: Sequence[str]) -> None:
         if platform == "cpu" and _HUGE_PAGES.value and not distributed:
             huge_pages.restart_with_huge_pages()
         experiment = validate(for_device(_CONFIG.value, platform))
-        workdir = Path(_CHECKPOINT.value or _WORKDIR.value or Path("runs") / experiment.name)
+        request = Request(
+            experiment=experiment,
+            workdir=Path(_CHECKPOINT.value or _WORKDIR.value or Path("runs") / experiment.name),
+            input=_INPUT.value,
+            output=_OUTPUT.value,
+            checkpoint=_CHECKPOINT.value,
+        )
         # Of several processes JAX handles the signals.
         handled = interrupts.handling(interrupts.raising)
         with contextlib.nullcontext() if distributed else handled:
-            code = run(experiment, workdir, _MODE.value, _INPUT.value, _OUTPUT.value)
+            code = run(request, _MODE.value)
         processes.done()
         if code:
             sys.exit(code)
@@ -234,294 +223,89 @@ def unknown_field(argv: Sequence[str]) -> str:
     return "--config: an override names no field of the experiment"
 
 
-def say(line: str) -> None:
-    """One line of progress for a person."""
-    print(line, flush=True)
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the command line asks for, beside its mode."""
 
+    experiment: Experiment
+    workdir: Path
+    input: str | None
+    output: str | None
+    checkpoint: str | None
 
-def run(
-    experiment: Experiment,
-    workdir: Path,
-    mode: str,
-    scans: str | None = None,
-    output: str | None = None,
-) -> int:
-    """One mode of the command line, or all of them; the exit code."""
-    begin = time.monotonic()
-    processes.check_alike("command", [to_json(experiment), str(workdir), mode, scans, output])
-    mesh = data_mesh()
-    device = jax.devices()[0]
-    kind = f"{mesh.size} x {device.device_kind} ({device.platform})"
-    say(f"{experiment.name}: {mode} in {workdir}, {kind}")
-    if device.platform == "cpu":
-        say(f"huge pages for large buffers (--[no]huge_pages): {huge_pages.state()}")
-    if scans is None and _CHECKPOINT.value is not None:
-        raise InputError("--checkpoint", "goes with --mode=predict and --input")
-    if scans is not None:
-        if mode != "predict":
+    def no_scans(self) -> None:
+        """InputError for flags of a command about raw scans."""
+        if self.input is not None:
             raise InputError("--input", "goes with --mode=predict")
-        if output is None:
-            raise InputError("--output", "is required with --input: the folder of the results")
-        return predict_batch(experiment, workdir, Path(scans), Path(output))
-    if mode == "phantom":
-        with processes.primary_first("phantom"):
-            write_phantom(experiment, output)
-    else:
-        with owned(workdir):
-            run_stages(experiment, workdir, STAGES if mode == "run" else (mode,), mesh)
-    say(f"done in {(time.monotonic() - begin) / 60:.1f} minutes")
-    return 0
+        if self.checkpoint is not None:
+            raise InputError("--checkpoint", "goes with --mode=predict and --input")
 
 
-@contextlib.contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """The folder is this run's alone; of several processes the primary asks for it."""
-    with contextlib.ExitStack() as stack:
-        with processes.primary_first(f"lock of {folder}"):
-            if processes.primary():
-                stack.enter_context(locked(folder))
-        yield
+def _stages(*stages: str) -> Callable[[Request], int]:
+    """The command that does these stages of the experiment."""
+
+    def command(request: Request) -> int:
+        request.no_scans()
+        workflow.run_stages(request.experiment, request.workdir, stages)
+        return 0
+
+    return command
 
 
-def run_stages(experiment: Experiment, workdir: Path, todo: Sequence[str], mesh: Mesh) -> None:
-    """Some of `STAGES`, in their order."""
-    check_workdir(workdir, experiment)
-    with processes.primary_first("preparation"):
-        prepared, unpaired = prepare_experiment(experiment, workdir)
-    method = build(experiment, prepared.landmarks, unpaired, prepared.presence)
-    if "train" in todo:
-        train(
-            method,
-            experiment,
-            cases=prepared.split("train"),
-            validation=prepared.split("val"),
-            landmarks=prepared.landmarks,
-            workdir=workdir,
-            mesh=mesh,
-            unpaired=unpaired,
-        )
-    predictor = Predictor(method, experiment, mesh)
-    if "train" in todo or "predict" in todo:
-        observe_validation(method, experiment, prepared, workdir, mesh, predictor)
-    if set(todo) <= {"prepare", "train"}:
-        return
-    split, cases = evaluated_split(prepared, experiment)
-    if "predict" in todo:
-        params, step = predict.load_params(method, experiment, workdir, mesh)
-        say(f"predicting the {len(cases)} cases of split {split!r} with the model of step {step}")
-        coverage = experiment.predict.coverage
-        found = predict.find(predictor, params, volumes(cases), len(cases), "predicting")
-        if processes.primary():
-            folder = workdir / "predictions"
-            predict.write_split(
-                found,
-                prepared.landmarks,
-                experiment.predict.decoder,
-                {
-                    name: calibration.load(workdir, prepared.landmarks, step, name, coverage)
-                    for name in predict.DECODERS
-                },
-                folder,
-            )
-            learned = predict.write_learned(method, params, prepared.landmarks, folder)
-            if learned:
-                say(learned)
-    if "evaluate" in todo and processes.primary():
-        summary = evaluate.evaluate_cases(
-            prepared.split("train"),
-            cases,
-            landmarks=prepared.landmarks,
-            thresholds_mm=experiment.evaluate.sdr_thresholds_mm,
-            # Promises that were learned from these cases can't be judged by them.
-            promised=None if split == "val" else experiment.predict.coverage,
-            predictions=workdir / "predictions" / f"landmarks_{experiment.predict.decoder}.csv",
-            folder=workdir / "evaluation",
-        )
-        say(evaluate.headline(summary))
-    if "report" in todo and processes.primary():
-        points = evaluate.read_points(workdir / "evaluation")
-        page = report.write_report(workdir, report.overlay_cases(points, cases))
-        say(f"report: {page}")
-
-
-def observe_validation(
-    method: Method,
-    experiment: Experiment,
-    prepared: Prepared,
-    workdir: Path,
-    mesh: Mesh,
-    predictor: Predictor,
-) -> None:
-    """Write what predictions of the validation cases show of the model, if it is not written."""
-    cases = prepared.split("val")
-    if not cases:
-        return
-    params, step = predict.load_params(method, experiment, workdir, mesh)
-    known = False
-    try:
-        coverage = experiment.predict.coverage
-        if (workdir / calibration.FILE).exists():
-            calibration.load(workdir, prepared.landmarks, step, "subvoxel", coverage)
-            known = True
-    except InputError:
-        pass  # of another step, or damaged: made anew
-    if processes.from_primary("calibration", known):
-        return
-    found = predict.find(predictor, params, volumes(cases), len(cases), "calibrating")
-    if processes.primary():
-        calibration.save(calibration.observe(found, cases, prepared.landmarks, step), workdir)
-
-
-def load_model(experiment: Experiment, workdir: Path, mesh: Mesh) -> batch.Model:
-    """The trained model in a work dir, ready for scans never seen."""
-    check_same(read_json(workdir / "config.json"), experiment, workdir, parts=("method",))
-    preparation = workdir / "preparation"
-    frame, landmarks = load_frame(preparation)
-    data = experiment.data
-    if frame.shape != tuple(n + 2 * data.margin for n in data.crop):
-        raise InputError(
-            "config.data.crop", f"with its margin is not {frame.shape}, the model's in {workdir}"
-        )
-    method = build(experiment, landmarks)
-    params, step = predict.load_params(method, experiment, workdir, mesh)
-    decoder, coverage = experiment.predict.decoder, experiment.predict.coverage
-    return batch.Model(
-        experiment=experiment,
-        preparation=preparation,
-        landmarks=landmarks,
-        predictor=Predictor(method, experiment, mesh),
-        params=params,
-        calibration=calibration.load(workdir, landmarks, step, decoder, coverage),
+def _predict(request: Request) -> int:
+    """The evaluated split of the cohort, or raw scans where there is an --input."""
+    if request.input is None:
+        return _stages("predict")(request)
+    if request.output is None:
+        raise InputError("--output", "is required with --input: the folder of the results")
+    outcome = workflow.predict_batch(
+        request.experiment, request.workdir, request.input, request.output
     )
-
-
-def predict_batch(experiment: Experiment, workdir: Path, scans: Path, folder: Path) -> int:
-    """Landmarks of raw scans by the model in a work dir; the exit code."""
-    # What is quickly seen first: loading the model takes seconds, finding scans may take minutes.
-    config = workdir / "config.json"
-    if not config.is_file():
-        raise InputError(workdir, f"holds no trained model: there is no {config.name}")
-    sources = batch.scans_at(scans)
-    # Each process predicts scans of its own.
-    model = load_model(experiment, workdir, local_mesh())
-    with owned(folder / "batch"):
-        outcome = batch.predict_scans(model, sources, folder)
-    say(outcome.summary(folder))
-    for error in outcome.failures.values():
-        say(f"failed: {error}")
     return 2 if outcome.failures else 0
 
 
-def write_phantom(experiment: Experiment, output: str | None) -> None:
-    """The experiment's synthetic cohort as files for any tool."""
+def _phantom(request: Request) -> int:
+    request.no_scans()
+    experiment = request.experiment
     if experiment.phantom is None:
         raise InputError("--mode=phantom", f"experiment {experiment.name!r} has no phantom")
-    if output is None:
+    if request.output is None:
         raise InputError("--output", "is required with --mode=phantom: the folder of the cohort")
-    write_cohort(Path(output), experiment.phantom, experiment.data.workers)
-    say(f"synthetic cohort written to {output}")
+    workflow.write_phantom(experiment, request.output)
+    return 0
 
 
-def evaluated_split(prepared: Prepared, experiment: Experiment) -> tuple[str, list[PreparedCase]]:
-    """`config.predict.split` and its cases; where it is empty, test, or val if there is no test."""
-    name = experiment.predict.split or ("test" if prepared.splits["test"] else "val")
-    cases = prepared.split(name)
-    if not cases:
-        raise InputError("config.predict.split", f"the split {name!r} has no cases")
-    return name, cases
+# Mode -> what is done; returns the exit code.
+COMMANDS: dict[str, Callable[[Request], int]] = {
+    "run": _stages(*workflow.STAGES),
+    **{stage: _stages(stage) for stage in workflow.STAGES},
+    "predict": _predict,
+    "phantom": _phantom,
+}
 
 
-def check_workdir(workdir: Path, experiment: Experiment) -> None:
-    """InputError where the work dir holds a model of another config: it must not be overwritten."""
-    path = workdir / "config.json"
-    if path.exists() and (workdir / "checkpoints").exists():
-        check_same(read_json(path), experiment, path)
-
-
-def prepare_experiment(
-    experiment: Experiment, workdir: Path
-) -> tuple[Prepared, LandmarkSets | None]:
-    """The cohort, own or phantom, prepared, and the unpaired one for methods that learn from it.
-
-    Writes config and frame into the work dir.
-    """
-    data = experiment.data
-    if not data.root:
-        if experiment.phantom is None:
-            raise InputError("config.data.root", "is empty; set it to the folder of your scans")
-        settings = {"recipe": RECIPE_VERSION, **to_json(experiment)["phantom"]}
-        root = cache_folder(data) / f"phantom-{digest(settings)}"
-        write_cohort(root, experiment.phantom, data.workers)
-        data = dataclasses.replace(data, root=str(root), landmarks=COW19.landmarks)
-    cohort = read_cohort(data)
-    # Read before anything is prepared: a mistake in it should show at once.
-    sets = read_unpaired(data, cohort.names) if experiment.method.needs_unpaired else None
+def run(request: Request, mode: str) -> int:
+    """One command, with what it runs on before it and how long it took after it; the exit code."""
     begin = time.monotonic()
-    prepared = prepare(cohort, data)
-    sizes = ", ".join(f"{len(cases)} {split}" for split, cases in prepared.splits.items())
-    say(
-        f"prepared cases: {sizes}; {len(prepared.landmarks)} landmarks; "
-        f"{time.monotonic() - begin:.1f} s; cache {cache_folder(data)}"
+    processes.check_alike(
+        "command",
+        [
+            to_json(request.experiment),
+            str(request.workdir),
+            mode,
+            request.input,
+            request.output,
+        ],
     )
-    for line in prepared.warnings():
-        say(f"warning: {line}")
-    unpaired = None
-    if sets is not None:
-        path, by_case = sets
-        unpaired = unpaired_landmarks(by_case, prepared, data.unpaired_align, path)
-    if processes.primary():
-        write_json(workdir / "config.json", {"schema_version": 1, **to_json(experiment)})
-        preparation = workdir / "preparation"
-        save_frame(prepared.frame, prepared.landmarks, preparation)
-        sheets = contact_sheet.write_contact_sheets(prepared, preparation)
-        say(f"look at the prepared cases: {', '.join(map(str, sheets))}")
-    return prepared, unpaired
-
-
-def unpaired_landmarks(
-    sets: dict[str, np.ndarray], prepared: Prepared, align: str, path: Path
-) -> LandmarkSets:
-    """Landmarks without scans as methods take them; says how many there are."""
-    ijk = place_unpaired(sets, prepared.split("train"), prepared.frame, align, path)
-    present = np.isfinite(ijk).all(-1)
-    given = sum(int(np.isfinite(points).all(-1).sum()) for points in sets.values())
-    outside = given - int(present.sum())
-    say(
-        f"landmarks of {len(sets)} people without scans, {path}: {present.sum()} points"
-        + (f"; {outside} more lie outside of the prepared volume and are left out" * bool(outside))
-    )
-    if not present.any():
-        raise InputError(
-            path,
-            "no landmark lies in the prepared volume; are the sets in another frame? "
-            "--config.data.unpaired_align=rigid",
-        )
-    return LandmarkSets(np.nan_to_num(ijk).astype(np.float32), present)
-
-
-def build(
-    experiment: Experiment,
-    landmarks: tuple[str, ...],
-    unpaired: LandmarkSets | None = None,
-    presence: float = 0.5,
-) -> Method:
-    """The method of an experiment; bfloat16 arithmetic where there is an accelerator.
-
-    What is known of the training cases, `unpaired` and `presence`, matters to training alone.
-    """
-    on_cpu = jax.devices()[0].platform == "cpu"
-    data = experiment.data
-    task = Task(
-        landmarks=landmarks,
-        crop=data.crop,
-        margin=data.margin,
-        spacing_mm=data.spacing_mm,
-        augment=experiment.augment,
-        dtype=jnp.float32 if on_cpu else jnp.bfloat16,
-        presence=presence,
-        unpaired=unpaired,
-    )
-    return experiment.method.build(task)
+    devices = jax.devices()
+    name, kind = request.experiment.name, devices[0].device_kind
+    say(f"{name}: {mode} in {request.workdir}, {len(devices)} x {kind} ({devices[0].platform})")
+    if devices[0].platform == "cpu":
+        say(f"huge pages for large buffers (--[no]huge_pages): {huge_pages.state()}")
+    code = COMMANDS[mode](request)
+    if request.input is None:
+        say(f"done in {(time.monotonic() - begin) / 60:.1f} minutes")
+    return code
 
 
 if __name__ == "__main__":

@@ -5,18 +5,10 @@ So that `--config.predict.decoder=argmax` and the like work there as well.
 
 from pathlib import Path
 
-from jaxmark.config import Experiment, from_json
-from jaxmark.methods.adversarial import Adversarial
-from jaxmark.methods.heatmap import HeatmapRegression
-from jaxmark.methods.noothout import RegressionClassification
-from jaxmark.methods.scn import SpatialConfiguration
+from jaxmark.config import SCHEMA_VERSION, Experiment, from_json
+from jaxmark.registry import METHODS, PHANTOMS
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import read_json
-
-METHODS: dict[str, type] = {
-    kind.__name__: kind
-    for kind in (HeatmapRegression, Adversarial, RegressionClassification, SpatialConfiguration)
-}
 
 
 def get_config(workdir: str = "") -> Experiment:
@@ -25,4 +17,4 @@ def get_config(workdir: str = "") -> Experiment:
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(folder, "holds no trained model: there is no config.json (--checkpoint)")
-    return from_json(read_json(path, 1), METHODS, path)
+    return from_json(read_json(path, SCHEMA_VERSION), METHODS | PHANTOMS, path)

@@ -9,15 +9,16 @@ from conftest import refused
 
 from experiments import cow
 from jaxmark import trained
-from jaxmark.config import Augment, Data, Experiment, Phantom, Predict, Train, check_same, to_json
+from jaxmark.config import Augment, Data, Experiment, Predict, Train, check_same, to_json
 from jaxmark.config import validate as check
+from jaxmark.data.phantoms.cow.cohort import CirclePhantom
 from jaxmark.methods.heatmap import HeatmapRegression
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import write_json
 
 
 def experiment(**changes):
-    return Experiment(**{"method": HeatmapRegression(), "phantom": Phantom(), **changes})
+    return Experiment(**{"method": HeatmapRegression(), "phantom": CirclePhantom(), **changes})
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def experiment(**changes):
         ({"augment": Augment(scale=1.0)}, "config.augment: scale"),
         ({"train": Train(log_every=0)}, "config.train.log_every: 0"),
         ({"predict": Predict(decoder="mean")}, "config.predict.decoder: 'mean'"),
-        ({"phantom": Phantom(train=0)}, "config.phantom.train: 0"),
+        ({"phantom": CirclePhantom(train=0)}, "config.phantom.train: 0"),
     ],
 )
 def test_impossible_values_are_refused_by_name(changes, message):

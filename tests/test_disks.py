@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from running import TINY, jaxmark, with_disk
 
-from jaxmark.config import Data, Phantom
+from jaxmark.config import Data
 from jaxmark.data.cases import PreparedCase, save_case
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.landmarks import write_fcsv, write_mrk_json, write_table
-from jaxmark.data.phantoms.cow.cohort import write_cohort
+from jaxmark.data.phantoms.cow.cohort import CirclePhantom, write_cohort
 from jaxmark.data.prepare import prepare
 from jaxmark.data.scans import write_scan
 from jaxmark.results.contact_sheet import write_contact_sheets
@@ -56,7 +56,9 @@ def fill(disk: Path) -> Path:
 
 def small_cohort(folder: Path) -> Data:
     root, spacing_mm = folder / "root", (2.5, 2.5, 2.5)
-    write_cohort(root, Phantom(3, 1, 1, 4, spacing_mm=spacing_mm, shape=(44, 36, 36), unpaired=0))
+    write_cohort(
+        root, CirclePhantom(3, 1, 1, 4, spacing_mm=spacing_mm, shape=(44, 36, 36), unpaired=0)
+    )
     return Data(str(root), spacing_mm=(2.0, 2.0, 2.0), crop=(24, 20, 16), margin=2, workers=2)
 
 

@@ -10,9 +10,8 @@ from absl import app, flags
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxmark.config import Phantom
 from jaxmark.core.geometry import apply_affine
-from jaxmark.data.phantoms.cow.cohort import PhantomCase, make_case
+from jaxmark.data.phantoms.cow.cohort import CirclePhantom, PhantomCase, make_case
 
 _NUMBER = flags.DEFINE_integer("number", 1, "Which person.")
 _OUTPUT = flags.DEFINE_string("output", "phantom.png", "Where to write.")
@@ -20,7 +19,7 @@ _OUTPUT = flags.DEFINE_string("output", "phantom.png", "Where to write.")
 
 def main(_: list[str]) -> None:
     """Maximum intensity of the MRA from three sides; a slab of the CTA, whose skull hides most."""
-    mra, cta = (make_case(Phantom(modality=m), _NUMBER.value) for m in ("MRA", "CTA"))
+    mra, cta = (make_case(CirclePhantom(modality=m), _NUMBER.value) for m in ("MRA", "CTA"))
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     axes = figure.subplots(1, 4)
     for panel, (name, through) in zip(

@@ -17,11 +17,10 @@ from scipy.stats import ks_2samp
 from tqdm import tqdm
 
 from experiments.phantoms.real_landmarks import mirrored_names, read_real
-from jaxmark.config import Phantom
 from jaxmark.core.anatomy import COW19
 from jaxmark.core.shapes import align_shapes
 from jaxmark.data.phantoms.cow.anatomy import Anatomy, Vessel
-from jaxmark.data.phantoms.cow.cohort import make_case
+from jaxmark.data.phantoms.cow.cohort import CirclePhantom, make_case
 from jaxmark.data.phantoms.cow.shape import VERTEBRAL, draw_anatomy
 from jaxmark.data.phantoms.cow.vessels import draw_vessels
 
@@ -129,7 +128,7 @@ def print_intensities(scans: int) -> None:
     for modality in ("MRA", "CTA"):
         wide, thin, rest = [], [], []
         for number in tqdm(range(scans), desc=modality):
-            case = make_case(Phantom(modality=modality), number)
+            case = make_case(CirclePhantom(modality=modality), number)
             inverse = np.linalg.inv(case.ijk_to_lps)
             for vessel in case.vessels:
                 ijk = np.rint(vessel.points_mm @ inverse[:3, :3].T + inverse[:3, 3]).astype(int)

@@ -23,7 +23,6 @@ import numpy as np
 from absl import app, flags
 from tqdm import tqdm
 
-from jaxmark.config import Phantom
 from jaxmark.core.geometry import (
     apply_affine,
     compose_affine,
@@ -32,7 +31,7 @@ from jaxmark.core.geometry import (
     rotation_from_quaternion,
 )
 from jaxmark.data.mutual_information import register_mutual_information
-from jaxmark.data.phantoms.cow.cohort import PhantomCase, make_case, place_grid
+from jaxmark.data.phantoms.cow.cohort import CirclePhantom, PhantomCase, make_case, place_grid
 from jaxmark.data.registration import Registration, register, resample
 from jaxmark.data.scans import Scan
 
@@ -44,8 +43,8 @@ _KINDS = flags.DEFINE_multi_enum(
 _SIZE = flags.DEFINE_enum("size", "small", ["small", "paper"], "Of scans: see SIZES.")
 
 SIZES = {
-    "small": Phantom(spacing_mm=(1.6, 1.6, 2.0), shape=(64, 56, 48)),
-    "paper": Phantom(),
+    "small": CirclePhantom(spacing_mm=(1.6, 1.6, 2.0), shape=(64, 56, 48)),
+    "paper": CirclePhantom(),
 }
 # Heads are turned by up to so many degrees: as headers roughly agree, and any rotation.
 _ANGLES = (30.0, 180.0)
@@ -102,8 +101,8 @@ def main(_: list[str]) -> None:
 
 
 def trials(
-    mra: Phantom,
-    cta: Phantom,
+    mra: CirclePhantom,
+    cta: CirclePhantom,
     templates: dict[str, Image],
     number: int,
     degrees: float,
@@ -142,13 +141,13 @@ def binary(mask: Image) -> Image:
     return Image(Scan(voxels, mask.scan.ijk_to_lps), mask.landmarks_mm)
 
 
-def wide_case(settings: Phantom, number: int) -> PhantomCase:
+def wide_case(settings: CirclePhantom, number: int) -> PhantomCase:
     """With half as much again around the field of view: what a turned one looks at."""
     x, y, z = (3 * n // 2 for n in settings.shape)
     return make_case(dataclasses.replace(settings, shape=(x, y, z)), number)
 
 
-def move(image: Image, settings: Phantom, rng: np.random.Generator, degrees: float) -> Image:
+def move(image: Image, settings: CirclePhantom, rng: np.random.Generator, degrees: float) -> Image:
     """The person lies elsewhere, and is scanned on an oblique grid."""
     middle_ijk = (np.array(settings.shape) - 1) / 2
     middle_mm = apply_affine(place_grid(settings).ijk_to_lps, middle_ijk)

@@ -3,6 +3,7 @@
 A scheme is a value. Another anatomy is another value, not other code.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,6 +70,16 @@ class Scheme:
         twin = dict(self.symmetric_pairs) | {left: right for right, left in self.symmetric_pairs}
         return np.array([self.landmark(twin.get(name, name)) for name in self.landmarks])
 
+    @cached_property
+    def mirrored_segments(self) -> np.ndarray:
+        """(S,) int: index of each segment's mirror image, which joins the mirrored landmarks.
+
+        A segment without one is its own.
+        """
+        ends = [frozenset(self.landmark(end) for end in s.ends) for s in self.segments]
+        twins = [frozenset(int(self.mirrored[end]) for end in of_one) for of_one in ends]
+        return np.array([ends.index(t) if t in ends else i for i, t in enumerate(twins)], int)
+
     def landmark_attributes(self, segment_present: np.ndarray | Sequence[bool]) -> np.ndarray:
         """(..., S) bool -> (..., K) bool: no segment is missing that meets the landmark.
 
@@ -77,6 +88,32 @@ class Scheme:
         """
         missing = ~np.asarray(segment_present, bool)
         return ~(missing[..., :, None] & self.incidence).any(-2)
+
+
+def scheme_of(landmarks: Sequence[str]) -> Scheme:
+    """The scheme of landmarks that someone annotated.
+
+    `COW19` if they are its; else pairs are those whose names differ in R or L, or in the words
+    right and left, in whatever letters and place.
+    """
+    if tuple(landmarks) == COW19.landmarks:
+        return COW19
+    known = set(landmarks)
+    pairs = [(name, twin) for name in landmarks if (twin := _left_of(name)) in known]
+    return Scheme("own", tuple(landmarks), tuple(pairs), ())
+
+
+# Words, or letters by themselves, that say where something is.
+_RIGHT = re.compile(r"(?<![A-Za-z])(?:right|r)(?![A-Za-z])", re.IGNORECASE)
+_LEFT = {"right": "left", "Right": "Left", "RIGHT": "LEFT", "r": "l", "R": "L"}
+
+
+def _left_of(name: str) -> str | None:
+    """The name with left in place of right; None where it has not just one such word."""
+    found = _RIGHT.findall(name)
+    if len(found) != 1 or found[0] not in _LEFT:
+        return None
+    return _RIGHT.sub(_LEFT[found[0]], name)
 
 
 def _sides(*segments: Segment) -> tuple[Segment, ...]:

@@ -7,24 +7,30 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array
 from jax.scipy.ndimage import map_coordinates
 
 
-def centre_crop(image: Array, margin: int) -> Array:
-    """The crop `(B, X, Y, Z, C)` without its margin."""
-    inner = slice(margin, -margin or None)
-    return image[:, inner, inner, inner]
+def centre_crop(image: Array, margin: Sequence[int]) -> Array:
+    """The crop `(B, X, Y, Z, C)` without its margin, a number of voxels for each axis."""
+    x, y, z = (slice(m, -m or None) for m in margin)
+    return image[:, x, y, z]
 
 
-def random_affines(key: Array, batch: int, *, degrees: float, scale: float) -> Array:
+def random_affines(
+    key: Array, batch: int, *, degrees: float, scale: float, flat: bool = False
+) -> Array:
     """Matrices (B, 3, 3) in millimetre axes: rotation about a random axis, times a scale.
 
-    The angle is uniform in [-degrees, degrees], the factor in [1 - scale, 1 + scale].
+    The angle is uniform in [-degrees, degrees], the factor in [1 - scale, 1 + scale]. With `flat`,
+    of pictures with X and Y alone, the axis is Z.
     """
     k_axis, k_angle, k_scale = jax.random.split(key, 3)
     axis = jax.random.normal(k_axis, (batch, 3))
+    if flat:
+        axis = axis * jnp.array([0.0, 0.0, 1.0])
     axis = axis / jnp.linalg.norm(axis, axis=-1, keepdims=True)
     angle = jnp.deg2rad(jax.random.uniform(k_angle, (batch, 1, 1), minval=-degrees, maxval=degrees))
     # Rodrigues' formula with the cross-product matrix of the axis.
@@ -44,21 +50,37 @@ class View:
     # turning, and `offset` is whole voxels.
     affine: Array | None
     offset: Array  # (B, 3) voxels from the crop to the volume, 0 for its centre
+    # (B,) bool: the crop is mirrored along X, right to left. None: none is.
+    flipped: Array | None = None
 
 
 def random_view(
-    key: Array, batch: int, *, translation_voxels: int, rotation_degrees: float, scale: float
+    key: Array,
+    batch: int,
+    *,
+    translation_voxels: Sequence[int],
+    rotation_degrees: float,
+    scale: float,
+    flip: float = 0.0,
+    flat: bool = False,
 ) -> View:
-    """Uniform translations of up to so many voxels an axis, rotations and scales."""
+    """Uniform translations of up to so many voxels along each axis, rotations and scales.
+
+    `flip` is the probability of a mirror image; `flat` as in `random_affines`.
+    """
     k_move, k_turn = jax.random.split(key)
+    most = np.asarray(translation_voxels)
+    flipped = None
+    if flip:
+        flipped = jax.random.bernoulli(jax.random.fold_in(key, 2), flip, (batch,))
     if not (rotation_degrees or scale):
-        whole = jax.random.randint(k_move, (batch, 3), -translation_voxels, translation_voxels + 1)
-        return View(affine=None, offset=whole)
+        moved = jax.random.randint(k_move, (batch, 3), -most, most + 1)
+        return View(affine=None, offset=moved, flipped=flipped)
+    far = most.astype(np.float32)
     return View(
-        affine=random_affines(k_turn, batch, degrees=rotation_degrees, scale=scale),
-        offset=jax.random.uniform(
-            k_move, (batch, 3), minval=-translation_voxels, maxval=translation_voxels
-        ),
+        affine=random_affines(k_turn, batch, degrees=rotation_degrees, scale=scale, flat=flat),
+        offset=jax.random.uniform(k_move, (batch, 3), minval=-far, maxval=far),
+        flipped=flipped,
     )
 
 
@@ -67,42 +89,116 @@ def view_points(
     view: View,
     *,
     crop: Sequence[int],
-    margin: int,
+    margin: Sequence[int],
     spacing_mm: Sequence[float],
+    mirrored: Sequence[int] | np.ndarray,
 ) -> Array:
-    """Landmarks (B, K, 3) in voxels of a volume with its margin -> in voxels of the view's crop."""
-    moved = landmarks_ijk - margin - view.offset[:, None].astype(jnp.float32)
-    if view.affine is None:
+    """Landmarks (B, K, 3) in voxels of a volume with its margin -> in voxels of the view's crop.
+
+    `mirrored` (K,): what each landmark is called in a mirror image, as an index.
+    """
+    moved = landmarks_ijk - jnp.asarray(margin, jnp.float32)
+    moved = moved - view.offset[:, None].astype(jnp.float32)
+    if view.affine is not None:
+        centre = _centre(crop)
+        back = jnp.linalg.inv(_in_voxels(view.affine, spacing_mm))
+        moved = jnp.einsum("bij,bkj->bki", back, moved - centre) + centre
+    if view.flipped is None:
         return moved
-    centre = _centre(crop)
-    back = jnp.linalg.inv(_in_voxels(view.affine, spacing_mm))
-    return jnp.einsum("bij,bkj->bki", back, moved - centre) + centre
+    mirror = moved * jnp.array([-1.0, 1, 1]) + jnp.array([crop[0] - 1.0, 0, 0])
+    return jnp.where(view.flipped[:, None, None], mirror[:, jnp.asarray(mirrored)], moved)
 
 
-def view_image(image: Array, view: View, *, margin: int, spacing_mm: Sequence[float]) -> Array:
-    """The view's crop (B, X, Y, Z, C) of volumes with a margin; trilinear where it is turned."""
-    crop = tuple(n - 2 * margin for n in image.shape[1:4])
+def view_values(values: Array, view: View, mirrored: Sequence[int] | np.ndarray) -> Array:
+    """(B, N) values of landmarks or segments; in mirror images right and left change places."""
+    if view.flipped is None:
+        return values
+    return jnp.where(view.flipped[:, None], values[:, jnp.asarray(mirrored)], values)
+
+
+def view_labels(
+    labels: Array,
+    view: View,
+    *,
+    margin: Sequence[int],
+    spacing_mm: Sequence[float],
+    mirrored: Sequence[int] | np.ndarray,
+) -> Array:
+    """The view's crop (B, X, Y, Z) of label maps with a margin: the nearest voxel's label.
+
+    Labels are 0, or 1 + an index (of a segment, say); `mirrored` is that index in a mirror image,
+    and larger labels keep their value there.
+    """
+    image = labels[..., None]
+    cut = view_image(image, view, margin=margin, spacing_mm=spacing_mm, order=0)[..., 0]
+    cut = cut.astype(labels.dtype)
+    if view.flipped is None:
+        return cut
+    count = len(mirrored)
+    names = jnp.arange(256).at[1 : count + 1].set(jnp.asarray(mirrored) + 1)
+    renamed = names[cut.astype(jnp.int32)].astype(labels.dtype)
+    return jnp.where(view.flipped[:, None, None, None], renamed, cut)
+
+
+def view_image(
+    image: Array,
+    view: View,
+    *,
+    margin: Sequence[int],
+    spacing_mm: Sequence[float],
+    order: int = 1,
+) -> Array:
+    """The view's crop (B, X, Y, Z, C) of volumes with a margin.
+
+    Where it is turned: trilinear (`order` 1), or the nearest voxel's value (0).
+    """
+    crop = tuple(n - 2 * m for n, m in zip(image.shape[1:4], margin, strict=True))
+    corner = jnp.asarray(margin)
 
     def cut(volume: Array, offset: Array) -> Array:
-        return jax.lax.dynamic_slice(volume, (*(margin + offset), 0), (*crop, volume.shape[-1]))
+        return jax.lax.dynamic_slice(volume, (*(corner + offset), 0), (*crop, volume.shape[-1]))
 
     if view.affine is None:
-        return jax.vmap(cut)(image, view.offset)
-    centre = _centre(crop)
-    axes = (jnp.arange(n) - c for n, c in zip(crop, centre, strict=True))
-    grid = jnp.stack(jnp.meshgrid(*axes, indexing="ij"))
+        found = jax.vmap(cut)(image, view.offset)
+    else:
+        centre = _centre(crop)
+        axes = (jnp.arange(n) - c for n, c in zip(crop, centre, strict=True))
+        grid = jnp.stack(jnp.meshgrid(*axes, indexing="ij"))
 
-    def turn(volume: Array, matrix: Array, offset: Array) -> Array:
-        start = (centre + margin + offset)[:, None, None, None]
-        source = jnp.einsum("ij,jxyz->ixyz", matrix, grid) + start
-        sample = jax.vmap(
-            lambda channel: map_coordinates(channel, list(source), order=1, mode="nearest"),
-            in_axes=-1,
-            out_axes=-1,
+        def turn(volume: Array, matrix: Array, offset: Array) -> Array:
+            start = (centre + corner + offset)[:, None, None, None]
+            source = jnp.einsum("ij,jxyz->ixyz", matrix, grid) + start
+            sample = jax.vmap(
+                lambda channel: map_coordinates(channel, list(source), order=order, mode="nearest"),
+                in_axes=-1,
+                out_axes=-1,
+            )
+            return sample(volume)
+
+        found = jax.vmap(turn)(image, _in_voxels(view.affine, spacing_mm), view.offset)
+    if view.flipped is None:
+        return found
+    return jnp.where(view.flipped[:, None, None, None, None], found[:, ::-1], found)
+
+
+def change_intensities(
+    keys: Sequence[Array], image: Array, *, contrast: float, brightness: float, noise: float
+) -> Array:
+    """Volumes (B, X, Y, Z, C) with random contrast, brightness and noise; see `config.Augment`.
+
+    `keys` are three, one for each.
+    """
+    k_contrast, k_brightness, k_noise = keys
+    shape = (image.shape[0], 1, 1, 1, 1)
+    if contrast:
+        image = image * jax.random.uniform(
+            k_contrast, shape, minval=1 - contrast, maxval=1 + contrast
         )
-        return sample(volume)
-
-    return jax.vmap(turn)(image, _in_voxels(view.affine, spacing_mm), view.offset)
+    if brightness:
+        image = image + jax.random.uniform(
+            k_brightness, shape, minval=-brightness, maxval=brightness
+        )
+    return image + noise * jax.random.normal(k_noise, image.shape) if noise else image
 
 
 def _in_voxels(affine: Array, spacing_mm: Sequence[float]) -> Array:
@@ -113,49 +209,3 @@ def _in_voxels(affine: Array, spacing_mm: Sequence[float]) -> Array:
 
 def _centre(crop: Sequence[int]) -> Array:
     return jnp.asarray([(n - 1) / 2 for n in crop], jnp.float32)
-
-
-def augment(
-    key: Array,
-    image: Array,
-    landmarks_ijk: Array,
-    *,
-    margin: int,
-    spacing_mm: Sequence[float],
-    translation_voxels: int,
-    rotation_degrees: float,
-    scale: float,
-    contrast: float,
-    brightness: float,
-    noise: float,
-) -> tuple[Array, Array]:
-    """A random view of each volume; the settings are those of `config.Augment`.
-
-    Returns volumes (B, X, Y, Z, C) in float32 and landmarks (B, K, 3) in their voxels.
-    """
-    b = image.shape[0]
-    k_view, k_contrast, k_brightness, k_noise = jax.random.split(key, 4)
-    view = random_view(
-        k_view,
-        b,
-        translation_voxels=translation_voxels,
-        rotation_degrees=rotation_degrees,
-        scale=scale,
-    )
-    crop = tuple(n - 2 * margin for n in image.shape[1:4])
-    landmarks_ijk = view_points(
-        landmarks_ijk, view, crop=crop, margin=margin, spacing_mm=spacing_mm
-    )
-    image = view_image(image.astype(jnp.float32), view, margin=margin, spacing_mm=spacing_mm)
-    shape = (b, 1, 1, 1, 1)
-    if contrast:
-        image = image * jax.random.uniform(
-            k_contrast, shape, minval=1 - contrast, maxval=1 + contrast
-        )
-    if brightness:
-        image = image + jax.random.uniform(
-            k_brightness, shape, minval=-brightness, maxval=brightness
-        )
-    if noise:
-        image = image + noise * jax.random.normal(k_noise, image.shape)
-    return image, landmarks_ijk

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import logsumexp
 
-from jaxmark.core.slabs import Head, map_slabs, whole
+from jaxmark.core.slabs import SLAB_VOXELS_CPU, Head, join_slabs, map_slabs
 
 
 def gaussians(
@@ -94,11 +94,13 @@ def decode(
     spacing_mm: Sequence[float],
     sigma_mm: float,
     softmax: bool,
+    slab_voxels: int = SLAB_VOXELS_CPU,
 ) -> tuple[Array, Array, Array, Array]:
     """Landmarks of the heatmaps that `head` makes of features `(B, X, Y, Z, C)`.
 
     With `softmax`, what the head makes are logits, and their softmax over all voxels is the
-    heatmap, scaled so that a Gaussian of `sigma_mm` inside has a peak of 1.
+    heatmap, scaled so that a Gaussian of `sigma_mm` inside has a peak of 1. Heatmaps are made of
+    about `slab_voxels` at a time.
 
     Returns:
       The voxel of the maximum (B, K, 3), the sub-voxel peak (B, K, 3), the height (B, K), and how
@@ -106,8 +108,10 @@ def decode(
       the logarithm of the mean of the exponentials, else the log-odds of the height as a
       probability.
     """
-    rows, log_sums = map_slabs(lambda slab, _: _survey(head(slab), softmax), features)
-    argmax, score = _argmax_of_rows(whole(rows), features, head)
+    rows, log_sums = map_slabs(
+        lambda slab, _: _survey(head(slab), softmax), features, voxels=slab_voxels
+    )
+    argmax, score = _argmax_of_rows(join_slabs(rows), features, head)
     window, start = windows(features, argmax, head, spacing_mm, sigma_mm)
     if softmax:
         # The mean shift asks for no scale: relative to the maximum nothing over- or underflows.

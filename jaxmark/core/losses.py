@@ -1,9 +1,9 @@
 """Losses: pure functions from what a network gives and where the landmarks are to a number.
 
 Nothing the size of the heatmaps is stored for them but the prediction: targets and weights are
-products of vectors that XLA fuses into the sums. With `head`, not even the prediction is: the
-features that it makes heatmaps of come in its place, and heatmaps are made slab by slab, anew for
-the gradient. 19 heatmaps of 192 x 160 x 96 voxels are 224 MB, the coordinates behind them 228 B.
+products of vectors that XLA fuses into the sums, slab by slab. With `head`, not even the prediction
+is: the features that it makes heatmaps of come in its place, and heatmaps are made anew for the
+gradient. 19 heatmaps of 192 x 160 x 96 voxels are 224 MB, the coordinates behind them 228 B.
 """
 
 import math
@@ -16,7 +16,7 @@ from jax import Array
 from jax.scipy.special import logsumexp
 
 from jaxmark.core.heatmaps import gaussians
-from jaxmark.core.slabs import Head, map_slabs
+from jaxmark.core.slabs import SLAB_VOXELS_CPU, Head, map_slabs
 
 
 def weighted_heatmap_loss(
@@ -29,6 +29,7 @@ def weighted_heatmap_loss(
     alpha: float,
     absent: Array | None = None,
     head: Head | None = None,
+    slab_voxels: int = SLAB_VOXELS_CPU,
 ) -> Array:
     """Squared error weighted by alpha^H of the ground truth H (Tan et al. 2023, Eqs. 1 and 2).
 
@@ -40,6 +41,7 @@ def weighted_heatmap_loss(
       absent: (B, K) bool: landmarks that are known not to be there, whose heatmap should be empty
         (ours). Of what is neither nothing is known, and it leaves the sum.
       head: what makes heatmaps of features.
+      slab_voxels: how many, about, at a time.
 
     Returns:
       The mean over voxels and over the known landmarks of the batch: the paper writes a norm and
@@ -54,7 +56,7 @@ def weighted_heatmap_loss(
         return (weight * (heatmaps - target) ** 2).sum((1, 2, 3))
 
     voxels = prediction[0, ..., 0].size
-    total = _over_slabs(sums, prediction, landmarks_ijk, head).sum(0)
+    total = _over_slabs(sums, prediction, landmarks_ijk, head, slab_voxels).sum(0)
     return _masked_mean(total / voxels, known)
 
 
@@ -68,6 +70,7 @@ def heatmap_cross_entropy(
     absent: Array | None = None,
     presence: float = 0.5,
     head: Head | None = None,
+    slab_voxels: int = SLAB_VOXELS_CPU,
 ) -> Array:
     """Cross-entropy between a softmax over all voxels and a Gaussian of sum 1, in nats.
 
@@ -87,7 +90,7 @@ def heatmap_cross_entropy(
         expected = (target * heatmaps).sum((1, 2, 3))
         return expected, target.sum((1, 2, 3)), logsumexp(heatmaps, axis=(1, 2, 3))
 
-    expected, mass, log_sums = _over_slabs(sums, logits, landmarks_ijk, head)
+    expected, mass, log_sums = _over_slabs(sums, logits, landmarks_ijk, head, slab_voxels)
     expected = expected.sum(0) / jnp.maximum(mass.sum(0), 1e-6)
     last = jnp.asarray(logits.shape[1:4], jnp.float32) - 0.5
     inside = ((landmarks_ijk >= -0.5) & (landmarks_ijk <= last)).all(-1)
@@ -124,17 +127,19 @@ def discriminator_loss(
 
 
 def _over_slabs(
-    sums: Callable[[Array, Array], Any], prediction: Array, landmarks_ijk: Array, head: Head | None
+    sums: Callable[[Array, Array], Any],
+    prediction: Array,
+    landmarks_ijk: Array,
+    head: Head | None,
+    slab_voxels: int,
 ) -> Any:
-    """`sums(heatmaps, points)` of every slab, stacked; without `head` the volume is one slab."""
+    """`sums(heatmaps, points)` of every slab, stacked; points are in voxels of the slab."""
 
-    def one(slab: Array, first: Array | int) -> Any:
+    def one(slab: Array, first: Array) -> Any:
         heatmaps = (slab if head is None else head(slab)).astype(jnp.float32)
         return sums(heatmaps, landmarks_ijk - jnp.stack([first, 0, 0]))
 
-    if head is None:
-        return jax.tree.map(lambda x: x[None], one(prediction, 0))
-    return map_slabs(one, prediction)
+    return map_slabs(one, prediction, voxels=slab_voxels)
 
 
 def _masked_mean(values: Array, mask: Array) -> Array:

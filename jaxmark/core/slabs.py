@@ -1,6 +1,6 @@
 """Volumes slab by slab, so that what is made of them is never in memory as a whole."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,19 +15,31 @@ Head = Callable[[Array], Array]
 SLAB_VOXELS_CPU, SLAB_VOXELS = 2**15, 2**19
 
 
-def map_slabs(function: Callable[[Array, Array], Any], volume: Array, *, multiple: int = 1) -> Any:
+def slab_voxels(platform: str) -> int:
+    """Voxels of a slab, about, on devices that JAX calls so."""
+    return SLAB_VOXELS_CPU if platform == "cpu" else SLAB_VOXELS
+
+
+def map_slabs(
+    function: Callable[[Array, Array], Any],
+    volume: Array,
+    *,
+    voxels: int = SLAB_VOXELS_CPU,
+    multiple: int = 1,
+) -> Any:
     """`function(slab, first)` of slabs of equal thickness along X, one after another.
 
     Args:
       function: takes (B, n, Y, Z, C) and the number of its first plane, returns arrays.
       volume: (B, X, Y, Z, C).
+      voxels: of a slab at most, if that is a plane.
       multiple: slabs have a multiple of so many planes, and so must X.
 
     Returns:
       What `function` returned, with a new first axis over the slabs. Its gradient computes each
       slab anew: between the passes only `volume` is kept.
     """
-    planes = slab_planes(volume.shape[1:4], multiple)
+    planes = slab_planes(volume.shape[1:4], voxels, multiple)
     slabs = volume.shape[1] // planes
     again = jax.checkpoint(function)
     if slabs == 1:
@@ -36,14 +48,27 @@ def map_slabs(function: Callable[[Array, Array], Any], volume: Array, *, multipl
     return lax.map(lambda args: again(*args), (split, planes * jnp.arange(slabs)))
 
 
-def whole(slabs: Array) -> Array:
+def make_slabs(
+    function: Callable[[Array, tuple[int, int, int]], Any],
+    shape: Sequence[int],
+    *,
+    voxels: int = SLAB_VOXELS_CPU,
+    multiple: int = 1,
+) -> Any:
+    """As `map_slabs`, of a volume (X, Y, Z) that is not there: `function(first, slab's shape)`."""
+    planes = slab_planes(shape, voxels, multiple)
+    slab = (planes, shape[1], shape[2])
+    again = jax.checkpoint(lambda first: function(first, slab))
+    return lax.map(again, planes * jnp.arange(shape[0] // planes))
+
+
+def join_slabs(slabs: Array) -> Array:
     """What `map_slabs` returned of a function to slabs: (slabs, B, n, ...) to (B, X, ...)."""
     return slabs.swapaxes(0, 1).reshape(slabs.shape[1], -1, *slabs.shape[3:])
 
 
-def slab_planes(shape: tuple[int, ...], multiple: int = 1) -> int:
-    """Planes along X of a slab: the most that divide X evenly and hold no more than they should."""
-    most = SLAB_VOXELS_CPU if jax.default_backend() == "cpu" else SLAB_VOXELS
-    fits = max(multiple, most // (shape[1] * shape[2]))
+def slab_planes(shape: Sequence[int], voxels: int, multiple: int = 1) -> int:
+    """Planes along X of a slab: the most that divide X evenly and hold no more than `voxels`."""
+    fits = max(multiple, voxels // (shape[1] * shape[2]))
     sizes = range(multiple, shape[0] + 1, multiple)
     return max(n for n in sizes if shape[0] % n == 0 and n <= fits)

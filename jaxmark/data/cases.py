@@ -7,7 +7,9 @@ import re
 import shutil
 import tempfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +18,20 @@ from jaxmark.system.files import json_text, naming, read_sealed, sealed
 
 SCHEMA_VERSION = 3
 
+# One case's part of a batch, or a batch, by the names of `methods.method.Batch`.
+HostBatch = dict[str, Any]
 
-_FIGURES = ("quality", "margin", "coverage")
+# Field -> what the file calls it.
+_FIGURES = {"quality": "quality", "lead": "margin", "overlap": "coverage"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Volume:
+    """A prepared image with its margin, and the way back to its scan's LPS mm."""
+
+    name: str
+    image: Callable[[], np.ndarray]  # (X, Y, Z); called where it is needed
+    ijk_to_lps: np.ndarray  # (4, 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +45,8 @@ class PreparedCase:
     present: np.ndarray  # (K,) bool: annotated
     absent: np.ndarray  # (K,) bool: known not to be there; of others nothing is known
     quality: float = np.nan  # of the registration; NaN where there was none
-    margin: float = np.nan  # of the registration: near 0, another rotation fits as well
-    coverage: float = 1.0  # share of the volume that lies in the scan
+    lead: float = np.nan  # of the registration: near 0, another rotation fits as well
+    overlap: float = 1.0  # share of the volume that lies in the scan
     image_crc32: int | None = None  # of the file `image.npy`; None: it is not written yet
 
     @property
@@ -40,6 +54,11 @@ class PreparedCase:
         """(K, 3) in voxels of the prepared image, NaN where not present."""
         back = np.linalg.inv(self.ijk_to_lps)
         return self.landmarks_mm @ back[:3, :3].T + back[:3, 3]
+
+    @property
+    def volume(self) -> Volume:
+        """What can be predicted of it."""
+        return Volume(self.name, self.image, self.ijk_to_lps)
 
     def image(self) -> np.ndarray:
         """(X, Y, Z) float16; background near 0, bright structures near 1."""
@@ -100,7 +119,7 @@ def save_case(case: PreparedCase, image: np.ndarray, made_from: Path) -> None:
                 for p, here in zip(case.landmarks_mm, case.present, strict=True)
             ],
             "absent": case.absent.tolist(),
-            **{name: _number(getattr(case, name)) for name in _FIGURES},
+            **{key: _number(getattr(case, name)) for name, key in _FIGURES.items()},
             "image_crc32": zlib.crc32(content.getbuffer()),
             "made_from": str(made_from),
         }
@@ -128,7 +147,10 @@ def load_case(folder: Path) -> PreparedCase:
         place = np.asarray(tree["ijk_to_lps"], np.float64).reshape(4, 4)
         if not ((np.abs(place) < 1e9).all() and np.linalg.matrix_rank(place) == 4):
             raise ValueError("a place without an inverse")
-        figures = {name: np.nan if tree[name] is None else float(tree[name]) for name in _FIGURES}
+        figures = {
+            name: np.nan if tree[key] is None else float(tree[key])
+            for name, key in _FIGURES.items()
+        }
         return PreparedCase(
             name=tree["name"],
             folder=folder,
@@ -143,6 +165,16 @@ def load_case(folder: Path) -> PreparedCase:
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(path, f"damaged prepared case ({error!r})") from error
+
+
+def read_case(case: PreparedCase, rng: np.random.Generator) -> HostBatch:
+    """The whole prepared image and its landmarks: what most methods learn from."""
+    return {
+        "image": case.image()[..., None],
+        "landmarks_ijk": np.nan_to_num(case.landmarks_ijk).astype(np.float32),
+        "present": case.present,
+        "absent": case.absent,
+    }
 
 
 def _number(value: float) -> float | None:

@@ -39,7 +39,7 @@ _MAX_NAME = 200
 
 
 @dataclass(frozen=True)
-class CaseSource:
+class RawCase:
     """One case as it lies on disk; K landmarks in the order of the cohort."""
 
     name: str
@@ -62,7 +62,7 @@ class Cohort:
 
     # The K landmarks' names.
     names: tuple[str, ...]
-    cases: dict[str, CaseSource]
+    cases: dict[str, RawCase]
     # Case names of "train", "val" and "test"; some may be empty.
     splits: dict[str, tuple[str, ...]]
 
@@ -113,7 +113,7 @@ def read_cohort(data: Data) -> Cohort:
     return Cohort(names, cases, splits)
 
 
-def check_inside(case: CaseSource, scan: Scan) -> None:
+def check_inside(case: RawCase, scan: Scan) -> None:
     """Refuses a landmark that lies outside the voxels of its scan.
 
     Raises:
@@ -206,7 +206,7 @@ def _common_names(root: Path, labels: dict[str, Labels]) -> tuple[str, ...]:
     return tuple(sorted(names, key=int) if all(map(str.isdecimal, names)) else names)
 
 
-def _case(name: str, scan: Path, labels: Labels | None, names: tuple[str, ...]) -> CaseSource:
+def _case(name: str, scan: Path, labels: Labels | None, names: tuple[str, ...]) -> RawCase:
     given = labels.landmarks if labels else {}
     landmarks_mm = np.full((len(names), 3), np.nan)
     absent = np.zeros(len(names), bool)
@@ -217,10 +217,10 @@ def _case(name: str, scan: Path, labels: Labels | None, names: tuple[str, ...]) 
         absent[k] = landmark in given and xyz is None
     present = np.isfinite(landmarks_mm).all(-1)
     file = labels.file if labels else None
-    return CaseSource(name, scan, landmarks_mm, present, absent, file, names)
+    return RawCase(name, scan, landmarks_mm, present, absent, file, names)
 
 
-def _read_splits(file: Path, cases: dict[str, CaseSource]) -> dict[str, tuple[str, ...]]:
+def _read_splits(file: Path, cases: dict[str, RawCase]) -> dict[str, tuple[str, ...]]:
     try:
         tree = json.loads(read_bytes(file))
     except (ValueError, RecursionError):
@@ -251,7 +251,7 @@ def _read_splits(file: Path, cases: dict[str, CaseSource]) -> dict[str, tuple[st
 
 
 def _draw_splits(
-    data: Data, cases: dict[str, CaseSource], kept: Collection[str]
+    data: Data, cases: dict[str, RawCase], kept: Collection[str]
 ) -> dict[str, tuple[str, ...]]:
     """Seeded splits of the cases with landmarks; at least one of three is for validation.
 

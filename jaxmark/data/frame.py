@@ -18,11 +18,11 @@ from jaxmark.system.files import read_json, write_json
 
 SCHEMA_VERSION = 2
 
-# The mouse head that was turned wrongly, with 40 % of it cut off, had a margin of 0.008; so have a
+# The mouse head that was turned wrongly, with 40 % of it cut off, had a lead of 0.008; so have a
 # few that are right.
-AMBIGUOUS_MARGIN = 0.02
+AMBIGUOUS_LEAD = 0.02
 # Less of the prepared volume within a scan is worth a word.
-_LITTLE_COVERAGE = 0.5
+_LITTLE_OVERLAP = 0.5
 # Half precision holds 65504; implants in a CT may lie far above the upper percentile.
 _MOST = 100.0
 
@@ -33,7 +33,7 @@ class Alignment:
 
     matrix: np.ndarray  # (4, 4): common mm -> mm of the scan
     quality: float  # see Registration
-    margin: float  # see Registration; infinite where there was no other answer
+    lead: float  # see Registration; infinite where there was no other answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +43,8 @@ class PreparedScan:
     image: np.ndarray  # (X, Y, Z) float16; background near 0, bright structures near 1
     ijk_to_lps: np.ndarray  # (4, 4): voxels of `image` -> mm of the scan's own world
     quality: float  # of the registration; NaN where there was none
-    margin: float  # of the registration
-    coverage: float  # share of the volume that lies in the scan
+    lead: float  # of the registration
+    overlap: float  # share of the volume that lies in the scan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Frame:
         match = register_mutual_information if by_information else register
         result = match(self.template, scan, self.register, self.search_degrees)
         matrix = result.fixed_to_moving @ self.common_to_template
-        return Alignment(matrix, result.quality, result.margin)
+        return Alignment(matrix, result.quality, result.lead)
 
     def apply(self, scan: Scan, alignment: Alignment) -> PreparedScan:
         """The scan on the common grid; ValueError where it does not reach there."""
@@ -92,8 +92,8 @@ class Frame:
             image=np.clip(image, *most).astype(np.float16),
             ijk_to_lps=ijk_to_lps,
             quality=alignment.quality,
-            margin=alignment.margin,
-            coverage=float(seen.mean()),
+            lead=alignment.lead,
+            overlap=float(seen.mean()),
         )
 
     def _range(self, values: np.ndarray) -> tuple[float, float]:
@@ -108,7 +108,7 @@ class Frame:
             raise ValueError(f"is {low:g} everywhere in the volume that the model looks at")
         return float(low), float(high)
 
-    def doubts(self, quality: float, margin: float, coverage: float) -> list[str]:
+    def doubts(self, quality: float, lead: float, overlap: float) -> list[str]:
         """What a person should know of a scan's preparation, if anything."""
         found = []
         if quality < self.quality_limit:
@@ -116,10 +116,10 @@ class Frame:
                 f"registration quality {quality:.3f}, under the {self.quality_limit:.3f} that "
                 "training cases reach: it has probably failed"
             )
-        if margin < AMBIGUOUS_MARGIN:
-            found.append(f"another rotation fits nearly as well (margin {margin:.3f})")
-        if coverage < _LITTLE_COVERAGE:
-            found.append(f"only {100 * coverage:.0f} % of the prepared volume lies in the scan")
+        if lead < AMBIGUOUS_LEAD:
+            found.append(f"another rotation fits nearly as well (margin {lead:.3f})")
+        if overlap < _LITTLE_OVERLAP:
+            found.append(f"only {100 * overlap:.0f} % of the prepared volume lies in the scan")
         return found
 
 

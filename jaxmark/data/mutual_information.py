@@ -91,9 +91,9 @@ def register_mutual_information(
     results = distinct([_refine(middle, matrix, "rigid") for _, matrix in results])
     if kind != "rigid":
         results = distinct([_refine(middle, matrix, kind) for _, matrix in results])
-    margin = results[0][0] - results[1][0] if len(results) > 1 else np.inf
+    lead = results[0][0] - results[1][0] if len(results) > 1 else np.inf
     quality, matrix = _refine(fine, results[0][1], kind)
-    return Registration(matrix, quality, margin)
+    return Registration(matrix, quality, lead)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,39 +4,15 @@ Threads, not worker processes: reading a case is one memory copy that releases t
 and the state of a process-based iterator depends on the number of processes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grain.python as grain
 import numpy as np
 
-from jaxmark.data.cases import PreparedCase
+from jaxmark.data.cases import HostBatch, PreparedCase, read_case
 
-# Fields of `methods.method.Batch`, and under `CASE` which of the cases they are of.
-HostBatch = dict[str, np.ndarray]
+# Of a batch: which of the cases it is of.
 CASE = "case"
-
-
-class CaseSource(grain.RandomAccessDataSource):
-    """Random access to prepared cases as numpy records."""
-
-    def __init__(self, cases: Sequence[PreparedCase]):
-        self._cases = tuple(cases)
-
-    def __len__(self) -> int:
-        return len(self._cases)
-
-    def __getitem__(self, index: int) -> HostBatch:
-        return record(self._cases[index]) | {CASE: np.asarray(index, np.int32)}
-
-
-def record(case: PreparedCase) -> HostBatch:
-    """One case's part of a batch, as in `methods.method.Batch`."""
-    return {
-        "image": case.image()[..., None],
-        "landmarks_ijk": np.nan_to_num(case.landmarks_ijk).astype(np.float32),
-        "present": case.present,
-        "absent": case.absent,
-    }
 
 
 def training_batches(
@@ -48,19 +24,25 @@ def training_batches(
     prefetch: int,
     process: int = 0,
     processes: int = 1,
+    read: Callable[[PreparedCase, np.random.Generator], HostBatch] = read_case,
 ) -> grain.DatasetIterator:
     """An endless iterator over batches of this process' share, anew shuffled in each epoch.
 
-    The order is a function of the seed alone: the processes' shares of a batch, one after another,
-    are the batch that a single process gets. `get_state()` after a batch and `set_state()` later
-    continue with the batch that follows, in any number of processes. `batch` counts all processes'
-    volumes.
+    The order, and what `read` draws, are functions of the seed alone: the processes' shares of a
+    batch, one after another, are the batch that a single process gets. `get_state()` after a batch
+    and `set_state()` later continue with the batch that follows, in any number of processes.
+    `batch` counts all processes' volumes.
     """
+
+    def record(index: int, rng: np.random.Generator) -> HostBatch:
+        return read(cases[index], rng) | {CASE: np.asarray(index, np.int32)}
+
     dataset = (
-        grain.MapDataset.source(CaseSource(cases))
+        grain.MapDataset.range(len(cases))
         .seed(seed)
         .shuffle()
         .repeat()
+        .random_map(record)
         # Batched before they are shared out, so that all shares together are one process' batch.
         .batch(batch // processes, drop_remainder=True)
         .slice(slice(process, None, processes))

@@ -7,9 +7,7 @@ and every case is a file of its own in the cache: a run that was stopped goes on
 import csv
 import dataclasses
 import functools
-import hashlib
 import io
-import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,13 +19,14 @@ import numpy as np
 from jaxmark.config import Data
 from jaxmark.core.geometry import apply_affine, pick_template
 from jaxmark.data.cases import PreparedCase, load_case, save_case
-from jaxmark.data.cohort import SPLITS, CaseSource, Cohort, check_inside
+from jaxmark.data.cohort import SPLITS, Cohort, RawCase, check_inside
 from jaxmark.data.frame import Alignment, Frame
 from jaxmark.data.registration import Kind, register
 from jaxmark.data.scans import read_scan
 from jaxmark.data.transforms import read_transform
 from jaxmark.system.errors import InputError, about
 from jaxmark.system.files import read_sealed, sealed, write_json
+from jaxmark.system.fingerprints import file_state, json_key
 from jaxmark.system.parallel import parallel, worker_pool
 
 # Part of every cache key: a change of what preparation computes must not reuse older results.
@@ -70,7 +69,7 @@ class Prepared:
     def doubts(self) -> dict[str, list[str]]:
         """What a person should know of single cases, of those with anything to know."""
         found = {
-            name: self.frame.doubts(case.quality, case.margin, case.coverage)
+            name: self.frame.doubts(case.quality, case.lead, case.overlap)
             for name, case in self.cases.items()
         }
         return {name: lines for name, lines in found.items() if lines}
@@ -103,7 +102,7 @@ class Prepared:
         doubts = self.doubts()
         for split in SPLITS:
             for case in self.split(split):
-                figures = (case.quality, case.margin, case.coverage)
+                figures = (case.quality, case.lead, case.overlap)
                 writer.writerow(
                     [case.name, split, *("" if np.isnan(f) else f"{f:.4f}" for f in figures)]
                     + [self._outside(case), "; ".join(doubts.get(case.name, []))]
@@ -116,7 +115,7 @@ class Prepared:
         return int(((ijk < 0) | (ijk > np.asarray(self.frame.shape) - 1)).any(-1).sum())
 
 
-def prepare(cohort: Cohort, data: Data) -> Prepared:
+def prepare_cohort(cohort: Cohort, data: Data) -> Prepared:
     """Prepare every case of the splits, or find it in the cache.
 
     Raises:
@@ -139,12 +138,12 @@ def prepare(cohort: Cohort, data: Data) -> Prepared:
         "margin": data.margin,
         "intensity": data.intensity,
         "intensity_range": intensity_range(data),
-        "template": state(template) if template else None,
-        "template_in_common": [state(Path(path)) for path in extra if path],
+        "template": file_state(template) if template else None,
+        "template_in_common": [file_state(Path(path)) for path in extra if path],
         "train": [identity(source) for source in train],
     }
-    folder = cache_folder(data) / digest(settings)
-    keys = {s.name: f"{s.name}-{digest(identity(s))}" for s in sources}
+    folder = cache_folder(data) / json_key(settings)
+    keys = {s.name: f"{s.name}-{json_key(identity(s))}" for s in sources}
     homes = {name: folder / "cases" / key for name, key in keys.items()}
     frame = Frame(
         register=cast(Kind, data.register),
@@ -153,7 +152,7 @@ def prepare(cohort: Cohort, data: Data) -> Prepared:
         template=read_scan(template) if template else None,
         common_to_template=template_in_common(data),
         grid_to_common=np.eye(4),  # known when the training cases are aligned
-        shape=tuple(n + 2 * data.margin for n in data.crop),  # type: ignore[arg-type]
+        shape=prepared_shape(data),
         intensity=data.intensity,
         intensity_range=intensity_range(data),
     )
@@ -192,7 +191,7 @@ def prepare(cohort: Cohort, data: Data) -> Prepared:
     return Prepared(cohort.names, cases, cohort.splits, frame, (*unaligned, *unprepared))
 
 
-def choose_template(train: Sequence[CaseSource], data: Data) -> Path | None:
+def choose_template(train: Sequence[RawCase], data: Data) -> Path | None:
     """The configured scan, or that of the most typical training case; None: nothing to register."""
     if data.register == "none":
         return None
@@ -242,8 +241,14 @@ def quality_limit(qualities: Sequence[float]) -> float:
     return median - max(_FAILED_SD * spread, _FAILED_SHARE * abs(median))
 
 
+def prepared_shape(data: Data) -> tuple[int, int, int]:
+    """Voxels of a prepared volume: crop and margin."""
+    x, y, z = (n + 2 * margin for n, margin in zip(data.crop, data.margins, strict=True))
+    return x, y, z
+
+
 def place_grid(
-    train: Sequence[CaseSource], alignments: Sequence[np.ndarray], data: Data
+    train: Sequence[RawCase], alignments: Sequence[np.ndarray], data: Data
 ) -> np.ndarray:
     """(4, 4) voxels -> common mm: the crop's centre is the centre of the mean training landmarks.
 
@@ -260,7 +265,7 @@ def place_grid(
     mean = (total / np.maximum(seen.sum(0), 1)[:, None])[seen.any(0)]
     centre = (mean.min(0) + mean.max(0)) / 2
     matrix = np.diag([*data.spacing_mm, 1.0])
-    middle = (np.asarray(data.crop) + 2 * data.margin - 1) / 2
+    middle = (np.asarray(prepared_shape(data)) - 1) / 2
     matrix[:3, 3] = centre - middle * np.asarray(data.spacing_mm)
     return matrix
 
@@ -273,10 +278,10 @@ def cache_folder(data: Data) -> Path:
     return Path(home) / "jaxmark"
 
 
-def identity(source: CaseSource) -> dict[str, Any]:
+def identity(source: RawCase) -> dict[str, Any]:
     """What a prepared case is made from: the scan's files by size and time, and the landmarks."""
     return {
-        **state(source.scan),
+        **file_state(source.scan),
         "landmarks": [
             p.tolist() if here else bool(absent)
             for p, here, absent in zip(
@@ -284,21 +289,6 @@ def identity(source: CaseSource) -> dict[str, Any]:
             )
         ],
     }
-
-
-def state(path: Path) -> dict[str, Any]:
-    """A file, or a folder of DICOM slices, as it is now: InputError where there is none."""
-    try:
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    except OSError as error:
-        raise InputError(path, f"cannot be read: {error.strerror}") from error
-    return {"scan": str(path.absolute()), "files": stats}
-
-
-def digest(tree: Any) -> str:
-    """A short key of JSON types; long enough that two never meet."""
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def _in_cache(read: Callable[[Path], T], places: dict[str, Path]) -> tuple[dict[str, T], list[str]]:
@@ -331,27 +321,31 @@ def read_alignment(path: Path) -> Alignment:
     """An alignment found earlier; InputError for a damaged one."""
     tree = read_sealed(path, 2)
     try:
-        figures = [np.nan if tree[name] is None else float(tree[name]) for name in _FIGURES]
-        return Alignment(np.asarray(tree["matrix"], np.float64).reshape(4, 4), *figures)
+        figures = {
+            name: np.nan if tree[key] is None else float(tree[key])
+            for name, key in _FIGURES.items()
+        }
+        return Alignment(np.asarray(tree["matrix"], np.float64).reshape(4, 4), **figures)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(path, f"damaged alignment ({error!r})") from error
 
 
 def write_alignment(path: Path, alignment: Alignment) -> None:
     """The file that `read_alignment` reads."""
-    figures = [(name, getattr(alignment, name)) for name in _FIGURES]
-    known = {name: value if np.isfinite(value) else None for name, value in figures}
+    figures = {key: getattr(alignment, name) for name, key in _FIGURES.items()}
+    known = {key: value if np.isfinite(value) else None for key, value in figures.items()}
     tree = {"schema_version": 2, "matrix": alignment.matrix.tolist(), **known}
     write_json(path, sealed(tree))
 
 
-_FIGURES = ("quality", "margin")
+# Field -> what the file calls it.
+_FIGURES = {"quality": "quality", "lead": "margin"}
 
 
 _read_once = functools.lru_cache(maxsize=1)(read_scan)
 
 
-def _check_and_align(job: tuple[CaseSource, Frame, Path | None, Path]) -> Alignment:
+def _check_and_align(job: tuple[RawCase, Frame, Path | None, Path]) -> Alignment:
     source, frame, template, file = job
     if template is not None:
         frame = dataclasses.replace(frame, template=_read_once(template))
@@ -363,7 +357,7 @@ def _check_and_align(job: tuple[CaseSource, Frame, Path | None, Path]) -> Alignm
     return alignment
 
 
-def _prepare_case(job: tuple[CaseSource, Frame, Alignment, Path]) -> None:
+def _prepare_case(job: tuple[RawCase, Frame, Alignment, Path]) -> None:
     source, frame, alignment, folder = job
     with about(source.scan):
         prepared = frame.apply(read_scan(source.scan), alignment)
@@ -375,7 +369,7 @@ def _prepare_case(job: tuple[CaseSource, Frame, Alignment, Path]) -> None:
         present=source.present,
         absent=source.absent,
         quality=prepared.quality,
-        margin=prepared.margin,
-        coverage=prepared.coverage,
+        lead=prepared.lead,
+        overlap=prepared.overlap,
     )
     save_case(case, prepared.image, source.scan)

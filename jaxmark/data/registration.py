@@ -52,13 +52,13 @@ class Registration:
         quality: normalised cross-correlation over the part of the template that the scan covers,
             times that part's share of the template's contrast (the root of its sum of squares).
             At most 1; comparable over the scans of a cohort.
-        margin: by how much, at the middle level, the quality of the answer exceeds that of the
+        lead: by how much, at the middle level, the quality of the answer exceeds that of the
             best with another rotation. Near 0: ambiguous. Infinite where there was no other.
     """
 
     fixed_to_moving: np.ndarray
     quality: float
-    margin: float
+    lead: float
 
 
 def register(
@@ -91,9 +91,9 @@ def register(
     results = distinct(
         [_refine(middle, _refine(middle, matrix, "rigid")[1], kind) for _, matrix in results]
     )
-    margin = results[0][0] - results[1][0] if len(results) > 1 else np.inf
+    lead = results[0][0] - results[1][0] if len(results) > 1 else np.inf
     quality, matrix = _refine(fine, results[0][1], kind)
-    return Registration(matrix, quality, margin)
+    return Registration(matrix, quality, lead)
 
 
 def resample(scan: Scan, shape: tuple[int, int, int], grid_to_lps: np.ndarray) -> np.ndarray:

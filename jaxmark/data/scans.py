@@ -27,6 +27,8 @@ from jaxmark.data.formats.safeguards import (
     SHEARED,
     UNREADABLE,
     at_right_angles,
+    check_place,
+    check_shape,
     entries,
     readable,
     voxels_and_place,
@@ -138,9 +140,7 @@ def read_scan(path: Path) -> Scan:
     # What overflows is refused, with a better word than NumPy's.
     with readable(path), np.errstate(over="ignore", invalid="ignore"):
         scan = _scan(*(dicom.read(path) if path.is_dir() else _read_file(path)))
-    _check_finite(path, scan.voxels)
-    if scan.voxels.min() == scan.voxels.max():
-        raise InputError(path, f"all voxels are {scan.voxels.flat[0]:g}: an empty scan")
+    _check_voxels(path, scan.voxels)
     return scan
 
 
@@ -193,6 +193,19 @@ def from_image(image: sitk.Image) -> Scan:
     return _scan(*voxels_and_place(image))
 
 
+def checked_scan(voxels: np.ndarray, ijk_to_lps: np.ndarray, where: str) -> Scan:
+    """A scan that is in memory already; InputError about `where` for what a file may not be."""
+    check_shape(Path(where), voxels.shape)
+    if ijk_to_lps.shape != (4, 4) or not np.isfinite(ijk_to_lps).all():
+        raise InputError(where, "its affine is not (4, 4) finite numbers")
+    check_place(Path(where), voxels.shape, ijk_to_lps)
+    if not at_right_angles(ijk_to_lps[:3, :3]):
+        raise InputError(where, SHEARED)
+    scan = _scan(voxels, np.asarray(ijk_to_lps, np.float64))
+    _check_voxels(Path(where), scan.voxels)
+    return scan
+
+
 def _scan(voxels: np.ndarray, ijk_to_lps: np.ndarray) -> Scan:
     return Scan(voxels.astype(np.float32, copy=False), ijk_to_lps)
 
@@ -236,8 +249,10 @@ def _read_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(path, DAMAGED) from None
 
 
-def _check_finite(path: Path, voxels: np.ndarray) -> None:
+def _check_voxels(path: Path, voxels: np.ndarray) -> None:
     bad = ~np.isfinite(voxels)
     if bad.any():
         first = tuple(int(i) for i in np.argwhere(bad)[0])
         raise InputError(path, f"{bad.sum()} voxels are NaN or infinite, the first at {first}")
+    if voxels.min() == voxels.max():
+        raise InputError(path, f"all voxels are {voxels.flat[0]:g}: an empty scan")

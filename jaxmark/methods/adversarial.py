@@ -7,15 +7,24 @@ like, and G is trained to deceive it. Equations are in the paper's order.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxmark.core.augmentation import random_view, view_points
+from jaxmark.bounds import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Problem,
+    check,
+    either,
+    positive_numbers,
+    setting,
+)
 from jaxmark.core.heatmaps import (
     cell_masses,
     cell_voxels,
@@ -24,19 +33,24 @@ from jaxmark.core.heatmaps import (
     gaussians,
 )
 from jaxmark.core.losses import adversarial_loss, discriminator_loss
-from jaxmark.core.slabs import Head, map_slabs, whole
-from jaxmark.methods.heatmap import (
-    Generator,
-    HeatmapRegression,
-    augmented,
-    check,
-    clipped,
-    learning_rate,
-    pretraining_step,
+from jaxmark.core.slabs import join_slabs, make_slabs, map_slabs
+from jaxmark.methods import method
+from jaxmark.methods.heatmap import Generator, HeatmapRegression, pretraining_step
+from jaxmark.methods.method import (
+    GRADIENT,
+    LOSS,
+    Batch,
+    Method,
+    Metrics,
+    Params,
+    Phase,
+    State,
+    Task,
+    whole_volume_stage,
 )
-from jaxmark.methods.method import Batch, Method, Metrics, Params, Phase, State, Task
+from jaxmark.methods.optimizers import clipped, cosine_at_the_end
+from jaxmark.methods.views import augmented, draw_view, view_landmarks
 from jaxmark.models.discriminator import CellDiscriminator, HeatmapDiscriminator
-from jaxmark.system.errors import InputError
 
 # A discriminator that is right this often and this sure (at chance its loss is 2 log 2 = 1.39), for
 # so many records in a row, is called saturated.
@@ -51,55 +65,81 @@ class Adversarial(HeatmapRegression):
     shown; weights, widths and schedule are ours. The stabilisers are off, as in the paper.
     """
 
-    adversarial_steps: int = 20_000
+    adversarial_steps: int = setting(20_000, POSITIVE)
     # Weight of the adversarial loss (Eq. 3); it is open in the paper.
-    lambda_adv: float = 1e-3
+    lambda_adv: float = setting(1e-3, POSITIVE)
     # Whose landmarks are real ones to D: "images" (the paper's D-MRA), or "both", also those of
     # the unpaired cohort (D-MRA-CTA).
-    real: str = "both"
+    real: str = setting("both", either("images", "both"))
     # Share of the unpaired cohort among real heatmaps; the paper's union: 500 of 570.
-    unpaired_share: float = 500 / 570
+    unpaired_share: float = setting(500 / 570, SHARE)
     # True cases for each predicted one; with "cells" they cost next to nothing. The paper: 1.
-    real_sets: int = 1
+    real_sets: int = setting(1, POSITIVE)
     # Show D the coordinate matrix and the distance map: the paper's dagger.
     positions: bool = True
     # What D is shown. "heatmaps": the paper. "cells", ours: each heatmap's values, raised to the
     # power `sharpness`, as a distribution over cells of at most `cell_mm`. True heatmaps are
     # noiseless Gaussians: on heatmaps D tells predicted ones by their shape and looks no further.
     # Cells leave it nothing but where landmarks are, and whether they are in one place.
-    shown: str = "heatmaps"
-    cell_mm: float = 8.0
-    sharpness: float = 2.0
-    discriminator_widths: tuple[int, ...] = (32, 64, 128, 128)
+    shown: str = setting("heatmaps", either("heatmaps", "cells"))
+    cell_mm: float = setting(8.0, POSITIVE)
+    sharpness: float = setting(2.0, POSITIVE)
+    discriminator_widths: tuple[int, ...] = setting(
+        (32, 64, 128, 128), positive_numbers("must be positive numbers")
+    )
     discriminator_hidden: int = 64
     # Learning rate of D, as a multiple of G's.
-    rate_ratio: float = 1.0
+    rate_ratio: float = setting(1.0, POSITIVE)
     # Adam's first moment in D; the paper: its default.
-    discriminator_beta1: float = 0.9
+    discriminator_beta1: float = setting(0.9, SHARE)
     # D calls real heatmaps 1 minus this.
-    label_smoothing: float = 0.0
+    label_smoothing: float = setting(0.0, SHARE)
     # Weight of the squared gradient of D to what it is shown of real cases (Mescheder et al., ICML
     # 2018).
-    r1: float = 0.0
+    r1: float = setting(0.0, NOT_NEGATIVE)
+
+    metrics: ClassVar[Mapping[str, str]] = {
+        "loss": LOSS,
+        "heatmap_loss": LOSS,
+        "adversarial_loss": LOSS,
+        "discriminator_loss": LOSS,
+        "real_accuracy": method.SHARE,
+        "fake_accuracy": method.SHARE,
+        "gradient_norm": GRADIENT,
+        "discriminator_gradient_norm": GRADIENT,
+        "adversarial_to_heatmap_gradient": GRADIENT,
+    }
 
     @property
     def needs_unpaired(self) -> bool:
         """See `Settings`."""
         return self.real == "both"
 
+    def conflicts(self) -> Iterator[Problem]:
+        """See `bounds`."""
+        if self.shown == "heatmaps" and self.real_sets > 1:
+            yield "real_sets", "more than 1 goes with config.method.shown='cells'"
+
+    def misfits(self, task: Task) -> Iterator[Problem]:
+        """See `Settings`."""
+        yield from super().misfits(task)
+        if self.shown == "heatmaps" and any(n % 2 for n in task.crop):
+            yield "config.data.crop", f"{task.crop} has an odd side, which D can't halve"
+
     def build(self, task: Task) -> Method:
         """The method; InputError where settings and volumes don't fit."""
-        check(self, task)
-        check_adversarial(self, task)
+        check(self, "config.method", task)
         generator = Generator(self, task)
         critic: Critic = HeatmapCritic(self, generator)
         if self.shown == "cells":
             critic = CellCritic(self, generator)
         total = self.steps + self.adversarial_steps
-        g_rate = learning_rate(self.learning_rate, total, self.decay)
+        g_rate = cosine_at_the_end(self.learning_rate, total, self.decay)
         g_optimizer = clipped(self.clip_norm, optax.adam(g_rate))
         decay = min(1.0, self.decay * total / self.adversarial_steps)
-        d_rate = learning_rate(self.learning_rate * self.rate_ratio, self.adversarial_steps, decay)
+        d_rate = cosine_at_the_end(
+            self.learning_rate * self.rate_ratio, self.adversarial_steps, decay
+        )
         d_optimizer = clipped(self.clip_norm, optax.adam(d_rate, b1=self.discriminator_beta1))
 
         def init(key: Array) -> State:
@@ -127,15 +167,18 @@ class Adversarial(HeatmapRegression):
                     saturation,
                 ),
             ),
-            predict=lambda params, image: generator.predict(params["generator"], image),
+            stages=whole_volume_stage(
+                task,
+                lambda variables, image: generator.predict(variables.params["generator"], image),
+            ),
         )
 
 
 class Critic(Protocol):
     """D as pure functions of its parameters: the logits of true and of predicted landmarks.
 
-    True heatmaps come slab by slab and are never whole, nor is what is made of predicted ones.
-    Each of the B predicted cases is paired with R true ones (`Adversarial.real_sets`). `shown`
+    Heatmaps are made slab by slab and are never whole, neither true ones nor those of G's maps.
+    Each of the B predicted cases is paired with R true ones (`Adversarial.real_sets`). `shared`
     (R B, K) are the landmarks that both cases of a pair have: all others are taken out of both, so
     that absence tells D nothing.
     """
@@ -144,16 +187,14 @@ class Critic(Protocol):
         """Parameters of D."""
         ...
 
-    def fake(self, d: Params, features: Array, head: Head, shown: Array) -> Array:
-        """Logits (R B,) of G(I): of what G's `head` makes of `features`."""
+    def fake(self, d: Params, maps: Array, shared: Array) -> Array:
+        """Logits (R B,) of G(I), whose maps (B, X, Y, Z, K) G's head made."""
         ...
 
-    def real(
-        self, d: Params, landmarks_ijk: Array, features: Array, shown: Array
-    ) -> tuple[Array, Array]:
+    def real(self, d: Params, landmarks_ijk: Array, shared: Array) -> tuple[Array, Array]:
         """Logits (R B,) of true landmarks, and the mean squared gradient to what D was shown.
 
-        The latter is 0 where the settings don't ask for it. Of `features` only the shape counts.
+        The latter is 0 where the settings don't ask for it.
         """
         ...
 
@@ -176,22 +217,24 @@ class HeatmapCritic:
         crop, landmarks = self.generator.task.crop, len(self.generator.task.landmarks)
         return self._net.init(key, jnp.zeros((1, *crop, landmarks)))
 
-    def fake(self, d: Params, features: Array, head: Head, shown: Array) -> Array:
+    def fake(self, d: Params, maps: Array, shared: Array) -> Array:
         """See `Critic`."""
-        heatmaps = self.generator.heatmaps(features, head)
-        return self._judge(d, self._stem(d, lambda slab, _: heatmaps(slab), features, shown))
+        heatmaps = self.generator.heatmaps(maps)
+        voxels = self.generator.task.slab_voxels
+        stem = map_slabs(
+            lambda slab, _: self._stem(d, heatmaps(slab), shared), maps, voxels=voxels, multiple=2
+        )
+        return self._judge(d, join_slabs(stem))
 
-    def real(
-        self, d: Params, landmarks_ijk: Array, features: Array, shown: Array
-    ) -> tuple[Array, Array]:
+    def real(self, d: Params, landmarks_ijk: Array, shared: Array) -> tuple[Array, Array]:
         """See `Critic`."""
         task, sigma_mm = self.generator.task, self.settings.sigma_mm
 
-        def heatmaps(slab: Array, first: Array) -> Array:
+        def one(first: Array, shape: tuple[int, int, int]) -> Array:
             points = landmarks_ijk - jnp.stack([first, 0, 0])
-            return gaussians(points, slab.shape[1:4], task.spacing_mm, sigma_mm)
+            return self._stem(d, gaussians(points, shape, task.spacing_mm, sigma_mm), shared)
 
-        stem = self._stem(d, heatmaps, features, shown)
+        stem = join_slabs(make_slabs(one, task.crop, voxels=task.slab_voxels, multiple=2))
         if not self.settings.r1:
             return self._judge(d, stem), jnp.zeros(())
         logits, pull = jax.vjp(lambda x: self._judge(d, x), stem)
@@ -199,18 +242,9 @@ class HeatmapCritic:
         squared = self._net.apply(d, gradient, method="squared_input_gradient")
         return logits, jnp.asarray(squared).mean()
 
-    def _stem(
-        self,
-        d: Params,
-        heatmaps: Callable[[Array, Array], Array],
-        features: Array,
-        shown: Array,
-    ) -> Array:
-        def one(slab: Array, first: Array) -> Array:
-            seen = heatmaps(slab, first) * shown[:, None, None, None]
-            return jnp.asarray(self._net.apply(d, seen, method="stem"))
-
-        return whole(map_slabs(one, features, multiple=2))
+    def _stem(self, d: Params, heatmaps: Array, shared: Array) -> Array:
+        seen = heatmaps * shared[:, None, None, None]
+        return jnp.asarray(self._net.apply(d, seen, method="stem"))
 
     def _judge(self, d: Params, stem: Array) -> Array:
         return jnp.asarray(self._net.apply(d, stem, method="judge"))
@@ -225,7 +259,7 @@ class CellCritic:
         self._cell = cell_voxels(task.crop, task.spacing_mm, settings.cell_mm)
         # The power of a Gaussian is a narrower one.
         narrow = settings.sigma_mm / math.sqrt(settings.sharpness)
-        self._whole = gaussian_sum(task.spacing_mm, narrow)
+        self._true_mass = gaussian_sum(task.spacing_mm, narrow)
         self._net = CellDiscriminator(
             settings.discriminator_widths,
             settings.discriminator_hidden,
@@ -239,20 +273,19 @@ class CellCritic:
         grid = (n // c for n, c in zip(task.crop, self._cell, strict=True))
         return self._net.init(key, jnp.zeros((1, *grid, len(task.landmarks))))
 
-    def fake(self, d: Params, features: Array, head: Head, shown: Array) -> Array:
+    def fake(self, d: Params, maps: Array, shared: Array) -> Array:
         """See `Critic`."""
-        heatmaps = self.generator.heatmaps(features, head)
+        heatmaps = self.generator.heatmaps(maps)
         masses = map_slabs(
             lambda slab, _: cell_masses(heatmaps(slab), self._cell, self.settings.sharpness),
-            features,
+            maps,
+            voxels=self.generator.task.slab_voxels,
             multiple=self._cell[0],
         )
-        cells = jnp.tile(whole(masses), (self.settings.real_sets, 1, 1, 1, 1))
-        return self._judge(d, _distribution(cells, self._whole, shown))
+        cells = jnp.tile(join_slabs(masses), (self.settings.real_sets, 1, 1, 1, 1))
+        return self._judge(d, _distribution(cells, self._true_mass, shared))
 
-    def real(
-        self, d: Params, landmarks_ijk: Array, features: Array, shown: Array
-    ) -> tuple[Array, Array]:
+    def real(self, d: Params, landmarks_ijk: Array, shared: Array) -> tuple[Array, Array]:
         """See `Critic`."""
         task, settings = self.generator.task, self.settings
         masses = gaussian_cell_masses(
@@ -263,7 +296,7 @@ class CellCritic:
             self._cell,
             settings.sharpness,
         )
-        cells = _distribution(masses, self._whole, shown)
+        cells = _distribution(masses, self._true_mass, shared)
         logits, pull = jax.vjp(lambda x: self._judge(d, x), cells)
         if not settings.r1:
             return logits, jnp.zeros(())
@@ -274,14 +307,14 @@ class CellCritic:
         return jnp.asarray(self._net.apply(d, cells))
 
 
-def _distribution(masses: Array, whole: float, shown: Array) -> Array:
-    """Masses (B, X, Y, Z, K) with a sum of 1 for each landmark that is shown, 0 for the others.
+def _distribution(masses: Array, true_mass: float, shared: Array) -> Array:
+    """Masses (B, X, Y, Z, K) with a sum of 1 for each landmark that is shared, 0 for the others.
 
-    Under half of `whole`, a true landmark's mass, the sum is less than 1: a heatmap that fades
-    would otherwise look the same to D and have a gradient that grows without bound.
+    Under half of a true landmark's mass, the sum is less than 1: a heatmap that fades would
+    otherwise look the same to D and have a gradient that grows without bound.
     """
     total = masses.sum((1, 2, 3), keepdims=True)
-    return masses / jnp.maximum(total, whole / 2) * shown[:, None, None, None]
+    return masses / jnp.maximum(total, true_mass / 2) * shared[:, None, None, None]
 
 
 def adversarial_step(
@@ -293,26 +326,29 @@ def adversarial_step(
 ) -> Callable[[State, Batch, Array], tuple[State, Metrics]]:
     """A step of D and then one of G against the new D, with one pass through G and one back.
 
-    G's heatmaps don't change while D learns, so what `jax.vjp` kept of the pass serves both: what
-    the new D and Eq. 2 ask of the heatmaps is pulled back through it.
+    G's maps don't change while D learns, so what `jax.vjp` kept of the pass serves both: what the
+    new D and Eq. 2 ask of the maps is pulled back through it.
     """
     task = generator.task
 
     def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
         k_view, k_real = jax.random.split(key)
-        image, landmarks_ijk = augmented(task, batch, k_view)
+        view = augmented(task, batch, k_view)
         real_ijk, real_present = real_landmarks(settings, task, k_real, batch)
-        shown = jnp.tile(batch.present, (settings.real_sets, 1)) & real_present
+        shared = jnp.tile(view.present, (settings.real_sets, 1)) & real_present
         g, d = state.params["generator"], state.params["discriminator"]
 
-        maps, pull = jax.vjp(lambda p: generator.maps(p, image), g)
+        maps, pull = jax.vjp(lambda p: generator.maps(p, view.image), g)  # G(I)
 
-        def read(maps: Array) -> Array:
-            return maps.astype(jnp.float32)
+        def loss_heat(maps: Array) -> Array:  # Eq. 2
+            return generator.loss(maps, view)
+
+        def loss_adv(maps: Array, d: Params) -> Array:  # Eq. 3, second term
+            return settings.lambda_adv * adversarial_loss(critic.fake(d, maps, shared))
 
         def loss_d(d: Params) -> tuple[Array, tuple[Array, Array]]:  # Eq. 4
-            real, squared_gradient = critic.real(d, real_ijk, maps, shown)
-            fake = critic.fake(d, maps, read, shown)
+            real, squared_gradient = critic.real(d, real_ijk, shared)
+            fake = critic.fake(d, maps, shared)
             loss = discriminator_loss(real, fake, label_smoothing=settings.label_smoothing)
             return loss + settings.r1 / 2 * squared_gradient, (real, fake)
 
@@ -320,19 +356,13 @@ def adversarial_step(
         update, d_opt_state = d_optimizer.update(d_gradient, state.optimizer["discriminator"], d)
         d = optax.apply_updates(d, update)
 
-        def loss_heat(maps: Array) -> Array:  # Eq. 2
-            return generator.loss(maps, read, landmarks_ijk, batch.present, batch.absent)
-
-        def loss_adv(maps: Array) -> Array:  # Eq. 3, second term
-            return settings.lambda_adv * adversarial_loss(critic.fake(d, maps, read, shown))
-
         heat, heat_gradient = jax.value_and_grad(loss_heat)(maps)
-        adv, adv_gradient = jax.value_and_grad(loss_adv)(maps)
+        adv, adv_gradient = jax.value_and_grad(loss_adv)(maps, d)
         (g_gradient,) = pull(heat_gradient + adv_gradient)
         update, g_opt_state = g_optimizer.update(g_gradient, state.optimizer["generator"], g)
         g = optax.apply_updates(g, update)
 
-        new = State(
+        new = state.replace(  # type: ignore[attr-defined]
             step=state.step + 1,
             params={"generator": g, "discriminator": d},
             optimizer={"generator": g_opt_state, "discriminator": d_opt_state},
@@ -346,7 +376,7 @@ def adversarial_step(
             "fake_accuracy": (fake < 0).mean(),
             "gradient_norm": optax.tree.norm(g_gradient),
             "discriminator_gradient_norm": optax.tree.norm(d_gradient),
-            # How much of what G's heatmaps are asked to change comes from D.
+            # How much of what G's maps are asked to change comes from D.
             "adversarial_to_heatmap_gradient": _norm(adv_gradient)
             / jnp.maximum(_norm(heat_gradient), 1e-30),
         }
@@ -379,16 +409,7 @@ def real_landmarks(
         theirs = jnp.asarray(sets.landmarks_ijk)[which]
         landmarks_ijk = jnp.where(others[..., None], theirs, landmarks_ijk)
         present = jnp.where(others, jnp.asarray(sets.present)[which], present)
-    view = random_view(
-        k_view,
-        count,
-        translation_voxels=task.augment.translation_voxels,
-        rotation_degrees=task.augment.rotation_degrees,
-        scale=task.augment.scale,
-    )
-    moved = view_points(
-        landmarks_ijk, view, crop=task.crop, margin=task.margin, spacing_mm=task.spacing_mm
-    )
+    moved, present = view_landmarks(task, draw_view(task, k_view, count), landmarks_ijk, present)
     return moved, present
 
 
@@ -409,37 +430,3 @@ def saturation(records: Sequence[Mapping[str, float]]) -> str | None:
         f"{len(last)} records of the log: it is saturated. A smaller config.method.rate_ratio, a "
         "larger config.method.r1 or config.method.label_smoothing hold it back"
     )
-
-
-def check_adversarial(settings: Adversarial, task: Task) -> None:
-    """InputError where a setting is impossible, or the unpaired cohort is missing."""
-    for name in (
-        "adversarial_steps",
-        "lambda_adv",
-        "rate_ratio",
-        "cell_mm",
-        "sharpness",
-        "real_sets",
-    ):
-        if getattr(settings, name) <= 0:
-            raise InputError(f"config.method.{name}", f"{getattr(settings, name)} is not positive")
-    for name in ("label_smoothing", "unpaired_share", "discriminator_beta1"):
-        if not 0 <= getattr(settings, name) <= 1:
-            raise InputError(
-                f"config.method.{name}", f"{getattr(settings, name)} is not between 0 and 1"
-            )
-    if settings.r1 < 0:
-        raise InputError("config.method.r1", f"{settings.r1} is negative")
-    choices = {"real": ("images", "both"), "shown": ("heatmaps", "cells")}
-    for name, (one, other) in choices.items():
-        if getattr(settings, name) not in (one, other):
-            problem = f"{getattr(settings, name)!r} is not {one!r} or {other!r}"
-            raise InputError(f"config.method.{name}", problem)
-    if not settings.discriminator_widths or min(settings.discriminator_widths) < 1:
-        raise InputError("config.method.discriminator_widths", "must be positive numbers")
-    if settings.shown == "heatmaps" and settings.real_sets > 1:
-        raise InputError(
-            "config.method.real_sets", "more than 1 goes with config.method.shown='cells'"
-        )
-    if settings.shown == "heatmaps" and any(n % 2 for n in task.crop):
-        raise InputError("config.data.crop", f"{task.crop} has an odd side, which D can't halve")

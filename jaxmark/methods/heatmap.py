@@ -5,7 +5,8 @@ This is the paper's "Baseline" row and its pretraining phase.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,48 +14,85 @@ import optax
 from jax import Array
 from jax.scipy.special import logsumexp
 
-from jaxmark.core.augmentation import augment
+from jaxmark.bounds import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Problem,
+    check,
+    either,
+    positive_numbers,
+    setting,
+)
 from jaxmark.core.heatmaps import decode, gaussian_sum
 from jaxmark.core.losses import heatmap_cross_entropy, weighted_heatmap_loss
-from jaxmark.core.slabs import Head, map_slabs, whole
-from jaxmark.methods.method import Batch, Method, Metrics, Params, Phase, Prediction, State, Task
+from jaxmark.core.slabs import Head, join_slabs, map_slabs
+from jaxmark.methods.method import (
+    GRADIENT,
+    LOSS,
+    Batch,
+    Method,
+    Metrics,
+    Params,
+    Phase,
+    Prediction,
+    State,
+    Task,
+    whole_volume_stage,
+)
+from jaxmark.methods.optimizers import clipped, cosine_at_the_end
+from jaxmark.methods.views import augmented
 from jaxmark.models.blocks import append_coordinates
 from jaxmark.models.unet import ResidualUNet
-from jaxmark.system.errors import InputError
 
 
 @dataclasses.dataclass
 class HeatmapRegression:
     """Settings. The paper states alpha, Adam and its rate; the others are ours to choose."""
 
-    steps: int = 20_000
-    widths: tuple[int, ...] = (16, 32, 64, 128)
+    steps: int = setting(20_000, POSITIVE)
+    widths: tuple[int, ...] = setting(
+        (16, 32, 64, 128), positive_numbers("and head need positive numbers of channels")
+    )
     # Channels of a 1^3 layer before the last; 0: none. See ResidualUNet.
-    head: int = 64
+    head: int = setting(64, NOT_NEGATIVE)
     # Give the network each voxel's place in the volume: for cohorts that are registered. Paper: no.
     coordinates: bool = False
     # Keep fewer activations for the gradient and compute them twice: for cards with little memory.
     remat: bool = False
     # "weighted_l2" (Eq. 2) or "cross_entropy" (of a softmax over all voxels; ours).
-    loss: str = "weighted_l2"
-    sigma_mm: float = 1.5
-    alpha: float = 1000.0
-    learning_rate: float = 1e-4
+    loss: str = setting("weighted_l2", either("weighted_l2", "cross_entropy"))
+    sigma_mm: float = setting(1.5, POSITIVE)
+    alpha: float = setting(1000.0, POSITIVE)
+    learning_rate: float = setting(1e-4, POSITIVE)
     # Share of the steps over which the rate falls to zero along a cosine at the end; the paper: 0.
-    decay: float = 0.0
+    decay: float = setting(0.0, SHARE)
     # Largest norm of a network's gradient, longer ones are shortened; 0: any, as in the paper.
-    clip_norm: float = 0.0
+    clip_norm: float = setting(0.0, NOT_NEGATIVE)
+
+    decoders: ClassVar[tuple[str, ...]] = ("argmax", "subvoxel")
+    metrics: ClassVar[Mapping[str, str]] = {"loss": LOSS, "gradient_norm": GRADIENT}
 
     @property
     def needs_unpaired(self) -> bool:
         """See `Settings`."""
         return False
 
+    def misfits(self, task: Task) -> Iterator[Problem]:
+        """See `Settings`."""
+        block = 2 ** (len(self.widths) - 1)
+        if any(n % block for n in task.crop):
+            yield (
+                "config.data.crop",
+                f"{task.crop} has a side that is not a multiple of {block}, which "
+                f"{len(self.widths)} levels (config.method.widths) need",
+            )
+
     def build(self, task: Task) -> Method:
         """The method for volumes of `task.crop`, whose sides 2^(levels - 1) must divide."""
-        check(self, task)
+        check(self, "config.method", task)
         generator = Generator(self, task)
-        rate = learning_rate(self.learning_rate, self.steps, self.decay)
+        rate = cosine_at_the_end(self.learning_rate, self.steps, self.decay)
         optimizer = clipped(self.clip_norm, optax.adam(rate))
 
         def init(key: Array) -> State:
@@ -69,7 +107,10 @@ class HeatmapRegression:
         return Method(
             init=init,
             phases=(Phase("pretrain", self.steps, step),),
-            predict=lambda params, image: generator.predict(params["generator"], image),
+            stages=whole_volume_stage(
+                task,
+                lambda variables, image: generator.predict(variables.params["generator"], image),
+            ),
         )
 
 
@@ -106,37 +147,48 @@ class Generator:
         In the network's arithmetic; between features and maps nothing is whole.
         """
         head, features = self.head(params), self.features(params, image)
-        return whole(map_slabs(lambda slab, _: head(slab).astype(self.task.dtype), features))
+        slabs = map_slabs(
+            lambda slab, _: head(slab).astype(self.task.dtype),
+            features,
+            voxels=self.task.slab_voxels,
+        )
+        return join_slabs(slabs)
 
-    def heatmaps(self, features: Array, head: Head) -> Head:
-        """Features (any slab of them) to heatmaps whose peaks should be 1, whatever the loss.
+    def heatmaps(self, maps: Array) -> Callable[[Array], Array]:
+        """Slabs of maps to heatmaps whose peaks should be 1, whatever the loss.
 
-        `features` are those of the whole volumes, over which a softmax has to run.
+        `maps` are whole: a softmax has to run over all of them.
         """
         if self.settings.loss != "cross_entropy":
-            return head
+            return lambda slab: slab.astype(jnp.float32)
         total = gaussian_sum(self.task.spacing_mm, self.settings.sigma_mm)
-        logits = map_slabs(lambda slab, _: logsumexp(head(slab), axis=(1, 2, 3)), features)
-        log_sum = logsumexp(logits, axis=0)[:, None, None, None]
-        return lambda x: total * jnp.exp(head(x) - log_sum)
+        sums = map_slabs(
+            lambda slab, _: logsumexp(slab.astype(jnp.float32), axis=(1, 2, 3)),
+            maps,
+            voxels=self.task.slab_voxels,
+        )
+        log_sum = logsumexp(sums, axis=0)[:, None, None, None]
+        return lambda slab: total * jnp.exp(slab.astype(jnp.float32) - log_sum)
 
-    def loss(
-        self, features: Array, head: Head, landmarks_ijk: Array, present: Array, absent: Array
-    ) -> Array:
-        """L_heat of Eq. 2, or the cross-entropy in its place."""
+    def loss(self, maps: Array, batch: Batch, head: Head | None = None) -> Array:
+        """L_heat of Eq. 2, or the cross-entropy in its place, of the views in `batch`.
+
+        With `head`, features come in place of the maps that it makes of them.
+        """
         heatmap_loss: Callable[..., Array] = functools.partial(
             heatmap_cross_entropy, presence=self.task.presence
         )
         if self.settings.loss == "weighted_l2":
             heatmap_loss = functools.partial(weighted_heatmap_loss, alpha=self.settings.alpha)
         return heatmap_loss(
-            features,
-            landmarks_ijk,
-            present,
+            maps,
+            batch.landmarks_ijk,
+            batch.present,
             spacing_mm=self.task.spacing_mm,
             sigma_mm=self.settings.sigma_mm,
-            absent=absent,
+            absent=batch.absent,
             head=head,
+            slab_voxels=self.task.slab_voxels,
         )
 
     def predict(self, params: Params, image: Array) -> Prediction:
@@ -147,8 +199,9 @@ class Generator:
             spacing_mm=self.task.spacing_mm,
             sigma_mm=self.settings.sigma_mm,
             softmax=self.settings.loss == "cross_entropy",
+            slab_voxels=self.task.slab_voxels,
         )
-        return Prediction(argmax_ijk=peak, subvoxel_ijk=fine, score=score, evidence=evidence)
+        return Prediction({"argmax": peak, "subvoxel": fine}, score=score, evidence=evidence)
 
 
 def pretraining_step(
@@ -156,17 +209,16 @@ def pretraining_step(
 ) -> Callable[[State, Batch, Array], tuple[State, Metrics]]:
     """A step of the generator alone on L_heat; other networks of the state stay as they are."""
 
-    def loss(params: Params, image: Array, landmarks_ijk: Array, batch: Batch) -> Array:
-        features = generator.features(params, image)
-        head = generator.head(params)
-        return generator.loss(features, head, landmarks_ijk, batch.present, batch.absent)
+    def loss(params: Params, view: Batch) -> Array:  # Eq. 2
+        features = generator.features(params, view.image)
+        return generator.loss(features, view, head=generator.head(params))
 
     def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
-        image, landmarks_ijk = augmented(generator.task, batch, key)
+        view = augmented(generator.task, batch, key)
         params, opt_state = state.params["generator"], state.optimizer["generator"]
-        value, gradient = jax.value_and_grad(loss)(params, image, landmarks_ijk, batch)
+        value, gradient = jax.value_and_grad(loss)(params, view)
         update, opt_state = optimizer.update(gradient, opt_state, params)
-        new = State(
+        new = state.replace(  # type: ignore[attr-defined]
             step=state.step + 1,
             params={**state.params, "generator": optax.apply_updates(params, update)},
             optimizer={**state.optimizer, "generator": opt_state},
@@ -174,56 +226,3 @@ def pretraining_step(
         return new, {"loss": value, "gradient_norm": optax.tree.norm(gradient)}
 
     return step
-
-
-def augmented(task: Task, batch: Batch, key: Array) -> tuple[Array, Array]:
-    """Random views of a batch: volumes of the crop's shape, and landmarks in their voxels."""
-    return augment(
-        key,
-        batch.image,
-        batch.landmarks_ijk,
-        margin=task.margin,
-        spacing_mm=task.spacing_mm,
-        **dataclasses.asdict(task.augment),
-    )
-
-
-def check(settings: HeatmapRegression, task: Task) -> None:
-    """InputError where a setting is impossible, or does not fit the volumes."""
-    block = 2 ** (len(settings.widths) - 1)
-    if any(n % block for n in task.crop):
-        raise InputError(
-            "config.data.crop",
-            f"{task.crop} has a side that is not a multiple of {block}, which "
-            f"{len(settings.widths)} levels (config.method.widths) need",
-        )
-    if settings.loss not in ("weighted_l2", "cross_entropy"):
-        raise InputError(
-            "config.method.loss", f"{settings.loss!r} is not 'weighted_l2' or 'cross_entropy'"
-        )
-    positive = ("steps", "sigma_mm", "learning_rate", "alpha")
-    for name in positive:
-        if getattr(settings, name) <= 0:
-            raise InputError(f"config.method.{name}", f"{getattr(settings, name)} is not positive")
-    if not settings.widths or min(settings.widths) < 1 or settings.head < 0:
-        raise InputError("config.method.widths", "and head need positive numbers of channels")
-    if settings.clip_norm < 0:
-        raise InputError("config.method.clip_norm", f"{settings.clip_norm} is negative")
-    if not 0 <= settings.decay <= 1:
-        raise InputError("config.method.decay", f"{settings.decay} is not between 0 and 1")
-
-
-def clipped(norm: float, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The optimiser of gradients of at most this norm; 0: of any."""
-    return optax.chain(optax.clip_by_global_norm(norm), optimizer) if norm else optimizer
-
-
-def learning_rate(peak: float, steps: int, decay: float) -> optax.Schedule:
-    """Constant, then a cosine to zero over the last `decay` share of the steps."""
-    if not decay:
-        return optax.constant_schedule(peak)
-    start = round(steps * (1 - decay))
-    return optax.join_schedules(
-        [optax.constant_schedule(peak), optax.cosine_decay_schedule(peak, max(1, steps - start))],
-        [start],
-    )

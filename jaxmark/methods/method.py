@@ -1,11 +1,11 @@
-"""What a method is: all that the training loop, prediction and reports know of one.
+"""What a method is: all that training, inference and reports know of one.
 
 A module of this package is one paper: a settings dataclass with a function `build(task) -> Method`.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,10 +13,22 @@ from flax import struct
 from jax import Array
 from jax.typing import DTypeLike
 
+from jaxmark.bounds import Problem
 from jaxmark.config import Augment
+from jaxmark.core.anatomy import Scheme
+from jaxmark.core.slabs import slab_voxels
+from jaxmark.data.cases import HostBatch, PreparedCase, Volume, read_case
 
 Params = Mapping[str, Any]
 Metrics = dict[str, Array]
+
+# What a logged number is, which decides how it is drawn.
+LOSS, SHARE, GRADIENT, LENGTH_MM = "loss", "share", "gradient", "length_mm"
+
+# What a target of a batch is, which decides how it moves with the image.
+LABELS = "labels"  # (B, X, Y, Z) uint8: 0, or 1 + index of the segment
+SEGMENTS = "segments"  # (B, S): a value of each segment
+LANDMARKS = "landmarks"  # (B, K): a value of each landmark
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,29 +41,52 @@ class LandmarkSets:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a method has to find, and in what volumes. Shapes in voxels, (X, Y, Z)."""
+    """What a method has to find, in what volumes, on what devices. Shapes are voxels (X, Y, Z)."""
 
-    landmarks: tuple[str, ...]
+    scheme: Scheme
     crop: tuple[int, int, int]
-    margin: int
+    margin: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
     augment: Augment
+    # JAX's name of the devices that compute: "cpu", "gpu" or "tpu".
+    platform: str = "cpu"
     # Arithmetic of the networks; parameters, losses and decoding are always float32.
     dtype: DTypeLike = jnp.float32
     # Share of the landmarks whose state is known that are there, in the training cases.
     presence: float = 0.5
     # Another cohort's landmarks, for methods that learn from them.
     unpaired: LandmarkSets | None = None
+    # What `Batch.targets` holds: name -> LABELS, SEGMENTS or LANDMARKS.
+    targets: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def landmarks(self) -> tuple[str, ...]:
+        """Names, in the order of every array of landmarks."""
+        return self.scheme.landmarks
+
+    @property
+    def slab_voxels(self) -> int:
+        """Voxels, about, that are made into heatmaps at a time: see `core.slabs`."""
+        return slab_voxels(self.platform)
 
 
 @struct.dataclass
 class Batch:
-    """Volumes with their margin, as they come from the host."""
+    """Volumes with their margin, as they come from the host; or random views of them."""
 
-    image: Array  # (B, X + 2 margin, Y + 2 margin, Z + 2 margin, 1) float16
+    image: Array  # (B, X + 2 margin, Y + 2 margin, Z + 2 margin, 1) float16; a view: the crop
     landmarks_ijk: Array  # (B, K, 3) float32 in voxels of `image`; 0 where not present
     present: Array  # (B, K) bool: annotated
     absent: Array  # (B, K) bool: known not to be there; of others nothing is known
+    targets: Mapping[str, Array] = struct.field(default_factory=dict)  # see `Task.targets`
+
+
+@struct.dataclass
+class Variables:
+    """All that prediction needs of a trained state."""
+
+    params: dict[str, Any]
+    statistics: dict[str, Any] = struct.field(default_factory=dict)
 
 
 @struct.dataclass
@@ -61,45 +96,95 @@ class State:
     step: Array  # () int32: steps taken over all phases
     params: dict[str, Any]  # network name -> parameters
     optimizer: dict[str, Any]  # network name -> state of its optimiser
+    # What is learned without a gradient, such as a batch normalisation's running means.
+    statistics: dict[str, Any] = struct.field(default_factory=dict)
+
+    @property
+    def variables(self) -> Variables:
+        """What prediction needs."""
+        return Variables(params=self.params, statistics=self.statistics)
 
 
 @struct.dataclass
 class Prediction:
-    """Positions in voxels of the crop, by both decoders."""
+    """What a stage says of a batch of volumes; on the host, of one: without the first axis.
 
-    argmax_ijk: Array  # (B, K, 3): the papers' decoder
-    subvoxel_ijk: Array  # (B, K, 3)
+    Positions are in voxels of the stage's volumes, and after `Stage.finish` of the prepared ones.
+    """
+
+    positions_ijk: dict[str, Array]  # decoder -> (B, K, 3)
     score: Array  # (B, K): peak of the heatmap, near 1 for a certain landmark
     evidence: Array  # (B, K): how much speaks for presence; calibrated later, on validation cases
+    maps: dict[str, Array] = struct.field(default_factory=dict)  # (B, X, Y, Z) by name
+    probabilities: dict[str, Array] = struct.field(default_factory=dict)  # (B, N) by name
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
     """A stretch of training. `step(state, batch, key)` is pure; the loop jits and shards it.
 
-    Its metrics are scalars; `loss` is one of them. `alarm` looks at the records of the phase so
-    far, means of the metrics since the record before, and says what a person should know, if
-    anything.
+    Its metrics are scalars; `loss` is one of them. `read(case, rng)` makes one case's part of a
+    `Batch`; phases that read alike, in batches of one size, go on with each other's order of cases.
+    `alarm` looks at the records of the phase so far, means of the metrics since the record before,
+    and returns a line for the user, if there is reason for one.
     """
 
     name: str
     steps: int
     step: Callable[[State, Batch, Array], tuple[State, Metrics]]
     alarm: Callable[[Sequence[Mapping[str, float]]], str | None] = lambda records: None
+    read: Callable[[PreparedCase, np.random.Generator], HostBatch] = read_case
+    batch: int | None = None  # None: `config.train.batch`
+
+
+def read_image(volume: Volume, earlier: Prediction | None) -> HostBatch:
+    """The whole prepared image, for a stage that begins with it."""
+    return {"image": volume.image()[..., None]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A network's part of prediction, with what the host does before and after it.
+
+    `read(volume, earlier)` makes one volume's arrays, `earlier` being what the stage before said of
+    it; `run(variables, arrays)` is pure, takes them in batches, and is jitted and sharded;
+    `finish(prediction)` gets one volume's part on the host.
+    """
+
+    run: Callable[[Variables, Mapping[str, Array]], Prediction]
+    read: Callable[[Volume, Prediction | None], HostBatch] = read_image
+    finish: Callable[[Prediction], Prediction] = lambda prediction: prediction
+
+
+def whole_volume_stage(
+    task: Task, predict: Callable[[Variables, Array], Prediction]
+) -> tuple[Stage]:
+    """The only stage of a method that looks at the crop, (B, X, Y, Z, 1), as a whole."""
+    x, y, z = (slice(m, -m or None) for m in task.margin)
+
+    def run(variables: Variables, arrays: Mapping[str, Array]) -> Prediction:
+        return predict(variables, arrays["image"][:, x, y, z].astype(jnp.float32))
+
+    def finish(found: Prediction) -> Prediction:
+        margin = np.array(task.margin, np.float32)
+        moved = {name: ijk + margin for name, ijk in found.positions_ijk.items()}
+        return found.replace(positions_ijk=moved)  # type: ignore[attr-defined]
+
+    return (Stage(run, finish=finish),)
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """`predict(params, image)` takes volumes of the crop's shape, `(B, X, Y, Z, 1)`.
+    """How a state is made, trained and used.
 
-    `notes(batch)` are lines that a person should read before training with such a batch starts.
-    `learned(params)` are numbers (K,) that the method has learned of each landmark, by a name that
-    ends in their unit.
+    `notes(batch)` are lines to be read before training with such a batch starts. `learned(params)`
+    are numbers (K,) that the method has learned of each landmark, by a name that ends in their
+    unit.
     """
 
     init: Callable[[Array], State]
     phases: tuple[Phase, ...]
-    predict: Callable[[Params, Array], Prediction]
+    stages: tuple[Stage, ...]
     notes: Callable[[int], Sequence[str]] = lambda batch: ()
     learned: Callable[[Params], Mapping[str, Array]] = lambda params: {}
 
@@ -107,9 +192,18 @@ class Method:
 class Settings(Protocol):
     """The settings dataclass of a method, the `method` field of an experiment."""
 
+    # Ways from heatmaps to positions; the names in `Prediction.positions_ijk`.
+    decoders: ClassVar[tuple[str, ...]]
+    # What the steps' metrics are: LOSS, SHARE, GRADIENT, LENGTH_MM; others are not drawn.
+    metrics: ClassVar[Mapping[str, str]]
+
     @property
     def needs_unpaired(self) -> bool:
         """Whether training needs `Task.unpaired`; prediction never does."""
+        ...
+
+    def misfits(self, task: Task) -> Iterable[Problem]:
+        """Fields that don't fit the task, and why."""
         ...
 
     def build(self, task: Task) -> Method:

@@ -10,18 +10,41 @@ over patches and landmarks.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxmark.bounds import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Problem,
+    check,
+    positive_numbers,
+    setting,
+)
 from jaxmark.core.patches import decode_votes, vote_losses
-from jaxmark.methods.heatmap import augmented, clipped, learning_rate
-from jaxmark.methods.method import Batch, Method, Metrics, Params, Phase, Prediction, State, Task
+from jaxmark.methods.method import (
+    GRADIENT,
+    LOSS,
+    Batch,
+    Method,
+    Metrics,
+    Params,
+    Phase,
+    Prediction,
+    State,
+    Task,
+    Variables,
+    whole_volume_stage,
+)
+from jaxmark.methods.optimizers import clipped, cosine_at_the_end
+from jaxmark.methods.views import augmented
 from jaxmark.models.noothout import GLOBAL_STRIDE, LOCAL_STRIDE, LocalPatchNet, PatchResNet, each
-from jaxmark.system.errors import InputError
 
 # Loss of a network's parameters: cross-entropy and displacement error (`vote_losses`).
 Losses = Callable[[Params, Batch, Array], tuple[Array, Array]]
@@ -34,47 +57,87 @@ class RegressionClassification:
     """
 
     # Of the global network, then of the local ones; ours.
-    steps: int = 20_000
-    local_steps: int = 20_000
+    steps: int = setting(20_000, POSITIVE)
+    local_steps: int = setting(20_000, POSITIVE)
     # Channels of the first convolution; channels and residual blocks of each stage.
-    stem: int = 16
-    widths: tuple[int, ...] = (32, 64, 128, 256)
+    stem: int = setting(16, POSITIVE)
+    widths: tuple[int, ...] = setting(
+        (32, 64, 128, 256),
+        positive_numbers("needs at least two positive numbers of channels", least=2),
+    )
     blocks: tuple[int, ...] = (3, 4, 6, 3)
     # Channels of a 1^3 layer before the last one of either head, of all networks; 0: none. Ours.
-    head: int = 128
+    head: int = setting(128, NOT_NEGATIVE)
     # Channels of the local networks' 3^3 layers: the first at full resolution. Ours.
-    local_widths: tuple[int, ...] = (16, 32, 32)
+    local_widths: tuple[int, ...] = setting(
+        (16, 32, 32), positive_numbers("must be positive numbers of channels")
+    )
     # Voxels of the cubes that the global network is trained on, drawn at random from each volume;
     # where the crop is smaller, its side.
-    chunk: int = 72
+    chunk: int = setting(72, POSITIVE)
     # Voxels of the cubes that the local networks see.
-    local_crop: int = 16
+    local_crop: int = setting(16, POSITIVE)
     # In training, how far from the landmark such a cube may be, along each axis; ours. It should be
     # as far as the global network errs.
-    jitter_voxels: float = 4.0
+    jitter_voxels: float = setting(4.0, NOT_NEGATIVE)
     # Weight of the cross-entropy; that of the displacements' error is 1.
-    class_weight: float = 8.0
+    class_weight: float = setting(8.0, NOT_NEGATIVE)
     # Of AMSGrad, for the global network and for the local ones.
-    learning_rate: float = 1e-3
-    local_learning_rate: float = 1e-3
+    learning_rate: float = setting(1e-3, POSITIVE)
+    local_learning_rate: float = setting(1e-3, POSITIVE)
     # Share of each phase's steps over which the rate falls to zero along a cosine at the end; the
     # paper: 0.
-    decay: float = 0.0
+    decay: float = setting(0.0, SHARE)
     # Largest norm of a stage's gradient; 0: any, as in the paper.
-    clip_norm: float = 0.0
+    clip_norm: float = setting(0.0, NOT_NEGATIVE)
+
+    decoders: ClassVar[tuple[str, ...]] = ("argmax", "subvoxel")
+    metrics: ClassVar[Mapping[str, str]] = {
+        "loss": LOSS,
+        "classification_loss": LOSS,
+        "displacement_loss": LOSS,
+        "gradient_norm": GRADIENT,
+    }
 
     @property
     def needs_unpaired(self) -> bool:
         """See `Settings`."""
         return False
 
+    def conflicts(self) -> Iterator[Problem]:
+        """See `bounds`."""
+        for name, side in (("chunk", GLOBAL_STRIDE), ("local_crop", LOCAL_STRIDE)):
+            if getattr(self, name) % side:
+                yield name, f"{getattr(self, name)} is not a multiple of {side}, a patch"
+        if len(self.blocks) != len(self.widths) or min(self.blocks) < 1:
+            yield (
+                "blocks",
+                f"needs a positive number for each of the {len(self.widths)} stages "
+                "(config.method.widths)",
+            )
+        if self.jitter_voxels >= self.local_crop / 2:
+            yield (
+                "jitter_voxels",
+                f"{self.jitter_voxels} takes landmarks out of crops of {self.local_crop} "
+                "voxels (config.method.local_crop)",
+            )
+
+    def misfits(self, task: Task) -> Iterator[Problem]:
+        """See `Settings`."""
+        if any(n % GLOBAL_STRIDE for n in task.crop):
+            yield (
+                "config.data.crop",
+                f"{task.crop} has a side that is not a multiple of {GLOBAL_STRIDE}, the global "
+                "network's patch",
+            )
+
     def build(self, task: Task) -> Method:
         """The method for volumes of `task.crop`, whose sides 8 must divide."""
-        check(self, task)
+        check(self, "config.method", task)
         stages = Stages(self, task)
         rates = {
-            "global": learning_rate(self.learning_rate, self.steps, self.decay),
-            "local": learning_rate(self.local_learning_rate, self.local_steps, self.decay),
+            "global": cosine_at_the_end(self.learning_rate, self.steps, self.decay),
+            "local": cosine_at_the_end(self.local_learning_rate, self.local_steps, self.decay),
         }
         optimizers = {
             name: clipped(self.clip_norm, optax.amsgrad(rate)) for name, rate in rates.items()
@@ -84,9 +147,10 @@ class RegressionClassification:
             params = stages.init(key)
             return State(
                 step=jnp.zeros((), jnp.int32),
-                # Whether the local networks' word counts: not before they are trained.
-                params={**params, "refine": jnp.zeros(())},
+                params=params,
                 optimizer={name: optimizers[name].init(params[name]) for name in optimizers},
+                # Whether the local networks' word counts: not before they are trained.
+                statistics={"refine": jnp.zeros(())},
             )
 
         def phase(name: str, steps: int, losses: Losses) -> Phase:
@@ -98,7 +162,7 @@ class RegressionClassification:
                 phase("global", self.steps, stages.global_losses),
                 phase("local", self.local_steps, stages.local_losses),
             ),
-            predict=stages.predict,
+            stages=whole_volume_stage(task, stages.predict),
         )
 
 
@@ -141,18 +205,20 @@ class Stages:
         `centres_ijk` (B, K, 3) are where each landmark is looked for, in voxels of `image`.
         """
         crops, first = cut_crops(image, centres_ijk, self.settings.local_crop)
-        logits, votes = each(self._local.apply, params, crops)
+        logits, votes = each(self._local.apply, params, crops, platform=self.task.platform)
         # From (K, B, x, y, z, 1) to (B, x, y, z, K).
         return jnp.moveaxis(logits[..., 0], 0, -1), jnp.moveaxis(votes[..., 0, :], 0, -2), first
 
     def global_losses(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
         """`vote_losses` of the global network on random chunks of random views."""
         k_view, k_chunk = jax.random.split(key)
-        image, landmarks_ijk = augmented(self.task, batch, k_view)
-        image, landmarks_ijk = random_chunks(k_chunk, image, landmarks_ijk, self.settings.chunk)
+        view = augmented(self.task, batch, k_view)
+        image, landmarks_ijk = random_chunks(
+            k_chunk, view.image, view.landmarks_ijk, self.settings.chunk
+        )
         logits, votes = self.global_votes(params, image)
         return vote_losses(
-            logits, votes, landmarks_ijk, batch.present, batch.absent, stride=GLOBAL_STRIDE
+            logits, votes, landmarks_ijk, view.present, view.absent, stride=GLOBAL_STRIDE
         )
 
     def local_losses(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
@@ -161,31 +227,31 @@ class Stages:
         Only of what is present: there is no place at which to look for what is absent.
         """
         k_view, k_jitter = jax.random.split(key)
-        image, landmarks_ijk = augmented(self.task, batch, k_view)
-        far = self.settings.jitter_voxels
-        jitter = jax.random.uniform(k_jitter, landmarks_ijk.shape, minval=-far, maxval=far)
-        logits, votes, first = self.local_votes(params, image, landmarks_ijk + jitter)
-        nothing = jnp.zeros_like(batch.absent)
+        view = augmented(self.task, batch, k_view)
+        points, far = view.landmarks_ijk, self.settings.jitter_voxels
+        jitter = jax.random.uniform(k_jitter, points.shape, minval=-far, maxval=far)
+        logits, votes, first = self.local_votes(params, view.image, points + jitter)
+        nothing = jnp.zeros_like(view.absent)
         return vote_losses(
-            logits, votes, landmarks_ijk - first, batch.present, nothing, stride=LOCAL_STRIDE
+            logits, votes, points - first, view.present, nothing, stride=LOCAL_STRIDE
         )
 
-    def predict(self, params: Params, image: Array) -> Prediction:
+    def predict(self, variables: Variables, image: Array) -> Prediction:
         """Landmarks of volumes (B, X, Y, Z, 1).
 
-        This method has no voxel of a maximum: `argmax_ijk` is the voxel that the position lies in.
+        This method has no voxel of a maximum: "argmax" is the voxel that the position lies in.
         Presence is what the global network says, which alone has seen volumes without a landmark:
         `evidence` is the largest of its patches' logits, `score` the probability that it stands
         for.
         """
+        params = variables.params
         logits, votes = self.global_votes(params["global"], image)
         position, evidence = decode_votes(logits, votes, stride=GLOBAL_STRIDE)
         logits, votes, first = self.local_votes(params["local"], image, position)
         refined, _ = decode_votes(logits, votes, stride=LOCAL_STRIDE)
-        position = jnp.where(params["refine"] > 0, first + refined, position)
+        position = jnp.where(variables.statistics["refine"] > 0, first + refined, position)
         return Prediction(
-            argmax_ijk=jnp.round(position),
-            subvoxel_ijk=position,
+            {"argmax": jnp.round(position), "subvoxel": position},
             score=jax.nn.sigmoid(evidence),
             evidence=evidence,
         )
@@ -206,11 +272,12 @@ def stage_step(
             params, batch, key
         )
         update, opt_state = optimizer.update(gradient, opt_state, params)
-        refine = jnp.maximum(state.params["refine"], float(name == "local"))
+        refine = jnp.maximum(state.statistics["refine"], float(name == "local"))
         new = State(
             step=state.step + 1,
-            params={**state.params, name: optax.apply_updates(params, update), "refine": refine},
+            params={**state.params, name: optax.apply_updates(params, update)},
             optimizer={**state.optimizer, name: opt_state},
+            statistics={"refine": refine},
         )
         return new, {
             "loss": value,
@@ -257,49 +324,3 @@ def cut_crops(image: Array, centres_ijk: Array, side: int) -> tuple[Array, Array
 
     crops = jax.vmap(jax.vmap(cut, (None, 0)))(padded, first + half)
     return crops.swapaxes(0, 1), first
-
-
-def check(settings: RegressionClassification, task: Task) -> None:
-    """InputError where a setting is impossible, or does not fit the volumes."""
-    if any(n % GLOBAL_STRIDE for n in task.crop):
-        raise InputError(
-            "config.data.crop",
-            f"{task.crop} has a side that is not a multiple of {GLOBAL_STRIDE}, the global "
-            "network's patch",
-        )
-    for name in (
-        "steps",
-        "local_steps",
-        "stem",
-        "chunk",
-        "local_crop",
-        "learning_rate",
-        "local_learning_rate",
-    ):
-        if getattr(settings, name) <= 0:
-            raise InputError(f"config.method.{name}", f"{getattr(settings, name)} is not positive")
-    for name in ("class_weight", "jitter_voxels", "head", "clip_norm"):
-        if getattr(settings, name) < 0:
-            raise InputError(f"config.method.{name}", f"{getattr(settings, name)} is negative")
-    for name, side in (("chunk", GLOBAL_STRIDE), ("local_crop", LOCAL_STRIDE)):
-        if getattr(settings, name) % side:
-            problem = f"{getattr(settings, name)} is not a multiple of {side}, a patch"
-            raise InputError(f"config.method.{name}", problem)
-    if len(settings.widths) < 2 or min(settings.widths) < 1:
-        raise InputError("config.method.widths", "needs at least two positive numbers of channels")
-    if len(settings.blocks) != len(settings.widths) or min(settings.blocks) < 1:
-        raise InputError(
-            "config.method.blocks",
-            f"needs a positive number for each of the {len(settings.widths)} stages "
-            "(config.method.widths)",
-        )
-    if not settings.local_widths or min(settings.local_widths) < 1:
-        raise InputError("config.method.local_widths", "must be positive numbers of channels")
-    if settings.jitter_voxels >= settings.local_crop / 2:
-        raise InputError(
-            "config.method.jitter_voxels",
-            f"{settings.jitter_voxels} takes landmarks out of crops of {settings.local_crop} "
-            "voxels (config.method.local_crop)",
-        )
-    if not 0 <= settings.decay <= 1:
-        raise InputError("config.method.decay", f"{settings.decay} is not between 0 and 1")

@@ -7,19 +7,33 @@ authors' public code; `recipe="later"` is what the same authors did for the VerS
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxmark.bounds import NOT_NEGATIVE, POSITIVE, Bound, Problem, check, either, setting
 from jaxmark.core.heatmaps import decode, gaussian_sum, gaussians
-from jaxmark.methods.heatmap import augmented, clipped
-from jaxmark.methods.method import Batch, Method, Metrics, Params, Phase, Prediction, State, Task
+from jaxmark.methods.method import (
+    GRADIENT,
+    LENGTH_MM,
+    LOSS,
+    Batch,
+    Method,
+    Metrics,
+    Params,
+    Phase,
+    Prediction,
+    State,
+    Task,
+    whole_volume_stage,
+)
+from jaxmark.methods.optimizers import clipped, decayed, nesterov
+from jaxmark.methods.views import augmented
 from jaxmark.models.scn import SpatialConfigurationNet, multiples
-from jaxmark.system.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,57 +92,99 @@ class SpatialConfiguration:
     """
 
     # "2019" or "later": the networks (see `SpatialConfigurationNet`) and what is None below.
-    recipe: str = "2019"
+    recipe: str = setting("2019", either(*RECIPES))
     # The code: 40,000 and 50,000, batch 1.
-    steps: int = 40_000
-    filters: int | None = None
-    levels: int = 4
+    steps: int = setting(40_000, POSITIVE)
+    filters: int | None = setting(None, POSITIVE)
+    levels: int = setting(4, POSITIVE)
     # Voxels a side that the spatial part sees as one.
-    downsample: int | None = None
+    downsample: int | None = setting(None, POSITIVE)
     # Levels of the spatial part's U-Net, of "later" alone. The code: as many as `levels`.
-    spatial_levels: int = 4
-    dropout: float | None = None
+    spatial_levels: int = setting(4, POSITIVE)
+    dropout: float | None = setting(
+        None, Bound(lambda value: 0 <= value < 1, "{} is not in [0, 1)")
+    )
     # Mirror volumes at their borders instead of padding with zeros.
     reflect: bool | None = None
     # Compute activations anew for the gradient, level by level: for cards with little memory.
     remat: bool = False
     # "nesterov" (momentum 0.99) or "adam".
-    optimizer: str | None = None
-    learning_rate: float | None = None
+    optimizer: str | None = setting(None, either("nesterov", "adam"))
+    learning_rate: float | None = setting(None, POSITIVE)
     # The rate at the end as a share of that at the start, along an exponential.
-    final_rate: float | None = None
+    final_rate: float | None = setting(None, POSITIVE)
     # Half the squared norm of all kernels, times this, is added to what is minimised.
-    weight_decay: float | None = None
+    weight_decay: float | None = setting(None, NOT_NEGATIVE)
     # Largest norm of a gradient; 0: any. The code of 2019 has none; that of "later" clips at twice
     # a moving average.
-    clip_norm: float = 0.0
+    clip_norm: float = setting(0.0, NOT_NEGATIVE)
     # Width of all target Gaussians at the start; None: 4 or 3 voxels.
-    sigma_mm: float | None = None
+    sigma_mm: float | None = setting(None, POSITIVE)
     learn_sigma: bool | None = None
     # A target's sum over all voxels, so that narrow ones are high; 0: all have height 1. To be
     # learned, a width needs a sum: of targets of one height the narrowest costs least.
-    target_sum: float | None = None
+    target_sum: float | None = setting(None, NOT_NEGATIVE)
     # Half the sum of the squared widths (in voxels) of the landmarks that are present, times this,
     # is added to the loss.
-    sigma_penalty: float = 100.0
+    sigma_penalty: float = setting(100.0, NOT_NEGATIVE)
     # Learning rate of the widths as a multiple of the network's; the code: 1. Adam's steps are as
     # long as its rate, however steep the loss: at 3e-4 voxels a step a width hardly moves.
-    sigma_rate: float = 1.0
+    sigma_rate: float = setting(1.0, POSITIVE)
     # No width gets smaller: such a Gaussian would fall between voxels. Ours; the code has no bound.
-    min_sigma_voxels: float = 0.5
+    min_sigma_voxels: float = setting(0.5, POSITIVE)
     # Of the mean shift for sub-voxel positions; None: the width at the start. The code has the
     # voxel of the maximum.
-    decode_sigma_mm: float | None = None
+    decode_sigma_mm: float | None = setting(None, POSITIVE)
+
+    decoders: ClassVar[tuple[str, ...]] = ("argmax", "subvoxel")
+    metrics: ClassVar[Mapping[str, str]] = {
+        "loss": LOSS,
+        "heatmap_loss": LOSS,
+        "sigma_penalty": LOSS,
+        "mean_sigma_mm": LENGTH_MM,
+        "gradient_norm": GRADIENT,
+    }
 
     @property
     def needs_unpaired(self) -> bool:
         """See `Settings`."""
         return False
 
+    def conflicts(self) -> Iterator[Problem]:
+        """See `bounds`."""
+        recipe = resolved(self)
+        if recipe.learn_sigma and not recipe.target_sum:
+            yield (
+                "learn_sigma",
+                "needs a config.method.target_sum: of targets of one height the narrowest costs "
+                "least",
+            )
+
+    def misfits(self, task: Task) -> Iterator[Problem]:
+        """See `Settings`."""
+        downsample = resolved(self).downsample
+        local, spatial = multiples(self.recipe, self.levels, downsample, self.spatial_levels)
+        later = (
+            f" and {self.spatial_levels} levels of the spatial part "
+            "(config.method.spatial_levels) need"
+        )
+        ends = (
+            f"config.method.downsample={downsample}{later if self.recipe == 'later' else ' needs'}"
+        )
+        for size, why in (
+            (local, f"{self.levels} levels (config.method.levels) need"),
+            (spatial, ends),
+        ):
+            if any(n % size for n in task.crop):
+                yield (
+                    "config.data.crop",
+                    f"{task.crop} has a side that is not a multiple of {size}, which {why}",
+                )
+
     def build(self, task: Task) -> Method:
         """The method for volumes of `task.crop`, whose sides must fit levels and `downsample`."""
-        check(self, task)
-        model = Model(self, task)
+        check(self, "config.method", task)
+        model = ScaledHeatmaps(self, task)
         optimizer = model.optimizer()
 
         def init(key: Array) -> State:
@@ -142,13 +198,15 @@ class SpatialConfiguration:
         return Method(
             init=init,
             phases=(Phase("train", self.steps, training_step(model, optimizer)),),
-            predict=model.predict,
+            stages=whole_volume_stage(
+                task, lambda variables, image: model.predict(variables.params, image)
+            ),
             notes=lambda batch: memory_notes(self, task, batch),
             learned=model.learned,
         )
 
 
-class Model:
+class ScaledHeatmaps:
     """Network, targets, loss and decoding as pure functions of the parameters.
 
     Parameters are `{"scn": the network's, "sigma_mm": (K,)}`.
@@ -185,16 +243,9 @@ class Model:
         rate = optax.exponential_decay(
             self.recipe.learning_rate, self.settings.steps, self.recipe.final_rate
         )
-        steps = {
-            "nesterov": optax.sgd(rate, momentum=0.99, nesterov=True),
-            "adam": optax.adam(rate),
-        }
-        decay = self.recipe.weight_decay
-        decayed = optax.chain(
-            optax.add_decayed_weights(decay, mask=kernels) if decay else optax.identity(),
-            steps[self.recipe.optimizer],
-        )
-        return clipped(self.settings.clip_norm, decayed)
+        steps = {"nesterov": nesterov(rate), "adam": optax.adam(rate)}
+        optimizer = decayed(self.recipe.weight_decay, steps[self.recipe.optimizer])
+        return clipped(self.settings.clip_norm, optimizer)
 
     def in_voxels(self, params: Params) -> dict[str, Any]:
         """Widths in voxels, as in the code: its rates and penalty are for these."""
@@ -263,24 +314,25 @@ class Model:
             spacing_mm=self.task.spacing_mm,
             sigma_mm=self.settings.decode_sigma_mm or self.sigma_mm,
             softmax=False,
+            slab_voxels=self.task.slab_voxels,
         )
-        return Prediction(argmax_ijk=peak, subvoxel_ijk=fine, score=score, evidence=evidence)
+        return Prediction({"argmax": peak, "subvoxel": fine}, score=score, evidence=evidence)
 
 
 def training_step(
-    model: Model, optimizer: optax.GradientTransformation
+    model: ScaledHeatmaps, optimizer: optax.GradientTransformation
 ) -> Callable[[State, Batch, Array], tuple[State, Metrics]]:
     """A step of network and widths together."""
 
     def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
         k_view, k_dropout = jax.random.split(key)
-        image, landmarks_ijk = augmented(model.task, batch, k_view)
+        view = augmented(model.task, batch, k_view)
 
         def loss(voxels: Params) -> tuple[Array, tuple[Array, Array]]:
             params = {**voxels, "sigma_mm": voxels["sigma_mm"] * model.voxel_mm}
-            heatmaps, _, _ = model.heatmaps(params, image, k_dropout)
+            heatmaps, _, _ = model.heatmaps(params, view.image, k_dropout)
             fit, penalty = model.losses(
-                params, heatmaps, landmarks_ijk, batch.present, batch.absent
+                params, heatmaps, view.landmarks_ijk, view.present, view.absent
             )
             return fit + penalty, (fit, penalty)
 
@@ -299,13 +351,6 @@ def training_step(
         return State(step=state.step + 1, params=new, optimizer={"scn": opt_state}), metrics
 
     return step
-
-
-def kernels(tree: Any) -> Any:
-    """True at the kernels of a tree of parameters, the ones that decay."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: getattr(path[-1], "key", None) == "kernel", tree
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,7 +373,7 @@ def training_memory(settings: SpatialConfiguration, task: Task, batch: int) -> M
     Parameters and what is kept are exact for JAX's own graph (a compiler may still merge or
     recompute some). The rest is `WORKING_LAYERS`.
     """
-    model = Model(settings, task)
+    model = ScaledHeatmaps(settings, task)
     k = len(task.landmarks)
     params = jax.eval_shape(model.init, jax.random.key(0))
     state = jax.eval_shape(lambda p: model.optimizer().init(model.in_voxels(p)), params)
@@ -361,7 +406,7 @@ def nbytes(tree: Any) -> int:
 def memory_notes(settings: SpatialConfiguration, task: Task, batch: int) -> tuple[str, ...]:
     """A line for people before training: what a step will need, and what would make it less."""
     # The working part is fitted to a CPU's compiler.
-    about = "about" if jax.default_backend() == "cpu" else "at most about"
+    about = "about" if task.platform == "cpu" else "at most about"
     line = (
         f"a training step of {batch} volume(s) of {'x'.join(map(str, task.crop))} voxels with "
         f"{resolved(settings).filters} filters needs {about} "
@@ -379,71 +424,3 @@ def resolved(settings: SpatialConfiguration) -> Recipe:
     given = {name: getattr(settings, name) for name in names}
     own = {name: value for name, value in given.items() if value is not None}
     return dataclasses.replace(RECIPES[settings.recipe], **own)
-
-
-def check(settings: SpatialConfiguration, task: Task) -> None:
-    """InputError where a setting is impossible, or does not fit the volumes."""
-    if settings.recipe not in RECIPES:
-        raise InputError(
-            "config.method.recipe", f"{settings.recipe!r} is not {' or '.join(map(repr, RECIPES))}"
-        )
-    recipe = resolved(settings)
-    if recipe.optimizer not in ("nesterov", "adam"):
-        raise InputError(
-            "config.method.optimizer", f"{recipe.optimizer!r} is not 'nesterov' or 'adam'"
-        )
-    positive: Sequence[tuple[str, float]] = (
-        ("steps", settings.steps),
-        ("filters", recipe.filters),
-        ("levels", settings.levels),
-        ("downsample", recipe.downsample),
-        ("spatial_levels", settings.spatial_levels),
-        ("learning_rate", recipe.learning_rate),
-        ("final_rate", recipe.final_rate),
-        ("min_sigma_voxels", settings.min_sigma_voxels),
-        ("sigma_rate", settings.sigma_rate),
-    )
-    for name, value in positive:
-        if value <= 0:
-            raise InputError(f"config.method.{name}", f"{value} is not positive")
-    for name in ("sigma_mm", "decode_sigma_mm"):
-        width = getattr(settings, name)
-        if width is not None and width <= 0:
-            raise InputError(f"config.method.{name}", f"{width} is not positive")
-    negative: Sequence[tuple[str, float]] = (
-        ("weight_decay", recipe.weight_decay),
-        ("target_sum", recipe.target_sum),
-        ("sigma_penalty", settings.sigma_penalty),
-        ("clip_norm", settings.clip_norm),
-    )
-    for name, value in negative:
-        if value < 0:
-            raise InputError(f"config.method.{name}", f"{value} is negative")
-    if not 0 <= recipe.dropout < 1:
-        raise InputError("config.method.dropout", f"{recipe.dropout} is not in [0, 1)")
-    if recipe.learn_sigma and not recipe.target_sum:
-        raise InputError(
-            "config.method.learn_sigma",
-            "needs a config.method.target_sum: of targets of one height the narrowest costs least",
-        )
-    local, spatial = multiples(
-        settings.recipe, settings.levels, recipe.downsample, settings.spatial_levels
-    )
-    for size, why in (
-        (local, f"{settings.levels} levels (config.method.levels) need"),
-        (
-            spatial,
-            f"config.method.downsample={recipe.downsample}"
-            + (
-                f" and {settings.spatial_levels} levels of the spatial part "
-                "(config.method.spatial_levels) need"
-                if settings.recipe == "later"
-                else " needs"
-            ),
-        ),
-    ):
-        if any(n % size for n in task.crop):
-            raise InputError(
-                "config.data.crop",
-                f"{task.crop} has a side that is not a multiple of {size}, which {why}",
-            )

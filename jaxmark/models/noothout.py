@@ -109,12 +109,12 @@ class PatchHeads(nn.Module):
         return logits, votes.reshape(*votes.shape[:-1], self.landmarks, 3)
 
 
-def each(function: Callable[..., Any], *stacked: Any) -> Any:
+def each(function: Callable[..., Any], *stacked: Any, platform: str) -> Any:
     """`function` of every slice of the arguments' first axes, results stacked: K networks as one.
 
-    A `vmap`; on a CPU one after another, where convolutions with a kernel for each slice are three
-    times slower than K plain ones.
+    A `vmap`; on the platform "cpu" one after another, where convolutions with a kernel for each
+    slice are three times slower than K plain ones.
     """
-    if jax.default_backend() == "cpu":
+    if platform == "cpu":
         return jax.lax.map(lambda arguments: function(*arguments), stacked)
     return jax.vmap(function)(*stacked)

@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import hashlib
 import itertools
 import json
 import math
@@ -23,26 +22,24 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxmark.config import Experiment
 from jaxmark.core.geometry import apply_affine
+from jaxmark.data.cases import Volume
 from jaxmark.data.frame import Frame, PreparedScan, load_frame, prepare_scan
 from jaxmark.data.landmarks import check_case, write_table
-from jaxmark.data.prepare import digest, state
 from jaxmark.data.scans import case_name, find_scans_below
-from jaxmark.inference.predictor import Predictor, Volume
-from jaxmark.methods.method import Params
+from jaxmark.inference.model import COLUMNS, ScanLandmarks, TrainedModel
 from jaxmark.results import figures
-from jaxmark.results.calibration import Calibration
-from jaxmark.results.predict import COLUMNS, PredictedCase, write_markups, write_predictions
+from jaxmark.results.predictions import write_markups, write_predictions
 from jaxmark.system.errors import InputError, printable
 from jaxmark.system.files import read_json, replacing, write_json
+from jaxmark.system.fingerprints import file_state
 from jaxmark.system.parallel import ahead, worker_pool
 from jaxmark.system.processes import from_primary, gather, own_share, primary
 
@@ -51,29 +48,6 @@ SCHEMA_VERSION = 1
 _SCANS_WORTH_PROCESSES = 4
 # What is wrong with one file's disk is wrong with the next one's.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A trained model, ready for scans never seen."""
-
-    experiment: Experiment
-    preparation: Path  # the folder of its frame
-    landmarks: tuple[str, ...]
-    predictor: Predictor
-    params: Params
-    calibration: Calibration
-
-    @functools.cached_property
-    def identity(self) -> str:
-        """Changes with everything that changes a prediction."""
-        weights = hashlib.sha256()
-        for leaf in jax.tree.leaves(jax.device_get(self.params)):
-            weights.update(np.ascontiguousarray(leaf).tobytes())
-        promises = dataclasses.asdict(self.calibration)
-        frame = (self.preparation / "frame.json").read_bytes()
-        parts = (weights.hexdigest(), frame, self.experiment.predict.decoder, promises)
-        return digest([str(part) for part in parts])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,12 +89,12 @@ def scans_at(path: Path) -> dict[str, Path]:
     return found
 
 
-def predict_scans(model: Model, sources: dict[str, Path], folder: Path) -> Outcome:
+def predict_scans(model: TrainedModel, sources: dict[str, Path], folder: Path) -> Outcome:
     """Find and write the landmarks of raw scans, case name -> path.
 
-    A line on stderr for each scan that fails and each that a person should look at. A disk that is
-    full or fails ends the batch; what is done stays done. Several processes divide the scans, and
-    each gets the outcome of all; their model is on devices of their own.
+    A line on stderr for each scan that fails and each that is doubtful. A disk that is full or
+    fails ends the batch; what is done stays done. Several processes divide the scans, and each gets
+    the outcome of all; their model is on devices of their own.
 
     Raises:
       InputError: the output folder, or the first case, cannot be written; a process was killed.
@@ -133,105 +107,133 @@ def predict_scans(model: Model, sources: dict[str, Path], folder: Path) -> Outco
         raise InputError(folder, f"cannot be written: {error.strerror} (--output)") from error
     agreed = from_primary("scans", {name: str(path) for name, path in sources.items()})
     sources = {name: Path(path) for name, path in agreed.items()}
-    failures = {name: bad for name, path in sources.items() if (bad := _bad_name(name, path))}
-    named = {name: path for name, path in sources.items() if name not in failures}
+    bad_names = {name: bad for name, path in sources.items() if (bad := _bad_name(name, path))}
+    named = {name: path for name, path in sources.items() if name not in bad_names}
     undone = [n for n in own_share(named) if not _is_done(model, n, named[n], folder)]
     left = {name for part in gather("undone scans", undone) for name in part}
     done = named.keys() - left
     todo = {name: named[name] for name in own_share(name for name in named if name in left)}
-    written: set[str] = set()
-    stopped = False
-    frame = _frame_of(model.preparation, model.identity)
-    workers = model.experiment.data.workers if len(todo) >= _SCANS_WORTH_PROCESSES else 1
-    depth = _depth(model)
-
-    with (
-        worker_pool(workers, len(todo)) as pool,
-        tqdm(
-            total=len(failures) + len(todo),
-            desc="predicting",
-            unit="scan",
-            disable=not primary() or not (failures or todo),
-        ) as bar,
-    ):
-
-        def fail(name: str, error: InputError) -> None:
-            failures[name] = error
-            bar.write(f"error: {error}", file=sys.stderr)
-            bar.update()
-
-        if primary():
-            for name, bad in list(failures.items()):
-                fail(name, bad)
-        prepared: dict[str, PreparedScan] = {}
-
-        def volumes() -> Iterator[Volume]:
-            frame_of = (model.preparation, model.identity)
-            names = itertools.takewhile(lambda _: not stopped, todo)
-            jobs = ((*frame_of, name, todo[name]) for name in names)
-            for (_, _, name, _), result in ahead(pool, _prepare, jobs, depth):
-                if isinstance(result, InputError):
-                    fail(name, result)
-                else:
-                    prepared[name] = result
-                    image = functools.partial(np.asarray, result.image)
-                    yield Volume(name, image, result.ijk_to_lps)
-
-        def writings() -> Iterator["_Writing"]:
-            decoder = model.experiment.predict.decoder
-            for found in model.predictor(model.params, volumes()):
-                scan = prepared.pop(found.name)
-                case = PredictedCase.of(found, model.landmarks, decoder, model.calibration)
-                doubts = frame.doubts(scan.quality, scan.margin, scan.coverage)
-                for doubt in doubts:
-                    warning = printable(f"warning: {todo[found.name]}: {doubt}")
-                    bar.write(warning, file=sys.stderr)
-                picture = model.experiment.predict.pictures
-                yield _Writing(
-                    model.identity, todo[found.name], case, scan, doubts, folder, picture
-                )
-
-        for writing, problem in ahead(pool, _write, writings(), depth):
-            if problem is None:
-                written.add(writing.case.name)
-                bar.update()
-                continue
-            name = writing.case.name
-            refusal = InputError(folder, f"case {name!r} cannot be written: {problem.strerror}")
-            of_the_disk = problem.errno in _DISK_ERRORS
-            if of_the_disk and not (written or done):
-                raise refusal
-            # Those that were on their way fail as well: once is enough.
-            if not stopped:
-                fail(name, refusal)
-            stopped = stopped or of_the_disk
-
-    problems = {name: error.arguments for name, error in failures.items()}
-    results = gather("results", {"written": [*written], "failed": problems, "stopped": stopped})
-    written = {name for part in results for name in part["written"]}
-    failures = {
-        name: InputError(*where) for part in results for name, where in part["failed"].items()
-    }
-    stopped = any(part["stopped"] for part in results)
+    own = _Share(model, todo, folder, bad_names, some_done=bool(done))
+    own.predict()
+    written, failures, stopped = own.with_others()
     outcome = Outcome(len(written), len(done), failures, time.monotonic() - begin, stopped)
     if primary():
         finished = [name for name in named if name in written or name in done]
         try:
             _write_batch(outcome, finished, sources, folder)
         except OSError:
-            # Said already.
+            # A line of its own has been printed for it.
             if not stopped:
                 raise
     return outcome
+
+
+class _Share:
+    """The scans of a batch that this process predicts, and what becomes of them."""
+
+    def __init__(
+        self,
+        model: TrainedModel,
+        todo: dict[str, Path],
+        folder: Path,
+        bad_names: dict[str, InputError],
+        *,
+        some_done: bool,
+    ):
+        self._model, self._todo, self._folder = model, todo, folder
+        # The other processes have the same ones.
+        self._failures = dict(bad_names)
+        self._some_done = some_done
+        self._written: set[str] = set()
+        # Of those that are with the network.
+        self._prepared: dict[str, PreparedScan] = {}
+        self._stopped = False
+
+    def predict(self) -> None:
+        """Everything to do, in parallel: prepare, find, write. Shows a bar."""
+        data = self._model.experiment.data
+        workers = data.workers if len(self._todo) >= _SCANS_WORTH_PROCESSES else 1
+        # Scans in work: enough that no process waits for the next.
+        depth = 2 * (data.workers or os.cpu_count() or 1)
+        total = len(self._failures) + len(self._todo)
+        with (
+            worker_pool(workers, len(self._todo)) as pool,
+            tqdm(
+                total=total, desc="predicting", unit="scan", disable=not primary() or not total
+            ) as self._bar,
+        ):
+            if primary():
+                for name, bad in list(self._failures.items()):
+                    self._fail(name, bad)
+            for writing, problem in ahead(pool, _write, self._writings(pool, depth), depth):
+                if problem is None:
+                    self._written.add(writing.case.name)
+                    self._bar.update()
+                else:
+                    self._fail_to_write(writing.case.name, problem)
+
+    def with_others(self) -> tuple[set[str], dict[str, InputError], bool]:
+        """What all processes have written, what failed and why, and whether a disk stopped them."""
+        results = gather(
+            "results",
+            {
+                "written": [*self._written],
+                "failed": {name: error.arguments for name, error in self._failures.items()},
+                "stopped": self._stopped,
+            },
+        )
+        written = {name for part in results for name in part["written"]}
+        failures = {
+            name: InputError(*where) for part in results for name, where in part["failed"].items()
+        }
+        return written, failures, any(part["stopped"] for part in results)
+
+    def _volumes(self, pool: Executor | None, depth: int) -> Iterator[Volume]:
+        """Scans as the network takes them; those that can't be prepared have failed."""
+        model = self._model
+        names = itertools.takewhile(lambda _: not self._stopped, self._todo)
+        jobs = ((model.preparation, model.identity, name, self._todo[name]) for name in names)
+        for (_, _, name, _), result in ahead(pool, _prepare, jobs, depth):
+            if isinstance(result, InputError):
+                self._fail(name, result)
+            else:
+                self._prepared[name] = result
+                image = functools.partial(np.asarray, result.image)
+                yield Volume(name, image, result.ijk_to_lps)
+
+    def _writings(self, pool: Executor | None, depth: int) -> Iterator["_Writing"]:
+        """What the network found, as jobs for `_write`."""
+        model = self._model
+        for found in model.predictor(model.variables, self._volumes(pool, depth)):
+            prepared, scan = self._prepared.pop(found.name), self._todo[found.name]
+            case = model.landmarks_of(found, prepared)
+            for doubt in case.doubts:
+                self._bar.write(printable(f"warning: {scan}: {doubt}"), file=sys.stderr)
+            picture = model.experiment.predict.pictures
+            yield _Writing(model.identity, scan, case, prepared, self._folder, picture)
+
+    def _fail(self, name: str, error: InputError) -> None:
+        self._failures[name] = error
+        self._bar.write(f"error: {error}", file=sys.stderr)
+        self._bar.update()
+
+    def _fail_to_write(self, name: str, problem: OSError) -> None:
+        refusal = InputError(self._folder, f"case {name!r} cannot be written: {problem.strerror}")
+        of_the_disk = problem.errno in _DISK_ERRORS
+        if of_the_disk and not (self._written or self._some_done):
+            raise refusal
+        # Those that were on their way fail as well: once is enough.
+        if not self._stopped:
+            self._fail(name, refusal)
+        self._stopped = self._stopped or of_the_disk
 
 
 @dataclasses.dataclass(frozen=True)
 class _Writing:
     model: str
     scan: Path
-    case: PredictedCase
+    case: ScanLandmarks
     prepared: PreparedScan
-    doubts: list[str]
     folder: Path
     picture: bool
 
@@ -288,7 +290,7 @@ def _picture(job: _Writing) -> bytes:
         prepared.image,
         np.linalg.norm(prepared.ijk_to_lps[:3, :3], axis=0).tolist(),
         apply_affine(np.linalg.inv(prepared.ijk_to_lps), case.positions_mm),
-        "; ".join([case.name, *job.doubts]),
+        "; ".join([case.name, *case.doubts]),
         names=[name + r for name, r in zip(case.landmarks, radius, strict=True)],
         faint=np.isin(case.landmarks, case.hidden),
     )
@@ -299,13 +301,13 @@ def _describe(job: _Writing) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "case": job.case.name,
-        "made_from": state(job.scan),
+        "made_from": file_state(job.scan),
         "model": job.model,
         "coverage_of_radius": job.case.coverage,
         "registration_quality": _number(job.prepared.quality),
-        "registration_margin": _number(job.prepared.margin),
-        "share_of_volume_in_scan": job.prepared.coverage,
-        "doubts": job.doubts,
+        "registration_margin": _number(job.prepared.lead),
+        "share_of_volume_in_scan": job.prepared.overlap,
+        "doubts": list(job.case.doubts),
         "landmarks": {
             name: {"lps_mm": xyz.tolist(), **{c: columns[c][name] for c in columns}}
             for name, xyz in zip(job.case.landmarks, job.case.positions_mm, strict=True)
@@ -313,12 +315,13 @@ def _describe(job: _Writing) -> dict[str, Any]:
     }
 
 
-def _is_done(model: Model, name: str, path: Path, folder: Path) -> bool:
+def _is_done(model: TrainedModel, name: str, path: Path, folder: Path) -> bool:
     """Whether this scan, as it is now, was predicted by this model; what is stale is deleted."""
     record, *files = _files(folder, name)
     try:
         tree = read_record(record, model.landmarks)
-        same = tree["model"] == model.identity and tree["made_from"] == _through_json(state(path))
+        made_from = json.loads(json.dumps(file_state(path)))
+        same = tree["model"] == model.identity and tree["made_from"] == made_from
     except InputError:
         same = False
     picture = model.experiment.predict.pictures
@@ -390,15 +393,6 @@ def _files(folder: Path, name: str) -> list[Path]:
     """What is written of a case: its record, and then what is for people."""
     ends = (".mrk.json", ".fcsv", ".csv", ".png")
     return [folder / "batch" / "cases" / f"{name}.json", *(folder / f"{name}{e}" for e in ends)]
-
-
-def _depth(model: Model) -> int:
-    """Scans in work: enough that no process waits for the next."""
-    return 2 * (model.experiment.data.workers or os.cpu_count() or 1)
-
-
-def _through_json(tree: Any) -> Any:
-    return json.loads(json.dumps(tree))
 
 
 def _number(value: float) -> float | None:

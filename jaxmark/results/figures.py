@@ -18,6 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from jaxmark.methods.method import GRADIENT, LENGTH_MM, LOSS, SHARE
+
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
 METHOD = "#0072b2"
 FLOORS = ("#d55e00", "#8a8a8a", "#cc79a7", "#009e73")
@@ -345,23 +347,25 @@ def sdr_curve(
         return _bytes(figure, "svg")
 
 
-# What a log's numbers are drawn in, by a word in their names: title, and whether logarithmic.
+# What a log's numbers of one kind are drawn in: title, and how the axis is divided.
 _PANELS = {
-    "loss": ("training loss", True),
-    "accuracy": ("cases told rightly", False),
-    "gradient": ("gradient", True),
+    LOSS: ("training loss", "log"),
+    SHARE: ("cases told rightly", "percent"),
+    GRADIENT: ("gradient", "log"),
+    LENGTH_MM: ("length (mm)", "linear"),
 }
 
 
-def training_curves(records: Sequence[Mapping[str, Any]]) -> bytes | None:
+def training_curves(records: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) -> bytes | None:
     """SVG: what was logged over all phases' steps, raw and smoothed, and the validation error.
 
     `records` are the lines of a log: `kind` "train" with numbers, "validation" with `mre_mm`, and
-    "warning", drawn as a line; all with `phase` and `step`. Numbers whose names hold "loss",
-    "accuracy" or "gradient" have a panel each. None where there is nothing to draw.
+    "warning", drawn as a line; all with `phase` and `step`. `kinds` says what the numbers are, as
+    a method's `metrics` do; those of one kind share a panel, and others are not drawn. None where
+    there is nothing to draw.
     """
-    series, validations, starts = _series(records)
-    panels = {word: curves for word, curves in series.items() if curves}
+    series, validations, starts = _series(records, kinds)
+    panels = {kind: curves for kind, curves in series.items() if curves}
     if not panels and not validations:
         return None
     warnings = [int(r["step"]) for r in records if r.get("kind") == "warning"]
@@ -369,9 +373,9 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> bytes | None:
         count = len(panels) + bool(validations)
         figure = Figure(figsize=(10, 0.6 + 2.6 * count), layout="constrained")
         grid = figure.subplots(count, sharex=True, squeeze=False)[:, 0]
-        for axes, (word, curves) in zip(grid, panels.items(), strict=False):
-            title, logarithmic = _PANELS[word]
-            _draw_curves(axes, curves, logarithmic=logarithmic)
+        for axes, (kind, curves) in zip(grid, panels.items(), strict=False):
+            title, scale = _PANELS[kind]
+            _draw_curves(axes, curves, scale)
             axes.set_ylabel(title)
         if validations:
             _draw_validations(grid[-1], validations)
@@ -486,9 +490,9 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 
 def _series(
-    records: Sequence[Mapping[str, Any]],
+    records: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]
 ) -> tuple[dict[str, dict[str, list[Curve]]], list[Curve], dict[str, int]]:
-    """Curves by panel and name, validations, one curve a phase, and each phase's first step.
+    """Curves by kind and name, validations, one curve a phase, and each phase's first step.
 
     Phases that count their steps from zero are laid end to end.
     """
@@ -498,7 +502,7 @@ def _series(
             # A resumed run repeats steps: what it wrote last is what it went on with.
             phase = lines.setdefault(str(record.get("phase", "")), {})
             phase[record["kind"], int(record["step"])] = record
-    panels: dict[str, dict[str, list[Curve]]] = {word: {} for word in _PANELS}
+    panels: dict[str, dict[str, list[Curve]]] = {kind: {} for kind in _PANELS}
     validations: list[Curve] = []
     starts: dict[str, int] = {}
     end = 0
@@ -506,12 +510,12 @@ def _series(
         offset = end if min(step for _, step in phase) < end else 0
         starts[phase_name] = end
         end = offset + max(step for _, step in phase)
-        train = {step + offset: line for (kind, step), line in phase.items() if kind == "train"}
+        train = {step + offset: line for (of, step), line in phase.items() if of == "train"}
         for name in dict.fromkeys(name for line in train.values() for name in line):
-            word = next((word for word in _PANELS if word in name), None)
-            curves = [*_curve(train, name, positive=_PANELS[word][1])] if word else []
-            if word and curves:
-                panels[word].setdefault(name, []).extend(curves)
+            if kind := kinds.get(name):
+                curves = [*_curve(train, name, positive=_PANELS[kind][1] == "log")]
+                if curves:
+                    panels[kind].setdefault(name, []).extend(curves)
         scored = {step + offset: r for (kind, step), r in phase.items() if kind == "validation"}
         validations.extend(_curve(scored, "mre_mm", positive=True))
     return panels, validations, starts
@@ -526,8 +530,9 @@ def _curve(lines: Mapping[int, Mapping[str, Any]], name: str, *, positive: bool)
         yield np.array([*shown]), np.array([*shown.values()], float)
 
 
-def _draw_curves(axes: Axes, curves: Mapping[str, Sequence[Curve]], *, logarithmic: bool) -> None:
+def _draw_curves(axes: Axes, curves: Mapping[str, Sequence[Curve]], scale: str) -> None:
     """Lines of several names, each of one piece a phase."""
+    logarithmic = scale == "log"
     for color, (name, phases) in zip(cycle(LINES), curves.items(), strict=False):
         for part, (steps, values) in enumerate(phases):
             smooth = np.exp(_smooth(np.log(values))) if logarithmic else _smooth(values)
@@ -537,7 +542,7 @@ def _draw_curves(axes: Axes, curves: Mapping[str, Sequence[Curve]], *, logarithm
     if logarithmic:
         axes.set_yscale("log")
         _plain_log_ticks(axes, "y")
-    else:
+    elif scale == "percent":
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
     # Beside the panel: within it there is no place that is free in every run.

@@ -17,12 +17,14 @@ from jaxmark.data.cases import PreparedCase
 from jaxmark.results import figures
 from jaxmark.results.evaluate import Points, read_floor_errors, read_points, read_summary
 from jaxmark.results.page import chart, data_uri, interval, mm, p_value, page, percent, table
-from jaxmark.results.predict import read_learned
+from jaxmark.results.predictions import read_learned
 from jaxmark.system.files import json_text, read_json, write_text_atomic
 from jaxmark.training.records import METRICS, SPEED, read_records
 
 _PACKAGES = ("jaxmark", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy")
 _WORST_POINTS = 10
+# In a work dir.
+PAGE = Path("report") / "index.html"
 
 _FIGURES = (
     ("mre_mm", "MRE (mm)", "mean radial error over all points"),
@@ -82,12 +84,15 @@ def overlay_cases(points: Points, cases: Sequence[PreparedCase]) -> list[Overlay
     return overlays
 
 
-def write_report(workdir: Path, overlays: Sequence[OverlayCase]) -> Path:
+def write_report(
+    workdir: Path, overlays: Sequence[OverlayCase], metrics_of: Mapping[str, str]
+) -> Path:
     """Write `workdir/report/index.html` and return its path.
 
     Reads `config.json`, `evaluation/` and, where they are there, `logs/` and
     `predictions/learned.json` of the work dir.
-    `overlays` are the cases to show, usually those of `choose_cases`. The page holds its pictures
+    `overlays` are the cases to show, usually those of `choose_cases`; `metrics_of` says what the
+    log's numbers are, as a method's `metrics` do. The page holds its pictures
     and refers to nothing outside itself. Raises InputError for a missing or damaged file.
     """
     config = read_json(workdir / "config.json")
@@ -97,7 +102,7 @@ def write_report(workdir: Path, overlays: Sequence[OverlayCase]) -> Path:
     log, speed = read_records(workdir / METRICS), read_records(workdir / SPEED)
     learned = read_learned(workdir / "predictions", points.landmarks)
 
-    curves = figures.training_curves(log)
+    curves = figures.training_curves(log, metrics_of)
     floors = summary["floors"]
     thresholds = [float(threshold) for threshold in summary["sdr"]]
     sections = [
@@ -127,7 +132,7 @@ def write_report(workdir: Path, overlays: Sequence[OverlayCase]) -> Path:
         ("Training", _training(log, curves)),
         ("Settings", _settings(config)),
     ]
-    path = workdir / "report" / "index.html"
+    path = workdir / PAGE
     name = str(config.get("name", "experiment"))
     facts = _facts(config, summary, log, speed)
     write_text_atomic(path, page(name, _lead(summary), facts, sections))

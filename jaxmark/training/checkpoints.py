@@ -1,8 +1,9 @@
 """Orbax checkpoints: one folder a step, with separate items, so that each reader takes its part.
 
-`params` (all that prediction needs), `optimizer`, `iterator` (the data iterator's state) and `meta`
-(the whole config, and more). Writing is asynchronous, and a folder with its final name is whole.
-The newest ones and the best on validation are kept.
+`params` and, of a method that has any, `statistics` (all that prediction needs), `optimizer`,
+`iterator` (the data streams' states) and `meta` (the whole config, and more). Writing is
+asynchronous, and a folder with its final name is whole. The newest ones and the best on validation
+are kept.
 
 What a disk does to a file later is not seen by Orbax, so `meta` holds a digest of every item. A
 checkpoint that cannot be read, or is not what was saved, is damaged: the next best is taken, and a
@@ -29,14 +30,18 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers as policies
 
-from jaxmark.methods.method import Params, State
+from jaxmark.methods.method import State, Variables
 from jaxmark.system.devices import replicated
 from jaxmark.system.errors import InputError
-from jaxmark.system.processes import check_alike
+from jaxmark.system.messages import warn
+from jaxmark.system.processes import check_alike, from_primary
 
 FOLDER = "checkpoints"
 # Where training puts what it found damaged, so that its step can be saved again.
 DAMAGED = "damaged_checkpoints"
+
+# Of `meta`. Before 3, statistics lay among the parameters, and there was one stream of batches.
+SCHEMA_VERSION = 3
 
 T = TypeVar("T")
 
@@ -67,24 +72,40 @@ class Checkpoints:
         saved = self._item(step, "meta", ocp.args.JsonRestore())
         try:
             meta = dict(saved["meta"])
-            whole = saved["digest"] == digest(meta)
+            whole = saved["digest"] == tree_digest(meta)
         except (TypeError, KeyError, ValueError):
             whole = False
         if not whole:
             raise DamagedError(self.folder / str(step), "is damaged: meta is not what was saved")
         return meta
 
-    def params(self, step: int, abstract: Params, mesh: Mesh) -> Params:
-        """The parameters alone, onto whatever devices `mesh` has."""
-        return self._arrays(step, "params", abstract, mesh)
+    def variables(self, step: int, abstract: Variables, mesh: Mesh) -> Variables:
+        """What prediction needs alone, onto whatever devices `mesh` has."""
+        if not abstract.statistics:
+            return Variables(params=self._arrays(step, "params", abstract.params, mesh))
+        if self.meta(step)["schema_version"] < 3:
+            both = {**abstract.params, **abstract.statistics}
+            found = self._arrays(step, "params", both, mesh)
+            return Variables(
+                params={name: found[name] for name in abstract.params},
+                statistics={name: found[name] for name in abstract.statistics},
+            )
+        return Variables(
+            params=self._arrays(step, "params", abstract.params, mesh),
+            statistics=self._arrays(step, "statistics", abstract.statistics, mesh),
+        )
 
     def state(self, step: int, abstract: State, mesh: Mesh) -> tuple[State, dict[str, Any]]:
-        """The state of a step on `mesh`, and the state of the data iterator."""
+        """The state of a step on `mesh`, and the states of the data streams by their names."""
         iterator = self._item(step, "iterator", ocp.args.JsonRestore())
         self._check(step, "iterator", iterator)
+        if self.meta(step)["schema_version"] < 3:
+            iterator = {"0": iterator}
+        variables = self.variables(step, abstract.variables, mesh)
         state = State(
             step=jax.device_put(jnp.asarray(step, jnp.int32), replicated(mesh)),
-            params=self._arrays(step, "params", abstract.params, mesh),
+            params=variables.params,
+            statistics=variables.statistics,
             optimizer=self._arrays(step, "optimizer", abstract.optimizer, mesh),
         )
         return state, iterator
@@ -155,8 +176,27 @@ class Checkpoints:
         return found
 
     def _check(self, step: int, item: str, tree: Any) -> None:
-        if self.meta(step)["digests"][item] != digest(tree):
+        if self.meta(step)["digests"][item] != tree_digest(tree):
             raise DamagedError(self.folder / str(step), f"is damaged: {item} is not what was saved")
+
+
+def load_variables(
+    workdir: Path, which: str, init: Callable[[jax.Array], State], mesh: Mesh
+) -> tuple[int, Variables]:
+    """The step and variables of a work dir's "best" checkpoint on validation, or the "last" one.
+
+    `init` is the method's, which knows how they lie.
+    """
+    checkpoints = Checkpoints(workdir)
+    abstract = jax.eval_shape(init, jax.random.key(0)).variables
+    order = checkpoints.best_first() if which == "best" else checkpoints.steps()[::-1]
+    found = checkpoints.first_whole(
+        from_primary("model's step", order),
+        lambda step: checkpoints.variables(step, abstract, mesh),
+    )
+    if found is None:
+        raise InputError(checkpoints.folder, "holds no finished checkpoint: train first")
+    return found
 
 
 @dataclasses.dataclass
@@ -207,23 +247,23 @@ class Writer:
           UnwritableError: this checkpoint, or the one before, could not be written.
         """
         self._errors_mm[int(state.step)] = math.inf if mre_mm is None else mre_mm
-        whole = {
+        arrays = {"params": state.params, "optimizer": state.optimizer}
+        if state.statistics:
+            arrays["statistics"] = state.statistics
+        trees = {**arrays, "iterator": dict(iterator)}
+        known = {
+            "schema_version": SCHEMA_VERSION,
             **meta,
             "mre_mm": mre_mm,
-            "digests": {
-                "params": digest(state.params),
-                "optimizer": digest(state.optimizer),
-                "iterator": digest(dict(iterator)),
-            },
+            "digests": {name: tree_digest(tree) for name, tree in trees.items()},
         }
         with self._failing():
             self._manager.save(
                 int(state.step),
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(state.params),
-                    optimizer=ocp.args.StandardSave(state.optimizer),
+                    **{name: ocp.args.StandardSave(tree) for name, tree in arrays.items()},
                     iterator=ocp.args.JsonSave(dict(iterator)),
-                    meta=ocp.args.JsonSave({"meta": whole, "digest": digest(whole)}),
+                    meta=ocp.args.JsonSave({"meta": known, "digest": tree_digest(known)}),
                 ),
             )
 
@@ -253,7 +293,7 @@ class Writer:
             ) from error
 
 
-def digest(tree: Any) -> str:
+def tree_digest(tree: Any) -> str:
     """SHA-256 of a tree of arrays and JSON values: names, types, shapes and every bit."""
     found = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -282,8 +322,3 @@ def _without_late_answers(hook: Callable[[Any], None], failure: Any) -> None:
     """
     if str(failure.exc_value) != "Event loop is closed":
         hook(failure)
-
-
-def warn(line: object) -> None:
-    """A line for a person that is no progress."""
-    print(f"warning: {line}", file=sys.stderr, flush=True)

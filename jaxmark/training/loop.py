@@ -1,32 +1,36 @@
 """The training loop: any method, any number of devices, stopped and continued at will."""
 
+import contextlib
 import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from jaxmark.config import Experiment, check_same, to_json
+from jaxmark.config import Experiment, Train, check_same, to_json
 from jaxmark.core.metrics import radial_error_mm
 from jaxmark.data.cases import PreparedCase
-from jaxmark.data.pipeline import CASE, training_batches
-from jaxmark.inference.predictor import Predictor, volumes
-from jaxmark.methods.method import Batch, LandmarkSets, Method, Phase
+from jaxmark.data.pipeline import CASE
+from jaxmark.inference.predictor import Predictor
+from jaxmark.methods.method import Batch, LandmarkSets, Method, Phase, State, Variables
 from jaxmark.system.devices import put_batch
 from jaxmark.system.errors import InputError
 from jaxmark.system.interrupts import Interrupted
+from jaxmark.system.messages import say
 from jaxmark.system.processes import barrier, from_primary, primary, stops
 from jaxmark.training.checkpoints import Checkpoints, Writer
 from jaxmark.training.records import Records
 from jaxmark.training.sharding import sharded_init, sharded_step
+from jaxmark.training.streams import Streams, batch_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,114 +57,149 @@ def train(
     `unpaired` are those of the method's task: a run must not go on with others.
 
     Raises:
-      InputError: the batch does not divide over the devices; the newest checkpoint is of other
+      InputError: a batch does not divide over the devices; the newest checkpoint is of other
         landmarks, data or settings; all checkpoints are damaged.
       FloatingPointError: a loss or parameter is not finite.
       Interrupted: SIGTERM or SIGINT came; all steps so far are saved.
     """
-    settings = experiment.train
-    if settings.batch % mesh.size:
-        raise InputError(
-            "config.train.batch", f"{settings.batch} does not divide over {mesh.size} devices"
-        )
-    total = sum(phase.steps for phase in method.phases)
-    key = jax.random.key(experiment.seed)
-    abstract = jax.eval_shape(method.init, key)
+    settings, phases = experiment.train, method.phases
+    for size in dict.fromkeys(batch_size(phase, settings) for phase in phases):
+        if size % mesh.size:
+            raise InputError(
+                "config.train.batch", f"{size} does not divide over {mesh.size} devices"
+            )
+    total = sum(phase.steps for phase in phases)
     meta = {
-        "schema_version": 2,
         "landmarks": list(landmarks),
         "config": to_json(experiment),
         "data": fingerprint(cases, unpaired),
     }
-    checkpoints = Checkpoints(workdir)
-    batches = training_batches(
-        cases,
-        batch=settings.batch,
-        seed=experiment.seed,
-        threads=settings.loader_threads,
-        prefetch=settings.prefetch,
-        process=jax.process_index(),
-        processes=jax.process_count(),
-    )
-
-    def resume(step: int) -> tuple[Any, Any, list[Taken]]:
-        saved = checkpoints.meta(step)
-        check_continues(saved, meta, experiment, checkpoints.folder)
-        state, iterator = checkpoints.state(step, abstract, mesh)
-        recent = [Taken(t["metrics"], tuple(t["cases"])) for t in saved["recent"]]
-        return state, iterator, recent
-
-    # A run continues from its newest checkpoint; without one it starts from the seed.
-    found = checkpoints.first_whole(from_primary("steps", checkpoints.steps()[::-1]), resume)
-    if found is None:
-        start, state = 0, sharded_init(method.init, mesh)(key)
-        recent: list[Taken] = []
+    key = jax.random.key(experiment.seed)
+    start = resume(method, experiment, meta, workdir, mesh)
+    if start is None:
+        start = Start(0, sharded_init(method.init, mesh)(key), {}, [])
     else:
-        start, (state, iterator, recent) = found
-        if primary():
-            checkpoints.set_aside_after(start)
-        barrier("damaged checkpoints")
-        batches.set_state(iterator)
-        print(f"continuing at step {start} of {total}", flush=True)
-    if start >= total:
-        print(f"training is complete: {start} steps", flush=True)
+        say(f"continuing at step {start.step} of {total}")
+    if start.step >= total:
+        say(f"training is complete: {start.step} steps")
         return
 
-    writer = Writer(workdir, keep=settings.keep_checkpoints)
-    records = Records(workdir, resume_step=start, tensorboard=settings.tensorboard, write=primary())
-    predictor = Predictor(method, experiment, mesh)
+    predictor = Predictor(method, experiment.predict.batch, mesh)
+    streams = Streams(phases, cases, settings, experiment.seed, start.streams)
     for line in method.notes(settings.batch):
-        print(line, flush=True)
-    bar = tqdm(
-        total=total,
-        initial=start,
-        unit="step",
-        dynamic_ncols=True,
-        mininterval=1.0,
-        disable=not primary(),
-    )
-    log = Log(records, bar, recent, settings.batch, start)
-    try:
-        with stops() as stops_after:
-            for phase, last in zip(method.phases, ends(method.phases), strict=True):
-                if log.step >= last:
-                    continue
-                log.begin(phase)
-                step = sharded_step(phase.step, mesh)
-                while log.step < last:
-                    host = next(batches)
-                    drawn = tuple(map(int, host.pop(CASE)))
-                    state, metrics = step(state, Batch(**put_batch(mesh, host)), key)
-                    log.took(Taken(metrics, drawn))
-                    stop = stops_after(log.step)
-                    due = log.step % settings.validate_every == 0 or log.step == last
-                    if due or stop or log.step % settings.log_every == 0:
-                        # Before every checkpoint too: what is not finite must not be saved.
-                        log.check(cases)
-                    if due or log.step % settings.log_every == 0:
-                        log.line()
-                    if due or stop:
-                        check_parameters(state.params, phase.name, log.step)
-                        # A run that has to stop has no time for this.
-                        mre = (
-                            validate(predictor, state.params, validation, experiment)
-                            if due
-                            else None
-                        )
-                        log.validated(mre)
-                        # What the log says must be there when the checkpoint is.
-                        records.sync()
-                        # State and iterator are of the same moment: all batches so far, no more.
-                        since = {"recent": [dataclasses.asdict(taken) for taken in log.recent]}
-                        writer.save(state, batches.get_state(), {**meta, **since}, mre)
-                    if stop:
-                        raise Interrupted(stop)
-    finally:
-        bar.close()
-        try:
-            records.close()
-        finally:
-            writer.close()
+        say(line)
+    # Closed in the reverse order, whatever happens: the writer waits for what it has begun.
+    with contextlib.ExitStack() as stack:
+        writer = Writer(workdir, keep=settings.keep_checkpoints)
+        stack.callback(writer.close)
+        records = Records(
+            workdir, resume_step=start.step, tensorboard=settings.tensorboard, write=primary()
+        )
+        stack.callback(records.close)
+        bar = tqdm(
+            total=total,
+            initial=start.step,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=1.0,
+            disable=not primary(),
+        )
+        stack.callback(bar.close)
+        log = Log(records, bar, start.recent, start.step)
+
+        def validated(variables: Variables) -> float | None:
+            return validate(predictor, variables, validation, experiment.predict.decoder)
+
+        def save(state: State, mre_mm: float | None) -> None:
+            # What the log says must be there when the checkpoint is.
+            records.sync()
+            # State and streams are of the same moment: all batches so far, no more.
+            since = {"recent": [dataclasses.asdict(taken) for taken in log.recent]}
+            writer.save(state, streams.states(), {**meta, **since}, mre_mm)
+
+        stops_after = stack.enter_context(stops())
+        run = Run(cases, settings, streams, key, mesh, log, validated, save, stops_after)
+        state = start.state
+        for phase, last in zip(phases, ends(phases), strict=True):
+            if log.step < last:
+                state = run_phase(run, phase, last, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What all phases of a run share."""
+
+    cases: Sequence[PreparedCase]
+    settings: Train
+    streams: Streams
+    key: Array
+    mesh: Mesh
+    log: "Log"
+    validate: Callable[[Variables], float | None]
+    save: Callable[[State, float | None], None]
+    stops_after: Callable[[int], str | None]  # see `processes.stops`
+
+
+def run_phase(run: Run, phase: Phase, last: int, state: State) -> State:
+    """Train through one phase, to the run's step `last`, with its log, validations, checkpoints."""
+    log, settings = run.log, run.settings
+    log.begin(phase, batch_size(phase, settings))
+    step, batches = sharded_step(phase.step, run.mesh), run.streams.of(phase)
+    while log.step < last:
+        host = next(batches)
+        drawn = tuple(map(int, host.pop(CASE)))
+        state, metrics = step(state, Batch(**put_batch(run.mesh, host)), run.key)
+        log.took(Taken(metrics, drawn))
+        stop = run.stops_after(log.step)
+        due = log.step % settings.validate_every == 0 or log.step == last
+        logged = due or log.step % settings.log_every == 0
+        if logged or stop:
+            # Before every checkpoint too: what is not finite must not be saved.
+            log.check(run.cases)
+        if logged:
+            log.line()
+        if due or stop:
+            check_parameters(state.variables, phase.name, log.step)
+            # A run that has to stop has no time for this.
+            mre_mm = run.validate(state.variables) if due else None
+            log.validated(mre_mm)
+            run.save(state, mre_mm)
+        if stop:
+            raise Interrupted(stop)
+    return state
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a run begins or goes on."""
+
+    step: int
+    state: State
+    streams: Mapping[str, Any]  # see `Streams`
+    recent: list[Taken]  # since the last line of the log
+
+
+def resume(
+    method: Method, experiment: Experiment, meta: Mapping[str, Any], workdir: Path, mesh: Mesh
+) -> Start | None:
+    """The newest whole checkpoint, which must be of this run's `meta`; None without any."""
+    checkpoints = Checkpoints(workdir)
+    abstract = jax.eval_shape(method.init, jax.random.key(0))
+
+    def read(step: int) -> Start:
+        saved = checkpoints.meta(step)
+        check_continues(saved, meta, experiment, checkpoints.folder)
+        state, streams = checkpoints.state(step, abstract, mesh)
+        recent = [Taken(t["metrics"], tuple(t["cases"])) for t in saved["recent"]]
+        return Start(step, state, streams, recent)
+
+    found = checkpoints.first_whole(from_primary("steps", checkpoints.steps()[::-1]), read)
+    if found is None:
+        return None
+    if primary():
+        checkpoints.set_aside_after(found[0])
+    barrier("damaged checkpoints")
+    return found[1]
 
 
 def ends(phases: Sequence[Phase]) -> list[int]:
@@ -171,17 +210,15 @@ def ends(phases: Sequence[Phase]) -> list[int]:
 class Log:
     """Counts steps, and says of them what people should know: in the log and on the bar."""
 
-    def __init__(
-        self, records: Records, bar: "tqdm[Any]", recent: Sequence[Taken], batch: int, step: int
-    ):
+    def __init__(self, records: Records, bar: "tqdm[Any]", recent: Sequence[Taken], step: int):
         self.step = step
         # Those since the last line.
         self.recent = list(recent)
-        self._records, self._bar, self._batch = records, bar, batch
+        self._records, self._bar = records, bar
 
-    def begin(self, phase: Phase) -> None:
-        """Steps are of this phase from now on."""
-        self._phase = phase
+    def begin(self, phase: Phase, batch: int) -> None:
+        """Steps are of this phase from now on, and take so many cases each."""
+        self._phase, self._batch = phase, batch
         self._bar.set_description(phase.name)
         # Records of this phase so far, and what they alarmed of.
         self._past: list[Mapping[str, Any]] = [
@@ -262,15 +299,14 @@ def fingerprint(cases: Sequence[PreparedCase], unpaired: LandmarkSets | None) ->
 
 def validate(
     predictor: Predictor,
-    params: Any,
+    variables: Variables,
     cases: Sequence[PreparedCase],
-    experiment: Experiment,
+    decoder: str,
 ) -> float | None:
     """Mean radial error in scanner mm over all validation points; None without any."""
     if not cases:
         return None
-    decoder = experiment.predict.decoder
-    found = predictor(params, volumes(cases))
+    found = predictor(variables, (case.volume for case in cases))
     predicted = np.stack([result.landmarks_mm(decoder) for result in found])
     errors = radial_error_mm(
         np.stack([c.landmarks_mm for c in cases]), predicted, np.stack([c.present for c in cases])
@@ -310,9 +346,10 @@ def check_finite(
             )
 
 
-def check_parameters(params: Any, phase: str, step: int) -> None:
-    """FloatingPointError where a parameter is not finite."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+def check_parameters(variables: Variables, phase: str, step: int) -> None:
+    """FloatingPointError where a parameter or statistic is not finite."""
+    trees = {**variables.params, **variables.statistics}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
         if not np.isfinite(jax.device_get(leaf)).all():
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise FloatingPointError(

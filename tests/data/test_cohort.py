@@ -7,7 +7,7 @@ import pytest
 from conftest import refused
 
 from jaxmark.config import Data
-from jaxmark.data.cohort import CaseSource, check_inside, read_cohort
+from jaxmark.data.cohort import RawCase, check_inside, read_cohort
 from jaxmark.data.landmarks import Landmarks, write_fcsv, write_mrk_json, write_table
 from jaxmark.data.scans import Scan, read_scan, write_scan
 from jaxmark.system.errors import InputError
@@ -38,7 +38,7 @@ def two(root: Path, splits: object = None) -> Data:
     return make(root, {"one": {"a": A, "b": B}, "two": {"b": B, "a": None}, "bare": None}, splits)
 
 
-def states(case: CaseSource) -> str:
+def states(case: RawCase) -> str:
     """A letter a landmark: p(resent), a(bsent), u(nknown)."""
     assert not (case.present & case.absent).any()
     assert case.present.dtype == case.absent.dtype == bool
@@ -333,10 +333,10 @@ def test_only_prediction(tmp_path: Path) -> None:
 # Landmarks and volumes
 
 
-def case(xyz: list[float], present: bool = True) -> CaseSource:
+def case(xyz: list[float], present: bool = True) -> RawCase:
     positions = np.array([[12.0, 22.0, -27.0], xyz])
     here = np.array([True, present])
-    return CaseSource("one", Path("one.nii"), positions, here, ~here, Path("one.csv"), ("a", "b"))
+    return RawCase("one", Path("one.nii"), positions, here, ~here, Path("one.csv"), ("a", "b"))
 
 
 def scan() -> Scan:

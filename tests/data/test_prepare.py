@@ -13,13 +13,13 @@ import SimpleITK as sitk
 from conftest import refused
 from scipy.ndimage import map_coordinates
 
-from jaxmark.config import Data, Phantom
+from jaxmark.config import Data
 from jaxmark.core.geometry import apply_affine, compose_affine, rotation_from_quaternion
 from jaxmark.data.cases import load_case
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.frame import Frame, load_frame, prepare_scan, save_frame
 from jaxmark.data.landmarks import write_mrk_json
-from jaxmark.data.phantoms.cow.cohort import write_cohort
+from jaxmark.data.phantoms.cow.cohort import CirclePhantom, write_cohort
 from jaxmark.data.prepare import prepare, quality_limit
 from jaxmark.data.scans import Scan, read_scan, write_scan
 from jaxmark.data.transforms import read_transform
@@ -30,7 +30,7 @@ from jaxmark.system.errors import InputError
 def cohort_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cohort")
     spacing_mm, shape = (2.5, 2.5, 2.5), (44, 36, 36)
-    write_cohort(folder, Phantom(3, 1, 1, 4, spacing_mm=spacing_mm, shape=shape, unpaired=0))
+    write_cohort(folder, CirclePhantom(3, 1, 1, 4, spacing_mm=spacing_mm, shape=shape, unpaired=0))
     return folder
 
 

@@ -16,12 +16,12 @@ import json
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxmark.config import Phantom
-from jaxmark.core.anatomy import COW19
+from jaxmark.bounds import LENGTHS, VOXELS, at_least, one_of, setting
+from jaxmark.core.anatomy import COW19, Scheme
 from jaxmark.core.geometry import apply_affine
 from jaxmark.data.landmarks import Landmarks, write_mrk_json, write_table
 from jaxmark.data.phantoms.cow.anatomy import Anatomy, Vessel
@@ -32,9 +32,6 @@ from jaxmark.data.phantoms.cow.vessels import draw_vessels
 from jaxmark.data.scans import write_scan
 from jaxmark.system.files import write_json, write_text_atomic
 from jaxmark.system.parallel import parallel, worker_pool
-
-# Part of the name of a cached cohort: a change of what is drawn must not reuse an older one.
-RECIPE_VERSION = 2
 
 # Centre of the field of view, in the frame of `draw_anatomy`: the middle of the mean landmarks.
 _CENTRE_MM = np.array([0.0, 0.0, 6.5])
@@ -49,6 +46,39 @@ _FILES = {
     "segmentations": ".nii.gz",
     "anatomy": ".json",
 }
+
+
+@dataclass
+class CirclePhantom:
+    """Settings of a synthetic Circle-of-Willis cohort."""
+
+    train: int = setting(70, at_least(1))
+    val: int = setting(10, at_least(0))
+    test: int = setting(32, at_least(0))
+    seed: int = 0
+    # "MRA" (time of flight) or "CTA".
+    modality: str = setting("MRA", one_of("MRA", "CTA"))
+    spacing_mm: tuple[float, float, float] = setting((0.513, 0.513, 0.8), LENGTHS)
+    # Voxels of a scan.
+    shape: tuple[int, int, int] = setting((208, 176, 112), VOXELS)
+    # How the heads lie: standard deviations about and along each axis, as a registration leaves.
+    rotation_sd_degrees: float = setting(3.0, at_least(0))
+    translation_sd_mm: float = setting(2.0, at_least(0))
+    # Share of people with stenoses and aneurysms.
+    pathology: float = setting(0.0, at_least(0))
+    # Are landmarks annotated where a segment that should meet there is missing? The papers do; if
+    # not, the files say that they are absent.
+    annotate_missing: bool = True
+    # Landmark sets of further people, without scans: the papers' unpaired second modality.
+    unpaired: int = setting(500, at_least(0))
+
+    scheme: ClassVar[Scheme] = COW19
+    # Part of the name of a cached cohort: a change of what is drawn must not reuse an older one.
+    recipe_version: ClassVar[int] = 2
+
+    def write(self, folder: Path, workers: int = 0) -> None:
+        """The cohort as files, or what of it is not there; see `write_cohort`."""
+        write_cohort(folder, self, workers)
 
 
 @dataclass(frozen=True)
@@ -68,7 +98,7 @@ class PhantomCase:
     absent: np.ndarray
 
 
-def make_case(phantom: Phantom, number: int) -> PhantomCase:
+def make_case(phantom: CirclePhantom, number: int) -> PhantomCase:
     """Case `number` of a cohort: a function of the settings' values and the number alone."""
     rng = np.random.default_rng([phantom.seed, _ANATOMY, number])
     anatomy = _draw_person(phantom, rng)
@@ -89,7 +119,7 @@ def make_case(phantom: Phantom, number: int) -> PhantomCase:
     )
 
 
-def draw_unpaired(phantom: Phantom) -> dict[str, Landmarks]:
+def draw_unpaired(phantom: CirclePhantom) -> dict[str, Landmarks]:
     """Case -> landmarks of `phantom.unpaired` people who have no scan in the cohort."""
     grid = place_grid(phantom)
     people = {}
@@ -99,7 +129,7 @@ def draw_unpaired(phantom: Phantom) -> dict[str, Landmarks]:
     return people
 
 
-def place_grid(phantom: Phantom) -> Grid:
+def place_grid(phantom: CirclePhantom) -> Grid:
     """The voxels of every scan of a cohort."""
     spacing = np.array(phantom.spacing_mm)
     ijk_to_lps = np.diag([*spacing, 1.0])
@@ -107,7 +137,7 @@ def place_grid(phantom: Phantom) -> Grid:
     return Grid(phantom.shape, ijk_to_lps)
 
 
-def write_cohort(root: Path, phantom: Phantom, workers: int = 0) -> None:
+def write_cohort(root: Path, phantom: CirclePhantom, workers: int = 0) -> None:
     """Write a cohort into `root`, or what of it is not there.
 
     `workers` processes share the work, 0: one a CPU core; their number changes no byte.
@@ -127,7 +157,7 @@ def write_cohort(root: Path, phantom: Phantom, workers: int = 0) -> None:
     with worker_pool(1 if small else workers, len(todo)) as pool:
         parallel(pool, _write_case, todo, "making phantoms")
     write_table(root / "unpaired.csv", draw_unpaired(phantom))
-    settings = {"recipe": RECIPE_VERSION, **dataclasses.asdict(phantom)}
+    settings = {"recipe": phantom.recipe_version, **dataclasses.asdict(phantom)}
     write_json(
         root / "phantom.json",
         {"schema_version": 1, "scheme": COW19.name, "phantom": settings, "shape": attribution()},
@@ -135,11 +165,13 @@ def write_cohort(root: Path, phantom: Phantom, workers: int = 0) -> None:
     write_text_atomic(root / "splits.json", json.dumps(splits, indent=1))
 
 
-def _draw_person(phantom: Phantom, rng: np.random.Generator) -> Anatomy:
+def _draw_person(phantom: CirclePhantom, rng: np.random.Generator) -> Anatomy:
     return draw_anatomy(rng, phantom.rotation_sd_degrees, phantom.translation_sd_mm)
 
 
-def _annotated(phantom: Phantom, anatomy: Anatomy, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+def _annotated(
+    phantom: CirclePhantom, anatomy: Anatomy, grid: Grid
+) -> tuple[np.ndarray, np.ndarray]:
     """(19,) bool: annotated, and stated to be absent; neither is what the field of view misses."""
     ijk = apply_affine(np.linalg.inv(grid.ijk_to_lps), anatomy.landmarks_mm)
     inside = np.all((ijk >= 0) & (ijk <= np.array(grid.shape) - 1), axis=1)
@@ -152,7 +184,7 @@ def _named(anatomy: Anatomy, annotated: np.ndarray, absent: np.ndarray) -> Landm
     return {name: xyz if there else None for name, xyz, there, gone in rows if there or gone}
 
 
-def _write_case(job: tuple[Phantom, int, str, Path]) -> None:
+def _write_case(job: tuple[CirclePhantom, int, str, Path]) -> None:
     """Write the files of one case, `anatomy/` last: where it is, the others are."""
     phantom, number, name, root = job
     case = make_case(phantom, number)

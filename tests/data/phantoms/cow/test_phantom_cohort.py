@@ -7,15 +7,15 @@ import json
 import numpy as np
 import pytest
 
-from jaxmark.config import Data, Phantom
+from jaxmark.config import Data
 from jaxmark.core.anatomy import COW19
 from jaxmark.core.geometry import apply_affine
 from jaxmark.data.cohort import check_inside, read_cohort
 from jaxmark.data.landmarks import read_table
-from jaxmark.data.phantoms.cow.cohort import draw_unpaired, make_case, write_cohort
+from jaxmark.data.phantoms.cow.cohort import CirclePhantom, draw_unpaired, make_case, write_cohort
 from jaxmark.data.scans import read_scan
 
-SMALL = Phantom(
+SMALL = CirclePhantom(
     train=3, val=1, test=1, seed=5, spacing_mm=(2.0, 2.0, 2.0), shape=(52, 46, 44), unpaired=6
 )
 

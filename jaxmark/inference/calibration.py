@@ -47,7 +47,7 @@ def observe(
     """What predictions of validation cases, in the same order, show of a model; JSON types."""
     truth = np.stack([case.landmarks_mm for case in cases])
     present = np.stack([case.present for case in cases])
-    decoders = found[0].decoded_ijk
+    decoders = found[0].prediction.positions_ijk
     errors = {
         name: radial_error_mm(truth, np.stack([f.landmarks_mm(name) for f in found]), present)
         for name in decoders
@@ -58,7 +58,7 @@ def observe(
         "landmarks": list(landmarks),
         "cases": [case.name for case in cases],
         "error_mm": {name: _with_none(table) for name, table in errors.items()},
-        "evidence": np.stack([f.evidence for f in found]).astype(float).tolist(),
+        "evidence": np.stack([f.prediction.evidence for f in found]).astype(float).tolist(),
         "absent": np.stack([case.absent for case in cases]).tolist(),
     }
 

@@ -1,0 +1,112 @@
+"""Bounds of settings, written beside the fields that they bound, and the one checker of them all.
+
+    steps: int = setting(20_000, POSITIVE)
+
+A dataclass of settings may also have methods `conflicts()` and `misfits(task)`, which yield fields
+that do not go together with others, or with a task: a field's name and what is wrong with it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from jaxmark.system.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """What a value has to be. `problem` says what is wrong with one that is not; `{}`: the value.
+
+    None is always allowed: it stands for a value that is chosen elsewhere.
+    """
+
+    holds: Callable[[Any], bool]
+    problem: str
+
+
+def setting(default: T, *bounds: Bound) -> T:
+    """A dataclass field with a default and bounds.
+
+    Typed as its value, as type checkers take a field that is assigned one.
+    """
+    field: Any = dataclasses.field(default=default, metadata={"bounds": bounds})
+    return field
+
+
+def at_least(least: float) -> Bound:
+    """A finite number that is not smaller."""
+    return Bound(
+        lambda value: math.isfinite(value) and value >= least,
+        f"{{}} is not a number of at least {least}",
+    )
+
+
+def between(low: float, high: float) -> Bound:
+    """A number strictly between two others."""
+    return Bound(lambda value: low < value < high, f"{{}} is not between {low} and {high}")
+
+
+def one_of(*choices: str) -> Bound:
+    """One of some words."""
+    return Bound(lambda value: value in choices, f"{{!r}} is not one of {choices}")
+
+
+def either(*choices: str) -> Bound:
+    """One of few words."""
+    return Bound(lambda value: value in choices, f"{{!r}} is not {' or '.join(map(repr, choices))}")
+
+
+def triple(kind: str, *types: type) -> Bound:
+    """Three positive numbers (X, Y, Z) of these types, which are called `kind`."""
+
+    def holds(value: Sequence[float]) -> bool:
+        return len(value) == 3 and all(isinstance(v, types) and v > 0 for v in value)
+
+    return Bound(holds, f"{{}} is not three positive {kind} (X, Y, Z)")
+
+
+def positive_numbers(problem: str, least: int = 1) -> Bound:
+    """At least so many numbers, all of them positive."""
+    return Bound(lambda value: len(value) >= least and min(value) >= 1, problem)
+
+
+POSITIVE = Bound(lambda value: value > 0, "{} is not positive")
+NOT_NEGATIVE = Bound(lambda value: value >= 0, "{} is negative")
+SHARE = Bound(lambda value: 0 <= value <= 1, "{} is not between 0 and 1")
+LENGTHS = triple("numbers", int, float)
+VOXELS = triple("whole numbers", int)
+
+
+# A field and what is wrong with it; "" for a problem of several fields of the dataclass.
+Problem = tuple[str, str]
+
+
+def check(settings: Any, path: str, task: Any = None) -> None:
+    """InputError that names the first field of a dataclass, or of one in it, with a wrong value.
+
+    Args:
+      settings: a dataclass; others are passed over.
+      path: its own name, as "config.data".
+      task: what a method has to find; None where that is not known yet.
+    """
+    if not dataclasses.is_dataclass(settings):
+        return
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        for bound in field.metadata.get("bounds", ()):
+            if value is not None and not bound.holds(value):
+                raise InputError(f"{path}.{field.name}", bound.problem.format(value))
+        check(value, f"{path}.{field.name}")
+    _refuse_first(getattr(settings, "conflicts", tuple)(), path)
+    if task is not None:
+        _refuse_first(getattr(settings, "misfits")(task), path)  # noqa: B009
+
+
+def _refuse_first(problems: Iterable[Problem], path: str) -> None:
+    for name, problem in problems:
+        # A problem of another part of the config has its whole path.
+        where = name if name.startswith("config.") else f"{path}.{name}".rstrip(".")
+        raise InputError(where, problem)

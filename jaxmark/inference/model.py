@@ -1,0 +1,193 @@
+"""A trained model, and what it says of a scan: landmarks in the scan's own millimetres."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import SimpleITK as sitk
+
+from jaxmark.config import Experiment
+from jaxmark.data.cases import Volume
+from jaxmark.data.formats.safeguards import voxels_and_place
+from jaxmark.data.frame import Frame, PreparedScan
+from jaxmark.data.landmarks import Landmarks
+from jaxmark.data.scans import Scan, checked_scan, read_scan
+from jaxmark.inference.calibration import Calibration
+from jaxmark.inference.predictor import Found, Predictor
+from jaxmark.methods.method import Variables
+from jaxmark.system.errors import InputError, about
+from jaxmark.system.fingerprints import json_key
+
+# What is known of a landmark beside its place: columns of tables of predictions.
+COLUMNS = ("score", "presence", "radius_mm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Landmark:
+    """One landmark of one scan."""
+
+    name: str
+    position_mm: np.ndarray  # (3,) LPS
+    score: float  # the method's own; near 1 for a certain landmark
+    presence: float | None  # probability; None where nothing is known of absence
+    radius_mm: float | None  # holds the truth with the stated probability; None: not known
+
+
+@dataclasses.dataclass(frozen=True)
+class ScanLandmarks:
+    """The K landmarks of one scan, in order, in the scan's own LPS millimetres."""
+
+    name: str
+    landmarks: tuple[str, ...]
+    positions_mm: np.ndarray  # (K, 3)
+    score: np.ndarray  # (K,)
+    presence: np.ndarray | None  # (K,) probability; None where nothing is known of absence
+    radius_mm: np.ndarray  # (K,) holds the truth with probability `coverage`; infinite: not known
+    coverage: float
+    # What is doubtful about the scan, a line each.
+    doubts: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        found: Found,
+        landmarks: Sequence[str],
+        decoder: str,
+        calibration: Calibration,
+        doubts: Sequence[str] = (),
+    ) -> "ScanLandmarks":
+        """What a network found, with what validation cases say of it."""
+        return cls(
+            name=found.name,
+            landmarks=tuple(landmarks),
+            positions_mm=found.landmarks_mm(decoder),
+            score=np.asarray(found.prediction.score),
+            presence=calibration.presence(np.asarray(found.prediction.evidence)),
+            radius_mm=calibration.radius_mm,
+            coverage=calibration.coverage,
+            doubts=tuple(doubts),
+        )
+
+    def __iter__(self) -> Iterator[Landmark]:
+        columns = self.columns()
+        for name, position in self.points().items():
+            values = {column: columns[column][name] for column in COLUMNS}
+            yield Landmark(name, position, **values)  # type: ignore[arg-type]
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """Landmarks that are rather not there."""
+        if self.presence is None:
+            return ()
+        rows = zip(self.landmarks, self.presence, strict=True)
+        return tuple(name for name, share in rows if share < 0.5)
+
+    def points(self) -> Landmarks:
+        """Positions by name."""
+        return dict(zip(self.landmarks, self.positions_mm, strict=True))
+
+    def columns(self) -> dict[str, dict[str, float | None]]:
+        """Column -> landmark -> number, None where nothing is known."""
+        values = {
+            "score": self.score,
+            "presence": np.full(len(self.landmarks), np.nan)
+            if self.presence is None
+            else self.presence,
+            "radius_mm": self.radius_mm,
+        }
+        return {
+            column: {
+                name: float(value) if np.isfinite(value) else None
+                for name, value in zip(self.landmarks, values[column], strict=True)
+            }
+            for column in COLUMNS
+        }
+
+    def descriptions(self) -> dict[str, str]:
+        """Landmark -> a few words about it."""
+        columns = self.columns()
+        words = {}
+        for name in self.landmarks:
+            known = []
+            if (presence := columns["presence"][name]) is not None:
+                known.append(f"presence {presence:.2f}")
+            if (radius := columns["radius_mm"][name]) is not None:
+                known.append(f"within {radius:.1f} mm ({100 * self.coverage:g} %)")
+            words[name] = ", ".join([*known, f"score {columns['score'][name]:.3f}"])
+        return words
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A trained model, ready for scans never seen."""
+
+    experiment: Experiment
+    preparation: Path  # the folder of its frame
+    frame: Frame
+    landmarks: tuple[str, ...]
+    predictor: Predictor
+    variables: Variables
+    calibration: Calibration
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Changes with everything that changes a prediction."""
+        weights = hashlib.sha256()
+        for leaf in jax.tree.leaves(jax.device_get(self.variables)):
+            weights.update(np.ascontiguousarray(leaf).tobytes())
+        promises = dataclasses.asdict(self.calibration)
+        frame = (self.preparation / "frame.json").read_bytes()
+        parts = (weights.hexdigest(), frame, self.experiment.predict.decoder, promises)
+        return json_key([str(part) for part in parts])
+
+    def predict(
+        self,
+        scan: str | Path | sitk.Image | np.ndarray,
+        affine: np.ndarray | None = None,
+        frame: str = "",
+    ) -> ScanLandmarks:
+        """The landmarks of one scan.
+
+        Args:
+          scan: a file or a folder with one DICOM series; an image of SimpleITK; or an array
+            (X, Y, Z) of intensities.
+          affine: of an array: (4, 4) voxels, counted from 0, to millimetres.
+          frame: the affine's, "LPS" (ITK, DICOM) or "RAS" (nibabel, NIfTI).
+
+        Raises:
+          InputError: the scan can't be read or prepared; an array comes without affine or frame.
+        """
+        name, read = _scan_of(scan, affine, frame)
+        with about(name):
+            prepared = self.frame.apply(read, self.frame.align(read))
+        volume = Volume(name, lambda: prepared.image, prepared.ijk_to_lps)
+        (found,) = self.predictor(self.variables, [volume])
+        return self.landmarks_of(found, prepared)
+
+    def landmarks_of(self, found: Found, prepared: PreparedScan) -> ScanLandmarks:
+        """What the network found in a prepared scan, with what is known of it."""
+        decoder = self.experiment.predict.decoder
+        doubts = self.frame.doubts(prepared.quality, prepared.lead, prepared.overlap)
+        return ScanLandmarks.of(found, self.landmarks, decoder, self.calibration, doubts)
+
+
+def _scan_of(
+    scan: str | Path | sitk.Image | np.ndarray, affine: np.ndarray | None, frame: str
+) -> tuple[str, Scan]:
+    """A name for messages, and the scan itself."""
+    if isinstance(scan, (str, Path)):
+        return str(scan), read_scan(Path(scan))
+    if isinstance(scan, sitk.Image):
+        if scan.GetDimension() != 3 or scan.GetNumberOfComponentsPerPixel() != 1:
+            raise InputError("image", "is not a volume of single numbers")
+        return "image", checked_scan(*voxels_and_place(scan), "image")
+    if affine is None or frame not in _TO_LPS:
+        raise InputError("array", "needs its affine, and that one's frame: 'LPS' or 'RAS'")
+    return "array", checked_scan(np.asarray(scan), _TO_LPS[frame] @ np.asarray(affine), "array")
+
+
+_TO_LPS = {"LPS": np.eye(4), "RAS": np.diag([-1.0, -1.0, 1.0, 1.0])}

@@ -1,0 +1,16 @@
+"""The methods and phantoms that a stored config may name, by the names of their settings classes.
+
+A new one is a line here.
+"""
+
+from jaxmark.data.phantoms.cow.cohort import CirclePhantom
+from jaxmark.methods.adversarial import Adversarial
+from jaxmark.methods.heatmap import HeatmapRegression
+from jaxmark.methods.noothout import RegressionClassification
+from jaxmark.methods.scn import SpatialConfiguration
+
+METHODS: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (HeatmapRegression, Adversarial, RegressionClassification, SpatialConfiguration)
+}
+PHANTOMS: dict[str, type] = {kind.__name__: kind for kind in (CirclePhantom,)}

@@ -1,0 +1,75 @@
+"""The streams of batches that the phases of a method read."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmark.config import Train
+from jaxmark.data.cases import HostBatch, PreparedCase
+from jaxmark.data.pipeline import training_batches
+from jaxmark.methods.method import Phase
+
+
+class Streams:
+    """Batches of all phases. Phases that read alike, in batches of one size, share a stream.
+
+    Streams are named by numbers, in the order in which phases begin with them. What a stream gives
+    is a function of the run's seed and its number; for the first one it is the seed alone.
+    """
+
+    def __init__(
+        self,
+        phases: Sequence[Phase],
+        cases: Sequence[PreparedCase],
+        settings: Train,
+        seed: int,
+        states: Mapping[str, Any],
+    ):
+        self._cases, self._settings, self._seed = cases, settings, seed
+        self._kinds = list(dict.fromkeys(self._kind(phase) for phase in phases))
+        self._states = dict(states)
+        self._name = ""
+        self._iterator: Any = None
+
+    def of(self, phase: Phase) -> Iterator[HostBatch]:
+        """The phase's batches from where its stream has come to; the others wait."""
+        number = self._kinds.index(self._kind(phase))
+        if str(number) != self._name:
+            self._states = self.states()
+            self._name = str(number)
+            self._iterator = training_batches(
+                self._cases,
+                batch=batch_size(phase, self._settings),
+                seed=_seed(self._seed, number),
+                threads=self._settings.loader_threads,
+                prefetch=self._settings.prefetch,
+                process=jax.process_index(),
+                processes=jax.process_count(),
+                read=phase.read,
+            )
+            if self._name in self._states:
+                self._iterator.set_state(self._states[self._name])
+        assert self._iterator is not None
+        return self._iterator
+
+    def states(self) -> dict[str, Any]:
+        """Where each stream that was begun has come to, as JSON types."""
+        if self._iterator is None:
+            return dict(self._states)
+        return {**self._states, self._name: self._iterator.get_state()}
+
+    def _kind(self, phase: Phase) -> tuple[Any, int]:
+        return phase.read, batch_size(phase, self._settings)
+
+
+def batch_size(phase: Phase, settings: Train) -> int:
+    """Cases that a step of the phase takes, over all devices."""
+    return phase.batch or settings.batch
+
+
+def _seed(seed: int, number: int) -> int:
+    if number == 0:
+        return seed
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])

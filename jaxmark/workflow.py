@@ -1,0 +1,387 @@
+"""The stages of an experiment as functions: raw scans in, a trained detector and its errors out.
+
+    run = prepare(experiment, "runs/mine")
+    train(run)
+    predict(run)
+    print(evaluate(run)["mre_mm"], report(run))
+
+or `run_stages(experiment, "runs/mine")`, which also keeps others out of the work dir meanwhile.
+`load_model("runs/mine")` finds landmarks in scans never seen. The command line (`main`) is made of
+these; they know no flags, print lines of progress, and raise `InputError` for what the user can
+mend.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from jaxmark import trained
+from jaxmark.config import SCHEMA_VERSION, Experiment, check_same, to_json, validate
+from jaxmark.core.anatomy import scheme_of
+from jaxmark.data.cases import PreparedCase
+from jaxmark.data.cohort import read_cohort
+from jaxmark.data.frame import load_frame, save_frame
+from jaxmark.data.prepare import Prepared, cache_folder, prepare_cohort, prepared_shape
+from jaxmark.data.unpaired import place_unpaired, read_unpaired
+from jaxmark.inference import calibration
+from jaxmark.inference.model import TrainedModel
+from jaxmark.inference.predictor import Found, Predictor
+from jaxmark.methods.method import LandmarkSets, Method, Task, Variables
+from jaxmark.results import batch, contact_sheet, predictions
+from jaxmark.results import evaluate as evaluation
+from jaxmark.results import report as reports
+from jaxmark.system import processes
+from jaxmark.system.devices import data_mesh, local_mesh, platform
+from jaxmark.system.errors import InputError
+from jaxmark.system.files import read_json, write_json
+from jaxmark.system.fingerprints import json_key
+from jaxmark.system.lock import locked
+from jaxmark.system.messages import say
+from jaxmark.training.checkpoints import load_variables
+from jaxmark.training.loop import train as train_method
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """An experiment in its work dir, with the cohort prepared: what its stages share."""
+
+    experiment: Experiment
+    workdir: Path
+    mesh: Mesh
+    prepared: Prepared
+    unpaired: LandmarkSets | None
+    method: Method
+
+    @functools.cached_property
+    def predictor(self) -> Predictor:
+        """Compiled once for all stages."""
+        return Predictor(self.method, self.experiment.predict.batch, self.mesh)
+
+    def variables(self) -> tuple[int, Variables]:
+        """The step and the variables that `config.predict.checkpoint` names."""
+        return _load_variables(self.method, self.experiment, self.workdir, self.mesh)
+
+    def find(self, variables: Variables, cases: Sequence[PreparedCase], what: str) -> list[Found]:
+        """Landmarks of prepared cases, with a progress bar called `what`."""
+        found = self.predictor(variables, (case.volume for case in cases))
+        bar = tqdm(found, total=len(cases), desc=what, unit="scan", disable=not processes.primary())
+        return list(bar)
+
+    def evaluated(self) -> tuple[str, list[PreparedCase]]:
+        """`config.predict.split` and its cases; where it is empty, test, or val without a test."""
+        chosen = self.experiment.predict.split
+        name = chosen or ("test" if self.prepared.splits["test"] else "val")
+        cases = self.prepared.split(name)
+        if not cases:
+            raise InputError("config.predict.split", f"the split {name!r} has no cases")
+        return name, cases
+
+
+def prepare(experiment: Experiment, workdir: str | Path) -> Run:
+    """The cohort, own or phantom, prepared or found in the cache, and the method for it.
+
+    Writes config, frame and contact sheets into the work dir. Raises InputError for bad input, and
+    where the work dir holds a model of another config, which must not be overwritten.
+    """
+    workdir, mesh = Path(workdir), data_mesh()
+    validate(experiment)
+    path = workdir / "config.json"
+    if path.exists() and (workdir / "checkpoints").exists():
+        check_same(read_json(path, SCHEMA_VERSION), experiment, path)
+    with processes.primary_first("preparation"):
+        prepared, unpaired = _prepare(experiment, workdir)
+    task = task_of(experiment, prepared.landmarks, mesh)
+    task = dataclasses.replace(task, unpaired=unpaired, presence=prepared.presence)
+    method = experiment.method.build(task)
+    return Run(experiment, workdir, mesh, prepared, unpaired, method)
+
+
+def train(run: Run) -> None:
+    """Train, or go on, and write what predictions of the validation cases show of the model."""
+    train_method(
+        run.method,
+        run.experiment,
+        cases=run.prepared.split("train"),
+        validation=run.prepared.split("val"),
+        landmarks=run.prepared.landmarks,
+        workdir=run.workdir,
+        mesh=run.mesh,
+        unpaired=run.unpaired,
+    )
+    calibrate(run, *run.variables())
+
+
+def predict(run: Run) -> None:
+    """Landmarks of the evaluated split's cases, as files in the work dir's `predictions/`."""
+    step, variables = run.variables()
+    calibrate(run, step, variables)
+    split, cases = run.evaluated()
+    say(f"predicting the {len(cases)} cases of split {split!r} with the model of step {step}")
+    found = run.find(variables, cases, "predicting")
+    if not processes.primary():
+        return
+    landmarks, settings = run.prepared.landmarks, run.experiment.predict
+    promises = {
+        name: calibration.load(run.workdir, landmarks, step, name, settings.coverage)
+        for name in run.experiment.method.decoders
+    }
+    folder = run.workdir / "predictions"
+    predictions.write_split(found, landmarks, settings.decoder, promises, folder)
+    learned = predictions.write_learned(run.method, variables.params, landmarks, folder)
+    if learned:
+        say(learned)
+
+
+def calibrate(run: Run, step: int, variables: Variables) -> None:
+    """Write what predictions of the validation cases show of a model, if it is not written."""
+    cases = run.prepared.split("val")
+    if not cases:
+        return
+    landmarks, settings = run.prepared.landmarks, run.experiment.predict
+    known = False
+    # Of another step, or damaged: made anew.
+    with contextlib.suppress(InputError):
+        if (run.workdir / calibration.FILE).exists():
+            calibration.load(run.workdir, landmarks, step, settings.decoder, settings.coverage)
+            known = True
+    if processes.from_primary("calibration", known):
+        return
+    found = run.find(variables, cases, "calibrating")
+    if processes.primary():
+        calibration.save(calibration.observe(found, cases, landmarks, step), run.workdir)
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    """Errors of the predictions in the work dir, into its `evaluation/`; the figures by name.
+
+    Of several processes the primary alone does it, and the others' figures are empty.
+    """
+    split, cases = run.evaluated()
+    if not processes.primary():
+        return {}
+    settings = run.experiment.predict
+    summary = evaluation.evaluate_cases(
+        run.prepared.split("train"),
+        cases,
+        landmarks=run.prepared.landmarks,
+        thresholds_mm=run.experiment.evaluate.sdr_thresholds_mm,
+        # Promises that were learned from these cases can't be judged by them.
+        promised=None if split == "val" else settings.coverage,
+        predictions=run.workdir / "predictions" / f"landmarks_{settings.decoder}.csv",
+        folder=run.workdir / "evaluation",
+    )
+    say(evaluation.headline(summary))
+    return summary
+
+
+def report(run: Run) -> Path:
+    """One page about the run, of what is in its work dir; where it is."""
+    page = run.workdir / reports.PAGE
+    if processes.primary():
+        _, cases = run.evaluated()
+        points = evaluation.read_points(run.workdir / "evaluation")
+        overlays = reports.overlay_cases(points, cases)
+        reports.write_report(run.workdir, overlays, run.experiment.method.metrics)
+        say(f"report: {page}")
+    return page
+
+
+# What follows `prepare`, in order.
+_AFTER: dict[str, Callable[[Run], Any]] = {
+    "train": train,
+    "predict": predict,
+    "evaluate": evaluate,
+    "report": report,
+}
+STAGES = ("prepare", *_AFTER)
+
+
+def run_stages(experiment: Experiment, workdir: str | Path, stages: Sequence[str] = STAGES) -> None:
+    """Some of `STAGES` in their order; what an earlier run has begun is continued.
+
+    Raises:
+      InputError: bad input, or another run is in the work dir.
+      Interrupted: SIGTERM or Ctrl-C came while training; all steps so far are saved.
+      FloatingPointError: a loss or parameter is not finite.
+    """
+    with owned(Path(workdir)):
+        run = prepare(experiment, workdir)
+        for name, stage in _AFTER.items():
+            if name in stages:
+                stage(run)
+
+
+@contextlib.contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """The folder is this run's alone; of several processes the primary asks for it."""
+    with contextlib.ExitStack() as stack:
+        with processes.primary_first(f"lock of {folder}"):
+            if processes.primary():
+                stack.enter_context(locked(folder))
+        yield
+
+
+def load_model(
+    workdir: str | Path, experiment: Experiment | None = None, mesh: Mesh | None = None
+) -> TrainedModel:
+    """The trained model in a work dir, ready for scans never seen.
+
+    Args:
+      experiment: how it is used (`predict`, `data.workers`); None: as it was trained.
+      mesh: of devices; None: those of this process.
+
+    Raises:
+      InputError: the work dir holds no model, or one of another method or crop.
+    """
+    workdir, mesh = Path(workdir), mesh or local_mesh()
+    experiment = validate(experiment or trained.get_config(str(workdir)))
+    path, preparation = workdir / "config.json", workdir / "preparation"
+    check_same(read_json(path, SCHEMA_VERSION), experiment, workdir, parts=("method",))
+    frame, landmarks = load_frame(preparation)
+    if frame.shape != prepared_shape(experiment.data):
+        raise InputError(
+            "config.data.crop", f"with its margin is not {frame.shape}, the model's in {workdir}"
+        )
+    method = experiment.method.build(task_of(experiment, landmarks, mesh))
+    step, variables = _load_variables(method, experiment, workdir, mesh)
+    settings = experiment.predict
+    return TrainedModel(
+        experiment=experiment,
+        preparation=preparation,
+        frame=frame,
+        landmarks=landmarks,
+        predictor=Predictor(method, settings.batch, mesh),
+        variables=variables,
+        calibration=calibration.load(workdir, landmarks, step, settings.decoder, settings.coverage),
+    )
+
+
+def predict_batch(
+    experiment: Experiment, workdir: str | Path, scans: str | Path, folder: str | Path
+) -> batch.Outcome:
+    """Landmarks of a raw scan, or of all below a folder, by the model in a work dir, as files."""
+    workdir, folder = Path(workdir), Path(folder)
+    # What is quickly seen first: loading the model takes seconds, finding scans may take minutes.
+    config = workdir / "config.json"
+    if not config.is_file():
+        raise InputError(workdir, f"holds no trained model: there is no {config.name}")
+    sources = batch.scans_at(Path(scans))
+    # Each process predicts scans of its own.
+    model = load_model(workdir, experiment)
+    with owned(folder / "batch"):
+        outcome = batch.predict_scans(model, sources, folder)
+    say(outcome.summary(folder))
+    for error in outcome.failures.values():
+        say(f"failed: {error}")
+    return outcome
+
+
+def write_phantom(experiment: Experiment, folder: str | Path) -> None:
+    """The experiment's synthetic cohort as files for any tool."""
+    if experiment.phantom is None:
+        raise InputError("config.phantom", f"experiment {experiment.name!r} has none")
+    with processes.primary_first("phantom"):
+        experiment.phantom.write(Path(folder), experiment.data.workers)
+    say(f"synthetic cohort written to {folder}")
+
+
+def task_of(experiment: Experiment, landmarks: Sequence[str], mesh: Mesh) -> Task:
+    """What the method has to find, on these devices; bfloat16 where there is an accelerator."""
+    data, kind = experiment.data, platform(mesh)
+    scheme = scheme_of(landmarks)
+    if experiment.augment.flip and not scheme.symmetric_pairs:
+        raise InputError(
+            "config.augment.flip",
+            "exchanges right and left, but no landmarks are called R and L, or right and left",
+        )
+    return Task(
+        scheme=scheme,
+        crop=data.crop,
+        margin=data.margins,
+        spacing_mm=data.spacing_mm,
+        augment=experiment.augment,
+        platform=kind,
+        dtype=jnp.float32 if kind == "cpu" else jnp.bfloat16,
+    )
+
+
+def _load_variables(
+    method: Method, experiment: Experiment, workdir: Path, mesh: Mesh
+) -> tuple[int, Variables]:
+    return load_variables(workdir, experiment.predict.checkpoint, method.init, mesh)
+
+
+def _prepare(experiment: Experiment, workdir: Path) -> tuple[Prepared, LandmarkSets | None]:
+    """The prepared cohort, and the unpaired one for methods that learn from it."""
+    data = experiment.data
+    if not data.root:
+        if experiment.phantom is None:
+            raise InputError("config.data.root", "is empty; set it to the folder of your scans")
+        root = _phantom_in_cache(experiment)
+        scheme = experiment.phantom.scheme
+        data = dataclasses.replace(data, root=str(root), landmarks=scheme.landmarks)
+    cohort = read_cohort(data)
+    # Read before anything is prepared: a mistake in it should show at once.
+    sets = read_unpaired(data, cohort.names) if experiment.method.needs_unpaired else None
+    begin = time.monotonic()
+    prepared = prepare_cohort(cohort, data)
+    sizes = ", ".join(f"{len(cases)} {split}" for split, cases in prepared.splits.items())
+    say(
+        f"prepared cases: {sizes}; {len(prepared.landmarks)} landmarks; "
+        f"{time.monotonic() - begin:.1f} s; cache {cache_folder(data)}"
+    )
+    for line in prepared.warnings():
+        say(f"warning: {line}")
+    unpaired = None
+    if sets is not None:
+        path, by_case = sets
+        unpaired = _place_unpaired(by_case, prepared, data.unpaired_align, path)
+    if processes.primary():
+        write_json(
+            workdir / "config.json", {"schema_version": SCHEMA_VERSION, **to_json(experiment)}
+        )
+        preparation = workdir / "preparation"
+        save_frame(prepared.frame, prepared.landmarks, preparation)
+        sheets = contact_sheet.write_contact_sheets(prepared, preparation)
+        say(f"look at the prepared cases: {', '.join(map(str, sheets))}")
+    return prepared, unpaired
+
+
+def _phantom_in_cache(experiment: Experiment) -> Path:
+    """The synthetic cohort's folder; made if it is not there."""
+    phantom, data = experiment.phantom, experiment.data
+    fields = {k: v for k, v in to_json(experiment)["phantom"].items() if k != "class"}
+    key = json_key({"recipe": phantom.recipe_version, **fields})
+    root = cache_folder(data) / f"phantom-{key}"
+    phantom.write(root, data.workers)
+    return root
+
+
+def _place_unpaired(
+    sets: dict[str, np.ndarray], prepared: Prepared, align: str, path: Path
+) -> LandmarkSets:
+    """Landmarks without scans as methods take them; says how many there are."""
+    ijk = place_unpaired(sets, prepared.split("train"), prepared.frame, align, path)
+    present = np.isfinite(ijk).all(-1)
+    given = sum(int(np.isfinite(points).all(-1).sum()) for points in sets.values())
+    outside = given - int(present.sum())
+    say(
+        f"landmarks of {len(sets)} people without scans, {path}: {present.sum()} points"
+        + (f"; {outside} more lie outside of the prepared volume and are left out" * bool(outside))
+    )
+    if not present.any():
+        raise InputError(
+            path,
+            "no landmark lies in the prepared volume; are the sets in another frame? "
+            "--config.data.unpaired_align=rigid",
+        )
+    return LandmarkSets(np.nan_to_num(ijk).astype(np.float32), present)
