@@ -38,7 +38,8 @@ from jaxmark.data.prepare import read_alignment
 from jaxmark.data.scans import Scan, read_scan, write_scan
 from jaxmark.data.transforms import read_transform
 from jaxmark.data.unpaired import read_unpaired
-from jaxmark.results import batch, calibration
+from jaxmark.inference import calibration
+from jaxmark.results import batch
 from jaxmark.results.evaluate import Points, evaluate, read_points, read_summary
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import sealed, write_json

@@ -16,14 +16,12 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from jaxmark import trained
 from jaxmark.core.geometry import apply_affine, compose_affine, spread_rotations
 from jaxmark.data.landmarks import read_table
 from jaxmark.data.registration import resample
 from jaxmark.data.scans import Scan, read_scan, write_scan
-from jaxmark.main import load_model
 from jaxmark.results.batch import predict_scans, scans_at
-from jaxmark.system.devices import data_mesh
+from jaxmark.workflow import load_model
 
 FLIPS = ((0,), (1,), (2,), (0, 1, 2))
 ORDERS = ((1, 0, 2), (2, 0, 1), (0, 2, 1))
@@ -61,8 +59,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5, help="random rotations a scan")
     arguments = parser.parse_args()
     logging.set_verbosity(logging.ERROR)
-    experiment = trained.get_config(arguments.checkpoint)
-    model = load_model(experiment, Path(arguments.checkpoint), data_mesh())
+    model = load_model(arguments.checkpoint)
     rng = np.random.default_rng(0)
     moved: dict[str, list[np.ndarray]] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -81,7 +78,7 @@ def main() -> None:
     for key, (case, kind) in kinds.items():
         distance = np.linalg.norm(points[key] - points[f"{case}-0"], axis=-1)
         moved.setdefault(kind, []).append(distance)
-    voxel = max(experiment.data.spacing_mm)
+    voxel = max(model.experiment.data.spacing_mm)
     print(f"{len(points[f'{case}-0'])} landmarks; a voxel is up to {voxel:g} mm wide")
     print("| stored | scans | median moved (mm) | 95 % | largest | under a voxel |")
     print("|---|---|---|---|---|---|")

@@ -266,12 +266,14 @@ def _predict(request: Request) -> int:
 
 def _phantom(request: Request) -> int:
     request.no_scans()
-    experiment = request.experiment
-    if experiment.phantom is None:
-        raise InputError("--mode=phantom", f"experiment {experiment.name!r} has no phantom")
-    if request.output is None:
-        raise InputError("--output", "is required with --mode=phantom: the folder of the cohort")
-    workflow.write_phantom(experiment, request.output)
+    name = request.experiment.name
+    with processes.primary_first("phantom"):
+        if request.experiment.phantom is None:
+            raise InputError("--mode=phantom", f"experiment {name!r} has no phantom")
+        if request.output is None:
+            problem = "is required with --mode=phantom: the folder of the cohort"
+            raise InputError("--output", problem)
+        workflow.write_phantom(request.experiment, request.output)
     return 0
 
 

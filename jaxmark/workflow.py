@@ -122,9 +122,9 @@ def train(run: Run) -> None:
 
 def predict(run: Run) -> None:
     """Landmarks of the evaluated split's cases, as files in the work dir's `predictions/`."""
+    split, cases = run.evaluated()
     step, variables = run.variables()
     calibrate(run, step, variables)
-    split, cases = run.evaluated()
     say(f"predicting the {len(cases)} cases of split {split!r} with the model of step {step}")
     found = run.find(variables, cases, "predicting")
     if not processes.primary():
@@ -289,8 +289,7 @@ def write_phantom(experiment: Experiment, folder: str | Path) -> None:
     """The experiment's synthetic cohort as files for any tool."""
     if experiment.phantom is None:
         raise InputError("config.phantom", f"experiment {experiment.name!r} has none")
-    with processes.primary_first("phantom"):
-        experiment.phantom.write(Path(folder), experiment.data.workers)
+    experiment.phantom.write(Path(folder), experiment.data.workers)
     say(f"synthetic cohort written to {folder}")
 
 

@@ -23,7 +23,7 @@ from jaxmark.data.cases import PreparedCase, save_case
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.landmarks import write_fcsv, write_mrk_json, write_table
 from jaxmark.data.phantoms.cow.cohort import CirclePhantom, write_cohort
-from jaxmark.data.prepare import prepare
+from jaxmark.data.prepare import prepare_cohort
 from jaxmark.data.scans import write_scan
 from jaxmark.results.contact_sheet import write_contact_sheets
 from jaxmark.system.errors import InputError
@@ -77,19 +77,19 @@ def fails(call: Callable[[], object], problem: str, below: Path) -> None:
 def on_a_disk_that_preparation_fills(disk: Path, folder: Path) -> None:
     data = dataclasses.replace(small_cohort(folder), cache=str(disk))
     cohort = read_cohort(data)
-    fails(lambda: prepare(cohort, data), FULL, disk)
+    fails(lambda: prepare_cohort(cohort, data), FULL, disk)
     before = state(disk)
     assert 1 <= len([path for path in before if path.name == "image.npy"]) <= 4
     assert not [path for path in disk.rglob("*") if path.name.startswith(".")]
     remount(disk, "size=4m")
     data = dataclasses.replace(data, workers=1)
-    prepared = prepare(cohort, data)
+    prepared = prepare_cohort(cohort, data)
     # It went on where it had stopped, and nothing of it was damaged.
     assert before.items() <= state(disk).items() and prepared.mended == ()
     remount(disk, "ro")
-    assert prepare(cohort, data).cases.keys() == prepared.cases.keys()
+    assert prepare_cohort(cohort, data).cases.keys() == prepared.cases.keys()
     other = dataclasses.replace(data, spacing_mm=(2.5, 2.5, 2.5))
-    fails(lambda: prepare(cohort, other), READ_ONLY, disk)
+    fails(lambda: prepare_cohort(cohort, other), READ_ONLY, disk)
     fails(lambda: write_contact_sheets(prepared, disk / "new"), READ_ONLY, disk)
 
 

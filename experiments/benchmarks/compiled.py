@@ -14,7 +14,6 @@ from experiments.benchmarks.common import Options, Row, Spec
 from experiments.benchmarks.contenders import bytes_at_once
 from experiments.benchmarks.methods import MethodContender
 from experiments.benchmarks.timing import Worker, WorkerError, ratio
-from jaxmark.core import slabs
 from jaxmark.methods.method import State
 
 METHOD = (
@@ -102,8 +101,6 @@ class CompiledContender(MethodContender):
 
     def facts(self, work: str, channels: str) -> dict[str, Any]:  # type: ignore[override]
         """Bytes at once, bytes moved by kind, the largest kernels, seconds to compile."""
-        # Slabs are of a size that suits where they run, not where they are compiled.
-        slabs.SLAB_VOXELS_CPU = slabs.SLAB_VOXELS
         target = topologies.get_topology_desc(
             platform="cuda", target_config=TARGET, topology="1x1x1"
         )

@@ -17,9 +17,21 @@ from jax.typing import DTypeLike
 
 from experiments.benchmarks.common import Spec, Weights, example
 from jaxmark.config import Augment
+from jaxmark.core.anatomy import scheme_of
 from jaxmark.core.augmentation import centre_crop
 from jaxmark.methods.heatmap import HeatmapRegression
-from jaxmark.methods.method import Batch, Method, Metrics, Params, Phase, Prediction, State, Task
+from jaxmark.methods.method import (
+    Batch,
+    Method,
+    Metrics,
+    Params,
+    Phase,
+    Prediction,
+    State,
+    Task,
+    Variables,
+    whole_volume_stage,
+)
 from jaxmark.models.unet import ResidualUNet
 from jaxmark.training.sharding import sharded_init
 
@@ -83,11 +95,12 @@ def network(name: str, spec: Spec, dtype: DTypeLike) -> ResidualUNet | NaiveUNet
 def task(spec: Spec, dtype: DTypeLike) -> Task:
     """What a method has to find; the crop stays in the middle."""
     return Task(
-        landmarks=tuple(map(str, range(spec.landmarks))),
+        scheme=scheme_of([str(k) for k in range(spec.landmarks)]),
         crop=spec.volume,
-        margin=spec.margin,
+        margin=(spec.margin,) * 3,
         spacing_mm=spec.spacing_mm,
         augment=Augment(translation_voxels=0),
+        platform=spec.platform,
         dtype=dtype,
     )
 
@@ -113,12 +126,13 @@ def gaussians(points: Array, spec: Spec) -> Array:
 
 def naive_method(spec: Spec, dtype: DTypeLike) -> Method:
     """The same training step and prediction with `NaiveUNet` and a target held in memory."""
-    net = network("naive", spec, dtype)
+    net, margin = network("naive", spec, dtype), (spec.margin,) * 3
     optimizer = optax.adam(spec.learning_rate)
 
     def init(key: Array) -> State:
         params = {"generator": net.init(key, jnp.zeros((1, *spec.volume, 1)))}
-        return State(jnp.zeros((), jnp.int32), params, {"generator": optimizer.init(params)})
+        adam = {"generator": optimizer.init(params)}
+        return State(step=jnp.zeros((), jnp.int32), params=params, optimizer=adam)
 
     def loss(params: Params, image: Array, target: Array, present: Array) -> Array:
         heatmaps: Any = net.apply(params["generator"], image)
@@ -127,7 +141,7 @@ def naive_method(spec: Spec, dtype: DTypeLike) -> Method:
 
     def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
         del key
-        image = centre_crop(batch.image, spec.margin).astype(jnp.float32)
+        image = centre_crop(batch.image, margin).astype(jnp.float32)
         points = batch.landmarks_ijk - spec.margin
         # The barrier keeps XLA from fusing the target away, as if a data loader had made it.
         target = lax.optimization_barrier(gaussians(points, spec))
@@ -136,15 +150,17 @@ def naive_method(spec: Spec, dtype: DTypeLike) -> Method:
         update, adam = optimizer.update(gradient, adam, state.params)
         params = optax.apply_updates(state.params, update)
         metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradient)}
-        return State(state.step + 1, params, {"generator": adam}), metrics
+        new = State(step=state.step + 1, params=params, optimizer={"generator": adam})
+        return new, metrics
 
-    def predict(params: Params, image: Array) -> Prediction:
-        heatmaps: Any = net.apply(params["generator"], image)
+    def predict(variables: Variables, image: Array) -> Prediction:
+        heatmaps: Any = net.apply(variables.params["generator"], image)
         flat = heatmaps.reshape(len(image), -1, spec.landmarks)
         peak = jnp.stack(jnp.unravel_index(flat.argmax(1), spec.volume), axis=-1)
-        return Prediction(peak, peak, score=flat.max(1), evidence=flat.max(1))
+        return Prediction({"argmax": peak}, score=flat.max(1), evidence=flat.max(1))
 
-    return Method(init=init, phases=(Phase("naive", 1, step),), predict=predict)
+    stages = whole_volume_stage(task(spec, dtype), predict)
+    return Method(init=init, phases=(Phase("naive", 1, step),), stages=stages)
 
 
 METHODS = {"jaxmark": own_method, "naive": naive_method}
@@ -198,20 +214,20 @@ class JaxContender:
 
     def traced(self, work: str, dtype: str, data: tuple[State, Batch, Array]) -> Any:
         """`work` on such data (arrays, or their shapes and where they are), not compiled yet."""
-        method, margin = self.method(dtype), self.spec.margin
+        method = self.method(dtype)
         phase = method.phases[self.phase]
         state, batch, key = data
 
         def train(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
             return phase.step(state, batch, jax.random.fold_in(key, state.step))
 
-        def predict(params: Params, image: Array) -> tuple[Array, Array]:
-            found = method.predict(params, centre_crop(image, margin).astype(jnp.float32))
+        def predict(variables: Variables, image: Array) -> tuple[Array, Array]:
+            found = method.stages[0].run(variables, {"image": image})
             # XLA leaves sub-voxel decoding out, as nothing asks for it.
-            return found.argmax_ijk, found.score
+            return found.positions_ijk["argmax"], found.score
 
         if work == "inference":
-            return jax.jit(predict).lower(state.params, batch.image)
+            return jax.jit(predict).lower(state.variables, batch.image)
         return jax.jit(train, donate_argnums=0).lower(state, batch, key)
 
     def prepare(self, work: str) -> float:
@@ -228,7 +244,7 @@ class JaxContender:
         begin = time.perf_counter()
         for _ in range(count):
             if work == "inference":
-                result = program(state.params, self.batch.image)
+                result = program(state.variables, self.batch.image)
             else:
                 state, result = program(state, self.batch, self.key)
         jax.block_until_ready((state, result))
@@ -249,12 +265,12 @@ class JaxContender:
     def outcome(self, dtype: str) -> dict[str, Any]:
         """What one step and inference from the same start give; see `step.differences`."""
         state = self.initial()
-        image = centre_crop(self.batch.image, self.spec.margin).astype(jnp.float32)
+        image = centre_crop(self.batch.image, (self.spec.margin,) * 3).astype(jnp.float32)
         with self._precision(dtype):
             kind = "naive" if self.name == "naive" else "jaxmark"
             apply = jax.jit(network(kind, self.spec, jnp.dtype(dtype)).apply)
             heatmaps = np.asarray(apply(state.params["generator"], image))
-        found, _ = self.program("inference", dtype)(state.params, self.batch.image)
+        found, _ = self.program("inference", dtype)(state.variables, self.batch.image)
         state, metrics = self.program("step", dtype)(state, self.batch, self.key)
         # After one step Adam's first moment is the gradient times 1 - beta_1.
         moments = {k: optax.tree.get(v, "mu") for k, v in state.optimizer.items()}

@@ -187,7 +187,7 @@ def measure(fixed: Image, moving: Image, metric: str, kind: str) -> Outcome:
         carried_mm=mean_distance(carried, moving.landmarks_mm),
         best_mm=mean_distance(fitted, moving.landmarks_mm),
         quality=result.quality,
-        margin=result.margin,
+        margin=result.lead,
         cpu_s=cpu_s,
     )
 

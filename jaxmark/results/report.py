@@ -84,14 +84,12 @@ def overlay_cases(points: Points, cases: Sequence[PreparedCase]) -> list[Overlay
     return overlays
 
 
-def write_report(
-    workdir: Path, overlays: Sequence[OverlayCase], metrics_of: Mapping[str, str]
-) -> Path:
+def write_report(workdir: Path, overlays: Sequence[OverlayCase], kinds: Mapping[str, str]) -> Path:
     """Write `workdir/report/index.html` and return its path.
 
     Reads `config.json`, `evaluation/` and, where they are there, `logs/` and
     `predictions/learned.json` of the work dir.
-    `overlays` are the cases to show, usually those of `choose_cases`; `metrics_of` says what the
+    `overlays` are the cases to show, usually those of `choose_cases`; `kinds` says what the
     log's numbers are, as a method's `metrics` do. The page holds its pictures
     and refers to nothing outside itself. Raises InputError for a missing or damaged file.
     """
@@ -102,7 +100,7 @@ def write_report(
     log, speed = read_records(workdir / METRICS), read_records(workdir / SPEED)
     learned = read_learned(workdir / "predictions", points.landmarks)
 
-    curves = figures.training_curves(log, metrics_of)
+    curves = figures.training_curves(log, kinds)
     floors = summary["floors"]
     thresholds = [float(threshold) for threshold in summary["sdr"]]
     sections = [

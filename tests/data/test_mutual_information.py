@@ -103,7 +103,7 @@ def test_recovers_a_map_in_another_contrast(kind: Kind, linear: np.ndarray) -> N
     result = register_mutual_information(_FIXED, _moved(truth, 0, _SECOND), kind)
     assert _worst_mm(result, truth) < 0.25 * _SPACING_MM
     assert 0.2 < result.quality <= 1
-    assert result.margin > 0.02
+    assert result.lead > 0.02
     if kind != "affine":
         gram = result.fixed_to_moving[:3, :3].T @ result.fixed_to_moving[:3, :3]
         np.testing.assert_allclose(gram, np.cbrt(np.linalg.det(linear)) ** 2 * np.eye(3), atol=0.02)
@@ -160,13 +160,13 @@ def test_a_near_search_stays_near() -> None:
 
 def test_same_scans_same_result_on_any_number_of_cores() -> None:
     result = _search(_moved(_small_motion(6), 6, _SECOND))
-    expected = [result.fixed_to_moving.tobytes().hex(), result.quality.hex(), result.margin.hex()]
+    expected = [result.fixed_to_moving.tobytes().hex(), result.quality.hex(), result.lead.hex()]
 
     # ITK reads how many threads it may use when it starts.
     code = (
         "import test_mutual_information as t\n"
         "r = t._search(t._moved(t._small_motion(6), 6, t._SECOND))\n"
-        "print(r.fixed_to_moving.tobytes().hex(), r.quality.hex(), r.margin.hex())"
+        "print(r.fixed_to_moving.tobytes().hex(), r.quality.hex(), r.lead.hex())"
     )
     folder = Path(__file__).parent
     path = os.pathsep.join([str(folder), str(folder.parent), *sys.path])

@@ -20,7 +20,7 @@ from jaxmark.data.cohort import read_cohort
 from jaxmark.data.frame import Frame, load_frame, prepare_scan, save_frame
 from jaxmark.data.landmarks import write_mrk_json
 from jaxmark.data.phantoms.cow.cohort import CirclePhantom, write_cohort
-from jaxmark.data.prepare import prepare, quality_limit
+from jaxmark.data.prepare import prepare_cohort, quality_limit
 from jaxmark.data.scans import Scan, read_scan, write_scan
 from jaxmark.data.transforms import read_transform
 from jaxmark.system.errors import InputError
@@ -48,7 +48,7 @@ def data(cohort_folder, tmp_path):
 
 
 def prepare_all(data):
-    return prepare(read_cohort(data), data)
+    return prepare_cohort(read_cohort(data), data)
 
 
 def write_case(data, name, voxels, ijk_to_lps, points):
@@ -158,7 +158,7 @@ def test_the_frame_of_a_model_prepares_a_scan_never_seen(data, tmp_path):
     scan = prepare_scan(read_cohort(data).cases[case.name].scan, frame)
     np.testing.assert_array_equal(scan.image, case.image())
     np.testing.assert_array_equal(scan.ijk_to_lps, case.ijk_to_lps)
-    assert scan.coverage == case.coverage
+    assert scan.overlap == case.overlap
 
 
 def test_registered_cases_overlap_although_their_worlds_differ(data, tmp_path):
@@ -338,9 +338,9 @@ def test_doubts_are_said_of_each_case_and_in_the_table(data):
     prepared = prepare_all(data)
     names = list(prepared.cases)
     cases = dict(prepared.cases)
-    cases[names[0]] = dataclasses.replace(cases[names[0]], quality=0.2, margin=0.5)
-    cases[names[1]] = dataclasses.replace(cases[names[1]], quality=0.9, margin=0.001)
-    cases[names[2]] = dataclasses.replace(cases[names[2]], quality=0.9, coverage=0.3)
+    cases[names[0]] = dataclasses.replace(cases[names[0]], quality=0.2, lead=0.5)
+    cases[names[1]] = dataclasses.replace(cases[names[1]], quality=0.9, lead=0.001)
+    cases[names[2]] = dataclasses.replace(cases[names[2]], quality=0.9, overlap=0.3)
     frame = dataclasses.replace(prepared.frame, quality_limit=0.8)
     doubted = dataclasses.replace(prepared, cases=cases, frame=frame)
     assert list(doubted.doubts()) == names[:3]

@@ -82,7 +82,7 @@ def test_recovers_a_turn_of_120_degrees(kind: Kind, linear: np.ndarray) -> None:
     result = register(_FIXED, _moved(truth, rng), kind)
     assert _worst_mm(result, truth) < 0.15 * _SPACING_MM
     assert result.quality > 0.9
-    assert result.margin > 0.01
+    assert result.lead > 0.01
     if kind != "affine":
         scale = np.cbrt(np.linalg.det(linear))
         gram = result.fixed_to_moving[:3, :3].T @ result.fixed_to_moving[:3, :3]
@@ -136,7 +136,7 @@ def test_none_is_the_identity_and_center_a_translation() -> None:
     center = register(_FIXED, scan, "center")
     np.testing.assert_allclose(center.fixed_to_moving, compose_affine(np.eye(3), shift), atol=0.01)
     assert center.quality == pytest.approx(1, abs=1e-4)
-    assert center.margin == np.inf
+    assert center.lead == np.inf
 
 
 def test_same_scans_same_result() -> None:
@@ -144,7 +144,7 @@ def test_same_scans_same_result() -> None:
     scan = _moved(compose_affine(random_rotation(rng), np.zeros(3)), rng)
     first, second = (register(_FIXED, scan, "affine") for _ in range(2))
     np.testing.assert_array_equal(first.fixed_to_moving, second.fixed_to_moving)
-    assert (first.quality, first.margin) == (second.quality, second.margin)
+    assert (first.quality, first.lead) == (second.quality, second.lead)
 
 
 def test_refuses_what_cannot_be_registered() -> None:
@@ -249,4 +249,4 @@ def test_real_heads_carry_landmarks_over(kind: Kind) -> None:
     result = register(fixed, moving, kind)
     errors_mm = np.linalg.norm(apply_affine(result.fixed_to_moving, fixed_mm) - moving_mm, axis=1)
     assert errors_mm.mean() < 1
-    assert result.margin > 0.05
+    assert result.lead > 0.05

@@ -13,18 +13,20 @@ from conftest import random_rotation, refused
 from malformed_scans import FILES, GREEDY
 from PIL import Image
 
-from jaxmark.config import Data, Experiment, Predict
+from jaxmark.config import Augment, Data, Experiment, Predict
+from jaxmark.core.anatomy import scheme_of
 from jaxmark.core.calibration import PresenceModel
 from jaxmark.core.geometry import apply_affine, compose_affine
 from jaxmark.data.frame import Frame, save_frame
 from jaxmark.data.landmarks import read_landmarks
 from jaxmark.data.registration import resample
 from jaxmark.data.scans import Scan, read_scan, to_image, write_scan
+from jaxmark.inference.calibration import Calibration
+from jaxmark.inference.model import TrainedModel
 from jaxmark.inference.predictor import Predictor
 from jaxmark.methods.heatmap import HeatmapRegression
-from jaxmark.methods.method import Method, Prediction
-from jaxmark.results.batch import Model, predict_scans, scans_at
-from jaxmark.results.calibration import Calibration
+from jaxmark.methods.method import Method, Prediction, Task, Variables, whole_volume_stage
+from jaxmark.results.batch import predict_scans, scans_at
 from jaxmark.system.devices import data_mesh
 
 NAMES = ("all", "bright")
@@ -56,10 +58,11 @@ class Centres:
     """Stands for a trained network: centres of mass, which move smoothly with the image."""
 
     def build(self):
-        return Method(init=None, phases=(), predict=self.predict)
+        task = Task(scheme_of(NAMES), CROP, (MARGIN,) * 3, SPACING, Augment())
+        return Method(init=None, phases=(), stages=whole_volume_stage(task, self.predict))
 
     @staticmethod
-    def predict(params, image):
+    def predict(variables, image):
         volume = image[..., 0]
         grids = jnp.stack(jnp.meshgrid(*map(jnp.arange, volume.shape[1:]), indexing="ij"), -1)
 
@@ -67,9 +70,10 @@ class Centres:
             return jnp.einsum("bxyz,xyzi->bi", weight, grids) / weight.sum((1, 2, 3))[:, None]
 
         mass = jnp.maximum(volume - 0.1, 0)
-        found = jnp.stack([centre(mass), centre(mass**6)], 1) + params["shift"]
+        found = jnp.stack([centre(mass), centre(mass**6)], 1) + variables.params["shift"]
         peak = volume.max((1, 2, 3))[:, None] * jnp.ones((1, 2))
-        return Prediction(jnp.round(found), found, score=peak, evidence=peak * jnp.array([1, -1.0]))
+        positions = {"argmax": jnp.round(found), "subvoxel": found}
+        return Prediction(positions, score=peak, evidence=peak * jnp.array([1, -1.0]))
 
 
 def model(folder, register="none", workers=1, shift=0.0, template=None, grid=None):
@@ -93,12 +97,13 @@ def model(folder, register="none", workers=1, shift=0.0, template=None, grid=Non
     )
     save_frame(frame, NAMES, folder)
     promises = Calibration(0.9, np.array([2.5, np.inf]), PresenceModel(np.zeros(2), 2.0))
-    return Model(
+    return TrainedModel(
         experiment=experiment,
         preparation=folder,
+        frame=frame,
         landmarks=NAMES,
-        predictor=Predictor(Centres().build(), experiment, data_mesh()),
-        params={"shift": jnp.array(shift)},
+        predictor=Predictor(Centres().build(), 2, data_mesh()),
+        variables=Variables({"shift": jnp.array(shift)}),
         calibration=promises,
     )
 

@@ -9,7 +9,7 @@ from jaxmark.core.geometry import apply_affine, compose_affine
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.landmarks import write_table
-from jaxmark.data.prepare import prepare
+from jaxmark.data.prepare import prepare_cohort
 from jaxmark.data.scans import write_scan
 from jaxmark.results.evaluate import evaluate_cases, headline, read_points
 from jaxmark.system.errors import InputError
@@ -83,7 +83,7 @@ def test_either_frame_of_the_landmark_files_gives_the_same_errors(tmp_path):
             margin=1,
             workers=1,
         )
-        prepared = prepare(read_cohort(data), data)
+        prepared = prepare_cohort(read_cohort(data), data)
         summaries.append(
             evaluate_cases(
                 prepared.split("train"),

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy import ndimage
 
+from jaxmark.methods.method import GRADIENT, LENGTH_MM, LOSS, SHARE
 from jaxmark.results import figures
 
 SHAPE, SPACING = (40, 30, 20), (1.0, 2.0, 1.5)
@@ -130,6 +131,16 @@ def test_curve_is_the_share_within_the_radius(monkeypatch):
         assert drawn["y"][np.searchsorted(drawn["x"], radius, "right") - 1] == share
 
 
+# What the numbers of a log are, whatever they are called.
+KINDS = {
+    "loss": LOSS,
+    "d_loss": LOSS,
+    "real_accuracy": SHARE,
+    "gradient_norm": GRADIENT,
+    "width_mm": LENGTH_MM,
+}
+
+
 def train(step, phase="pretrain", **numbers):
     return {"kind": "train", "phase": phase, "step": step, **numbers}
 
@@ -140,45 +151,47 @@ def validation(step, mre_mm, phase="pretrain"):
 
 def test_phases_are_laid_end_to_end():
     records = [train(10, loss=3.0), train(20, loss=2.0), train(5, "joint", loss=1.0)]
-    panels, validations, starts = figures._series([*records, validation(5, 1.5, "joint")])
+    panels, validations, starts = figures._series([*records, validation(5, 1.5, "joint")], KINDS)
     assert [steps.tolist() for steps, _ in panels["loss"]["loss"]] == [[10, 20], [25]]
     assert [(steps.tolist(), values.tolist()) for steps, values in validations] == [([25], [1.5])]
     assert starts == {"pretrain": 0, "joint": 20}
 
 
 def test_phases_that_count_on_stay_where_they_are():
-    panels, _, _ = figures._series([train(20, loss=3.0), train(30, "joint", loss=2.0)])
+    panels, _, _ = figures._series([train(20, loss=3.0), train(30, "joint", loss=2.0)], KINDS)
     assert [steps.tolist() for steps, _ in panels["loss"]["loss"]] == [[20], [30]]
 
 
 def test_a_resumed_run_replaces_what_it_repeats():
     records = [train(10, loss=3.0), train(20, loss=9.0), train(20, loss=2.0), train(30, loss=1.0)]
-    ((steps, values),) = figures._series(records)[0]["loss"]["loss"]
+    ((steps, values),) = figures._series(records, KINDS)[0]["loss"]["loss"]
     assert (steps.tolist(), values.tolist()) == ([10, 20, 30], [3, 2, 1])
 
 
 def test_training_curves():
     records = [train(s, loss=1 / (1 + s), loss_d=float("nan"), lr=1.0) for s in range(200)]
-    assert figures.training_curves(records).startswith(b"<?xml")
-    assert figures.training_curves([validation(5, 1.5)])
-    assert figures.training_curves([]) is None
-    assert figures.training_curves([train(1, loss=-1.0), {"kind": "start"}]) is None
+    assert figures.training_curves(records, KINDS).startswith(b"<?xml")
+    assert figures.training_curves([validation(5, 1.5)], KINDS)
+    assert figures.training_curves([], KINDS) is None
+    assert figures.training_curves([train(1, loss=-1.0), {"kind": "start"}], KINDS) is None
 
 
 def test_what_a_gan_logs_is_drawn_and_warnings_are_marked():
-    numbers = {"real_accuracy": 0.0, "d_loss": 1.0, "gradient_norm": 2.0, "volumes_per_s": 9.0}
+    numbers = {"real_accuracy": 0.0, "d_loss": 1.0, "gradient_norm": 2.0, "width_mm": 9.0}
+    numbers |= {"loss_of_nothing": 1.0}
     records = [train(10, **numbers), train(20, **numbers)]
-    panels, _, _ = figures._series(records)
+    panels, _, _ = figures._series(records, KINDS)
     assert {word: [*curves] for word, curves in panels.items()} == {
         "loss": ["d_loss"],
         # No logarithm: a share may be zero.
-        "accuracy": ["real_accuracy"],
+        "share": ["real_accuracy"],
         "gradient": ["gradient_norm"],
+        "length_mm": ["width_mm"],
     }
     warning = {"kind": "warning", "phase": "joint", "step": 20, "message": "<saturated>"}
-    drawn = figures.training_curves([*records, warning])
+    drawn = figures.training_curves([*records, warning], KINDS)
     assert figures.TRUTH.encode() in drawn
-    assert figures.TRUTH.encode() not in figures.training_curves(records)
+    assert figures.TRUTH.encode() not in figures.training_curves(records, KINDS)
 
 
 def test_smoothing_keeps_a_constant_and_the_length():

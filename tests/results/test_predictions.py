@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from jaxmark.methods.method import Method
-from jaxmark.results.predict import LEARNED, read_learned, write_learned
+from jaxmark.results.predictions import LEARNED, read_learned, write_learned
 from jaxmark.system.errors import InputError
 
-PLAIN = Method(init=lambda key: None, phases=(), predict=lambda params, image: None)
+PLAIN = Method(init=lambda key: None, phases=(), stages=())
 WIDTHS = dataclasses.replace(PLAIN, learned=lambda params: {"sigma_mm": params["s"]})
 
 

@@ -16,6 +16,8 @@ from jaxmark.system.errors import InputError
 EVIL = '<img src="http://example.org/x.png" onerror=alert(1)> & $name'
 EVIL += """</td></table><script>alert(1)</script>--> ]]> "' """.strip()
 
+KINDS = {"loss": "loss"}
+
 
 def make_points(means=(1.0, 3.0, 2.0, 5.0, 4.0), names=None):
     """One landmark of each case is `mean` mm off and one 2 * mean; a third is never there."""
@@ -86,7 +88,7 @@ class Page(HTMLParser):
 
 
 def test_page_stands_alone_and_is_balanced(workdir):
-    path = report.write_report(workdir, [make_overlay(EVIL), make_overlay("d")])
+    path = report.write_report(workdir, [make_overlay(EVIL), make_overlay("d")], KINDS)
     assert path == workdir / "report" / "index.html"
     text = path.read_text(encoding="utf-8")
     page = Page(text)
@@ -97,7 +99,7 @@ def test_page_stands_alone_and_is_balanced(workdir):
 
 
 def test_charts_are_xml_without_anything_that_runs(workdir):
-    page = Page(report.write_report(workdir, []).read_text(encoding="utf-8"))
+    page = Page(report.write_report(workdir, [], KINDS).read_text(encoding="utf-8"))
     charts = [r for r in page.references if r.startswith("data:image/svg+xml;base64,")]
     assert len(charts) == 3
     for chart in charts:
@@ -107,7 +109,7 @@ def test_charts_are_xml_without_anything_that_runs(workdir):
 
 
 def test_names_are_text_and_not_markup(workdir):
-    text = report.write_report(workdir, [make_overlay(EVIL)]).read_text(encoding="utf-8")
+    text = report.write_report(workdir, [make_overlay(EVIL)], KINDS).read_text(encoding="utf-8")
     page = Page(text)
     assert "<img src=" + '"http' not in text
     # Title, heading, config, floors, and the tables of points and of cases.
@@ -115,7 +117,7 @@ def test_names_are_text_and_not_markup(workdir):
 
 
 def test_page_holds_the_figures(workdir):
-    words = Page(report.write_report(workdir, []).read_text(encoding="utf-8")).words
+    words = Page(report.write_report(workdir, [], KINDS).read_text(encoding="utf-8")).words
     words = re.sub(r"\s+", " ", words)
     # Errors are 1, 3, 2, 5, 4 and their doubles: mean 4.5; the nearer floor is 20 * sqrt(3) off.
     assert "4.50 mm mean radial error, 7.7 times smaller than that of “mean position”" in words
@@ -126,7 +128,7 @@ def test_page_holds_the_figures(workdir):
 
 
 def test_promises_stand_beside_what_came_of_them(workdir):
-    page = Page(report.write_report(workdir, []).read_text(encoding="utf-8"))
+    page = Page(report.write_report(workdir, [], KINDS).read_text(encoding="utf-8"))
     # Landmark a: errors 1, 3, 2, 5, 4 within 2.5 mm; the second has no radius.
     for expected in ("in 80 % of cases", "held it in 40.0 %", "of 5 points", "5 points have none"):
         assert expected in page.words
@@ -140,7 +142,7 @@ def test_what_was_learned_stands_beside_the_errors(workdir):
     learned = {"sigma_mm": [3.25, 5.5, 4.0]}
     tree = {"schema_version": 1, "landmarks": ["a", EVIL, "never"], "learned": learned}
     (workdir / "predictions" / "learned.json").write_text(json.dumps(tree))
-    page = Page(report.write_report(workdir, []).read_text(encoding="utf-8"))
+    page = Page(report.write_report(workdir, [], KINDS).read_text(encoding="utf-8"))
     assert "landmarkMRE (mm)sigma mm" in page.words
     # Errors of a are half of the other's; the third landmark is in no case.
     assert "a3.003.25" in page.words and f"{EVIL}6.005.5" in page.words and "never–4" in page.words
@@ -151,7 +153,7 @@ def test_a_method_that_learned_nothing_is_told_so(workdir):
     points = make_points()
     floors = {"mean_position": points.truth_mm}
     evaluate(points, thresholds_mm=(2.0,), floors=floors, folder=workdir / "evaluation")
-    assert "not smaller than that of" in report.write_report(workdir, []).read_text("utf-8")
+    assert "not smaller than that of" in report.write_report(workdir, [], KINDS).read_text("utf-8")
 
 
 def test_page_without_log_floors_or_points(workdir):
@@ -159,7 +161,9 @@ def test_page_without_log_floors_or_points(workdir):
     points = make_points(means=(1.0,))
     absent = Points(**{**vars(points), "present": np.zeros((1, 3), bool)})
     evaluate(absent, thresholds_mm=(2.0,), floors={}, folder=workdir / "evaluation")
-    page = Page(report.write_report(workdir, [make_overlay("case0")]).read_text(encoding="utf-8"))
+    page = Page(
+        report.write_report(workdir, [make_overlay("case0")], KINDS).read_text(encoding="utf-8")
+    )
     assert "Training" not in page.words
 
 
@@ -188,4 +192,4 @@ def test_cases_without_landmarks_are_not_chosen():
 def test_missing_files_are_named(workdir, name):
     (workdir / name).unlink()
     with pytest.raises(InputError, match=name.split("/")[-1]):
-        report.write_report(workdir, [])
+        report.write_report(workdir, [], KINDS)

@@ -11,7 +11,7 @@ import pytest
 from jaxmark.methods.method import State
 from jaxmark.system.devices import data_mesh
 from jaxmark.system.errors import InputError
-from jaxmark.training.checkpoints import DAMAGED, Checkpoints, DamagedError, Writer, digest
+from jaxmark.training.checkpoints import DAMAGED, Checkpoints, DamagedError, Writer, tree_digest
 
 
 def state(step):
@@ -71,7 +71,7 @@ def test_any_damage_to_any_file_gives_the_bits_of_a_checkpoint_or_the_one_before
         damage(workdir / file, rng)
         step, (found, iterator) = newest(workdir)
         assert iterator == {"next_index": step}
-        assert digest([found.params, found.optimizer]) == digest(
+        assert tree_digest([found.params, found.optimizer]) == tree_digest(
             [state(step).params, state(step).optimizer]
         ), file
         assert ("is damaged" in capsys.readouterr().err) == (step == 2)
@@ -133,5 +133,5 @@ def test_a_digest_tells_names_types_shapes_and_bits_apart():
     nearly = one.copy()
     nearly[1, 2] = np.nextafter(np.float32(1), np.float32(2))
     others = [{"b": one}, {"a": nearly}, {"a": one.T}, {"a": one.astype(np.float64)}, {"a": 1.0}]
-    digests = {digest(tree) for tree in [{"a": one}, *others]}
-    assert len(digests) == 6 and digest({"a": jnp.asarray(one)}) == digest({"a": one})
+    digests = {tree_digest(tree) for tree in [{"a": one}, *others]}
+    assert len(digests) == 6 and tree_digest({"a": jnp.asarray(one)}) == tree_digest({"a": one})

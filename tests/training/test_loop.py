@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 from jaxmark.config import Augment, Data, Experiment, Predict, Train, to_json
+from jaxmark.core.anatomy import scheme_of
 from jaxmark.data.cases import PreparedCase, load_case, save_case
-from jaxmark.inference.predictor import Predictor, volumes
+from jaxmark.inference.predictor import Predictor
 from jaxmark.methods.adversarial import Adversarial
 from jaxmark.methods.heatmap import HeatmapRegression
 from jaxmark.methods.method import LandmarkSets, Task
 from jaxmark.system.devices import data_mesh
 from jaxmark.system.errors import InputError
-from jaxmark.training.checkpoints import Checkpoints
+from jaxmark.training.checkpoints import Checkpoints, load_variables
 from jaxmark.training.loop import fingerprint, train
 from jaxmark.training.records import METRICS, read_records
 
@@ -56,7 +57,7 @@ def experiment(**changes):
 
 def build(settings):
     data = settings.data
-    task = Task(NAMES, data.crop, data.margin, data.spacing_mm, settings.augment)
+    task = Task(scheme_of(NAMES), data.crop, data.margins, data.spacing_mm, settings.augment)
     return settings.method.build(task)
 
 
@@ -73,10 +74,7 @@ def run(settings, cases, workdir, mesh=None, method=None):
 
 
 def params_of(settings, workdir, mesh=None):
-    checkpoints = Checkpoints(workdir)
-    abstract = jax.eval_shape(build(settings).init, jax.random.key(0))
-    step = checkpoints.steps()[-1]
-    return step, checkpoints.params(step, abstract.params, mesh or data_mesh())
+    return load_variables(workdir, "last", build(settings).init, mesh or data_mesh())
 
 
 def test_validations_are_at_their_steps_and_at_the_end_of_a_phase(cases, tmp_path):
@@ -128,20 +126,17 @@ def test_the_best_checkpoint_outlives_newer_ones(cases, tmp_path, monkeypatch):
 
 
 def test_predictions_come_in_order_and_the_last_batch_is_filled(cases, tmp_path):
-    settings = experiment(predict=Predict(batch=4))
-    method = build(settings)
-    params = method.init(jax.random.key(0)).params
-    found = list(Predictor(method, settings, data_mesh())(params, volumes(cases)))
+    method = build(experiment())
+    variables, volumes = method.init(jax.random.key(0)).variables, [case.volume for case in cases]
+    found = list(Predictor(method, 4, data_mesh())(variables, volumes))
     assert [result.name for result in found] == [case.name for case in cases]
-    alone = list(Predictor(method, experiment(predict=Predict(batch=1)), data_mesh())(
-        params, volumes(cases[5:])
-    ))  # fmt: skip
+    alone = list(Predictor(method, 1, data_mesh())(variables, volumes[5:]))
     for decoder in ("argmax", "subvoxel"):
         np.testing.assert_allclose(
             found[5].landmarks_mm(decoder), alone[0].landmarks_mm(decoder), atol=1e-3
         )
         # Inside of the crop, and in millimetres of the scan.
-        ijk = found[5].decoded_ijk[decoder]
+        ijk = found[5].prediction.positions_ijk[decoder]
         assert (ijk >= 2).all() and (ijk <= np.array([9, 9, 5])).all()
         mm = cases[5].ijk_to_lps[:3, :3] @ ijk[0] + cases[5].ijk_to_lps[:3, 3]
         np.testing.assert_allclose(found[5].landmarks_mm(decoder)[0], mm)

@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 from running import QUICK, free_port
 
-from jaxmark.config import Augment, Data, Experiment, Predict
-from jaxmark.inference.predictor import Predictor, Volume
+from jaxmark.config import Augment
+from jaxmark.core.anatomy import scheme_of
+from jaxmark.data.cases import Volume
+from jaxmark.inference.predictor import Predictor
 from jaxmark.methods.adversarial import Adversarial
 from jaxmark.methods.heatmap import HeatmapRegression
 from jaxmark.methods.method import Batch, LandmarkSets, Task
@@ -58,7 +60,7 @@ def build(kind, rng):
     common = {"steps": STEPS, "widths": (4, 8), "head": 8, "sigma_mm": 2.0, "learning_rate": RATE}
     points = rng.uniform(4, 8, (5, len(NAMES), 3)).astype(np.float32)
     unpaired = LandmarkSets(points, rng.random((5, len(NAMES))) < 0.8)
-    task = Task(NAMES, CROP, MARGIN, SPACING_MM, changes, unpaired=unpaired)
+    task = Task(scheme_of(NAMES), CROP, (MARGIN,) * 3, SPACING_MM, changes, unpaired=unpaired)
     if kind == "adversarial":
         settings = Adversarial(
             **common,
@@ -70,7 +72,7 @@ def build(kind, rng):
             label_smoothing=0.1,
             r1=0.5,
         )
-        return settings, settings.build(task), 1
+        return settings.build(task), 1
     if kind.startswith("patches"):
         settings = RegressionClassification(
             steps=STEPS,
@@ -86,15 +88,14 @@ def build(kind, rng):
             learning_rate=RATE,
             local_learning_rate=RATE,
         )
-        return settings, settings.build(task), int(kind == "patches_local")
-    settings = HeatmapRegression(**common, loss=kind)
-    return settings, settings.build(task), 0
+        return settings.build(task), int(kind == "patches_local")
+    return HeatmapRegression(**common, loss=kind).build(task), 0
 
 
 def run(kind, mesh):
     """What can be said of a run, and its numbers."""
     rng = np.random.default_rng(0)
-    settings, method, phase = build(kind, np.random.default_rng(1))
+    method, phase = build(kind, np.random.default_rng(1))
     images = rng.normal(size=(STEPS, BATCH, *FULL, 1)).astype(np.float16)
     points = rng.uniform(4, 8, (STEPS, BATCH, len(NAMES), 3)).astype(np.float32)
     state_of = rng.random((STEPS, BATCH, len(NAMES)))
@@ -118,20 +119,15 @@ def run(kind, mesh):
         # Those of both networks; a share of right answers may turn with a bit.
         metrics.append([float(values[n]) for n in sorted(values) if "accuracy" not in n])
 
-    experiment = Experiment(
-        settings,
-        data=Data(crop=CROP, margin=MARGIN, spacing_mm=SPACING_MM),
-        predict=Predict(batch=BATCH),
-    )
     arrays = {"metrics": np.array(metrics)}
     volumes = (
         Volume(str(i), partial(np.asarray, image[..., 0]), np.eye(4))
         for i, image in enumerate(images[0])
     )
-    found = list(Predictor(method, experiment, mesh)(state.params, volumes))
-    arrays["score"] = np.stack([result.score for result in found])
+    found = list(Predictor(method, BATCH, mesh)(state.variables, volumes))
+    arrays["score"] = np.stack([result.prediction.score for result in found])
     for decoder in ("argmax", "subvoxel"):
-        arrays[decoder] = np.stack([result.decoded_ijk[decoder] for result in found])
+        arrays[decoder] = np.stack([result.prediction.positions_ijk[decoder] for result in found])
     text = step.as_text()
     facts = {
         "devices": mesh.size,
