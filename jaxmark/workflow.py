@@ -205,8 +205,10 @@ _AFTER: dict[str, Callable[[Run], Any]] = {
 STAGES = ("prepare", *_AFTER)
 
 
-def run_stages(experiment: Experiment, workdir: str | Path, stages: Sequence[str] = STAGES) -> None:
+def run_stages(experiment: Experiment, workdir: str | Path, stages: Sequence[str] = STAGES) -> Run:
     """Some of `STAGES` in their order; what an earlier run has begun is continued.
+
+    Preparation starts processes, so a script calls this under `if __name__ == "__main__":`.
 
     Raises:
       InputError: bad input, or another run is in the work dir.
@@ -218,6 +220,7 @@ def run_stages(experiment: Experiment, workdir: str | Path, stages: Sequence[str
         for name, stage in _AFTER.items():
             if name in stages:
                 stage(run)
+    return run
 
 
 @contextlib.contextmanager
