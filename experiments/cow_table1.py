@@ -16,7 +16,6 @@ people's landmarks, each set in its own scanner's frame (`experiments/phantoms/r
 """
 
 import dataclasses
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,12 +24,13 @@ from typing import Any
 from absl import app, flags
 
 from experiments import cow
+from experiments.rows import Row, train_and_compare
 from jaxmark.config import Experiment
 from jaxmark.methods.adversarial import Adversarial
 from jaxmark.methods.heatmap import HeatmapRegression
 from jaxmark.methods.noothout import RegressionClassification
 from jaxmark.methods.scn import SpatialConfiguration
-from jaxmark.results.compare import Published, as_text, compare, write_comparison
+from jaxmark.results.compare import Published, as_text, write_comparison
 from jaxmark.system.errors import InputError
 
 # Of Table 1 of the paper: MRE (SD) mm, and SDR in % at 2, 3, 4, 5 and 6 mm.
@@ -194,23 +194,23 @@ def main(argv: Sequence[str]) -> None:
     """Exit code 1 for a flag that can't be, or where a row's training ends with an error."""
     values = flags.FLAGS
     try:
-        rows = list(values.rows)
-        for row in rows:
-            if row not in (*ROWS, HEATMAPS, CELLS, LATER):
+        names = list(values.rows)
+        for name in names:
+            if name not in (*ROWS, HEATMAPS, CELLS, LATER):
                 known = ", ".join((*ROWS, HEATMAPS, CELLS, LATER))
-                raise InputError("--rows", f"{row!r} is not one of {known}")
+                raise InputError("--rows", f"{name!r} is not one of {known}")
         if not all(seed.isdecimal() for seed in values.seeds):
             raise InputError("--seeds", f"{','.join(values.seeds)!r} is not whole numbers")
         if len(argv) > 1:
             raise InputError("command line", f"unexpected argument {argv[1]!r}")
         if values.real_landmarks:
-            rows.append(REAL)
+            names.append(REAL)
         folder = Path(values.workdir or f"runs/cow_table1_{values.preset}")
-        homes = {row: [folder / f"{row}-{seed}" for seed in values.seeds] for row in rows}
-        for row in rows:
-            for seed, home in zip(values.seeds, homes[row], strict=True):
-                train_row(values.preset, row, seed, home, values.real_landmarks)
-        found = compare(homes, REFERENCE)
+        rows = [
+            table_row(values.preset, name, values.seeds, folder, values.real_landmarks)
+            for name in names
+        ]
+        found = train_and_compare(rows, REFERENCE)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -226,18 +226,19 @@ def main(argv: Sequence[str]) -> None:
     print(f"table: {page}")
 
 
-def train_row(preset: str, row: str, seed: str, home: Path, real_landmarks: str | None) -> None:
-    """Run one row to its end in a process of its own, unless it is evaluated already."""
-    if (home / "evaluation" / "summary.json").exists():
-        print(f"{home}: done before")
-        return
-    command = [sys.executable, "-m", "jaxmark.main", f"--workdir={home}"]
-    command += [f"--config=experiments/cow_table1.py:{preset}/{row}", f"--config.seed={seed}"]
-    if row == REAL:
-        command.append(f"--config.data.unpaired={real_landmarks}")
-    code = subprocess.run(command, check=False).returncode
-    if code:
-        raise InputError(home, f"row {row!r} ended with exit code {code}; run this again to go on")
+def table_row(
+    size: str, name: str, seeds: Sequence[str], folder: Path, real_landmarks: str | None = None
+) -> Row:
+    """How a row is trained: with each seed in `folder/NAME-SEED`.
+
+    `real_landmarks` is the table of the row `REAL` alone.
+    """
+    return Row(
+        name=name,
+        config=f"experiments/cow_table1.py:{size}/{name}",
+        homes={seed: folder / f"{name}-{seed}" for seed in seeds},
+        overrides=[f"--config.data.unpaired={real_landmarks}"] if name == REAL else [],
+    )
 
 
 if __name__ == "__main__":

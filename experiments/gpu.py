@@ -10,20 +10,17 @@ of `cow_table1.py:paper`), the baseline and the paper's best row first. `results
 figures, reports and logs, and no checkpoints.
 """
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 
+from experiments import rows
 from experiments.benchmarks.timing import table
 
 BENCHMARK = ("-m", "experiments.benchmarks.run")
@@ -38,8 +35,6 @@ PARTS: dict[str, tuple[str, dict[str, str]]] = {
     "convolutions": ("--parts=convolutions --minutes=8", {}),
 }
 ROWS = ("Baseline", "D-MRA-CTA-dagger", "D-MRA", "D-MRA-CTA", "Payer", "Noothout")
-# Between asking a part to end and making it.
-GRACE_S = 45
 ARCHIVE = "results.tar.gz"
 
 
@@ -60,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FLAGS
     folder = Path(values.out)
     folder.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + 60 * values.minutes - GRACE_S
+    end = time.monotonic() + 60 * values.minutes - rows.GRACE_S
     code = 0
     if values.part == "train":
         code = train(folder, values.preset, values.rows, end)
@@ -68,66 +63,30 @@ def main(argv: Sequence[str]) -> None:
         arguments, environment = PARTS[values.part]
         out = folder / f"{values.part}.json"
         command = [*BENCHMARK, *arguments.split(), f"--volumes={values.volumes}", f"--out={out}"]
-        code = call(command, environment, folder / f"{values.part}.log", end)
-    lines = [*benchmark_rows(folder)]
-    print(f"\n== measured\n{table(lines)}" if lines else "nothing is measured yet")
-    if rows := list(trained_rows(folder)):
-        print(f"\n== trained\n{table(rows)}")
+        log = folder / f"{values.part}.log"
+        code = rows.logged(command, log, environment=environment, end=end)
+    measured = list(benchmark_rows(folder))
+    print(f"\n== measured\n{table(measured)}" if measured else "nothing is measured yet")
+    if trained := list(trained_rows(folder)):
+        print(f"\n== trained\n{table(trained)}")
     pack(folder)
     print(f"all of it: {folder / ARCHIVE}")
     if code:
         sys.exit(code)
 
 
-def train(folder: Path, preset: str, rows: Sequence[str], end: float) -> int:
-    """Rows one after the other, each from where the last call left it."""
-    for row in rows:
-        home = folder / "rows" / f"{row}-0"
-        if (home / "evaluation" / "summary.json").exists():
-            continue
-        config = f"--config=experiments/cow_table1.py:{preset}/{row}"
-        command = ["-m", "jaxmark.main", config, f"--workdir={home}"]
-        if code := call(command, {}, folder / f"{row}.log", end):
-            print("run this again to go on")
-            return code
-    print("all rows are done")
-    return 0
+def train(folder: Path, preset: str, names: Sequence[str], end: float) -> int:
+    """Rows one after the other, each from where the last call left it; returns the exit code."""
+    wanted = [table_row(folder, preset, name) for name in names]
+    stop = rows.train(wanted, logs=folder, end=end)
+    print("run this again to go on" if stop else "all rows are done")
+    return stop.code if stop else 0
 
 
-def call(arguments: Sequence[str], environment: Mapping[str, str], log: Path, end: float) -> int:
-    """Runs Python with its output here and in a log; SIGTERM when the time has come.
-
-    Returns the exit code, or 3 for a process that had to be stopped.
-    """
-    env = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
-    begin = time.monotonic()
-    with log.open("ab") as stream:
-        process = subprocess.Popen(
-            [sys.executable, *arguments],
-            env=env,
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,
-        )
-        try:
-            code = process.wait(max(1.0, end - time.monotonic()))
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            code = 3
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE_S)
-        finally:
-            # Its workers, too: they would hold memory of the GPU.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    # Of a progress bar, what it says at its end.
-    text = log.read_bytes().decode(errors="replace")
-    lines = [line.rsplit("\r", 1)[-1] for line in text.split("\n")]
-    print("\n".join([line for line in lines if line.strip()][-40:]))
-    state = {0: "done", 3: "cut off by the time"}.get(code, "failed")
-    print(f"{log.stem}: {state}, {(time.monotonic() - begin) / 60:.1f} minutes")
-    return code
+def table_row(folder: Path, preset: str, name: str) -> rows.Row:
+    """A row of Table 1 with seed 0."""
+    config = f"experiments/cow_table1.py:{preset}/{name}"
+    return rows.Row(name, config, {"0": folder / "rows" / f"{name}-0"})
 
 
 def benchmark_rows(folder: Path) -> Iterator[dict[str, Any]]:

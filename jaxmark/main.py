@@ -105,7 +105,11 @@ def _main(argv: Sequence[str]) -> None:
         # Of several processes JAX handles the signals.
         handled = interrupts.handling(interrupts.raising)
         with contextlib.nullcontext() if distributed else handled:
-            code = run(request, _MODE.value)
+            begin = time.monotonic()
+            announce(request, _MODE.value)
+            code = COMMANDS[_MODE.value](request)
+            if request.input is None:
+                say(f"done in {(time.monotonic() - begin) / 60:.1f} minutes")
         processes.done()
         if code:
             sys.exit(code)
@@ -286,9 +290,8 @@ COMMANDS: dict[str, Callable[[Request], int]] = {
 }
 
 
-def run(request: Request, mode: str) -> int:
-    """One command, with what it runs on before it and how long it took after it; the exit code."""
-    begin = time.monotonic()
+def announce(request: Request, mode: str) -> None:
+    """What is done, where, on what devices; InputError where processes were asked differently."""
     processes.check_alike(
         "command",
         [
@@ -304,10 +307,6 @@ def run(request: Request, mode: str) -> int:
     say(f"{name}: {mode} in {request.workdir}, {len(devices)} x {kind} ({devices[0].platform})")
     if devices[0].platform == "cpu":
         say(f"huge pages for large buffers (--[no]huge_pages): {huge_pages.state()}")
-    code = COMMANDS[mode](request)
-    if request.input is None:
-        say(f"done in {(time.monotonic() - begin) / 60:.1f} minutes")
-    return code
 
 
 if __name__ == "__main__":

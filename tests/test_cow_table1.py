@@ -10,7 +10,7 @@ import pytest
 
 from experiments import cow_table1
 from jaxmark.config import to_json, validate
-from jaxmark.core.anatomy import COW19
+from jaxmark.core.anatomy import COW19, scheme_of
 from jaxmark.methods.method import Task
 from jaxmark.system.files import read_json
 from jaxmark.training.records import read_records
@@ -40,7 +40,13 @@ def test_other_papers_networks_fit_the_volumes(size, row):
     for part in ("data", "phantom", "augment", "train", "evaluate", "predict", "seed"):
         assert getattr(experiment, part) == getattr(other, part), part
     data = experiment.data
-    task = Task(COW19.landmarks, data.crop, data.margin, data.spacing_mm, experiment.augment)
+    task = Task(
+        scheme=scheme_of(COW19.landmarks),
+        crop=data.crop,
+        margin=data.margins,
+        spacing_mm=data.spacing_mm,
+        augment=experiment.augment,
+    )
     assert experiment.method.build(task).phases
     # A command line that overrides a field changes this experiment alone.
     experiment.method.steps = 1
@@ -70,6 +76,16 @@ def test_the_baseline_is_the_same_generator_trained_as_long(size):
 def test_other_rows_and_sizes_are_refused(preset):
     with pytest.raises(ValueError, match="there is no preset"):
         cow_table1.get_config(preset)
+
+
+def test_each_row_is_trained_in_folders_of_its_seeds(tmp_path):
+    row = cow_table1.table_row("small", "75%", ["0", "7"], tmp_path, "people.csv")
+    assert (row.name, row.config) == ("75%", "experiments/cow_table1.py:small/75%")
+    assert row.homes == {"0": tmp_path / "75%-0", "7": tmp_path / "75%-7"}
+    # The table of real people's landmarks is for the row that is about them.
+    assert not row.overrides
+    real = cow_table1.table_row("small", cow_table1.REAL, ["0"], tmp_path, "people.csv")
+    assert real.overrides == ["--config.data.unpaired=people.csv"]
 
 
 def run(*arguments):

@@ -341,7 +341,7 @@ def adversarial_step(
         maps, pull = jax.vjp(lambda p: generator.maps(p, view.image), g)  # G(I)
 
         def loss_heat(maps: Array) -> Array:  # Eq. 2
-            return generator.loss(maps, view)
+            return generator.loss(maps, view.landmarks_ijk, view.present, absent=view.absent)
 
         def loss_adv(maps: Array, d: Params) -> Array:  # Eq. 3, second term
             return settings.lambda_adv * adversarial_loss(critic.fake(d, maps, shared))

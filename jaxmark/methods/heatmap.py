@@ -6,7 +6,7 @@ This is the paper's "Baseline" row and its pretraining phase.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +126,17 @@ class Generator:
             dtype=task.dtype,
             remat=settings.remat,
         )
+        place: dict[str, Any] = {
+            "spacing_mm": task.spacing_mm,
+            "sigma_mm": settings.sigma_mm,
+            "slab_voxels": task.slab_voxels,
+        }
+        # L_heat of Eq. 2, or the cross-entropy in its place; see there.
+        self.loss: Callable[..., Array] = functools.partial(
+            weighted_heatmap_loss, alpha=settings.alpha, **place
+        )
+        if settings.loss == "cross_entropy":
+            self.loss = functools.partial(heatmap_cross_entropy, presence=task.presence, **place)
 
     def init(self, key: Array) -> Params:
         """Parameters of both halves, body and head."""
@@ -170,27 +181,6 @@ class Generator:
         log_sum = logsumexp(sums, axis=0)[:, None, None, None]
         return lambda slab: total * jnp.exp(slab.astype(jnp.float32) - log_sum)
 
-    def loss(self, maps: Array, batch: Batch, head: Head | None = None) -> Array:
-        """L_heat of Eq. 2, or the cross-entropy in its place, of the views in `batch`.
-
-        With `head`, features come in place of the maps that it makes of them.
-        """
-        heatmap_loss: Callable[..., Array] = functools.partial(
-            heatmap_cross_entropy, presence=self.task.presence
-        )
-        if self.settings.loss == "weighted_l2":
-            heatmap_loss = functools.partial(weighted_heatmap_loss, alpha=self.settings.alpha)
-        return heatmap_loss(
-            maps,
-            batch.landmarks_ijk,
-            batch.present,
-            spacing_mm=self.task.spacing_mm,
-            sigma_mm=self.settings.sigma_mm,
-            absent=batch.absent,
-            head=head,
-            slab_voxels=self.task.slab_voxels,
-        )
-
     def predict(self, params: Params, image: Array) -> Prediction:
         """Landmarks of volumes (B, X, Y, Z, 1)."""
         peak, fine, score, evidence = decode(
@@ -210,8 +200,9 @@ def pretraining_step(
     """A step of the generator alone on L_heat; other networks of the state stay as they are."""
 
     def loss(params: Params, view: Batch) -> Array:  # Eq. 2
-        features = generator.features(params, view.image)
-        return generator.loss(features, view, head=generator.head(params))
+        features, head = generator.features(params, view.image), generator.head(params)
+        points, present, absent = view.landmarks_ijk, view.present, view.absent
+        return generator.loss(features, points, present, absent=absent, head=head)
 
     def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
         view = augmented(generator.task, batch, key)

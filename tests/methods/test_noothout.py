@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from spots import CROP, MARGIN, SPACING, TASK
+from spots import CROP, TASK, error_mm
 from spots import batch as batch_of
 
-from jaxmark.methods.method import State
+from jaxmark.methods.method import State, Variables
 from jaxmark.methods.noothout import (
     RegressionClassification,
     Stages,
@@ -41,17 +41,11 @@ def compiled():
     """The small method's first state, prediction, and a step of either phase."""
     method = SMALL.build(TASK)
     steps = [jax.jit(phase.step) for phase in method.phases]
-    return jax.jit(method.init)(jax.random.key(0)), jax.jit(method.predict), steps
+    return jax.jit(method.init)(jax.random.key(0)), jax.jit(method.stages[0].run), steps
 
 
 def batch(count=4, seed=0):
     return batch_of(count, seed, nearest=5)
-
-
-def inner(data):
-    """The volumes' crops, as prediction gets them, and the landmarks in their voxels."""
-    keep = slice(MARGIN, -MARGIN)
-    return data.image[:, keep, keep, keep].astype(jnp.float32), data.landmarks_ijk - MARGIN
 
 
 def test_training_finds_the_landmarks_and_the_second_phase_finds_them_better():
@@ -60,12 +54,11 @@ def test_training_finds_the_landmarks_and_the_second_phase_finds_them_better():
     (state, predict, steps), data = compiled(), batch()
 
     def error(state):
-        image, points = inner(data)
-        found = predict(state.params, image)
-        np.testing.assert_array_equal(found.argmax_ijk, jnp.round(found.subvoxel_ijk))
+        found = predict(state.variables, {"image": data.image})
+        positions = found.positions_ijk
+        np.testing.assert_array_equal(positions["argmax"], jnp.round(positions["subvoxel"]))
         assert ((0 <= found.score) & (found.score <= 1)).all()
-        distance = (found.subvoxel_ijk - points) * np.array(SPACING)
-        return float(jnp.linalg.norm(distance, axis=-1).mean())
+        return float(error_mm(found, data.landmarks_ijk).mean())
 
     errors, count = [error(state)], 0
     for phase, step in zip(method.phases, steps, strict=True):
@@ -88,19 +81,25 @@ def test_training_finds_the_landmarks_and_the_second_phase_finds_them_better():
 
 def test_before_the_second_phase_the_local_networks_say_nothing():
     state, predict, _ = compiled()
-    params, (image, _) = state.params, inner(batch())
+    params, image = state.params, batch().image
     other = {**params, "local": jax.tree.map(lambda p: p + 1, params["local"])}
-    coarse = predict(params, image).subvoxel_ijk
-    np.testing.assert_array_equal(coarse, predict(other, image).subvoxel_ijk)
+
+    def found(params, refine):
+        variables = Variables(params, {"refine": jnp.asarray(refine)})
+        return predict(variables, {"image": image}).positions_ijk["subvoxel"]
+
+    coarse = found(params, 0.0)
+    np.testing.assert_array_equal(coarse, found(other, 0.0))
+    assert state.statistics["refine"] == 0
     # Once they are trained they do, within their crops, whose middle is the global prediction; the
     # first parameters of a head say "here", which is the middle.
-    refined = predict({**params, "refine": jnp.ones(())}, image).subvoxel_ijk
-    assert 0 < jnp.abs(refined - coarse).max() < 0.6
+    assert 0 < jnp.abs(found(params, 1.0) - coarse).max() < 0.6
 
 
 def test_a_local_step_is_a_function_of_its_arguments_and_learns_from_what_is_present():
     # Its losses are those of the jittered crops.
     (state, _, (_, step)), data = compiled(), batch()
+    assert step(state, data, jax.random.key(0))[0].statistics["refine"] == 1
     present = data.present.at[:, 1].set(False)
     data = data.replace(present=present, absent=~present)
     (new, a), (_, b), (_, c) = (step(state, data, jax.random.key(seed)) for seed in (1, 1, 2))
@@ -131,8 +130,9 @@ def test_a_step_is_one_of_amsgrad_on_the_weighted_sum():
     start = jnp.asarray(5.0)
     state = State(
         step=jnp.zeros((), jnp.int32),
-        params={"global": start, "refine": jnp.zeros(())},
+        params={"global": start},
         optimizer={"global": optimizer.init(start)},
+        statistics={"refine": jnp.zeros(())},
     )
     p, m, v, largest = 5.0, 0.0, 0.0, 0.0
     for t in (1, 2, 3):
@@ -144,7 +144,7 @@ def test_a_step_is_one_of_amsgrad_on_the_weighted_sum():
         p -= 0.1 * (m / (1 - 0.9**t)) / (np.sqrt(largest) + 1e-8)
         np.testing.assert_allclose(state.params["global"], p, rtol=1e-5)
         np.testing.assert_allclose(metrics["gradient_norm"], gradient, rtol=1e-5)
-    assert state.params["refine"] == 0
+    assert state.statistics["refine"] == 0
 
 
 def test_chunks_are_pieces_of_the_volume_with_the_landmarks_in_their_voxels():
