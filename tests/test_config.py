@@ -9,10 +9,21 @@ from conftest import refused
 
 from experiments import cow
 from jaxmark import trained
-from jaxmark.config import Augment, Data, Experiment, Predict, Train, check_same, to_json
+from jaxmark.config import (
+    Augment,
+    Data,
+    Experiment,
+    Predict,
+    Train,
+    check_same,
+    from_json,
+    migrated,
+    to_json,
+)
 from jaxmark.config import validate as check
 from jaxmark.data.phantoms.cow.cohort import CirclePhantom
 from jaxmark.methods.heatmap import HeatmapRegression
+from jaxmark.registry import METHODS, PHANTOMS
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import write_json
 
@@ -84,3 +95,100 @@ def test_files_that_hold_no_experiment_are_named(tmp_path):
     refused(lambda: trained.get_config(str(tmp_path)), path, "method 'Unheard'; --config has to")
     write_json(path, {"schema_version": 1, **tree, "train": {"no_such_field": 1}})
     refused(lambda: trained.get_config(str(tmp_path)), path, "no_such_field")
+
+
+def stored(ours, *lacking):
+    """The config as a version stored it that did not know some fields, named by their paths."""
+    tree = to_json(ours)
+    for path in lacking:
+        part, name = path.split(".")
+        del tree[part][name]
+    return tree
+
+
+def read(tree):
+    return from_json(tree, METHODS | PHANTOMS, Path("work"))
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("augment.flip", {"augment": Augment(flip=0.5)}),
+        ("method.decay", {"method": HeatmapRegression(decay=0.25)}),
+        # A tuple, which JSON has as a list.
+        ("data.intensity_window", {"data": Data(intensity_window=(0.0, 500.0))}),
+        ("phantom.pathology", {"phantom": CirclePhantom(pathology=0.5)}),
+    ],
+)
+def test_a_field_that_an_older_config_lacks_has_its_default(field, changes):
+    ours = experiment()
+    old = stored(ours, field)
+    check_same(old, ours, Path("work"))
+    assert read(old) == ours
+    part, name = field.split(".")
+    value = to_json(ours)[part][name]
+    with pytest.raises(InputError) as caught:
+        check_same(old, experiment(**changes), Path("work"))
+    other = to_json(experiment(**changes))[part][name]
+    said = f"belongs to a run with config.{field} = {value}, not {other}; use another --workdir"
+    assert str(caught.value) == f"work: {said}"
+
+
+def test_an_older_config_s_phantom_is_the_first_one():
+    ours = experiment(phantom=CirclePhantom(train=5))
+    old = stored(ours, "phantom.class")
+    check_same(old, ours, Path("work"))
+    assert read(old) == ours
+    refused(lambda: check_same(old, experiment(), Path("work")), "config.phantom.train = 5, not 70")
+    # What is stored stays as it is, and what is new needs no translation.
+    assert "class" not in old["phantom"]
+    assert migrated(to_json(ours)) == to_json(ours)
+    assert read(to_json(experiment(phantom=None))).phantom is None
+
+
+@pytest.mark.parametrize("part", ["method", "data", "phantom", "augment", "train", "predict"])
+def test_a_field_that_this_version_does_not_know_is_refused_by_name(part):
+    tree = to_json(experiment())
+    tree[part]["later"] = 1
+    problem = f"has config.{part}.later, which this version does not know"
+    refused(lambda: read(tree), "work: ", problem)
+    # Where the user names the experiment himself, it is a difference as any other.
+    if part in ("train", "predict"):
+        check_same(tree, experiment(), Path("work"))
+    else:
+        refused(
+            lambda: check_same(tree, experiment(), Path("work")),
+            f"belongs to a run with config.{part}.later = 1, not None; use",
+        )
+
+
+def test_all_differences_are_named_at_once():
+    old = stored(experiment(), "augment.flip")
+    old["data"]["later"] = 1
+    ours = experiment(augment=Augment(noise=0.5, flip=0.5), seed=3)
+    with pytest.raises(InputError) as caught:
+        check_same(old, ours, Path("work"))
+    assert str(caught.value) == (
+        "work: belongs to a run with config.data.later = 1, not None; "
+        "config.augment.noise = 0.0, not 0.5; config.augment.flip = 0.0, not 0.5; "
+        "config.seed = 0, not 3; use another --workdir"
+    )
+
+
+def test_a_config_of_a_phantom_that_is_not_known_is_refused_by_its_name():
+    tree = to_json(experiment())
+    tree["phantom"]["class"] = "Unheard"
+    refused(lambda: read(tree), "is of the phantom 'Unheard'; --config has to name its file")
+    # And it is not another one with the same fields.
+    refused(
+        lambda: check_same(tree, experiment(), Path("work")),
+        "config.phantom.class = Unheard, not CirclePhantom",
+    )
+
+
+def test_experiment_files_find_the_first_phantom_where_it_was():
+    from jaxmark.config import Phantom
+
+    assert Phantom is CirclePhantom
+    with pytest.raises(ImportError, match="Ghost"):
+        from jaxmark.config import Ghost  # noqa: F401

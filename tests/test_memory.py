@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from jaxmark.config import Augment
-from jaxmark.core import slabs
-from jaxmark.core.heatmaps import cell_masses, decode
+from jaxmark.core.anatomy import scheme_of
+from jaxmark.core.heatmaps import cell_masses, decode, gaussians
 from jaxmark.core.losses import heatmap_cross_entropy, weighted_heatmap_loss
 from jaxmark.methods.adversarial import Adversarial, CellCritic, HeatmapCritic
 from jaxmark.methods.heatmap import Generator
 from jaxmark.methods.method import Task
 from jaxmark.models.unet import ResidualUNet
 
-SHAPE, K, HIDDEN = (32, 32, 16), 12, 32
-PLACE = {"spacing_mm": (1.0, 1.0, 2.0), "sigma_mm": 2.0}
+SHAPE, SPACING, K, HIDDEN = (32, 32, 16), (1.0, 1.0, 2.0), 12, 32
+PLACE = {"spacing_mm": SPACING, "sigma_mm": 2.0}
 HEATMAPS = 4 * K * 32 * 32 * 16  # bytes
 
 
@@ -47,8 +47,7 @@ def test_no_target_is_stored(landmarks):
 
 
 @pytest.mark.parametrize("loss", [weighted, cross_entropy])
-def test_with_a_head_no_heatmaps_are_stored_either(loss, landmarks, monkeypatch):
-    monkeypatch.setattr(slabs, "SLAB_VOXELS_CPU", 32 * 16)
+def test_with_a_head_no_heatmaps_are_stored_either(loss, landmarks):
     features = jnp.ones((1, *SHAPE, 4))
     first, second = jnp.ones((4, HIDDEN)), jnp.ones((HIDDEN, K))
 
@@ -56,10 +55,11 @@ def test_with_a_head_no_heatmaps_are_stored_either(loss, landmarks, monkeypatch)
         return lambda x: jax.nn.relu(x @ first) @ second
 
     def by_slabs(features, first, second):
-        return loss(features, *landmarks, head=head(first, second))
+        return loss(features, *landmarks, head=head(first, second), slab_voxels=32 * 16)
 
     def whole(features, first, second):
-        return loss(head(first, second)(features), *landmarks)
+        heatmaps = head(first, second)(features)
+        return loss(heatmaps, *landmarks, slab_voxels=heatmaps.size)
 
     assert temporary(by_slabs, features, first, second) < 0.6 * HEATMAPS
     gradients = [jax.grad(f, (0, 1, 2)) for f in (whole, by_slabs)]
@@ -68,12 +68,11 @@ def test_with_a_head_no_heatmaps_are_stored_either(loss, landmarks, monkeypatch)
 
 
 @pytest.mark.parametrize("softmax", [False, True])
-def test_decoding_stores_no_heatmaps(softmax, monkeypatch):
-    monkeypatch.setattr(slabs, "SLAB_VOXELS_CPU", 32 * 16)
+def test_decoding_stores_no_heatmaps(softmax):
     features, weight = jnp.ones((1, *SHAPE, 4)), jnp.ones((4, K))
 
     def positions(features, weight):
-        return decode(features, lambda x: x @ weight, softmax=softmax, **PLACE)
+        return decode(features, lambda x: x @ weight, softmax=softmax, slab_voxels=32 * 16, **PLACE)
 
     assert temporary(positions, features, weight) < 0.6 * HEATMAPS
 
@@ -105,24 +104,33 @@ def test_rematerialisation_keeps_less_and_changes_no_result():
 
 @pytest.mark.parametrize("shown", ["heatmaps", "cells"])
 def test_what_a_discriminator_sees_is_not_stored(shown, monkeypatch):
-    monkeypatch.setattr(slabs, "SLAB_VOXELS_CPU", 4 * 32 * 16)
-    task = Task(tuple(map(str, range(K))), SHAPE, 0, PLACE["spacing_mm"], Augment(0))
+    monkeypatch.setattr(Task, "slab_voxels", 4 * 32 * 16)
+    task = Task(scheme_of([str(k) for k in range(K)]), SHAPE, (0, 0, 0), SPACING, Augment(0))
     settings = Adversarial(
-        widths=(4, 8), head=HIDDEN, shown=shown, cell_mm=4.0, discriminator_widths=(4, 8)
+        widths=(4, 8),
+        head=HIDDEN,
+        loss="cross_entropy",
+        shown=shown,
+        cell_mm=4.0,
+        discriminator_widths=(4, 8),
     )
     generator = Generator(settings, task)
     critic = {"heatmaps": HeatmapCritic, "cells": CellCritic}[shown](settings, generator)
-    g, d = generator.init(jax.random.key(0)), critic.init(jax.random.key(0))
-    features, shown_landmarks = jnp.ones((1, *SHAPE, 4)), jnp.ones((1, K), bool)
+    d = critic.init(jax.random.key(0))
+    points, shared = jnp.full((1, K, 3), 5.0), jnp.ones((1, K), bool)
 
-    def by_slabs(features):
-        return critic.fake(d, features, generator.head(g), shown_landmarks).sum()
+    def judged(heatmaps):
+        seen = cell_masses(heatmaps, (4, 4, 2), 2.0) if shown == "cells" else heatmaps
+        return critic._net.apply(d, seen).sum()
 
-    def whole(features):
-        heatmaps = generator.heatmaps(features, generator.head(g))(features)
-        if shown == "cells":
-            heatmaps = cell_masses(heatmaps, (4, 4, 2), 2.0)
-        return critic._net.apply(d, heatmaps).sum()
+    # True heatmaps: only what the first convolution makes of them is as a whole.
+    true = temporary(lambda points: critic.real(d, points, shared)[0], points)
+    assert true < 0.5 * HEATMAPS
+    if shown == "heatmaps":
+        assert temporary(lambda p: judged(gaussians(p, SHAPE, **PLACE)), points) > HEATMAPS
 
-    slabwise, plain = (temporary(jax.grad(f), features) for f in (by_slabs, whole))
-    assert slabwise < 1.5 * HEATMAPS and plain > 5 * slabwise
+    # Predicted ones: the softmax of the maps, which are there, is not there as well.
+    maps = jnp.ones((1, *SHAPE, K))
+    by_slabs = temporary(jax.grad(lambda maps: critic.fake(d, maps, shared).sum()), maps)
+    whole = temporary(jax.grad(lambda maps: judged(generator.heatmaps(maps)(maps))), maps)
+    assert by_slabs < whole - 0.5 * HEATMAPS

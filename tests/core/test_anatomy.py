@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxmark.core.anatomy import COW19, Scheme, Segment
+from jaxmark.core.anatomy import COW19, Scheme, Segment, scheme_of
 
 
 def attributes(*missing):
@@ -67,3 +67,36 @@ def test_mirroring_twice_is_nothing_and_exchanges_sides():
 def test_a_name_that_no_landmark_has_is_refused():
     with pytest.raises(ValueError, match="'c' is not one of its landmarks"):
         Scheme("bad", ("a", "b"), (), (Segment("s", ("a", "c")),))
+
+
+@pytest.mark.parametrize(
+    ("names", "pairs"),
+    [
+        (("orbit right", "nose", "orbit left"), (("orbit right", "orbit left"),)),
+        (
+            ("R_eye", "L_eye", "RIGHT ear", "LEFT ear"),
+            (("R_eye", "L_eye"), ("RIGHT ear", "LEFT ear")),
+        ),
+        # Only whole words, and only where there are both.
+        (("1", "2", "ring", "fling", "A R", "B L"), ()),
+        # Which of two words stands for the side is not known.
+        (("R r", "L l"), ()),
+    ],
+)
+def test_pairs_are_read_from_names(names, pairs):
+    scheme = scheme_of(names)
+    assert scheme.landmarks == names and scheme.symmetric_pairs == pairs
+
+
+def test_the_circle_is_known_by_its_landmarks():
+    assert scheme_of(COW19.landmarks) is COW19
+    # The pairs are those that the names would give.
+    assert scheme_of(COW19.landmarks[::-1]).symmetric_pairs == COW19.symmetric_pairs[::-1]
+
+
+def test_mirrored_segments_join_mirrored_landmarks():
+    twin = COW19.mirrored_segments
+    np.testing.assert_array_equal(twin[twin], np.arange(20))
+    np.testing.assert_array_equal(COW19.incidence[twin][:, COW19.mirrored], COW19.incidence)
+    alone = [s.name for k, s in enumerate(COW19.segments) if twin[k] == k]
+    assert alone == ["ACoA", "BA"]

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmark.core import slabs
 from jaxmark.core.heatmaps import (
     cell_masses,
     cell_voxels,
@@ -28,9 +27,10 @@ def reference(points, shape, spacing, sigma):
     return out
 
 
-def decoded(heatmaps, head=lambda x: x, softmax=False):
+def decoded(heatmaps, head=lambda x: x, softmax=False, **slabs):
     """Maximum, sub-voxel peak, height."""
-    return decode(jnp.asarray(heatmaps), head, spacing_mm=SPACING, sigma_mm=SIGMA, softmax=softmax)
+    place = {"spacing_mm": SPACING, "sigma_mm": SIGMA}
+    return decode(jnp.asarray(heatmaps), head, softmax=softmax, **place, **slabs)
 
 
 def test_gaussians_are_equation_1():
@@ -94,13 +94,16 @@ def test_among_equal_voxels_the_first_counts():
 
 @pytest.mark.parametrize("softmax", [False, True])
 @pytest.mark.parametrize("voxels", [1, 14 * 10, 3 * 14 * 10, 10**6])
-def test_slabs_change_nothing(voxels, softmax, monkeypatch):
+def test_slabs_change_nothing(voxels, softmax):
     rng = np.random.default_rng(3)
     features = rng.normal(size=(2, *SHAPE, 4)).astype(np.float32)
     weight = rng.normal(size=(4, 3)).astype(np.float32)
     whole = decoded(features @ weight, softmax=softmax)
-    monkeypatch.setattr(slabs, "SLAB_VOXELS_CPU", voxels)
-    found = jax.jit(lambda x: decoded(x, lambda part: part @ weight, softmax))(features)
+
+    def by_slabs(x):
+        return decoded(x, lambda part: part @ weight, softmax, slab_voxels=voxels)
+
+    found = jax.jit(by_slabs)(features)
     np.testing.assert_array_equal(found[0], whole[0])
     np.testing.assert_allclose(found[1], whole[1], atol=1e-4)
     np.testing.assert_allclose(found[2], whole[2], rtol=1e-5)

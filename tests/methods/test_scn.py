@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from spots import CROP, SPACING, TASK, batch, error_mm, predict
+from spots import CROP, MARGIN, SPACING, TASK, batch, error_mm, predict
 
 from jaxmark.config import Augment
 from jaxmark.core.heatmaps import gaussians

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxmark.models import noothout
 from jaxmark.models.noothout import LocalPatchNet, PatchResNet, Stem, each
 
 
@@ -94,9 +93,8 @@ def test_the_first_convolution_is_one_with_stride_two():
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
-def test_stacked_networks_are_so_many_separate_ones(monkeypatch, platform):
-    # On a CPU a loop, elsewhere a vmap: which one is chosen while tracing, so both run here.
-    monkeypatch.setattr(noothout.jax, "default_backend", lambda: platform)
+def test_stacked_networks_are_so_many_separate_ones(platform):
+    # For a CPU a loop, for others a vmap; both run here.
     net, rng = LocalPatchNet((4,)), np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(3, 2, 4, 4, 4, 1)), jnp.float32)
     # Parameters that are not small, so that heads say something.
@@ -108,7 +106,7 @@ def test_stacked_networks_are_so_many_separate_ones(monkeypatch, platform):
         return (logits**2).mean() + jnp.sin(votes).mean()
 
     def total(params, x):
-        values = each(loss, params, x)
+        values = each(loss, params, x, platform=platform)
         return values.sum(), values
 
     gradients, values = jax.jit(jax.grad(total, has_aux=True))(stacked, x)
