@@ -1,14 +1,23 @@
 """The command line: `python -m jaxmark.main --config=FILE[:preset] --workdir=DIR --mode=run`.
 
-The only place that knows flags. Exit codes: 0 done, 1 bad input (one line on stderr a problem), 2
-some scans of a batch failed and the others are done, 3 stopped by SIGTERM or SIGINT: what was done
-is saved, and the same command continues.
+The only place that knows flags. What takes long to import is imported where it is used: help, and
+worker processes, which import this module, need none of it.
+
+Exit codes: 0 done, 1 bad input (one line on stderr a problem), 2 some scans of a batch failed and
+the others are done, 3 stopped by SIGTERM or SIGINT: what was done is saved, and the same command
+continues.
 """
 
-import contextlib
+# ruff: noqa: E402
+
+from jaxmark.system import interrupts
+
+if __name__ == "__main__":
+    # Before anything that takes long to import.
+    interrupts.leave_on_signals()
+
 import dataclasses
 import difflib
-import os
 import runpy
 import sys
 import time
@@ -16,18 +25,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxmark import trained, workflow
 from jaxmark.config import Experiment, to_json, validate
-from jaxmark.system import huge_pages, interrupts, processes
-from jaxmark.system.errors import InputError
+from jaxmark.system import huge_pages
+from jaxmark.system.errors import InputError, UnwritableError
 from jaxmark.system.messages import say
-from jaxmark.training.checkpoints import UnwritableError
 
-MODES = ("run", *workflow.STAGES, "phantom")
+STAGES = ("prepare", "train", "predict", "evaluate", "report")
+MODES = ("run", *STAGES, "phantom")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="FILE.py[:preset]", lock_config=True
@@ -56,6 +63,9 @@ _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is: 0 to pr
 
 def console() -> None:
     """Entry point of the `jaxmark` command."""
+    interrupts.leave_on_signals()
+    # absl knows --help alone.
+    sys.argv[1:] = ["--help" if argument == "-h" else argument for argument in sys.argv[1:]]
     app.run(_main, flags_parser=_parse)
 
 
@@ -84,12 +94,19 @@ def _main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.FATAL)
     try:
         if len(argv) > 1:
-            raise InputError("command line", f"unexpected argument {argv[1]!r}")
+            hint = f": did you mean --mode={argv[1]}?" * (argv[1] in MODES)
+            raise InputError("command line", f"unexpected argument {argv[1]!r}{hint}")
         if _CONFIG.value is None:
             raise InputError("--config", "is required: an experiment file, FILE.py[:preset]")
+        import jax
+
+        from jaxmark.system import processes
+
         distributed = _DISTRIBUTED.value or bool(_COORDINATOR.value)
         if distributed:
             processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+            # JAX handles the signals of several processes.
+            interrupts.leave_signals_to_others()
         platform = jax.devices()[0].platform
         # A process that others have met can't start again.
         if platform == "cpu" and _HUGE_PAGES.value and not distributed:
@@ -102,23 +119,26 @@ def _main(argv: Sequence[str]) -> None:
             output=_OUTPUT.value,
             checkpoint=_CHECKPOINT.value,
         )
-        # Of several processes JAX handles the signals.
-        handled = interrupts.handling(interrupts.raising)
-        with contextlib.nullcontext() if distributed else handled:
-            begin = time.monotonic()
-            announce(request, _MODE.value)
-            code = COMMANDS[_MODE.value](request)
-            if request.input is None:
-                say(f"done in {(time.monotonic() - begin) / 60:.1f} minutes")
+        begin = time.monotonic()
+        announce(request, _MODE.value)
+        code = COMMANDS[_MODE.value](request)
+        if request.input is None:
+            say(f"done in {(time.monotonic() - begin) / 60:.1f} minutes")
         processes.done()
-        if code:
+        if distributed:
             sys.exit(code)
+        interrupts.end(code)
     except InputError as error:
         _stop(error)
-    except KeyboardInterrupt as signal:
+    except interrupts.Interrupted as signal:
+        # All that training had to save is saved.
+        if not distributed:
+            interrupts.leave(str(signal))
         print(f"stopped by {signal}; the same command continues", file=sys.stderr)
-        if isinstance(signal, interrupts.Interrupted):
-            processes.done()
+        processes.done()
+        sys.exit(interrupts.EXIT_CODE)
+    except KeyboardInterrupt:
+        print("stopped by SIGINT; the same command continues", file=sys.stderr)
         sys.exit(interrupts.EXIT_CODE)
     except OSError as error:
         # A disk that is full, read-only or gone. Files are written whole or not at all, so what
@@ -143,9 +163,7 @@ def _stop(*problems: object) -> None:
         print(f"error: {problem}", file=sys.stderr)
     if any(isinstance(problem, UnwritableError) for problem in problems):
         # At the end of Python each of TensorStore's threads would print a trace.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
+        interrupts.end(1)
     sys.exit(1)
 
 
@@ -167,6 +185,8 @@ def with_trained_config(argv: Sequence[str]) -> list[str]:
     workdir = argument_of(argv, "checkpoint")
     if workdir is None or argument_of(argv, "config") is not None:
         return list(argv)
+    from jaxmark import trained
+
     # Once here, where a mistake is one line.
     trained.get_config(workdir)
     return [argv[0], f"--config={trained.__file__}:{workdir}", *argv[1:]]
@@ -249,6 +269,8 @@ def _stages(*stages: str) -> Callable[[Request], int]:
     """The command that does these stages of the experiment."""
 
     def command(request: Request) -> int:
+        from jaxmark import workflow
+
         request.no_scans()
         workflow.run_stages(request.experiment, request.workdir, stages)
         return 0
@@ -262,6 +284,8 @@ def _predict(request: Request) -> int:
         return _stages("predict")(request)
     if request.output is None:
         raise InputError("--output", "is required with --input: the folder of the results")
+    from jaxmark import workflow
+
     outcome = workflow.predict_batch(
         request.experiment, request.workdir, request.input, request.output
     )
@@ -269,6 +293,9 @@ def _predict(request: Request) -> int:
 
 
 def _phantom(request: Request) -> int:
+    from jaxmark import workflow
+    from jaxmark.system import processes
+
     request.no_scans()
     name = request.experiment.name
     with processes.primary_first("phantom"):
@@ -283,8 +310,8 @@ def _phantom(request: Request) -> int:
 
 # Mode -> what is done; returns the exit code.
 COMMANDS: dict[str, Callable[[Request], int]] = {
-    "run": _stages(*workflow.STAGES),
-    **{stage: _stages(stage) for stage in workflow.STAGES},
+    "run": _stages(*STAGES),
+    **{stage: _stages(stage) for stage in STAGES},
     "predict": _predict,
     "phantom": _phantom,
 }
@@ -292,6 +319,10 @@ COMMANDS: dict[str, Callable[[Request], int]] = {
 
 def announce(request: Request, mode: str) -> None:
     """What is done, where, on what devices; InputError where processes were asked differently."""
+    import jax
+
+    from jaxmark.system import processes
+
     processes.check_alike(
         "command",
         [

@@ -283,8 +283,6 @@ def predict_batch(
     with owned(folder / "batch"):
         outcome = batch.predict_scans(model, sources, folder)
     say(outcome.summary(folder))
-    for error in outcome.failures.values():
-        say(f"failed: {error}")
     return outcome
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import json_text, naming, read_sealed, sealed
+from jaxmark.system.interrupts import unfinished
 
 SCHEMA_VERSION = 3
 
@@ -125,7 +126,7 @@ def save_case(case: PreparedCase, image: np.ndarray, made_from: Path) -> None:
         }
     )
     temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=case.folder.parent))
-    with naming(case.folder, temporary):
+    with unfinished(temporary), naming(case.folder, temporary):
         try:
             (temporary / "image.npy").write_bytes(content.getbuffer())
             (temporary / "case.json").write_text(json_text(tree), encoding="utf-8")

@@ -32,6 +32,10 @@ class InputError(ValueError):
         return type(self), self.arguments
 
 
+class UnwritableError(InputError):
+    """A checkpoint can't be written. Threads may still be at it, so Python can't end in peace."""
+
+
 @contextlib.contextmanager
 def about(where: str | Path) -> Iterator[None]:
     """In this block a ValueError is about the file `where`, and becomes an InputError that says so.

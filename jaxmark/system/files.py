@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmark.system.errors import InputError
+from jaxmark.system.interrupts import unfinished
 
 # Texts are kilobytes, a table of a large cohort is some megabytes.
 _MAX_BYTES = 64 << 20
@@ -47,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
-    with naming(path, temporary):
+    with unfinished(temporary), naming(path, temporary):
         try:
             yield temporary
             os.replace(temporary, path)

@@ -11,6 +11,8 @@ import os
 import sys
 from pathlib import Path
 
+from jaxmark.system.interrupts import blocked
+
 VARIABLE = "GLIBC_TUNABLES"
 TUNABLE = "glibc.malloc.hugetlb"
 KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -26,7 +28,9 @@ def restart_with_huge_pages() -> None:
         sys.stderr.flush()
         # argv[0] may be a bare "python"; the full path finds the same virtual environment.
         arguments = [sys.executable, *sys.orig_argv[1:]]
-        os.execve(sys.executable, arguments, {**os.environ, **changes})
+        # A signal waits for the new start, which lets it in as soon as it can be handled.
+        with blocked():
+            os.execve(sys.executable, arguments, {**os.environ, **changes})
 
 
 def environment() -> dict[str, str]:

@@ -5,6 +5,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +17,9 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from jaxmark.system.errors import InputError
-from jaxmark.system.interrupts import SIGNALS
+from jaxmark.system.interrupts import SIGNALS, blocked, discard_unfinished
+
+_TRACKER = "ignore:resource_tracker:UserWarning"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -34,8 +37,17 @@ def worker_pool(workers: int, jobs: int) -> Iterator[Executor | None]:
         yield None
         return
     context = multiprocessing.get_context("spawn")
+    # Of the process that clears away what a run leaves behind that a signal has ended: it does, and
+    # need not print what.
+    if _TRACKER not in sys.warnoptions:
+        sys.warnoptions.append(_TRACKER)
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_serve) as pool:
         try:
+            # All are started here: signals of the terminal, which go to them as well, wait until
+            # they leave them to this process.
+            with blocked():
+                for _ in range(workers):
+                    pool.submit(_nothing)
             yield pool
         except BrokenProcessPool as error:
             raise InputError(
@@ -47,6 +59,10 @@ def worker_pool(workers: int, jobs: int) -> Iterator[Executor | None]:
             # A disk that is full is full for those that wait, too.
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _nothing() -> None:
+    """The first job of a worker, so that it is started."""
 
 
 def _serve() -> None:
@@ -61,6 +77,7 @@ def _serve() -> None:
 
     def watch() -> None:
         wait([parent.sentinel])
+        discard_unfinished()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import jax
@@ -157,17 +158,33 @@ def check_alike(what: str, value: Any) -> None:
             raise InputError("--distributed", f"process {number} has another {what} than process 0")
 
 
+@dataclass(frozen=True)
+class Stops:
+    """What is known of signals in a block of `stops`."""
+
+    # The name of a signal that came, to be asked for after every step of training.
+    after: Callable[[int], str | None]
+    # The same at any time; of several processes it knows nothing.
+    now: Callable[[], str | None]
+    # Told whether anything would be lost now; if not, a signal ends the process at once.
+    hold: Callable[[bool], None]
+
+
 @contextmanager
-def stops() -> Iterator[Callable[[int], str | None]]:
-    """In this block a signal ends nothing, but is named by the given function.
+def stops() -> Iterator[Stops]:
+    """In this block a signal ends nothing, but is named by `Stops.after`.
 
     All processes call that after every step, and it names a signal in all of them after the same
     step: JAX catches a SIGTERM and finds the first step that none of them has passed. (A handler of
     Python's would take the signal from it.) A SIGINT is handed on as a SIGTERM, the first time.
     """
     if jax.process_count() == 1:
-        with interrupts.deferred() as came:
-            yield lambda step: came()
+        with interrupts.deferred() as deferral:
+            yield Stops(
+                after=lambda step: deferral.came,
+                now=lambda: deferral.came,
+                hold=lambda holds: setattr(deferral, "holds", holds),
+            )
         return
     before = signal.getsignal(signal.SIGINT)
 
@@ -177,8 +194,12 @@ def stops() -> Iterator[Callable[[int], str | None]]:
 
     signal.signal(signal.SIGINT, hand_on)
     try:
-        yield (
-            lambda step: "SIGTERM" if multihost_utils.reached_preemption_sync_point(step) else None
+        yield Stops(
+            after=lambda step: (
+                "SIGTERM" if multihost_utils.reached_preemption_sync_point(step) else None
+            ),
+            now=lambda: None,
+            hold=lambda holds: None,
         )
     finally:
         signal.signal(signal.SIGINT, before)

@@ -32,7 +32,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxmark.methods.method import State, Variables
 from jaxmark.system.devices import replicated
-from jaxmark.system.errors import InputError
+from jaxmark.system.errors import InputError, UnwritableError
 from jaxmark.system.messages import warn
 from jaxmark.system.processes import check_alike, from_primary
 
@@ -44,10 +44,6 @@ DAMAGED = "damaged_checkpoints"
 SCHEMA_VERSION = 3
 
 T = TypeVar("T")
-
-
-class UnwritableError(InputError):
-    """A checkpoint can't be written. TensorStore's threads may still be at it."""
 
 
 class DamagedError(InputError):
@@ -267,8 +263,17 @@ class Writer:
                 ),
             )
 
+    def wait(self) -> None:
+        """Returns when everything is written.
+
+        Raises:
+          UnwritableError: the last checkpoint could not be written.
+        """
+        with self._failing():
+            self._manager.wait_until_finished()
+
     def close(self) -> None:
-        """Wait until everything is written.
+        """Wait until everything is written, and end.
 
         Raises:
           UnwritableError: the last checkpoint could not be written.

@@ -3,10 +3,10 @@
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from jaxmark.config import Experiment, Train, check_same, to_json
 from jaxmark.core.metrics import radial_error_mm
-from jaxmark.data.cases import PreparedCase
+from jaxmark.data.cases import HostBatch, PreparedCase
 from jaxmark.data.pipeline import CASE
 from jaxmark.inference.predictor import Predictor
 from jaxmark.methods.method import Batch, LandmarkSets, Method, Phase, State, Variables
@@ -26,7 +26,7 @@ from jaxmark.system.devices import put_batch
 from jaxmark.system.errors import InputError
 from jaxmark.system.interrupts import Interrupted
 from jaxmark.system.messages import say
-from jaxmark.system.processes import barrier, from_primary, primary, stops
+from jaxmark.system.processes import Stops, barrier, from_primary, primary, stops
 from jaxmark.training.checkpoints import Checkpoints, Writer
 from jaxmark.training.records import Records
 from jaxmark.training.sharding import sharded_init, sharded_step
@@ -107,6 +107,8 @@ def train(
         stack.callback(bar.close)
         log = Log(records, bar, start.recent, start.step)
 
+        stop = stack.enter_context(stops())
+
         def validated(variables: Variables) -> float | None:
             return validate(predictor, variables, validation, experiment.predict.decoder)
 
@@ -117,9 +119,12 @@ def train(
             since = {"recent": [dataclasses.asdict(taken) for taken in log.recent]}
             writer.save(state, streams.states(), {**meta, **since}, mre_mm)
 
-        stops_after = stack.enter_context(stops())
-        run = Run(cases, settings, streams, key, mesh, log, validated, save, stops_after)
+        run = Run(cases, settings, streams, key, mesh, log, validated, save, writer.wait, stop)
         state = start.state
+        if validation:
+            log.compiling("validation")
+            stop.hold(False)
+            next(predictor(state.variables, [validation[0].volume]))
         for phase, last in zip(phases, ends(phases), strict=True):
             if log.step < last:
                 state = run_phase(run, phase, last, state)
@@ -137,20 +142,26 @@ class Run:
     log: "Log"
     validate: Callable[[Variables], float | None]
     save: Callable[[State, float | None], None]
-    stops_after: Callable[[int], str | None]  # see `processes.stops`
+    saved: Callable[[], None]  # waits until all that is being saved is
+    stop: Stops
 
 
 def run_phase(run: Run, phase: Phase, last: int, state: State) -> State:
     """Train through one phase, to the run's step `last`, with its log, validations, checkpoints."""
     log, settings = run.log, run.settings
+    batches = run.streams.of(phase)
+    batch, drawn = _next_batch(batches, run.mesh)
+    log.compiling(phase.name)
+    # Meanwhile there is nothing to lose: the phase before has ended with a checkpoint.
+    run.saved()
+    run.stop.hold(False)
+    step = sharded_step(phase.step, run.mesh).lower(state, batch, run.key).compile()
+    run.stop.hold(True)
     log.begin(phase, batch_size(phase, settings))
-    step, batches = sharded_step(phase.step, run.mesh), run.streams.of(phase)
     while log.step < last:
-        host = next(batches)
-        drawn = tuple(map(int, host.pop(CASE)))
-        state, metrics = step(state, Batch(**put_batch(run.mesh, host)), run.key)
+        state, metrics = step(state, batch, run.key)
         log.took(Taken(metrics, drawn))
-        stop = run.stops_after(log.step)
+        stop = run.stop.after(log.step)
         due = log.step % settings.validate_every == 0 or log.step == last
         logged = due or log.step % settings.log_every == 0
         if logged or stop:
@@ -160,13 +171,23 @@ def run_phase(run: Run, phase: Phase, last: int, state: State) -> State:
             log.line()
         if due or stop:
             check_parameters(state.variables, phase.name, log.step)
-            # A run that has to stop has no time for this.
+            # The log of a run that is stopped here and continued has this validation as well.
             mre_mm = run.validate(state.variables) if due else None
+            stop = stop or run.stop.now()
             log.validated(mre_mm)
             run.save(state, mre_mm)
         if stop:
             raise Interrupted(stop)
+        if log.step < last:
+            batch, drawn = _next_batch(batches, run.mesh)
     return state
+
+
+def _next_batch(batches: Iterator[HostBatch], mesh: Mesh) -> tuple[Batch, tuple[int, ...]]:
+    """A batch on its way to the devices, and which cases it is of."""
+    host = next(batches)
+    drawn = tuple(map(int, host.pop(CASE)))
+    return Batch(**put_batch(mesh, host)), drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +225,7 @@ def resume(
 
 def ends(phases: Sequence[Phase]) -> list[int]:
     """The last step of each phase, counted over all."""
-    return list(accumulate(phase.steps for phase in phases))
+    return list(itertools.accumulate(phase.steps for phase in phases))
 
 
 class Log:
@@ -216,10 +237,17 @@ class Log:
         self.recent = list(recent)
         self._records, self._bar = records, bar
 
+    def compiling(self, what: str) -> None:
+        """Before the first step of a program, which takes seconds to compile."""
+        self._bar.set_description(f"compiling {what}")
+
     def begin(self, phase: Phase, batch: int) -> None:
         """Steps are of this phase from now on, and take so many cases each."""
         self._phase, self._batch = phase, batch
-        self._bar.set_description(phase.name)
+        # A baseline's only phase is no pretraining of anything.
+        self._bar.set_description("train" if phase.steps == self._bar.total else phase.name)
+        # What was compiled is no part of the steps' pace.
+        self._bar.unpause()
         # Records of this phase so far, and what they alarmed of.
         self._past: list[Mapping[str, Any]] = [
             r for r in self._records.past if r["kind"] == "train" and r["phase"] == phase.name

@@ -24,7 +24,7 @@ def sharded_init(init: Callable[[Array], State], mesh: Mesh) -> Callable[[Array]
 
 def sharded_step(
     step: Callable[[State, Batch, Array], tuple[State, Metrics]], mesh: Mesh
-) -> Callable[[State, Batch, Array], tuple[State, Metrics]]:
+) -> jax.stages.Wrapped:
     """A phase's step on all devices: the state is donated, and the key differs at every step."""
     return jax.jit(
         lambda state, batch, key: step(state, batch, jax.random.fold_in(key, state.step)),

@@ -18,12 +18,13 @@ from jaxmark.methods.views import augmented
 CROP, MARGIN, SPACING = (16, 14, 12), (4, 4, 4), (1.0, 1.2, 1.5)
 FULL = tuple(n + 2 * m for n, m in zip(CROP, MARGIN, strict=True))
 TASK = Task(scheme_of(("a",)), CROP, MARGIN, SPACING, Augment(0))
-# A pair, one in the middle, and vessels to the middle from either side.
+# A pair, one in the middle, and vessels to the middle from either side. Segments come in another
+# order than landmarks.
 SIDES = Scheme(
     "sides",
     ("r", "l", "m"),
     (("r", "l"),),
-    (Segment("right", ("r", "m")), Segment("left", ("l", "m")), Segment("stem", ("m",))),
+    (Segment("stem", ("m",)), Segment("right", ("r", "m")), Segment("left", ("l", "m"))),
 )
 
 
@@ -104,7 +105,7 @@ def sided(count=8):
     spots = gaussians(points, FULL, SPACING, 1.5) * jnp.array([1.0, 0.6, 0.3])
     # Around each landmark the voxels of a label of its own; the last one is no segment.
     labels = np.zeros((count, *FULL), np.uint8)
-    for k, label in enumerate((1, 2, 4)):
+    for k, label in enumerate((2, 3, 4)):
         labels[np.asarray(spots[..., k]) > 0.5 * (1.0, 0.6, 0.3)[k]] = label
     present = jnp.asarray(rng.random((count, 3)) < 0.5)
     targets = {
@@ -141,10 +142,10 @@ def test_a_mirror_image_exchanges_right_and_left_in_all_that_is_known(turn):
         np.testing.assert_array_equal(new.present, old.present[exchange])
         np.testing.assert_array_equal(new.absent, old.absent[exchange])
         # 4 is no segment's label: it stays.
-        renamed = np.array([0, 2, 1, 3, 4])[old.targets["map"][::-1]]
+        renamed = np.array([0, 1, 3, 2, 4])[old.targets["map"][::-1]]
         np.testing.assert_array_equal(new.targets["map"], renamed)
         assert new.targets["map"].dtype == np.uint8
-        np.testing.assert_array_equal(new.targets["segment"], [2.0, 1.0, 3.0])
+        np.testing.assert_array_equal(new.targets["segment"], [1.0, 3.0, 2.0])
         np.testing.assert_array_equal(new.targets["landmark"], [6, 5, 7])
 
 
@@ -156,9 +157,9 @@ def test_labels_follow_the_image_by_the_nearest_voxel():
     data = data.replace(targets={"map": data.targets["map"]})
     view = jax.jit(lambda b: augmented(task, b, jax.random.key(0)))(data)
     labels = np.asarray(view.targets["map"])
-    assert set(np.unique(labels)) == {0, 1, 2, 4}
+    assert set(np.unique(labels)) == {0, 2, 3, 4}
     for case in range(len(labels)):
-        for k, label in enumerate((1, 2, 4)):
+        for k, label in enumerate((2, 3, 4)):
             middle = np.argwhere(labels[case] == label).mean(0)
             np.testing.assert_allclose(middle, view.landmarks_ijk[case, k], atol=0.8)
 
