@@ -73,8 +73,8 @@ def positive_numbers(problem: str, least: int = 1) -> Bound:
     return Bound(lambda value: len(value) >= least and min(value) >= 1, problem)
 
 
-POSITIVE = Bound(lambda value: value > 0, "{} is not positive")
-NOT_NEGATIVE = Bound(lambda value: value >= 0, "{} is negative")
+POSITIVE = Bound(lambda value: 0 < value < math.inf, "{} is not positive")
+NOT_NEGATIVE = Bound(lambda value: 0 <= value < math.inf, "{} is negative")
 SHARE = Bound(lambda value: 0 <= value <= 1, "{} is not between 0 and 1")
 LENGTHS = triple("numbers", int, float)
 VOXELS = triple("whole numbers", int)

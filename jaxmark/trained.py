@@ -16,5 +16,9 @@ def get_config(workdir: str = "") -> Experiment:
     folder = Path(workdir)
     path = folder / "config.json"
     if not path.is_file():
-        raise InputError(folder, "holds no trained model: there is no config.json (--checkpoint)")
+        problem = "holds no trained model: there is no config.json (--checkpoint)"
+        above = next((p for p in folder.absolute().parents if (p / path.name).is_file()), None)
+        raise InputError(
+            folder, problem + (f"; the folder above, {above}, has one" if above else "")
+        )
     return from_json(read_json(path, SCHEMA_VERSION), METHODS | PHANTOMS, path)

@@ -74,9 +74,11 @@ class Scheme:
     def mirrored_segments(self) -> np.ndarray:
         """(S,) int: index of each segment's mirror image, which joins the mirrored landmarks.
 
-        A segment without one is its own.
+        A segment without one is its own. ValueError where two segments have the same ends.
         """
         ends = [frozenset(self.landmark(end) for end in s.ends) for s in self.segments]
+        if len(set(ends)) < len(ends):
+            raise ValueError(f"{self.name}: two segments have the same ends")
         twins = [frozenset(int(self.mirrored[end]) for end in of_one) for of_one in ends]
         return np.array([ends.index(t) if t in ends else i for i, t in enumerate(twins)], int)
 

@@ -40,6 +40,7 @@ from jaxmark.results.predictions import write_markups, write_predictions
 from jaxmark.system.errors import InputError, printable
 from jaxmark.system.files import read_json, replacing, write_json
 from jaxmark.system.fingerprints import file_state
+from jaxmark.system.messages import counted
 from jaxmark.system.parallel import ahead, worker_pool
 from jaxmark.system.processes import from_primary, gather, own_share, primary
 
@@ -67,9 +68,9 @@ class Outcome:
         done = f"; {self.skipped} were done before" if self.skipped else ""
         failed = f"; {len(self.failures)} failed" if self.failures else ""
         failed += "; the rest was not tried" * self.stopped
+        scans = counted(self.written, "scan")
         return (
-            f"landmarks of {self.written} scans written to {folder} in {self.seconds:.1f} s"
-            f"{pace}{done}{failed}"
+            f"landmarks of {scans} written to {folder} in {self.seconds:.1f} s{pace}{done}{failed}"
         )
 
 

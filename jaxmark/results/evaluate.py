@@ -15,6 +15,7 @@ from jaxmark.data.cases import PreparedCase
 from jaxmark.data.landmarks import read_table
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import read_bytes, read_json, write_json, write_text_atomic
+from jaxmark.system.messages import counted
 
 SCHEMA_VERSION = 2
 POINTS = "points.csv"
@@ -181,9 +182,10 @@ def headline(summary: Mapping[str, Any]) -> str:
         promise = (
             f"; {100 * kept['share']:.1f} % within the radii stated for {100 * kept['nominal']:g} %"
         )
+    seen = f"{counted(summary['n_points'], 'point')} of {counted(summary['n_scans'], 'scan')}"
     return (
-        f"MRE {summary['mre_mm']:.3f} mm (median {summary['median_mm']:.3f}) over "
-        f"{summary['n_points']} points of {summary['n_scans']} scans; floors: {floors} mm{promise}"
+        f"MRE {summary['mre_mm']:.3f} mm (median {summary['median_mm']:.3f}) over {seen}; "
+        f"floors: {floors} mm{promise}"
     )
 
 

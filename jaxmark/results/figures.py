@@ -324,7 +324,10 @@ def sdr_curve(
             axes.axvline(threshold, color="#aaaaaa", lw=0.9, ls=(0, (2, 2)))
             axes.text(threshold, 1.015, f"{threshold:g}", ha="center", va="bottom", size=9)
         colors, dashes = cycle((METHOD, *FLOORS)), chain("-", cycle(("--", "-.", ":")))
-        for (name, errors), color, dash in zip(points.items(), colors, dashes, strict=False):
+        # Where names stand: at heights of their own, or those of two like curves would collide.
+        heights = np.linspace(0.6, 0.3, len(points))
+        rows = zip(points.items(), colors, dashes, heights, strict=False)
+        for (name, errors), color, dash, height in rows:
             share = np.arange(errors.size + 1) / max(errors.size, 1)
             axes.step(
                 np.concatenate([errors, [most]]).clip(least),
@@ -333,8 +336,12 @@ def sdr_curve(
                 color=color,
                 ls=dash,
                 lw=2.2 if dash == "-" else 1.6,
-                label=name,
             )
+            if errors.size:
+                radius = float(np.quantile(errors, height, method="higher"))
+                # The second baseline is usually the better one, and lies to the left.
+                right = color != FLOORS[1]
+                _name_beside(axes, name, (max(radius, least), height), color, right=right)
         axes.set_xscale("log")
         axes.set_xlim(least, most)
         axes.set_ylim(0, 1.02)
@@ -343,7 +350,6 @@ def sdr_curve(
         axes.grid(axis="y")
         axes.set_xlabel("radius (mm, logarithmic); dashed: SDR thresholds")
         axes.set_ylabel("points within the radius")
-        axes.legend(loc="lower right")
         return _bytes(figure, "svg")
 
 
@@ -539,14 +545,34 @@ def _draw_curves(axes: Axes, curves: Mapping[str, Sequence[Curve]], scale: str) 
             axes.plot(steps, values, color=color, lw=0.7, alpha=0.3)
             # One entry in the legend is enough.
             axes.plot(steps, smooth, color=color, lw=1.8, label=None if part else _words(name))
+        if len(curves) == 1:
+            _name_beside(axes, _words(name), (steps[-1], smooth[-1]), color)
     if logarithmic:
         axes.set_yscale("log")
         _plain_log_ticks(axes, "y")
     elif scale == "percent":
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
-    # Beside the panel: within it there is no place that is free in every run.
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if len(curves) > 1:
+        # Beside the panel: within it there is no place that is free in every run.
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _name_beside(
+    axes: Axes, name: str, place: tuple[float, float], color: str, *, right: bool = True
+) -> None:
+    """The name of a curve, to the right or the left of one of its points."""
+    axes.annotate(
+        name,
+        place,
+        (6 if right else -6, 0),
+        textcoords="offset points",
+        ha="left" if right else "right",
+        va="center",
+        color=color,
+        # May stand beside the panel.
+        annotation_clip=False,
+    )
 
 
 def _draw_validations(axes: Axes, curves: Sequence[Curve]) -> None:

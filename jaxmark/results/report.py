@@ -19,6 +19,7 @@ from jaxmark.results.evaluate import Points, read_floor_errors, read_points, rea
 from jaxmark.results.page import chart, data_uri, interval, mm, p_value, page, percent, table
 from jaxmark.results.predictions import read_learned
 from jaxmark.system.files import json_text, read_json, write_text_atomic
+from jaxmark.system.messages import counted
 from jaxmark.training.records import METRICS, SPEED, read_records
 
 _PACKAGES = ("jaxmark", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy")
@@ -163,9 +164,9 @@ def _facts(
     rates = [r["volumes_per_s"] for r in speed if isinstance(r.get("volumes_per_s"), (int, float))]
     facts = [
         str(method["class"]) if isinstance(method, dict) and "class" in method else "",
-        f"{summary['n_scans']:,} scans",
-        f"{len(summary['per_landmark']):,} landmarks",
-        f"{summary['n_points']:,} points",
+        counted(summary["n_scans"], "scan"),
+        counted(len(summary["per_landmark"]), "landmark"),
+        counted(summary["n_points"], "point"),
         f"{max(int(r['step']) for r in train):,} steps" if train else "",
         f"{np.median(rates):.3g} volumes/s in training (median)" if rates else "",
     ]

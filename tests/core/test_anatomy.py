@@ -100,3 +100,9 @@ def test_mirrored_segments_join_mirrored_landmarks():
     np.testing.assert_array_equal(COW19.incidence[twin][:, COW19.mirrored], COW19.incidence)
     alone = [s.name for k, s in enumerate(COW19.segments) if twin[k] == k]
     assert alone == ["ACoA", "BA"]
+
+
+def test_segments_with_the_same_ends_have_no_mirror_images():
+    twice = Scheme("loops", ("a",), (), (Segment("one", ("a",)), Segment("two", ("a",))))
+    with pytest.raises(ValueError, match="two segments have the same ends"):
+        _ = twice.mirrored_segments

@@ -10,6 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from jaxmark.methods.method import GRADIENT, LENGTH_MM, LOSS, SHARE
+from jaxmark.registry import METHODS
 from jaxmark.results import figures
 
 SHAPE, SPACING = (40, 30, 20), (1.0, 2.0, 1.5)
@@ -246,3 +247,8 @@ def test_contact_sheet_shows_every_case_with_the_same_marks():
         return (np.abs(picture - np.array([240, 40, 45])).max(axis=2) < 30).sum()
 
     assert reds(sheet) == 0 and reds(red) > 100
+
+
+def test_every_kind_of_metric_has_a_panel():
+    kinds = {kind for settings in METHODS.values() for kind in settings.metrics.values()}
+    assert kinds <= set(figures._PANELS)
