@@ -109,3 +109,13 @@ def test_slabs_are_of_the_task_s_platform_and_nobody_asks_which_there_is(monkeyp
     assert not loops("gpu") and not loops("tpu")
     gpu = dataclasses.replace(TASK, platform="gpu")
     assert gpu.slab_voxels == slabs.SLAB_VOXELS > TASK.slab_voxels == 2 * 16 * 8
+
+
+def test_programs_are_made_for_devices_that_are_not_here():
+    there = dataclasses.replace(TASK, platform="gpu", dtype=jnp.bfloat16)
+    built = HeatmapRegression(widths=(4, 8), head=4).build(there)
+    state = jax.eval_shape(built.init, jax.random.key(0))
+    traced = jax.jit(built.phases[0].step).trace(state, batch(2), jax.random.key(0))
+    assert "bf16" in traced.lower(lowering_platforms=("cuda",)).as_text()
+    stage = jax.jit(built.stages[0].run).trace(state.variables, {"image": batch(2).image})
+    assert "bf16" in stage.lower(lowering_platforms=("cuda",)).as_text()
