@@ -13,7 +13,7 @@ import shutil
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +50,18 @@ _READERS: dict[str, Callable[[Path], Content]] = {
     ".mgh": mgh.read,
 }
 EXTENSIONS = tuple(_READERS)
+# Those that earlier versions passed over: cohorts that worked then must work now.
+LATER_EXTENSIONS = (".nhdr", ".hdr", ".mgz", ".mgh")
+# How names of files end that people take for images, beside `EXTENSIONS`.
+_LIKE_IMAGES = (
+    (".img", ".img.gz", ".hdr.gz", ".dcm", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+    + (".v", ".mnc", ".minc", ".par", ".rec", ".head", ".brik", ".brik.gz", ".gipl", ".gipl.gz")
+    + (".vti", ".npy", ".npz", ".nii.zip", ".nii.bz2", ".nii.xz", ".nii.zst", ".nrrd.gz")
+)
+# What is said of many is said of so many by name.
+_NAMED = 5
+# Their voxels are in other files.
+_HEADERS = (".mhd", ".nhdr", ".hdr")
 _WRITABLE_EXTENSIONS = (".nii", ".nii.gz", ".mha", ".nrrd")
 _WRITABLE_TYPES = (np.float32, np.uint8, np.int16)
 # Of the voxels of a scan that may be NaN.
@@ -85,7 +97,7 @@ def find_scans(folder: Path) -> dict[str, Path]:
     Raises:
       InputError: no such folder, one that cannot be read, two scans of one name.
     """
-    return _by_name((case_name(path), path) for path in entries(folder))
+    return _by_name(_named(entries(folder)))
 
 
 def find_scans_below(folder: Path) -> dict[str, Path]:
@@ -99,14 +111,7 @@ def find_scans_below(folder: Path) -> dict[str, Path]:
     Raises:
       InputError: as `find_scans`.
     """
-    scans = []
-    folders = [folder]
-    # Grows while it is gone through.
-    for parent in folders:
-        with readable(parent):
-            found = [p for p in entries(parent) if not (p.is_dir() and p.is_symlink())]
-            folders += [path for path in found if path.is_dir()]
-            scans += [(case_name(path), path) for path in found]
+    scans = [scan for found in _folders_below(folder) for scan in _named(found)]
     if dicom.slice_files(folder):
         scans.append((folder.resolve().name, folder))
     count = Counter(_as_a_file(name) for name, _ in scans)
@@ -115,7 +120,67 @@ def find_scans_below(folder: Path) -> dict[str, Path]:
         alone = count[_as_a_file(name)] == 1
         return name if alone else "-".join((*path.relative_to(folder).parts[:-1], name))
 
-    return _by_name((full_name(name, path), path) for name, path in scans if name)
+    return _by_name((full_name(name, path), path) for name, path in scans)
+
+
+def passed_over(folder: Path, scans: Collection[Path], *, below: bool = False) -> str:
+    """A line about files that look like images, by their names, and are none of the scans.
+
+    Empty where there are none. Parts of scans (slices, files of voxels) are not meant.
+
+    Args:
+      scans: what was found in the folder, or below it.
+    """
+    whole = set(scans)
+    # A header's file of voxels has its name.
+    parts = {path.with_suffix("") for path in scans if path.suffix.lower() in _HEADERS}
+    found = [
+        path
+        for paths in (_folders_below(folder) if below else [entries(folder)])
+        for path in paths
+        if path not in whole
+        and path.name.lower().endswith(EXTENSIONS + _LIKE_IMAGES)
+        and not (path.name.lower().endswith((".img", ".img.gz")) and _stem(path) in parts)
+        and not (path.parent in whole and path.suffix.lower() in (".dcm", ".ima"))
+        and path.is_file()
+    ]
+    if not found:
+        return ""
+    names = ", ".join(str(path.relative_to(folder)) for path in found[:_NAMED])
+    more = f" and {len(found) - _NAMED} more" * (len(found) > _NAMED)
+    look = "looks like an image and is" if len(found) == 1 else "look like images and are"
+    files = "1 file" if len(found) == 1 else f"{len(found)} files"
+    known = ", ".join(EXTENSIONS)
+    return f"{files} {look} not read: {names}{more} (jaxmark reads {known} and DICOM series)"
+
+
+def _stem(path: Path) -> Path:
+    return path.with_name(path.name[: path.name.lower().rindex(".img")])
+
+
+def _folders_below(folder: Path) -> Iterator[list[Path]]:
+    """What is in the folder and in all below it; links to folders are left out."""
+    folders = [folder]
+    # Grows while it is gone through.
+    for parent in folders:
+        with readable(parent):
+            found = [p for p in entries(parent) if not (p.is_dir() and p.is_symlink())]
+            folders += [path for path in found if path.is_dir()]
+        yield found
+
+
+def _named(paths: Sequence[Path]) -> list[tuple[str, Path]]:
+    """The scans among what is in one folder, by their names.
+
+    Of two with one name, one of `LATER_EXTENSIONS` is passed over: FreeSurfer's beside its copy.
+    """
+    named = [(name, path) for path in paths if (name := case_name(path))]
+    earlier = {_as_a_file(n) for n, path in named if _extension(path) not in LATER_EXTENSIONS}
+    return [
+        (name, path)
+        for name, path in named
+        if _extension(path) not in LATER_EXTENSIONS or _as_a_file(name) not in earlier
+    ]
 
 
 def case_name(path: Path) -> str:
@@ -129,6 +194,9 @@ def case_name(path: Path) -> str:
         if path.is_dir():
             return path.name if dicom.slice_files(path) else ""
     extension = _extension(path)
+    if extension == ".hdr" and nifti.voxels_beside(path) is None:
+        # Of a pair, or of another program.
+        return ""
     return path.name[: -len(extension)] if extension else ""
 
 
@@ -222,11 +290,9 @@ def _extension(path: Path) -> str:
 
 
 def _by_name(scans: Iterable[tuple[str, Path]]) -> dict[str, Path]:
-    """Sorted by name; what has none is no scan."""
+    """Sorted by name."""
     found: dict[str, tuple[str, Path]] = {}
     for name, path in scans:
-        if not name:
-            continue
         if (key := _as_a_file(name)) in found:
             other = found[key][1].name
             raise InputError(path, f"case {name!r} has a second image, {other}")
@@ -244,6 +310,8 @@ def _read_file(path: Path) -> Content:
         # A pipe of that name would be waited for.
         raise InputError(path, "is not a file" if path.exists() else "no such file")
     extension = _extension(path)
+    if path.suffix.lower() == ".img":
+        raise InputError(path, f"holds voxels alone: name its header, {path.stem}.hdr")
     if not extension:
         raise InputError(path, f"not an image format jaxmark reads: {', '.join(EXTENSIONS)}")
     try:
