@@ -222,15 +222,6 @@ FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "MGH of the future": ("a.mgh", lambda: mgh(version=2), UNREADABLE),
     "an empty MGH": ("a.mgz", lambda: b"", UNREADABLE),
     "NIfTI named .mgz": ("a.mgz", lambda: gz(nifti()), UNREADABLE),
-    "Analyze": ("a.hdr", lambda: nifti(magic=bytes(4))[:348], "Analyze, which has no orientation"),
-    "ENVI named .hdr": ("a.hdr", lambda: b"ENVI\nsamples = 6\n" * 99, UNREADABLE),
-    "one file named .hdr": ("a.hdr", nifti_2, UNREADABLE),
-    "a pair without its voxels": (
-        "a.hdr",
-        lambda: nifti(magic=b"ni1\0", vox_offset=0)[:348],
-        "its voxels, a.img, are missing",
-    ),
-    "voxels of a pair": ("a.img", lambda: RAW, "voxels alone: name its header, a.hdr"),
     "NRRD with bzip2": ("a.nrrd", lambda: nrrd(encoding="bzip2"), "bzip2 compression is not read"),
     "NRRD with bz2": ("a.nhdr", lambda: nrrd(encoding="BZ2"), "bzip2 compression is not read"),
     "NRRD of the future": ("a.nrrd", lambda: nrrd().replace(b"0004", b"0009"), UNREADABLE),
@@ -530,6 +521,19 @@ FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     ),
     "NRRD voxels missing": ("a.nrrd", lambda: nrrd(b"", data_file="a.raw"), "a.raw is missing"),
     "NRRD list of files": ("a.nrrd", lambda: nrrd(b"", data_file="LIST"), "LIST is missing"),
+}
+
+# Of pairs: scans only where header and voxels are beside each other.
+PARTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
+    "Analyze": ("a.hdr", lambda: nifti(magic=bytes(4))[:348], "Analyze, which has no orientation"),
+    "ENVI named .hdr": ("a.hdr", lambda: b"ENVI\nsamples = 6\n" * 99, UNREADABLE),
+    "one file named .hdr": ("a.hdr", nifti_2, UNREADABLE),
+    "a pair without its voxels": (
+        "a.hdr",
+        lambda: nifti(magic=b"ni1\0", vox_offset=0)[:348],
+        "its voxels, a.img, are missing",
+    ),
+    "voxels of a pair": ("a.img", lambda: RAW, "voxels alone: name its header, a.hdr"),
 }
 
 # Headers that promise more than there is: to be refused before memory is asked for.

@@ -20,6 +20,7 @@ from malformed_scans import (
     GREEDY,
     NAN,
     PACKED,
+    PARTS,
     RAW,
     SHEAR,
     VOXELS,
@@ -56,9 +57,9 @@ def soon() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.parametrize("what", FILES)
+@pytest.mark.parametrize("what", FILES | PARTS)
 def test_malformed_files(tmp_path: Path, what: str) -> None:
-    name, content, problem = FILES[what]
+    name, content, problem = (FILES | PARTS)[what]
     (tmp_path / name).write_bytes(content())
     refused(lambda: read_scan(tmp_path / name), tmp_path / name, problem)
 
