@@ -291,7 +291,10 @@ def migrated(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 # Parts of a config that a trained model belongs to; how it is logged or predicted may change.
 _BINDING = ("method", "data", "phantom", "augment", "seed")
-_FREE = ("cache", "workers")
+# Fields of parts that may differ by what they say. Where files lie is one of them: what is in the
+# files is compared, see `moved`.
+_PATHS = ("root", "unpaired", "template", "template_transform", "template_mask", "shared_mask")
+_FREE: dict[str, tuple[str, ...]] = {"data": ("cache", "workers", *_PATHS)}
 
 
 def check_same(
@@ -306,7 +309,8 @@ def check_same(
         old, new, path = found[part], wanted[part], f"config.{part}"
         if isinstance(old, dict) and isinstance(new, dict):
             old = {**_defaults(getattr(experiment, part)), **old}
-            names = [name for name in {**new, **old} if name not in _FREE]
+            free = _FREE.get(part, ())
+            names = [name for name in {**new, **old} if name not in free]
             differing += [
                 f"{path}.{name} = {old.get(name)}, not {new.get(name)}"
                 for name in names
@@ -318,6 +322,20 @@ def check_same(
         raise InputError(
             where, f"belongs to a run with {'; '.join(differing)}; use another --workdir"
         )
+
+
+def moved(found: Mapping[str, Any], experiment: Experiment) -> list[str]:
+    """The paths to data that are others than in `found`, the config of an earlier run.
+
+    As texts: the same data may lie there, which only they themselves tell.
+    """
+    old = {**_defaults(experiment.data), **migrated(found)["data"]}
+    new = to_json(experiment)["data"]
+    return [
+        f"config.data.{name} = {old[name]!r}, not {new[name]!r}"
+        for name in _PATHS
+        if old[name] != new[name]
+    ]
 
 
 def _defaults(settings: Any) -> dict[str, Any]:

@@ -25,12 +25,13 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxmark import trained
-from jaxmark.config import SCHEMA_VERSION, Experiment, check_same, to_json, validate
+from jaxmark.config import SCHEMA_VERSION, Experiment, check_same, moved, to_json, validate
 from jaxmark.core.anatomy import scheme_of
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.frame import load_frame, save_frame
 from jaxmark.data.prepare import Prepared, cache_folder, prepare_cohort, prepared_shape
+from jaxmark.data.scans import passed_over
 from jaxmark.data.unpaired import place_unpaired, read_unpaired
 from jaxmark.inference import calibration
 from jaxmark.inference.model import TrainedModel
@@ -41,13 +42,14 @@ from jaxmark.results import evaluate as evaluation
 from jaxmark.results import report as reports
 from jaxmark.system import processes
 from jaxmark.system.devices import data_mesh, local_mesh, platform
-from jaxmark.system.errors import InputError
+from jaxmark.system.errors import InputError, printable
 from jaxmark.system.files import read_json, write_json
 from jaxmark.system.fingerprints import json_key
 from jaxmark.system.lock import locked
 from jaxmark.system.messages import say
 from jaxmark.training.checkpoints import load_variables
 from jaxmark.training.loop import train as train_method
+from jaxmark.training.provenance import check_moved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,10 +97,13 @@ def prepare(experiment: Experiment, workdir: str | Path) -> Run:
     workdir, mesh = Path(workdir), data_mesh()
     validate(experiment)
     path = workdir / "config.json"
+    changes: list[str] = []
     if path.exists() and (workdir / "checkpoints").exists():
-        check_same(read_json(path, SCHEMA_VERSION), experiment, path)
+        stored = read_json(path, SCHEMA_VERSION)
+        check_same(stored, experiment, path)
+        changes = moved(stored, experiment)
     with processes.primary_first("preparation"):
-        prepared, unpaired = _prepare(experiment, workdir)
+        prepared, unpaired = _prepare(experiment, workdir, changes)
     task = task_of(experiment, prepared.landmarks, mesh)
     task = dataclasses.replace(task, unpaired=unpaired, presence=prepared.presence)
     method = experiment.method.build(task)
@@ -278,6 +283,9 @@ def predict_batch(
     if not config.is_file():
         raise InputError(workdir, f"holds no trained model: there is no {config.name}")
     sources = batch.scans_at(Path(scans))
+    if Path(scans).is_dir():
+        if left_out := passed_over(Path(scans), sources.values(), below=True):
+            say(printable(f"note: {scans}: {left_out}"))
     # Each process predicts scans of its own.
     model = load_model(workdir, experiment)
     with owned(folder / "batch"):
@@ -320,8 +328,14 @@ def _load_variables(
     return load_variables(workdir, experiment.predict.checkpoint, method.init, mesh)
 
 
-def _prepare(experiment: Experiment, workdir: Path) -> tuple[Prepared, LandmarkSets | None]:
-    """The prepared cohort, and the unpaired one for methods that learn from it."""
+def _prepare(
+    experiment: Experiment, workdir: Path, changes: Sequence[str]
+) -> tuple[Prepared, LandmarkSets | None]:
+    """The prepared cohort, and the unpaired one for methods that learn from it.
+
+    Where paths to data are others (`changes`) than those of the model in the work dir, InputError
+    for other data.
+    """
     data = experiment.data
     if not data.root:
         if experiment.phantom is None:
@@ -330,6 +344,8 @@ def _prepare(experiment: Experiment, workdir: Path) -> tuple[Prepared, LandmarkS
         scheme = experiment.phantom.scheme
         data = dataclasses.replace(data, root=str(root), landmarks=scheme.landmarks)
     cohort = read_cohort(data)
+    for line in cohort.notes:
+        say(printable(f"note: {line}"))
     # Read before anything is prepared: a mistake in it should show at once.
     sets = read_unpaired(data, cohort.names) if experiment.method.needs_unpaired else None
     begin = time.monotonic()
@@ -341,10 +357,15 @@ def _prepare(experiment: Experiment, workdir: Path) -> tuple[Prepared, LandmarkS
     )
     for line in prepared.warnings():
         say(f"warning: {line}")
+    for line in prepared.notes():
+        say(printable(f"note: {line}"))
     unpaired = None
     if sets is not None:
         path, by_case = sets
         unpaired = _place_unpaired(by_case, prepared, data.unpaired_align, path)
+    if changes:
+        train_cases = prepared.split("train")
+        say(f"note: {check_moved(workdir, prepared.landmarks, train_cases, unpaired, changes)}")
     if processes.primary():
         write_json(
             workdir / "config.json", {"schema_version": SCHEMA_VERSION, **to_json(experiment)}

@@ -65,11 +65,68 @@ def nifti(array: np.ndarray = VOXELS, order: str = "<", pad: int = 4, **fields: 
     return bytes(header) + bytes(pad) + data
 
 
-def nifti_2() -> bytes:
+NIFTI_2_FIELDS = {
+    "sizeof_hdr": ("i", 0),
+    "magic": ("8s", 4),
+    "datatype": ("h", 12),
+    "bitpix": ("h", 14),
+    "dim": ("8q", 16),
+    "pixdim": ("8d", 104),
+    "vox_offset": ("q", 168),
+    "scl_slope": ("d", 176),
+    "scl_inter": ("d", 184),
+    "qform_code": ("i", 344),
+    "sform_code": ("i", 348),
+    "quatern": ("3d", 352),
+    "qoffset": ("3d", 376),
+    "srow": ("12d", 400),
+    "xyzt_units": ("i", 500),
+}
+
+
+def nifti_2(array: np.ndarray = VOXELS, order: str = "<", **fields: object) -> bytes:
+    """A NIfTI-2 file, from the table of the standard; fields are numbers, or tuples of them."""
+    values: dict[str, object] = {
+        "sizeof_hdr": 540,
+        "magic": b"n+2\0\r\n\x1a\n",
+        "datatype": NIFTI_TYPES[array.dtype.str[1:]],
+        "bitpix": array.itemsize * 8,
+        "dim": (3, *array.shape, 1, 1, 1, 1),
+        "pixdim": (1, 1, 1, 1, 0, 0, 0, 0),
+        "vox_offset": 544,
+        "xyzt_units": 2,
+        "sform_code": 1,
+        "srow": (-1, 0, 0, 0, 0, -1, 0, 0, 0, 0, 1, 0),
+    } | fields
     header = bytearray(540)
-    struct.pack_into("<i8s2h8q", header, 0, 540, b"n+2\0\r\n\x1a\n", 4, 16, 3, 6, 5, 4, 1, 1, 1, 1)
-    struct.pack_into("<8dq", header, 104, 1, 1, 1, 1, 0, 0, 0, 0, 544)
-    return bytes(header) + bytes(4) + VOXELS.tobytes(order="F")
+    for name, value in values.items():
+        code, offset = NIFTI_2_FIELDS[name]
+        struct.pack_into(order + code, header, offset, *np.atleast_1d(value).tolist())
+    data = array.astype(array.dtype.newbyteorder(order)).tobytes(order="F")
+    return bytes(header) + bytes(4) + data
+
+
+MGH_TYPES = {"u1": 0, "i4": 1, "f4": 3, "i2": 4, "u2": 10}
+
+
+def mgh(array: np.ndarray = VOXELS, **fields: object) -> bytes:
+    """FreeSurfer's MGH, as its MRIwrite writes it; axes and centre are RAS."""
+    values: dict[str, object] = {
+        "version": 1,
+        "shape": (*array.shape, 1),
+        "type": MGH_TYPES[array.dtype.str[1:]],
+        "has_place": 1,
+        "spacing": (1, 1, 1),
+        "axes": (-1, 0, 0, 0, -1, 0, 0, 0, 1),
+        # Of voxel (0, 0, 0) at (0, 0, 0).
+        "centre": (-array.shape[0] / 2, -array.shape[1] / 2, array.shape[2] / 2),
+    } | fields
+    codes = {"version": "i", "shape": "4i", "type": "i4x", "has_place": "h", "spacing": "3f"}
+    codes |= {"axes": "9f", "centre": "3f"}
+    parts = [struct.pack(f">{codes[k]}", *np.atleast_1d(v).tolist()) for k, v in values.items()]
+    return b"".join(parts).ljust(284, b"\0") + array.astype(array.dtype.newbyteorder(">")).tobytes(
+        "F"
+    )
 
 
 def metaimage(
@@ -153,17 +210,30 @@ FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "text named .nii.gz": ("a.nii.gz", lambda: b"see my mail\n" * 99, UNREADABLE),
     "NRRD named .nii": ("a.nii", nrrd, UNREADABLE),
     "NIfTI named .nrrd": ("a.nrrd", nifti, UNREADABLE),
-    "NIfTI named .nii.gz without gzip": ("a.nii.gz", nifti, UNREADABLE),
     "gzip named .nii": ("a.nii", lambda: gz(nifti()), UNREADABLE),
     "magic of header and image apart": ("a.nii", lambda: nifti(magic=b"ni1\0"), UNREADABLE),
     "no magic, as in Analyze": ("a.nii", lambda: nifti(magic=bytes(4)), UNREADABLE),
-    "NIfTI-2": ("a.nii", nifti_2, "NIfTI-2"),
-    "NIfTI-2 with gzip": ("a.nii.gz", lambda: gz(nifti_2()), "NIfTI-2"),
+    "a NIfTI-2 header alone": ("a.nii", lambda: nifti_2(magic=b"ni2\0\r\n\x1a\n"), UNREADABLE),
+    "NIfTI-2 with line ends changed": (
+        "a.nii",
+        lambda: nifti_2(magic=b"n+2\0\n\x1a\n\0"),
+        UNREADABLE,
+    ),
+    "MGH of the future": ("a.mgh", lambda: mgh(version=2), UNREADABLE),
+    "an empty MGH": ("a.mgz", lambda: b"", UNREADABLE),
+    "NIfTI named .mgz": ("a.mgz", lambda: gz(nifti()), UNREADABLE),
+    "NRRD with bzip2": ("a.nrrd", lambda: nrrd(encoding="bzip2"), "bzip2 compression is not read"),
+    "NRRD with bz2": ("a.nhdr", lambda: nrrd(encoding="BZ2"), "bzip2 compression is not read"),
     "NRRD of the future": ("a.nrrd", lambda: nrrd().replace(b"0004", b"0009"), UNREADABLE),
     # Cut off
     "cut in the header": ("a.nii", lambda: nifti()[:200], UNREADABLE),
     "cut after the header": ("a.nii", lambda: nifti()[:352], "truncated"),
     "cut in the voxels": ("a.nii", lambda: nifti()[:-1], "truncated"),
+    "NIfTI-2 cut in the header": ("a.nii", lambda: nifti_2()[:400], UNREADABLE),
+    "NIfTI-2 cut in the voxels": ("a.nii.gz", lambda: gz(nifti_2()[:-1]), "truncated"),
+    "MGH cut in the header": ("a.mgz", lambda: gz(mgh()[:90]), UNREADABLE),
+    "MGH cut in the voxels": ("a.mgh", lambda: mgh()[:-1], "truncated"),
+    "MGH cut in gzip": ("a.mgz", lambda: gz(mgh())[:-3], "truncated"),
     "gzip cut in its header": ("a.nii.gz", lambda: gz(nifti())[:5], UNREADABLE),
     "gzip cut in the voxels": ("a.nii.gz", lambda: gz(nifti())[:-40], "truncated"),
     "gzip cut in its trailer": ("a.nii.gz", lambda: gz(nifti())[:-3], "truncated"),
@@ -187,6 +257,9 @@ FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "one slice": ("a.nii", lambda: nifti(dim=(3, 12, 10, 1, 1, 1, 1, 1)), "(12, 10, 1) voxels"),
     "two volumes": ("a.nii", lambda: nifti(dim=(4, 6, 5, 2, 2, 1, 1, 1)), "4 dimensions"),
     "vectors in NIfTI": ("a.nii", lambda: nifti(dim=(5, 6, 5, 2, 1, 2, 1, 1)), "5 dimensions"),
+    "NIfTI-2 axis of zero": ("a.nii", lambda: nifti_2(dim=(3, 6, 0, 4, 1, 1, 1, 1)), "(6, 0, 4)"),
+    "MGH axis of zero": ("a.mgh", lambda: mgh(shape=(6, 0, 4, 1)), "(6, 0, 4) voxels"),
+    "MGH of two frames": ("a.mgh", lambda: mgh(shape=(6, 5, 4, 2)), "4 dimensions"),
     "MetaImage axis of zero": ("a.mha", lambda: metaimage(DimSize="6 5 0"), "(6, 5, 0) voxels"),
     "MetaImage negative axis": ("a.mha", lambda: metaimage(DimSize="6 5 -4"), "(6, 5, -4) voxels"),
     "MetaImage two of three axes": ("a.mha", lambda: metaimage(DimSize="6 5"), "DimSize = 6 5,"),
@@ -221,6 +294,7 @@ FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "NIfTI float128": ("a.nii", lambda: nifti(datatype=1536, bitpix=128), "type 1536"),
     "NIfTI bits": ("a.nii", lambda: nifti(datatype=1, bitpix=1), "type 1 "),
     "NIfTI unknown type": ("a.nii", lambda: nifti(datatype=999), "type 999"),
+    "MGH unknown type": ("a.mgh", lambda: mgh(type=7), "unknown type 7"),
     "MetaImage vectors": (
         "a.mha",
         lambda: metaimage(ElementNumberOfChannels=3, DimSize="5 4 4"),
@@ -236,10 +310,21 @@ FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "NRRD long value": ("a.nrrd", lambda: nrrd(type="x" * 3000), "more than 512 bytes: type"),
     "NRRD long line": ("a.nrrd", lambda: nrrd().replace(b"endian", b"x" * 3000), "512 bytes"),
     # Values
-    "NaN": (
+    "mostly NaN": (
         "a.nii",
-        lambda: nifti(with_value(NAN)),
-        "1 voxels are NaN or infinite, the first at (3, 4, 2)",
+        lambda: nifti(np.where(VOXELS < 110, NAN, VOXELS).astype("<f4")),
+        "110 voxels are NaN or infinite, the first at (0, 0, 0)",
+    ),
+    "all NaN": ("a.nii", lambda: nifti(np.full((6, 5, 4), NAN, "<f4")), "120 voxels are NaN"),
+    "NaN and infinity": (
+        "a.nii",
+        lambda: nifti(np.where(VOXELS == 0, NAN, with_value(INF)).astype("<f4")),
+        "2 voxels are NaN or infinite",
+    ),
+    "NaN around a constant": (
+        "a.nii",
+        lambda: nifti(np.where(VOXELS < 60, NAN, 7).astype("<f4")),
+        "all voxels are 7",
     ),
     "infinity": ("a.nii.gz", lambda: gz(nifti(with_value(INF))), "1 voxels are NaN or infinite"),
     "beyond float32": ("a.nii", lambda: nifti(with_value(1e300, "<f8")), "NaN or infinite"),
@@ -351,6 +436,18 @@ FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
         "spacing of (inf",
     ),
     # Directions and origin
+    "MGH without a place": ("a.mgh", lambda: mgh(has_place=0), "states no place"),
+    "MGH spacing 0": ("a.mgh", lambda: mgh(spacing=(0, 1, 1)), "spacing of (0, 1, 1)"),
+    "MGH spacing NaN": ("a.mgh", lambda: mgh(spacing=(NAN, 1, 1)), "spacing of (nan, 1, 1)"),
+    "MGH sheared": ("a.mgh", lambda: mgh(axes=(-1, 0.1, 0, 0, -1, 0, 0, 0, 1)), "right angles"),
+    "MGH axes of zero": ("a.mgh", lambda: mgh(axes=(0,) * 9), "spacing of (0, 0, 0)"),
+    "MGH centre NaN": ("a.mgh", lambda: mgh(centre=(NAN, 0, 0)), "origin (nan"),
+    "NIfTI-2 spacing 1e-200": (
+        "a.nii",
+        lambda: nifti_2(srow=(-1e-200, 0, 0, 0, 0, -1, 0, 0, 0, 0, 1, 0)),
+        "a.nii",
+    ),
+    "NIfTI-2 sheared": ("a.nii", lambda: nifti_2(srow=SHEAR), "not at right angles"),
     "sheared sform": ("a.nii", lambda: nifti(srow=SHEAR), "not at right angles"),
     "singular sform": ("a.nii", lambda: nifti(srow=(0,) * 12), "a.nii"),
     "sform NaN": ("a.nii", lambda: nifti(srow=(NAN,) * 12), "sform that is not finite"),
@@ -426,6 +523,19 @@ FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "NRRD list of files": ("a.nrrd", lambda: nrrd(b"", data_file="LIST"), "LIST is missing"),
 }
 
+# Of pairs: scans only where header and voxels are beside each other.
+PARTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
+    "Analyze": ("a.hdr", lambda: nifti(magic=bytes(4))[:348], "Analyze, which has no orientation"),
+    "ENVI named .hdr": ("a.hdr", lambda: b"ENVI\nsamples = 6\n" * 99, UNREADABLE),
+    "one file named .hdr": ("a.hdr", nifti_2, UNREADABLE),
+    "a pair without its voxels": (
+        "a.hdr",
+        lambda: nifti(magic=b"ni1\0", vox_offset=0)[:348],
+        "its voxels, a.img, are missing",
+    ),
+    "voxels of a pair": ("a.img", lambda: RAW, "voxels alone: name its header, a.hdr"),
+}
+
 # Headers that promise more than there is: to be refused before memory is asked for.
 GREEDY: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "30000 voxels a side": ("a.nii", lambda: nifti(dim=HUGE), "more than 2147483648"),
@@ -453,6 +563,23 @@ GREEDY: dict[str, tuple[str, Callable[[], bytes], str]] = {
         "truncated",
     ),
     "NRRD skipping 1e12 bytes": ("a.nrrd", lambda: nrrd(byte_skip=10**12), "cannot be read"),
+    "NIfTI-2 1e6 voxels a side": (
+        "a.nii",
+        lambda: nifti_2(dim=(3, 10**6, 10**6, 10**6, 1, 1, 1, 1)),
+        "more than 2147483648",
+    ),
+    "NIfTI-2 1e18 voxels a side": (
+        "a.nii.gz",
+        lambda: gz(nifti_2(dim=(3, *[10**18] * 3, 1, 1, 1, 1))),
+        "more than 2147483648",
+    ),
+    "NIfTI-2 1200": ("a.nii", lambda: nifti_2(dim=LARGE), "truncated"),
+    "NIfTI-2 huge vox_offset": ("a.nii", lambda: nifti_2(vox_offset=2**60), "vox_offset = 1.15"),
+    "NIfTI-2 bomb": ("a.nii.gz", lambda: bomb(nifti_2()), "more voxels than its header states"),
+    "MGH 30000": ("a.mgz", lambda: gz(mgh(shape=(30000,) * 3 + (1,))), "more than 2147483648"),
+    "MGH 1200": ("a.mgh", lambda: mgh(shape=(1200,) * 3 + (1,)), "truncated"),
+    "MGH 1200 with gzip": ("a.mgz", lambda: gz(mgh(shape=(1200,) * 3 + (1,))), "truncated"),
+    "MGH bomb": ("a.mgz", lambda: bomb(mgh()), "more voxels than its header states"),
     "huge vox_offset": ("a.nii", lambda: nifti(vox_offset=1e9), "vox_offset = 1e+09"),
     "huge vox_offset with gzip": (
         "a.nii.gz",

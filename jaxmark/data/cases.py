@@ -49,6 +49,7 @@ class PreparedCase:
     lead: float = np.nan  # of the registration: near 0, another rotation fits as well
     overlap: float = 1.0  # share of the volume that lies in the scan
     image_crc32: int | None = None  # of the file `image.npy`; None: it is not written yet
+    notes: tuple[str, ...] = ()  # what a reader guessed or repaired in the scan
 
     @property
     def landmarks_ijk(self) -> np.ndarray:
@@ -123,6 +124,8 @@ def save_case(case: PreparedCase, image: np.ndarray, made_from: Path) -> None:
             **{key: _number(getattr(case, name)) for name, key in _FIGURES.items()},
             "image_crc32": zlib.crc32(content.getbuffer()),
             "made_from": str(made_from),
+            # Cases of before there were notes lack them.
+            **({"notes": list(case.notes)} if case.notes else {}),
         }
     )
     temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=case.folder.parent))
@@ -160,6 +163,7 @@ def load_case(folder: Path) -> PreparedCase:
             present=np.asarray([p is not None for p in points], bool),
             absent=np.asarray(tree["absent"], bool).reshape(len(points)),
             image_crc32=tree["image_crc32"],
+            notes=_notes(tree.get("notes", [])),
             **figures,
         )
     except InputError:
@@ -176,6 +180,12 @@ def read_case(case: PreparedCase, rng: np.random.Generator) -> HostBatch:
         "present": case.present,
         "absent": case.absent,
     }
+
+
+def _notes(lines: object) -> tuple[str, ...]:
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise ValueError("notes that are no lines")
+    return tuple(lines)
 
 
 def _number(value: float) -> float | None:

@@ -65,6 +65,8 @@ class Cohort:
     cases: dict[str, RawCase]
     # Case names of "train", "val" and "test"; some may be empty.
     splits: dict[str, tuple[str, ...]]
+    # What a person should know of the folder, a line each.
+    notes: tuple[str, ...] = ()
 
 
 class Labels(NamedTuple):
@@ -110,7 +112,7 @@ def read_cohort(data: Data) -> Cohort:
     keep = math.ceil(data.train_fraction * len(splits["train"]))
     kept = set(sorted(splits["train"], key=partial(_drawn, data.split_seed))[:keep])
     splits["train"] = tuple(case for case in splits["train"] if case in kept)
-    return Cohort(names, cases, splits)
+    return Cohort(names, cases, splits, layout.notes)
 
 
 def check_inside(case: RawCase, scan: Scan) -> None:

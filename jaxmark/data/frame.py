@@ -45,6 +45,7 @@ class PreparedScan:
     quality: float  # of the registration; NaN where there was none
     lead: float  # of the registration
     overlap: float  # share of the volume that lies in the scan
+    notes: tuple[str, ...] = ()  # of the scan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +95,7 @@ class Frame:
             quality=alignment.quality,
             lead=alignment.lead,
             overlap=float(seen.mean()),
+            notes=scan.notes,
         )
 
     def _range(self, values: np.ndarray) -> tuple[float, float]:

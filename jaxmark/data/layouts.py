@@ -33,11 +33,21 @@ from typing import NamedTuple
 
 from jaxmark.data import landmarks
 from jaxmark.data.landmarks import check_case
-from jaxmark.data.scans import EXTENSIONS, case_name, find_scans
+from jaxmark.data.scans import (
+    EXTENSIONS,
+    LATER_EXTENSIONS,
+    case_name,
+    find_scans,
+    passed_over,
+)
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import read_json
 
 _NO_SCANS = f"holds no scans ({', '.join(EXTENSIONS)} or DICOM)"
+
+
+# What is said of many is said of so many by name.
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,8 @@ class Layout:
     labels: Path | dict[str, Path]
     # Cases that the layout keeps for testing.
     test: frozenset[str] = frozenset()
+    # Lines about what looks like images and is not read.
+    notes: tuple[str, ...] = ()
 
 
 class _Image(NamedTuple):
@@ -105,17 +117,22 @@ def _own(root: Path, suffix: str) -> Layout:
         problem = f"{suffix!r} chooses among several images a case, but {folder} has one"
         raise InputError("config.data.suffix", problem)
     images = find_scans(folder)
+    notes = _passed_over({folder: list(images.values())})
     if not images:
-        raise InputError(folder, _NO_SCANS)
-    return Layout(images, _labels(root, {}))
+        raise InputError(folder, "; ".join([_NO_SCANS, *notes]))
+    return Layout(images, _labels(root, {}), notes=notes)
 
 
 def _nnunet(root: Path, suffix: str) -> Layout:
     names, ending = _read_dataset(root / "dataset.json")
     images = []
     labels: dict[str, Path] = {}
-    for folder in filter(Path.is_dir, (root / "imagesTr", root / "imagesTs")):
+    folders = list(filter(Path.is_dir, (root / "imagesTr", root / "imagesTs")))
+    for folder in folders:
         for name, path in find_scans(folder).items():
+            fits = path.name.endswith(ending) and re.fullmatch(".+_[0-9]{4}", name)
+            if path.name.lower().endswith(LATER_EXTENSIONS) and not fits:
+                continue
             if not path.name.endswith(ending):
                 problem = f"does not end in {ending!r}, the file_ending of dataset.json"
                 raise InputError(path, problem)
@@ -128,7 +145,19 @@ def _nnunet(root: Path, suffix: str) -> Layout:
             _add(labels, case, file, "file")
     chosen = _choose(root, images, suffix, names)
     test = frozenset(case for case, path in chosen.items() if path.parent.name == "imagesTs")
-    return Layout(chosen, _labels(root, labels), test)
+    notes = _passed_over(
+        {folder: [i.path for i in images if i.path.parent == folder] for folder in folders}
+    )
+    return Layout(chosen, _labels(root, labels), test, notes)
+
+
+def _passed_over(scans: Mapping[Path, list[Path]]) -> tuple[str, ...]:
+    """Lines of some folders, of the scans found in each; of the first folders alone."""
+    said = {folder: line for folder in scans if (line := passed_over(folder, scans[folder]))}
+    lines = [f"{folder}: {line}" for folder, line in list(said.items())[:_NAMED]]
+    if len(said) > _NAMED:
+        lines.append(f"{len(said) - _NAMED} more folders hold such files")
+    return tuple(lines)
 
 
 def _read_dataset(file: Path) -> tuple[dict[str, str], str]:
@@ -153,7 +182,9 @@ def _bids(root: Path, suffix: str) -> Layout:
     for case, folder in _bids_folders(root):
         for path in sorted(folder.iterdir()):
             files.append(path)
-            if not path.is_dir() and (name := case_name(path)):
+            # The standard knows NIfTI alone; what was read always is.
+            later = path.name.lower().endswith(LATER_EXTENSIONS)
+            if not (path.is_dir() or later) and (name := case_name(path)):
                 if not name.startswith(f"{case}_"):
                     problem = f"its name does not begin with {case}_, as its folders do"
                     raise InputError(path, problem)
@@ -165,7 +196,9 @@ def _bids(root: Path, suffix: str) -> Layout:
     for file in files:
         if (name := _landmark_name(file)).startswith("sub-"):
             _add(labels, _bids_case(name, known), file, "landmark file")
-    return Layout(chosen, _labels(root, labels))
+    paths = [image.path for image in images]
+    notes = _passed_over({folder: paths for _, folder in _bids_folders(root)})
+    return Layout(chosen, _labels(root, labels), notes=notes)
 
 
 def _bids_folders(root: Path) -> Iterator[tuple[str, Path]]:

@@ -36,6 +36,9 @@ RECIPE_VERSION = 2
 # failed; but not by less than this share of it, for a cohort may be very even.
 _FAILED_SD, _FAILED_SHARE = 3.0, 0.1
 
+# What is said of many is said of so many by name.
+_NAMED = 5
+
 T = TypeVar("T")
 
 
@@ -92,12 +95,22 @@ class Prepared:
             )
         return lines
 
+    def notes(self) -> list[str]:
+        """What readers guessed or repaired, a line a case for the first few, and a count."""
+        noted = [case for case in self.cases.values() if case.notes]
+        lines = [f"{case.name}: {'; '.join(case.notes)}" for case in noted[:_NAMED]]
+        if len(noted) > _NAMED:
+            more = f"{len(noted) - _NAMED} more cases have notes, {len(noted)} of "
+            lines.append(f"{more}{len(self.cases)} in all: see preparation/cases.csv")
+        return lines
+
     def table(self) -> str:
         """Every case's preparation as CSV."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(
             ["case", "split", "quality", "margin", "coverage", "landmarks_outside", "doubts"]
+            + ["notes"]
         )
         doubts = self.doubts()
         for split in SPLITS:
@@ -106,6 +119,7 @@ class Prepared:
                 writer.writerow(
                     [case.name, split, *("" if np.isnan(f) else f"{f:.4f}" for f in figures)]
                     + [self._outside(case), "; ".join(doubts.get(case.name, []))]
+                    + ["; ".join(case.notes)]
                 )
         return text.getvalue()
 
@@ -371,5 +385,6 @@ def _prepare_case(job: tuple[RawCase, Frame, Alignment, Path]) -> None:
         quality=prepared.quality,
         lead=prepared.lead,
         overlap=prepared.overlap,
+        notes=prepared.notes,
     )
     save_case(case, prepared.image, source.scan)

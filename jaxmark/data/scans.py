@@ -1,4 +1,4 @@
-"""Scans on disk: NIfTI, MetaImage, NRRD and DICOM, read into arrays with their place in space.
+"""Scans on disk: NIfTI, MetaImage, NRRD, MGH and DICOM, as arrays with their place in space.
 
 ITK fills up what a truncated NIfTI lacks with zeros, skips DICOM slices that it cannot parse, takes
 damaged compressed voxels as they come out, replaces NaN by 0 and impossible spacings by 1 mm, asks
@@ -13,39 +13,59 @@ import shutil
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from jaxmark.data.formats import dicom, metaimage, nifti, nrrd
+from jaxmark.data.formats import dicom, metaimage, mgh, nifti, nrrd
 from jaxmark.data.formats.safeguards import (
     DAMAGED,
     ITK_ERRORS,
     SHEARED,
     UNREADABLE,
+    Content,
     at_right_angles,
     check_place,
     check_shape,
     entries,
     readable,
+    straightened,
     voxels_and_place,
 )
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import replacing
 
-_READERS: dict[str, Callable[[Path], tuple[np.ndarray, np.ndarray]]] = {
+_READERS: dict[str, Callable[[Path], Content]] = {
     ".nii": nifti.read,
     ".nii.gz": nifti.read,
     ".mha": metaimage.read,
     ".mhd": metaimage.read,
     ".nrrd": nrrd.read,
+    ".nhdr": nrrd.read,
+    ".hdr": nifti.read,
+    ".mgz": mgh.read,
+    ".mgh": mgh.read,
 }
 EXTENSIONS = tuple(_READERS)
+# Those that earlier versions passed over: cohorts that worked then must work now.
+LATER_EXTENSIONS = (".nhdr", ".hdr", ".mgz", ".mgh")
+# How names of files end that people take for images, beside `EXTENSIONS`.
+_LIKE_IMAGES = (
+    (".img", ".img.gz", ".hdr.gz", ".dcm", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+    + (".v", ".mnc", ".minc", ".par", ".rec", ".head", ".brik", ".brik.gz", ".gipl", ".gipl.gz")
+    + (".vti", ".npy", ".npz", ".nii.zip", ".nii.bz2", ".nii.xz", ".nii.zst", ".nrrd.gz")
+)
+# What is said of many is said of so many by name.
+_NAMED = 5
+# Their voxels are in other files.
+_HEADERS = (".mhd", ".nhdr", ".hdr")
 _WRITABLE_EXTENSIONS = (".nii", ".nii.gz", ".mha", ".nrrd")
 _WRITABLE_TYPES = (np.float32, np.uint8, np.int16)
+# Of the voxels of a scan that may be NaN.
+_MOST_NAN = 0.9
 # A disk with less room is full.
 _LITTLE_BYTES = 1 << 20
 
@@ -58,6 +78,8 @@ class Scan:
     voxels: np.ndarray
     # (4, 4) float64: voxel indices (centres at integers) -> LPS mm.
     ijk_to_lps: np.ndarray
+    # What a reader guessed or repaired, a line each.
+    notes: tuple[str, ...] = ()
 
     @property
     def spacing_mm(self) -> np.ndarray:
@@ -75,7 +97,7 @@ def find_scans(folder: Path) -> dict[str, Path]:
     Raises:
       InputError: no such folder, one that cannot be read, two scans of one name.
     """
-    return _by_name((case_name(path), path) for path in entries(folder))
+    return _by_name(_named(entries(folder)))
 
 
 def find_scans_below(folder: Path) -> dict[str, Path]:
@@ -89,14 +111,7 @@ def find_scans_below(folder: Path) -> dict[str, Path]:
     Raises:
       InputError: as `find_scans`.
     """
-    scans = []
-    folders = [folder]
-    # Grows while it is gone through.
-    for parent in folders:
-        with readable(parent):
-            found = [p for p in entries(parent) if not (p.is_dir() and p.is_symlink())]
-            folders += [path for path in found if path.is_dir()]
-            scans += [(case_name(path), path) for path in found]
+    scans = [scan for found in _folders_below(folder) for scan in _named(found)]
     if dicom.slice_files(folder):
         scans.append((folder.resolve().name, folder))
     count = Counter(_as_a_file(name) for name, _ in scans)
@@ -105,7 +120,67 @@ def find_scans_below(folder: Path) -> dict[str, Path]:
         alone = count[_as_a_file(name)] == 1
         return name if alone else "-".join((*path.relative_to(folder).parts[:-1], name))
 
-    return _by_name((full_name(name, path), path) for name, path in scans if name)
+    return _by_name((full_name(name, path), path) for name, path in scans)
+
+
+def passed_over(folder: Path, scans: Collection[Path], *, below: bool = False) -> str:
+    """A line about files that look like images, by their names, and are none of the scans.
+
+    Empty where there are none. Parts of scans (slices, files of voxels) are not meant.
+
+    Args:
+      scans: what was found in the folder, or below it.
+    """
+    whole = set(scans)
+    # A header's file of voxels has its name.
+    parts = {path.with_suffix("") for path in scans if path.suffix.lower() in _HEADERS}
+    found = [
+        path
+        for paths in (_folders_below(folder) if below else [entries(folder)])
+        for path in paths
+        if path not in whole
+        and path.name.lower().endswith(EXTENSIONS + _LIKE_IMAGES)
+        and not (path.name.lower().endswith((".img", ".img.gz")) and _stem(path) in parts)
+        and not (path.parent in whole and path.suffix.lower() in (".dcm", ".ima"))
+        and path.is_file()
+    ]
+    if not found:
+        return ""
+    names = ", ".join(str(path.relative_to(folder)) for path in found[:_NAMED])
+    more = f" and {len(found) - _NAMED} more" * (len(found) > _NAMED)
+    look = "looks like an image and is" if len(found) == 1 else "look like images and are"
+    files = "1 file" if len(found) == 1 else f"{len(found)} files"
+    known = ", ".join(EXTENSIONS)
+    return f"{files} {look} not read: {names}{more} (jaxmark reads {known} and DICOM series)"
+
+
+def _stem(path: Path) -> Path:
+    return path.with_name(path.name[: path.name.lower().rindex(".img")])
+
+
+def _folders_below(folder: Path) -> Iterator[list[Path]]:
+    """What is in the folder and in all below it; links to folders are left out."""
+    folders = [folder]
+    # Grows while it is gone through.
+    for parent in folders:
+        with readable(parent):
+            found = [p for p in entries(parent) if not (p.is_dir() and p.is_symlink())]
+            folders += [path for path in found if path.is_dir()]
+        yield found
+
+
+def _named(paths: Sequence[Path]) -> list[tuple[str, Path]]:
+    """The scans among what is in one folder, by their names.
+
+    Of two with one name, one of `LATER_EXTENSIONS` is passed over: FreeSurfer's beside its copy.
+    """
+    named = [(name, path) for path in paths if (name := case_name(path))]
+    earlier = {_as_a_file(n) for n, path in named if _extension(path) not in LATER_EXTENSIONS}
+    return [
+        (name, path)
+        for name, path in named
+        if _extension(path) not in LATER_EXTENSIONS or _as_a_file(name) not in earlier
+    ]
 
 
 def case_name(path: Path) -> str:
@@ -119,29 +194,31 @@ def case_name(path: Path) -> str:
         if path.is_dir():
             return path.name if dicom.slice_files(path) else ""
     extension = _extension(path)
+    if extension == ".hdr" and nifti.voxels_beside(path) is None:
+        # Of a pair, or of another program.
+        return ""
     return path.name[: -len(extension)] if extension else ""
 
 
 def read_scan(path: Path) -> Scan:
     """Reads one volume: a file with one of `EXTENSIONS`, or a folder with one DICOM series.
 
-    Of the two places that a NIfTI file may state, the sform is taken if its code is 1 (scanner) or
-    if there is no qform, else the qform: as ITK does, and so 3D Slicer, where landmarks come from.
-    NIfTI-2 is not read, for ITK does not.
+    Of the two places that a NIfTI file may state, the one that ITK takes counts, for so does 3D
+    Slicer, where landmarks come from. What is guessed or repaired is said in the scan's `notes`:
+    NaN voxels are filled with the smallest value, axes that are nearly at right angles made so.
 
     Raises:
       InputError: the file is missing, truncated, damaged or of an unknown format; it is not one
         three-dimensional volume of numbers with at least 4 voxels along each axis and 2 ** 31 in
         all; its spacing is not stated or not in 0.001 to 100 mm, it extends over more than 10 m, it
-        lies farther than 1e7 mm from the origin, or its axes are sheared; its voxels are not finite
-        or all the same; they are in a file of another folder, or in several; a DICOM folder holds
-        several series or not all slices of one.
+        lies farther than 1e7 mm from the origin, or its axes are sheared; its voxels are
+        infinite, mostly NaN or all the same; they are in a file of another folder, or in several; a
+        DICOM folder holds several series or not all slices of one.
     """
     # What overflows is refused, with a better word than NumPy's.
-    with readable(path), np.errstate(over="ignore", invalid="ignore"):
-        scan = _scan(*(dicom.read(path) if path.is_dir() else _read_file(path)))
-    _check_voxels(path, scan.voxels)
-    return scan
+    with readable(path), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        scan = _scan(*dicom.read(path)) if path.is_dir() else _scan(*_read_file(path))
+        return _mended(path, scan)
 
 
 def write_scan(path: Path, voxels: np.ndarray, ijk_to_lps: np.ndarray) -> None:
@@ -199,15 +276,11 @@ def checked_scan(voxels: np.ndarray, ijk_to_lps: np.ndarray, where: str) -> Scan
     if ijk_to_lps.shape != (4, 4) or not np.isfinite(ijk_to_lps).all():
         raise InputError(where, "its affine is not (4, 4) finite numbers")
     check_place(Path(where), voxels.shape, ijk_to_lps)
-    if not at_right_angles(ijk_to_lps[:3, :3]):
-        raise InputError(where, SHEARED)
-    scan = _scan(voxels, np.asarray(ijk_to_lps, np.float64))
-    _check_voxels(Path(where), scan.voxels)
-    return scan
+    return _mended(Path(where), _scan(voxels, np.asarray(ijk_to_lps, np.float64)))
 
 
-def _scan(voxels: np.ndarray, ijk_to_lps: np.ndarray) -> Scan:
-    return Scan(voxels.astype(np.float32, copy=False), ijk_to_lps)
+def _scan(voxels: np.ndarray, ijk_to_lps: np.ndarray, notes: Iterable[str] = ()) -> Scan:
+    return Scan(voxels.astype(np.float32, copy=False), ijk_to_lps, tuple(notes))
 
 
 def _extension(path: Path) -> str:
@@ -217,11 +290,9 @@ def _extension(path: Path) -> str:
 
 
 def _by_name(scans: Iterable[tuple[str, Path]]) -> dict[str, Path]:
-    """Sorted by name; what has none is no scan."""
+    """Sorted by name."""
     found: dict[str, tuple[str, Path]] = {}
     for name, path in scans:
-        if not name:
-            continue
         if (key := _as_a_file(name)) in found:
             other = found[key][1].name
             raise InputError(path, f"case {name!r} has a second image, {other}")
@@ -234,11 +305,13 @@ def _as_a_file(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _read_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_file(path: Path) -> Content:
     if not path.is_file():
         # A pipe of that name would be waited for.
         raise InputError(path, "is not a file" if path.exists() else "no such file")
     extension = _extension(path)
+    if path.suffix.lower() == ".img":
+        raise InputError(path, f"holds voxels alone: name its header, {path.stem}.hdr")
     if not extension:
         raise InputError(path, f"not an image format jaxmark reads: {', '.join(EXTENSIONS)}")
     try:
@@ -249,10 +322,29 @@ def _read_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(path, DAMAGED) from None
 
 
-def _check_voxels(path: Path, voxels: np.ndarray) -> None:
-    bad = ~np.isfinite(voxels)
-    if bad.any():
-        first = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise InputError(path, f"{bad.sum()} voxels are NaN or infinite, the first at {first}")
+def _mended(path: Path, scan: Scan) -> Scan:
+    """The scan with what may be repaired, and noted; InputError for what may not."""
+    voxels, filled = _without_nan(path, scan.voxels)
     if voxels.min() == voxels.max():
         raise InputError(path, f"all voxels are {voxels.flat[0]:g}: an empty scan")
+    place, turned = straightened(voxels.shape, scan.ijk_to_lps)
+    return Scan(voxels, place, (*scan.notes, *turned, *filled))
+
+
+def _without_nan(path: Path, voxels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """NaN is what SPM and ANTs write outside of the field of view: the least of the rest instead.
+
+    The array that was given stays as it is.
+    """
+    bad = ~np.isfinite(voxels)
+    if not bad.any():
+        return voxels, ()
+    share = bad.mean()
+    if share > _MOST_NAN or np.isinf(voxels).any():
+        first = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise InputError(path, f"{bad.sum()} voxels are NaN or infinite, the first at {first}")
+    least = voxels[~bad].min()
+    filled = voxels.copy(order="K")
+    filled[bad] = least
+    percent = f"{100 * share:.1f} %" if share >= 0.001 else "under 0.1 %"
+    return filled, (f"{percent} of its voxels are NaN: filled with its smallest value, {least:g}",)

@@ -50,6 +50,8 @@ class ScanLandmarks:
     coverage: float
     # What is doubtful about the scan, a line each.
     doubts: tuple[str, ...] = ()
+    # What was guessed or repaired when it was read, a line each.
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -59,6 +61,7 @@ class ScanLandmarks:
         decoder: str,
         calibration: Calibration,
         doubts: Sequence[str] = (),
+        notes: Sequence[str] = (),
     ) -> "ScanLandmarks":
         """What a network found, with what validation cases say of it."""
         return cls(
@@ -70,6 +73,7 @@ class ScanLandmarks:
             radius_mm=calibration.radius_mm,
             coverage=calibration.coverage,
             doubts=tuple(doubts),
+            notes=tuple(notes),
         )
 
     def __iter__(self) -> Iterator[Landmark]:
@@ -172,7 +176,9 @@ class TrainedModel:
         """What the network found in a prepared scan, with what is known of it."""
         decoder = self.experiment.predict.decoder
         doubts = self.frame.doubts(prepared.quality, prepared.lead, prepared.overlap)
-        return ScanLandmarks.of(found, self.landmarks, decoder, self.calibration, doubts)
+        return ScanLandmarks.of(
+            found, self.landmarks, decoder, self.calibration, doubts, prepared.notes
+        )
 
 
 def _scan_of(

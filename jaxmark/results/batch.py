@@ -33,7 +33,7 @@ from jaxmark.core.geometry import apply_affine
 from jaxmark.data.cases import Volume
 from jaxmark.data.frame import Frame, PreparedScan, load_frame, prepare_scan
 from jaxmark.data.landmarks import check_case, write_table
-from jaxmark.data.scans import case_name, find_scans_below
+from jaxmark.data.scans import case_name, find_scans_below, passed_over
 from jaxmark.inference.model import COLUMNS, ScanLandmarks, TrainedModel
 from jaxmark.results import figures
 from jaxmark.results.predictions import write_markups, write_predictions
@@ -47,6 +47,8 @@ from jaxmark.system.processes import from_primary, gather, own_share, primary
 SCHEMA_VERSION = 1
 # Starting processes costs about as much as preparing so many scans.
 _SCANS_WORTH_PROCESSES = 4
+# What is said of many is said of so many by name.
+_NAMED = 5
 # What is wrong with one file's disk is wrong with the next one's.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
@@ -86,7 +88,8 @@ def scans_at(path: Path) -> dict[str, Path]:
         return {case_name(path) or path.name: path}
     found = find_scans_below(path)
     if not found:
-        raise InputError(path, "holds no scans (--input)")
+        left_out = passed_over(path, (), below=True)
+        raise InputError(path, "; ".join(["holds no scans (--input)", *filter(None, [left_out])]))
     return found
 
 
@@ -149,6 +152,7 @@ class _Share:
         # Of those that are with the network.
         self._prepared: dict[str, PreparedScan] = {}
         self._stopped = False
+        self._noted = 0  # scans with notes
 
     def predict(self) -> None:
         """Everything to do, in parallel: prepare, find, write. Shows a bar."""
@@ -172,6 +176,9 @@ class _Share:
                     self._bar.update()
                 else:
                     self._fail_to_write(writing.case.name, problem)
+            if self._noted > _NAMED:
+                more = f"{self._noted - _NAMED} more scans have notes: see batch/cases/<case>.json"
+                self._bar.write(f"note: {more}", file=sys.stderr)
 
     def with_others(self) -> tuple[set[str], dict[str, InputError], bool]:
         """What all processes have written, what failed and why, and whether a disk stopped them."""
@@ -210,8 +217,15 @@ class _Share:
             case = model.landmarks_of(found, prepared)
             for doubt in case.doubts:
                 self._bar.write(printable(f"warning: {scan}: {doubt}"), file=sys.stderr)
+            self._say_notes(scan, case.notes)
             picture = model.experiment.predict.pictures
             yield _Writing(model.identity, scan, case, prepared, self._folder, picture)
+
+    def _say_notes(self, scan: Path, notes: Sequence[str]) -> None:
+        """Of the first scans with any; all are in the records."""
+        self._noted += bool(notes)
+        if notes and self._noted <= _NAMED:
+            self._bar.write(printable(f"note: {scan}: {'; '.join(notes)}"), file=sys.stderr)
 
     def _fail(self, name: str, error: InputError) -> None:
         self._failures[name] = error
@@ -309,6 +323,7 @@ def _describe(job: _Writing) -> dict[str, Any]:
         "registration_margin": _number(job.prepared.lead),
         "share_of_volume_in_scan": job.prepared.overlap,
         "doubts": list(job.case.doubts),
+        "notes": list(job.case.notes),
         "landmarks": {
             name: {"lps_mm": xyz.tolist(), **{c: columns[c][name] for c in columns}}
             for name, xyz in zip(job.case.landmarks, job.case.positions_mm, strict=True)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import math
 import time
@@ -16,7 +15,7 @@ from jax import Array
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from jaxmark.config import Experiment, Train, check_same, to_json
+from jaxmark.config import Experiment, Train, check_same
 from jaxmark.core.metrics import radial_error_mm
 from jaxmark.data.cases import HostBatch, PreparedCase
 from jaxmark.data.pipeline import CASE
@@ -28,6 +27,7 @@ from jaxmark.system.interrupts import Interrupted
 from jaxmark.system.messages import say
 from jaxmark.system.processes import Stops, barrier, from_primary, primary, stops
 from jaxmark.training.checkpoints import Checkpoints, Writer
+from jaxmark.training.provenance import check_data, provenance
 from jaxmark.training.records import Records
 from jaxmark.training.sharding import sharded_init, sharded_step
 from jaxmark.training.streams import Streams, batch_size
@@ -69,11 +69,7 @@ def train(
                 "config.train.batch", f"{size} does not divide over {mesh.size} devices"
             )
     total = sum(phase.steps for phase in phases)
-    meta = {
-        "landmarks": list(landmarks),
-        "config": to_json(experiment),
-        "data": fingerprint(cases, unpaired),
-    }
+    meta = provenance(experiment, landmarks, cases, unpaired)
     key = jax.random.key(experiment.seed)
     start = resume(method, experiment, meta, workdir, mesh)
     if start is None:
@@ -300,29 +296,7 @@ def check_continues(
     if saved["landmarks"] != wanted["landmarks"]:
         raise InputError(where, "is of other landmarks; use another --workdir")
     check_same(saved["config"], experiment, where)
-    for what, value in wanted["data"].items():
-        if saved["data"][what] != value:
-            raise InputError(
-                where, f"is of other {what} than those that are there now; use another --workdir"
-            )
-
-
-def fingerprint(cases: Sequence[PreparedCase], unpaired: LandmarkSets | None) -> dict[str, str]:
-    """What is learned from -> a digest: names and landmarks, to a thousandth of a millimetre.
-
-    Of where files lie and when they were written it knows nothing.
-    """
-    training, others = hashlib.sha256(), hashlib.sha256()
-    for case in cases:
-        training.update(case.name.encode())
-        for numbers in (case.landmarks_mm, case.ijk_to_lps):
-            # Minus zero is zero.
-            training.update((np.round(np.nan_to_num(numbers), 3) + 0.0).tobytes())
-        training.update(case.present.tobytes() + case.absent.tobytes())
-    if unpaired is not None:
-        others.update((np.round(unpaired.landmarks_ijk, 3) + 0.0).tobytes())
-        others.update(unpaired.present.tobytes())
-    return {"training cases": training.hexdigest(), "unpaired landmarks": others.hexdigest()}
+    check_data(saved["data"], wanted["data"], where)
 
 
 def validate(

@@ -24,6 +24,7 @@ from jaxmark.data.prepare import prepare_cohort, quality_limit
 from jaxmark.data.scans import Scan, read_scan, write_scan
 from jaxmark.data.transforms import read_transform
 from jaxmark.system.errors import InputError
+from jaxmark.system.files import sealed
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def test_every_bad_file_is_named_and_nothing_is_written(data, tmp_path):
     first, second = list(cohort.cases.values())[:2]
     first.scan.write_bytes(first.scan.read_bytes()[:2000])
     scan = read_scan(second.scan)
-    write_scan(second.scan, np.where(scan.voxels > 400, np.nan, scan.voxels), scan.ijk_to_lps)
+    write_scan(second.scan, np.where(scan.voxels > 400, np.inf, scan.voxels), scan.ijk_to_lps)
     with pytest.raises(ExceptionGroup) as caught:
         prepare_all(data)
     messages = [str(error) for error in caught.value.exceptions]
@@ -350,6 +351,73 @@ def test_doubts_are_said_of_each_case_and_in_the_table(data):
     rows = list(csv.DictReader(doubted.table().splitlines()))
     assert [row["case"] for row in rows if row["doubts"]] == names[:3]
     assert {row["split"] for row in rows} == {"train", "val", "test"}
+
+
+def with_nan(data, *names):
+    """The cohort with NaN around the voxels of these cases."""
+    for name in names:
+        path = Path(data.root) / "images" / f"{name}.nii.gz"
+        scan = read_scan(path)
+        voxels = scan.voxels.copy()
+        voxels[:4] = np.nan
+        write_scan(path, voxels, scan.ijk_to_lps)
+
+
+def test_notes_of_scans_survive_in_the_cache_and_stand_in_the_table(data):
+    with_nan(data, "phantom-001")
+    for prepared in (prepare_all(data), prepare_all(data)):
+        noted = {name: case.notes for name, case in prepared.cases.items() if case.notes}
+        (note,) = noted.pop("phantom-001")
+        assert not noted and note.startswith(
+            "9.1 % of its voxels are NaN: filled with its smallest"
+        )
+        assert prepared.notes() == [f"phantom-001: {note}"]
+        # They are no doubts.
+        assert "phantom-001" not in prepared.doubts()
+        assert not any("NaN" in line for line in prepared.warnings())
+        rows = list(csv.DictReader(prepared.table().splitlines()))
+        assert [row["case"] for row in rows if row["notes"]] == ["phantom-001"]
+        assert list(rows[0])[-1] == "notes"
+    case = prepared.cases["phantom-000"]
+    # What earlier versions wrote has no such field.
+    assert "notes" not in json.loads((case.folder / "case.json").read_text())
+
+
+def test_notes_of_many_are_counted(data):
+    prepared = prepare_all(data)
+    one = prepared.split("train")[0]
+    cases = {
+        name: dataclasses.replace(one, name=name, notes=("states no place", "is not compressed"))
+        for name in "abcdefgh"
+    }
+    lines = dataclasses.replace(prepared, cases=cases).notes()
+    assert len(lines) == 6
+    assert lines[0] == "a: states no place; is not compressed"
+    assert lines[-1] == "3 more cases have notes, 8 of 8 in all: see preparation/cases.csv"
+
+
+@pytest.mark.parametrize("notes", ["a line", [1], {"a": 1}, None])
+def test_notes_in_the_cache_that_are_no_lines_are_damage(data, notes):
+    case = prepare_all(data).cases["phantom-000"]
+    path = case.folder / "case.json"
+    tree = json.loads(path.read_text())
+    tree.pop("crc32")
+    path.write_text(json.dumps(sealed({**tree, "notes": notes})))
+    refused(lambda: load_case(case.folder), path, "damaged prepared case")
+
+
+def test_what_was_passed_over_in_the_folder_is_said_of_the_cohort(data):
+    assert read_cohort(data).notes == ()
+    images = Path(data.root) / "images"
+    (images / "phantom-007.v").touch()
+    (images / "overview.png").touch()
+    (line,) = read_cohort(data).notes
+    assert line.startswith(
+        f"{images}: 2 files look like images and are not read: overview.png, phantom-007.v (jaxmark"
+    )
+    for path in images.glob("*.nii.gz"):
+        path.unlink()
+    refused(lambda: read_cohort(data), images, "holds no scans", "not read: overview.png")
 
 
 def test_presence_is_the_share_of_what_is_known(data):

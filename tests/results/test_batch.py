@@ -284,7 +284,7 @@ def bad_scans(folder, good):
     away[:3, 3] += 5000
     write_scan(folder / "away.mha", scan.voxels, away)
     holes = scan.voxels.copy()
-    holes[3, 3, 3] = np.nan
+    holes[3, 3, 3] = np.inf
     write_scan(folder / "holes.nrrd", holes, scan.ijk_to_lps)
     (folder / "link.nii.gz").symlink_to(folder / "nowhere.nii.gz")
     long = "n" * 190 + ".nii.gz"
@@ -439,6 +439,32 @@ def test_doubtful_scans_are_pointed_out(tmp_path, capfd):
     assert "warning: " in warned and "noise.mha: registration quality" in warned
     record = json.loads((tmp_path / "out" / "batch" / "cases" / "noise.json").read_text())
     assert "probably failed" in record["doubts"][0]
+
+
+def test_what_was_mended_in_a_scan_is_noted_and_is_no_doubt(here, tmp_path, capfd):
+    scan = straight()
+    voxels = scan.voxels.copy()
+    voxels[:2] = np.nan
+    for number in range(7):
+        write(tmp_path / "in" / f"{number}.nii.gz", Scan(voxels, scan.ijk_to_lps))
+    write(tmp_path / "in" / "whole.nii.gz", scan)
+    predict_scans(here, scans_at(tmp_path / "in"), tmp_path / "out")
+    said = capfd.readouterr().err
+    lines = [line for line in said.replace("\r", "\n").splitlines() if line.startswith("note: ")]
+    assert lines == [
+        f"note: {tmp_path}/in/{number}.nii.gz: 5.0 % of its voxels are NaN: filled with its "
+        f"smallest value, {scan.voxels[2:].min():g}"
+        for number in range(5)
+    ] + ["note: 2 more scans have notes: see batch/cases/<case>.json"]
+    assert "warning" not in said
+    for number in range(7):
+        record = json.loads((tmp_path / "out" / "batch" / "cases" / f"{number}.json").read_text())
+        assert record["doubts"] == [] and "NaN" in record["notes"][0]
+    record = json.loads((tmp_path / "out" / "batch" / "cases" / "whole.json").read_text())
+    assert record["notes"] == []
+    found = here.predict(tmp_path / "in" / "3.nii.gz")
+    assert len(found.notes) == 1 and found.doubts == ()
+    assert here.predict(voxels, affine=scan.ijk_to_lps, frame="LPS").notes == found.notes
 
 
 def test_inputs_and_outputs_that_cannot_be_are_named(here, tmp_path):

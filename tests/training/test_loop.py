@@ -19,7 +19,8 @@ from jaxmark.methods.method import LandmarkSets, Task
 from jaxmark.system.devices import data_mesh
 from jaxmark.system.errors import InputError
 from jaxmark.training.checkpoints import Checkpoints, load_variables
-from jaxmark.training.loop import fingerprint, train
+from jaxmark.training.loop import train
+from jaxmark.training.provenance import fingerprint
 from jaxmark.training.records import METRICS, read_records
 
 NAMES = ("a", "b")

@@ -13,6 +13,7 @@ import numpy as np
 from jaxmark.core.geometry import compose_affine
 from jaxmark.data.formats.safeguards import (
     UNREADABLE,
+    Content,
     check_place,
     check_shape,
     check_spacing,
@@ -39,8 +40,8 @@ _TYPES = {
 }
 
 
-def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels (X, Y, Z), x fastest in memory, and ijk_to_lps (4, 4)."""
+def read(path: Path) -> Content:
+    """The volume in a file, or in the one that its header names."""
     fields, end = _header(path)
     shape = _shape(path, fields)
     ijk_to_lps = _place(path, fields, len(shape))
@@ -50,7 +51,7 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     length = None if compressed else math.prod(shape) * dtype.itemsize
     data, begin = _data(path, fields, end, length)
     places = (0, begin) if compressed else (begin, None)
-    return read_voxels(data, shape[:3], dtype, *places), ijk_to_lps
+    return Content(read_voxels(data, shape[:3], dtype, *places), ijk_to_lps)
 
 
 def _header(path: Path) -> tuple[dict[str, str], int]:

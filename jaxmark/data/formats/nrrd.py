@@ -5,12 +5,12 @@ import os
 import re
 from pathlib import Path
 
-import numpy as np
 import SimpleITK as sitk
 
 from jaxmark.data.formats.safeguards import (
     MAX_HEADER_BYTES,
     UNREADABLE,
+    Content,
     check_origin,
     check_place,
     check_shape,
@@ -29,12 +29,16 @@ from jaxmark.system.errors import InputError
 _MAX_BYTES = 512
 
 
-def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels (X, Y, Z), x fastest in memory, and ijk_to_lps (4, 4)."""
+def read(path: Path) -> Content:
+    """The volume in a file (.nrrd), or in the one that its header names (.nhdr, .nrrd)."""
     if len(os.fsencode(path)) > _MAX_BYTES:
         raise InputError(path, f"its path has more than {_MAX_BYTES} bytes")
     fields, end = _header(path)
     _check_stated_place(path, fields)
+    encoding = fields.get("encoding", "").lower()
+    if encoding in ("bzip2", "bz2"):
+        problem = "bzip2 compression is not read: write it with gzip, or uncompressed"
+        raise InputError(path, problem)
     # ITK opens the data file with the header.
     name = fields.get("data file", fields.get("datafile"))
     data, begin = (path, end) if name is None else (data_file(path, name), 0)
@@ -43,9 +47,9 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     check_shape(path, shape, reader.GetNumberOfComponents())
     check_place(path, shape, place_of(reader))
     bytes_a_voxel = sitk.Image([1, 1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
-    _check_data(data, begin, fields.get("encoding", "").lower(), math.prod(shape), bytes_a_voxel)
+    _check_data(data, begin, encoding, math.prod(shape), bytes_a_voxel)
     image = reader.Execute()
-    return voxels_and_place(image[..., 0] if image.GetDimension() == 4 else image)
+    return Content(*voxels_and_place(image[..., 0] if image.GetDimension() == 4 else image))
 
 
 def _header(path: Path) -> tuple[dict[str, str], int]:

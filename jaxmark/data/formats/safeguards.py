@@ -10,11 +10,12 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
 
-from jaxmark.core.geometry import compose_affine
+from jaxmark.core.geometry import apply_affine, compose_affine
 from jaxmark.system.errors import InputError
 
 DAMAGED = "truncated or damaged"
@@ -32,12 +33,27 @@ _MAX_VOXELS = 2**31
 _SPACING_MM = (0.001, 100.0)
 _MAX_EXTENT_MM = 1e4
 _MAX_ORIGIN_MM = 1e7
+# Cosines between axes that are right angles: in float32, and (mended, with a note) in numbers with
+# three decimals: directions, or steps of half a millimetre.
+_RIGHT = 1e-4
+MAX_SKEW = 5e-3
 
 _CHUNK_BYTES = 1 << 20
 
 # What is wrong with a file is said by an InputError, once. Set here, where every reader comes by:
 # worker processes import only what they need.
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
+
+
+class Content(NamedTuple):
+    """What a reader made of a file."""
+
+    # (X, Y, Z), x fastest in memory.
+    voxels: np.ndarray
+    # (4, 4) float64.
+    ijk_to_lps: np.ndarray
+    # What was guessed or repaired, a line each, without the file's name.
+    notes: tuple[str, ...] = ()
 
 
 # Files and folders
@@ -112,7 +128,7 @@ def check_place(path: Path, shape: Sequence[int], ijk_to_lps: np.ndarray) -> Non
     check_origin(path, ijk_to_lps[:3, 3])
     if not abs(np.linalg.det(columns / spacing)) > 1e-6:
         raise InputError(path, "states axes that do not span space (a singular direction matrix)")
-    if not at_right_angles(columns):
+    if not skew(columns) <= MAX_SKEW:
         raise InputError(path, SHEARED)
 
 
@@ -132,10 +148,49 @@ def check_origin(path: Path, origin: Sequence[float] | np.ndarray) -> None:
         raise InputError(path, f"{stated}; the limit is {_MAX_ORIGIN_MM:g}")
 
 
+def skew(columns: np.ndarray) -> float:
+    """The largest cosine between two of the columns (3, 3), of any lengths; NaN for none."""
+    axes = columns / np.linalg.norm(columns, axis=0)
+    return float(abs(axes.T @ axes - np.eye(3)).max())
+
+
 def at_right_angles(columns: np.ndarray) -> bool:
     """Whether the columns (3, 3), of any lengths, are so to within the rounding of headers."""
-    axes = columns / np.linalg.norm(columns, axis=0)
-    return np.allclose(axes.T @ axes, np.eye(3), atol=1e-4)
+    return skew(columns) <= _RIGHT
+
+
+def straightened(
+    shape: Sequence[int], ijk_to_lps: np.ndarray
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The nearest place with axes at right angles, and a note where that is another one.
+
+    For what `check_place` lets through: numbers rounded to three decimals. Spacing and the volume's
+    centre stay; directions become the nearest rotation (by singular values), as in ITK.
+    """
+    columns = ijk_to_lps[:3, :3]
+    if at_right_angles(columns):
+        return ijk_to_lps, ()
+    spacing = np.linalg.norm(columns, axis=0)
+    left, _, right = np.linalg.svd(columns / spacing)
+    centre = (np.asarray(shape[:3]) - 1) / 2
+    straight = left @ right * spacing
+    place = compose_affine(straight, ijk_to_lps[:3, 3] + (columns - straight) @ centre)
+    _, moved = distances_mm(shape, place, ijk_to_lps)
+    degrees = math.degrees(math.asin(skew(columns)))
+    return place, (
+        f"its axes are {degrees:.2f} degrees off right angles, as rounded numbers are: made right, "
+        f"which moves its corners by up to {moved:.2f} mm",
+    )
+
+
+def distances_mm(shape: Sequence[int], one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """How far apart two places (4, 4) put the volume's centre, and the farthest of its corners."""
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.asarray(shape[:3]) - 1)
+    points = [*corners, corners.mean(0)]
+    *apart, centre = np.linalg.norm(
+        apply_affine(one, np.array(points)) - apply_affine(other, np.array(points)), axis=1
+    )
+    return float(centre), float(max(apart))
 
 
 def rounded(vector: np.ndarray) -> list[float]:
@@ -205,6 +260,32 @@ def read_voxels(
     else:
         raise EOFError
     return voxels.reshape(shape, order="F")
+
+
+def is_gzip(path: Path) -> bool:
+    """Whether the file begins as gzip does, whatever it is called."""
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def beginning(path: Path, length: int, *, packed: bool) -> bytes:
+    """The first bytes of the file, or of what it inflates to; fewer where it has no more.
+
+    Raises:
+      InputError: it cannot be inflated.
+    """
+    if not packed:
+        with open(path, "rb") as file:
+            return file.read(length)
+    content = b""
+    try:
+        for piece in inflated(path, 0):
+            content += piece[:length]
+            if len(content) >= length:
+                break
+    except (EOFError, zlib.error):
+        raise InputError(path, UNREADABLE) from None
+    return content[:length]
 
 
 def inflate(path: Path, begin: int, needed: int) -> np.ndarray:
