@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from jaxmark.data.formats import dicom, metaimage, nifti, nrrd
+from jaxmark.data.formats import dicom, dicom_series, metaimage, nifti, nrrd
 from jaxmark.data.formats.safeguards import (
     DAMAGED,
     ITK_ERRORS,
@@ -30,6 +30,7 @@ from jaxmark.data.formats.safeguards import (
     check_place,
     check_shape,
     entries,
+    named,
     readable,
     voxels_and_place,
 )
@@ -44,6 +45,8 @@ _READERS: dict[str, Callable[[Path], tuple[np.ndarray, np.ndarray]]] = {
     ".nrrd": nrrd.read,
 }
 EXTENSIONS = tuple(_READERS)
+# Other endings of DICOM files' names; many have none, or end in a number.
+_DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 _WRITABLE_EXTENSIONS = (".nii", ".nii.gz", ".mha", ".nrrd")
 _WRITABLE_TYPES = (np.float32, np.uint8, np.int16)
 # A disk with less room is full.
@@ -58,11 +61,22 @@ class Scan:
     voxels: np.ndarray
     # (4, 4) float64: voxel indices (centres at integers) -> LPS mm.
     ijk_to_lps: np.ndarray
+    # What a reader guessed or repaired, a line each.
+    notes: tuple[str, ...] = ()
 
     @property
     def spacing_mm(self) -> np.ndarray:
         """(3,) float64: distance of neighbouring voxel centres along i, j and k."""
         return np.linalg.norm(self.ijk_to_lps[:3, :3], axis=0)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Scans below a folder, and what is none of them."""
+
+    scans: dict[str, Path]
+    # Folders of DICOM files without a volume, and what those files are.
+    left_out: dict[Path, str]
 
 
 def find_scans(folder: Path) -> dict[str, Path]:
@@ -79,33 +93,64 @@ def find_scans(folder: Path) -> dict[str, Path]:
 
 
 def find_scans_below(folder: Path) -> dict[str, Path]:
+    """The scans of `search_below`."""
+    return search_below(folder).scans
+
+
+def search_below(folder: Path) -> Found:
     """As `find_scans`, of the folder itself and of all folders below it.
 
     Scans of one name are called by their paths from `folder` on instead, joined by "-". A folder
-    that holds a DICOM series is one scan, and what is in its subfolders are others. Links to
-    folders are not followed: there are no loops, and nothing is found twice or elsewhere. Links to
-    files are, as in `find_scans`.
+    that holds one DICOM volume is one scan. Of one that holds several, each series and each
+    multi-frame file is one, called by the folder and its own description or number; a path that
+    `read_scan` understands stands for a series. What is in subfolders are others. Links to folders
+    are not followed: there are no loops, and nothing is found twice or elsewhere. Links to files
+    are, as in `find_scans`.
 
     Raises:
       InputError: as `find_scans`.
     """
-    scans = []
+    # Names, paths, and the folders that the name is lengthened by.
+    scans: list[tuple[str, Path, tuple[str, ...]]] = []
+    left_out: dict[Path, str] = {}
     folders = [folder]
     # Grows while it is gone through.
     for parent in folders:
+        above = parent.relative_to(folder).parts
         with readable(parent):
             found = [p for p in entries(parent) if not (p.is_dir() and p.is_symlink())]
             folders += [path for path in found if path.is_dir()]
-            scans += [(case_name(path), path) for path in found]
-    if dicom.slice_files(folder):
-        scans.append((folder.resolve().name, folder))
-    count = Counter(_as_a_file(name) for name, _ in scans)
+            scans += [(_image_name(p), p, above) for p in found if not p.is_dir()]
+        volumes, other = _dicom_scans(parent)
+        scans += [(name, path, above[:-1]) for name, path in volumes]
+        if other:
+            left_out[parent] = other
+    scans = [scan for scan in scans if scan[0]]
+    count = Counter(_as_a_file(name) for name, _, _ in scans)
 
-    def full_name(name: str, path: Path) -> str:
-        alone = count[_as_a_file(name)] == 1
-        return name if alone else "-".join((*path.relative_to(folder).parts[:-1], name))
+    def full_name(name: str, above: tuple[str, ...]) -> str:
+        return name if count[_as_a_file(name)] == 1 else "-".join((*above, name))
 
-    return _by_name((full_name(name, path), path) for name, path in scans if name)
+    full = ((full_name(name, above), path) for name, path, above in scans)
+    return Found(_by_name(full), left_out)
+
+
+def _dicom_scans(folder: Path) -> tuple[list[tuple[str, Path]], str]:
+    """Names and paths of the volumes among a folder's own files, and why there are none."""
+    files = dicom_series.slice_files(folder)
+    if not files:
+        return [], ""
+    name = folder.resolve().name
+    contents = dicom_series.contents(files)
+    volumes = contents.volumes
+    if len(volumes) > 1:
+        parts = dicom_series.part_names(volumes)
+        paths = [dicom_series.series_path(folder, series) for series in volumes]
+        return [(f"{name}-{part}", path) for part, path in zip(parts, paths, strict=True)], ""
+    # What is damaged is not left out: reading says so.
+    if volumes or contents.unknown:
+        return [(name, folder)], ""
+    return [], f"no DICOM volume: {named(contents.beside(None))}"
 
 
 def case_name(path: Path) -> str:
@@ -117,13 +162,38 @@ def case_name(path: Path) -> str:
         return ""
     with readable(path):
         if path.is_dir():
-            return path.name if dicom.slice_files(path) else ""
-    extension = _extension(path)
+            return path.name if dicom_series.slice_files(path) else ""
+    return _image_name(path) or _dicom_name(path)
+
+
+def _image_name(path: Path) -> str:
+    """The name of a file with one of `EXTENSIONS`, empty for others."""
+    extension = "" if path.name.startswith(".") else _extension(path)
     return path.name[: -len(extension)] if extension else ""
 
 
+def _dicom_name(path: Path) -> str:
+    """The name of a DICOM file that is a scan of its own, empty for others."""
+    ending = path.suffix.lower()
+    if ending[1:].isdecimal():
+        # A part of a number, as "1.2.840".
+        ending = ""
+    # Others are not opened.
+    if ending not in ("", *_DICOM_ENDINGS) or file_flaw(path) != "":
+        return ""
+    return path.name[: -len(ending)] if ending else path.name
+
+
+def file_flaw(path: Path) -> str | None:
+    """Why a DICOM file is no scan of its own, empty for one that is; None: it is not DICOM."""
+    if not path.is_file() or path.name == "DICOMDIR" or not dicom_series.is_dicom(path):
+        return None
+    return dicom_series.file_flaw(path)
+
+
 def read_scan(path: Path) -> Scan:
-    """Reads one volume: a file with one of `EXTENSIONS`, or a folder with one DICOM series.
+    """Reads one volume: a file with one of `EXTENSIONS`, or a multi-frame DICOM file, or a folder
+    with one DICOM volume, or a series that `search_below` has found in a folder with several.
 
     Of the two places that a NIfTI file may state, the sform is taken if its code is 1 (scanner) or
     if there is no qform, else the qform: as ITK does, and so 3D Slicer, where landmarks come from.
@@ -135,11 +205,11 @@ def read_scan(path: Path) -> Scan:
         all; its spacing is not stated or not in 0.001 to 100 mm, it extends over more than 10 m, it
         lies farther than 1e7 mm from the origin, or its axes are sheared; its voxels are not finite
         or all the same; they are in a file of another folder, or in several; a DICOM folder holds
-        several series or not all slices of one.
+        several volumes or not all slices of one.
     """
     # What overflows is refused, with a better word than NumPy's.
     with readable(path), np.errstate(over="ignore", invalid="ignore"):
-        scan = _scan(*(dicom.read(path) if path.is_dir() else _read_file(path)))
+        scan = Scan(*_read(path))
     _check_voxels(path, scan.voxels)
     return scan
 
@@ -232,6 +302,16 @@ def _by_name(scans: Iterable[tuple[str, Path]]) -> dict[str, Path]:
 def _as_a_file(name: str) -> str:
     """The same for names that may be one file: of macOS and Windows they often are."""
     return unicodedata.normalize("NFC", name).casefold()
+
+
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Voxels (X, Y, Z) float32, ijk_to_lps, and notes."""
+    is_series = path.is_dir() or dicom_series.is_series_path(path)
+    if is_series or (not _extension(path) and file_flaw(path) is not None):
+        voxels, place, notes = dicom.read(path)
+    else:
+        (voxels, place), notes = _read_file(path), ()
+    return voxels.astype(np.float32, copy=False), place, notes
 
 
 def _read_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
