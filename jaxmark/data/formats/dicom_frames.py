@@ -62,7 +62,8 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     shape = (data.whole(*_COLUMNS), data.whole(*_ROWS), len(origins))
     _check_size(path, data, shape, available)
     step = _check_stack(path, data, origins[order], np.cross(x, y))
-    voxels = _scaled(path, data, _frames(path, shape))
+    scales = _scales(path, data)
+    voxels = _scaled(_frames(path, shape), *scales)
     voxels = np.asfortranarray(voxels[:, :, order])
     first = compose_affine(
         np.column_stack([x * spacing[1], y * spacing[0], np.cross(x, y)]), origins[order[0]]
@@ -187,17 +188,21 @@ def _frames(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
         raise InputError(path, f"{DAMAGED}, or not a DICOM image") from None
 
 
-def _scaled(path: Path, data: DataSet, voxels: np.ndarray) -> np.ndarray:
-    """Voxels with the scale of each frame, in place of the one that GDCM has given to all."""
+def _scales(path: Path, data: DataSet) -> tuple[np.ndarray, np.ndarray]:
+    """Slope and intercept of each frame (N, 2), and those (2,) that GDCM gives to all."""
     shared = data.first(_SHARED, _SCALE)
     frames = [frame.first(_SCALE) for frame in data.items(_EACH)]
     given = _scale(path, shared if shared.values else frames[0])
-    own = np.array([_scale(path, frame if frame.values else shared) for frame in frames])
+    own = [_scale(path, frame if frame.values else shared) for frame in frames]
+    return np.array(own), np.array(given)
+
+
+def _scaled(voxels: np.ndarray, own: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """Voxels (X, Y, N) with the scales of their frames, in place of the one given to all."""
     if (own == given).all():
         return voxels
-    slope, intercept = own[:, 0], own[:, 1]
-    factor, offset = slope / given[0], intercept - slope / given[0] * given[1]
-    return (voxels * factor + offset).astype(np.float32)
+    factor = own[:, 0] / given[0]
+    return (voxels * factor + (own[:, 1] - factor * given[1])).astype(np.float32)
 
 
 def _scale(path: Path, group: DataSet) -> tuple[float, float]:

@@ -331,11 +331,14 @@ def _token(series: Series) -> str:
 def part_names(volumes: Sequence[Series]) -> list[str]:
     """A short name for each volume of a folder that has several; no two may be one file's name.
 
-    The series description, else the number; where that is not enough both, or the description and
-    the name of a multi-frame file; and then they are counted.
+    The series description, else the number. Where that is not enough, the description and the
+    number, the end of the UID or the name of a multi-frame file; and then they are counted.
     """
     short = [_safe(s.description) or _safe(s.number) for s in volumes]
-    long = [_joined(s.description, s.files[0].stem if s.multi_frame else s.number) for s in volumes]
+    long = [
+        _joined(s.description, s.files[0].stem if s.multi_frame else s.number or s.uid[-12:])
+        for s in volumes
+    ]
     times = Counter(map(_as_a_file, short))
     taken = {_as_a_file(name) for name in short if name and times[_as_a_file(name)] == 1}
     names = []
