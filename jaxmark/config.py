@@ -38,6 +38,9 @@ class Data:
     # Which image of a case, where it has several: the last part of its name (BIDS "angio", nnU-Net
     # "0000").
     suffix: str = ""
+    # Which DICOM series of a case whose folder holds several volumes: its description, number, UID
+    # or the end of the UID. Empty: each folder must hold one volume.
+    series: str = ""
     # Frame of landmark files that don't state theirs: "LPS", "RAS" or "" (then they must).
     frame: str = setting("", one_of("", "LPS", "RAS"))
     # Landmarks of another cohort, for methods that learn from them: a table (CSV), or a folder of

@@ -94,7 +94,7 @@ def read_cohort(data: Data) -> Cohort:
     root = Path(data.root).expanduser()
     if not data.root or not root.is_dir():
         raise InputError("config.data.root", f"there is no folder {data.root!r}")
-    layout = find_layout(root, data.suffix)
+    layout = find_layout(root, data.suffix, data.series)
     scans = layout.images
     labels = read_labels(layout.labels, data.frame)
     for case, (file, _) in labels.items():

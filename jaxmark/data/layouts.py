@@ -25,6 +25,7 @@ root/derivatives/afids/sub-01/sub-01_desc-groundtruth_afids.fcsv
 ```
 """
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxmark.data import landmarks
+from jaxmark.data.formats.dicom_series import chosen_series
 from jaxmark.data.landmarks import check_case
 from jaxmark.data.scans import (
     EXTENSIONS,
@@ -71,13 +73,15 @@ class _Image(NamedTuple):
     path: Path
 
 
-def find_layout(root: Path, suffix: str = "") -> Layout:
+def find_layout(root: Path, suffix: str = "", series: str = "") -> Layout:
     """Finds the images and landmark files in a cohort's folder.
 
     Args:
       root: the folder; `images/` decides, then `imagesTr/` or `imagesTs/`, then the marks of BIDS.
       suffix: how the names of the images to read end: nnU-Net's channel ("0000"), or a BIDS suffix
         ("T1w", or more of the name: "run-1_T1w"); "" where each case has one image.
+      series: the DICOM series to read of folders that hold several: its description, number or UID;
+        "" where each folder holds one volume.
 
     Raises:
       InputError: the folder has no such layout, or no images; a case has two images, two landmark
@@ -94,7 +98,18 @@ def find_layout(root: Path, suffix: str = "") -> Layout:
         raise InputError(root, "has no folder images/, imagesTr/ (nnU-Net) or sub-*/anat/ (BIDS)")
     for case, image in layout.images.items():
         check_case(image, case)
-    return layout
+    return dataclasses.replace(layout, images=_of_series(root, layout.images, series))
+
+
+def _of_series(root: Path, images: dict[str, Path], series: str) -> dict[str, Path]:
+    """The images, of those that are DICOM folders the chosen series."""
+    if not series:
+        return images
+    folders = {case: path for case, path in images.items() if path.is_dir()}
+    if not folders:
+        problem = f"{series!r} chooses among DICOM series, but no image of {root} is a DICOM folder"
+        raise InputError("config.data.series", problem)
+    return images | {case: chosen_series(path, series) for case, path in folders.items()}
 
 
 def landmark_files(folder: Path) -> dict[str, Path]:
@@ -183,8 +198,10 @@ def _bids(root: Path, suffix: str) -> Layout:
         for path in sorted(folder.iterdir()):
             files.append(path)
             # The standard knows NIfTI alone; what was read always is.
-            later = path.name.lower().endswith(LATER_EXTENSIONS)
-            if not (path.is_dir() or later) and (name := case_name(path)):
+            name_of_file = path.name.lower()
+            is_image = not path.is_dir() and name_of_file.endswith(EXTENSIONS)
+            later = name_of_file.endswith(LATER_EXTENSIONS)
+            if is_image and not later and (name := case_name(path)):
                 if not name.startswith(f"{case}_"):
                     problem = f"its name does not begin with {case}_, as its folders do"
                     raise InputError(path, problem)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from jaxmark.data.formats import dicom, metaimage, mgh, nifti, nrrd
+from jaxmark.data.formats import dicom, dicom_series, metaimage, mgh, nifti, nrrd
 from jaxmark.data.formats.safeguards import (
     DAMAGED,
     ITK_ERRORS,
@@ -31,6 +31,7 @@ from jaxmark.data.formats.safeguards import (
     check_place,
     check_shape,
     entries,
+    named,
     readable,
     straightened,
     voxels_and_place,
@@ -62,6 +63,8 @@ _LIKE_IMAGES = (
 _NAMED = 5
 # Their voxels are in other files.
 _HEADERS = (".mhd", ".nhdr", ".hdr")
+# Other endings of DICOM files' names; many have none, or end in a number.
+_DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 _WRITABLE_EXTENSIONS = (".nii", ".nii.gz", ".mha", ".nrrd")
 _WRITABLE_TYPES = (np.float32, np.uint8, np.int16)
 # Of the voxels of a scan that may be NaN.
@@ -87,6 +90,15 @@ class Scan:
         return np.linalg.norm(self.ijk_to_lps[:3, :3], axis=0)
 
 
+@dataclass(frozen=True)
+class Found:
+    """Scans below a folder, and what is none of them."""
+
+    scans: dict[str, Path]
+    # Folders of DICOM files without a volume, and what those files are.
+    left_out: dict[Path, str]
+
+
 def find_scans(folder: Path) -> dict[str, Path]:
     """Case name -> image file, or folder that holds a DICOM series; sorted by name.
 
@@ -97,30 +109,44 @@ def find_scans(folder: Path) -> dict[str, Path]:
     Raises:
       InputError: no such folder, one that cannot be read, two scans of one name.
     """
-    return _by_name(_named(entries(folder)))
+    return _by_name(_scans_among(entries(folder)))
 
 
 def find_scans_below(folder: Path) -> dict[str, Path]:
+    """The scans of `search_below`."""
+    return search_below(folder).scans
+
+
+def search_below(folder: Path) -> Found:
     """As `find_scans`, of the folder itself and of all folders below it.
 
     Scans of one name are called by their paths from `folder` on instead, joined by "-". A folder
-    that holds a DICOM series is one scan, and what is in its subfolders are others. Links to
-    folders are not followed: there are no loops, and nothing is found twice or elsewhere. Links to
-    files are, as in `find_scans`.
+    that holds one DICOM volume is one scan. Of one that holds several, each series and each
+    multi-frame file is one, called by the folder and its own description or number; a path that
+    `read_scan` understands stands for a series. What is in subfolders are others. Links to folders
+    are not followed: there are no loops, and nothing is found twice or elsewhere. Links to files
+    are, as in `find_scans`.
 
     Raises:
       InputError: as `find_scans`.
     """
-    scans = [scan for found in _folders_below(folder) for scan in _named(found)]
-    if dicom.slice_files(folder):
-        scans.append((folder.resolve().name, folder))
-    count = Counter(_as_a_file(name) for name, _ in scans)
+    # Names, paths, and the folders that the name is lengthened by.
+    scans: list[tuple[str, Path, tuple[str, ...]]] = []
+    left_out: dict[Path, str] = {}
+    for parent, found in _folders_below(folder):
+        above = parent.relative_to(folder).parts
+        scans += [(name, path, above) for name, path in _images(found)]
+        volumes, other = _dicom_scans(parent)
+        scans += [(name, path, above[:-1]) for name, path in volumes]
+        if other:
+            left_out[parent] = other
+    count = Counter(_as_a_file(name) for name, _, _ in scans)
 
-    def full_name(name: str, path: Path) -> str:
-        alone = count[_as_a_file(name)] == 1
-        return name if alone else "-".join((*path.relative_to(folder).parts[:-1], name))
+    def full_name(name: str, above: tuple[str, ...]) -> str:
+        return name if count[_as_a_file(name)] == 1 else "-".join((*above, name))
 
-    return _by_name((full_name(name, path), path) for name, path in scans)
+    full = ((full_name(name, above), path) for name, path, above in scans)
+    return Found(_by_name(full), left_out)
 
 
 def passed_over(folder: Path, scans: Collection[Path], *, below: bool = False) -> str:
@@ -132,16 +158,19 @@ def passed_over(folder: Path, scans: Collection[Path], *, below: bool = False) -
       scans: what was found in the folder, or below it.
     """
     whole = set(scans)
+    folders = whole | {path.parent for path in scans if dicom_series.is_series_path(path)}
     # A header's file of voxels has its name.
     parts = {path.with_suffix("") for path in scans if path.suffix.lower() in _HEADERS}
     found = [
         path
-        for paths in (_folders_below(folder) if below else [entries(folder)])
+        for paths in (
+            (paths for _, paths in _folders_below(folder)) if below else [entries(folder)]
+        )
         for path in paths
         if path not in whole
         and path.name.lower().endswith(EXTENSIONS + _LIKE_IMAGES)
         and not (path.name.lower().endswith((".img", ".img.gz")) and _stem(path) in parts)
-        and not (path.parent in whole and path.suffix.lower() in (".dcm", ".ima"))
+        and not (path.parent in folders and path.suffix.lower() in (".dcm", ".ima"))
         and path.is_file()
     ]
     if not found:
@@ -158,29 +187,55 @@ def _stem(path: Path) -> Path:
     return path.with_name(path.name[: path.name.lower().rindex(".img")])
 
 
-def _folders_below(folder: Path) -> Iterator[list[Path]]:
-    """What is in the folder and in all below it; links to folders are left out."""
+def _folders_below(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """The folder and all below it, each with what is in it; links to folders are left out."""
     folders = [folder]
     # Grows while it is gone through.
     for parent in folders:
         with readable(parent):
             found = [p for p in entries(parent) if not (p.is_dir() and p.is_symlink())]
             folders += [path for path in found if path.is_dir()]
-        yield found
+        yield parent, found
 
 
-def _named(paths: Sequence[Path]) -> list[tuple[str, Path]]:
-    """The scans among what is in one folder, by their names.
+def _scans_among(paths: Sequence[Path]) -> list[tuple[str, Path]]:
+    """The scans among what is in one folder, files and folders of slices, by their names."""
+    return _without_copies((name, path) for path in paths if (name := case_name(path)))
 
-    Of two with one name, one of `LATER_EXTENSIONS` is passed over: FreeSurfer's beside its copy.
-    """
-    named = [(name, path) for path in paths if (name := case_name(path))]
-    earlier = {_as_a_file(n) for n, path in named if _extension(path) not in LATER_EXTENSIONS}
+
+def _images(paths: Sequence[Path]) -> list[tuple[str, Path]]:
+    """The files among what is in one folder that have one of `EXTENSIONS`, by their names."""
+    files = (path for path in paths if not path.is_dir())
+    return _without_copies((name, path) for path in files if (name := _image_name(path)))
+
+
+def _without_copies(named: Iterable[tuple[str, Path]]) -> list[tuple[str, Path]]:
+    """Of two with one name, one of `LATER_EXTENSIONS` is left out: FreeSurfer's beside its copy."""
+    scans = list(named)
+    earlier = {_as_a_file(n) for n, path in scans if _extension(path) not in LATER_EXTENSIONS}
     return [
         (name, path)
-        for name, path in named
+        for name, path in scans
         if _extension(path) not in LATER_EXTENSIONS or _as_a_file(name) not in earlier
     ]
+
+
+def _dicom_scans(folder: Path) -> tuple[list[tuple[str, Path]], str]:
+    """Names and paths of the volumes among a folder's own files, and why there are none."""
+    files = dicom_series.slice_files(folder)
+    if not files:
+        return [], ""
+    name = folder.resolve().name
+    contents = dicom_series.contents(files)
+    volumes = contents.volumes
+    if len(volumes) > 1:
+        parts = dicom_series.part_names(volumes)
+        paths = [dicom_series.series_path(folder, series) for series in volumes]
+        return [(f"{name}-{part}", path) for part, path in zip(parts, paths, strict=True)], ""
+    # What is damaged is not left out: reading says so.
+    if volumes or contents.unknown:
+        return [(name, folder)], ""
+    return [], f"no DICOM volume: {named(contents.beside(None))}"
 
 
 def case_name(path: Path) -> str:
@@ -192,16 +247,41 @@ def case_name(path: Path) -> str:
         return ""
     with readable(path):
         if path.is_dir():
-            return path.name if dicom.slice_files(path) else ""
-    extension = _extension(path)
+            return path.name if dicom_series.slice_files(path) else ""
+    return _image_name(path) or _dicom_name(path)
+
+
+def _image_name(path: Path) -> str:
+    """The name of a file with one of `EXTENSIONS`, empty for others."""
+    extension = "" if path.name.startswith(".") else _extension(path)
     if extension == ".hdr" and nifti.voxels_beside(path) is None:
         # Of a pair, or of another program.
         return ""
     return path.name[: -len(extension)] if extension else ""
 
 
+def _dicom_name(path: Path) -> str:
+    """The name of a DICOM file that is a scan of its own, empty for others."""
+    ending = path.suffix.lower()
+    if ending[1:].isdecimal():
+        # A part of a number, as "1.2.840".
+        ending = ""
+    # Others are not opened.
+    if ending not in ("", *_DICOM_ENDINGS) or file_flaw(path) != "":
+        return ""
+    return path.name[: -len(ending)] if ending else path.name
+
+
+def file_flaw(path: Path) -> str | None:
+    """Why a DICOM file is no scan of its own, empty for one that is; None: it is not DICOM."""
+    if not path.is_file() or path.name == "DICOMDIR" or not dicom_series.is_dicom(path):
+        return None
+    return dicom_series.file_flaw(path)
+
+
 def read_scan(path: Path) -> Scan:
-    """Reads one volume: a file with one of `EXTENSIONS`, or a folder with one DICOM series.
+    """Reads one volume: a file with one of `EXTENSIONS`, or a multi-frame DICOM file, or a folder
+    with one DICOM volume, or a series that `search_below` has found in a folder with several.
 
     Of the two places that a NIfTI file may state, the one that ITK takes counts, for so does 3D
     Slicer, where landmarks come from. What is guessed or repaired is said in the scan's `notes`:
@@ -213,12 +293,11 @@ def read_scan(path: Path) -> Scan:
         all; its spacing is not stated or not in 0.001 to 100 mm, it extends over more than 10 m, it
         lies farther than 1e7 mm from the origin, or its axes are sheared; its voxels are
         infinite, mostly NaN or all the same; they are in a file of another folder, or in several; a
-        DICOM folder holds several series or not all slices of one.
+        DICOM folder holds several volumes or not all slices of one.
     """
     # What overflows is refused, with a better word than NumPy's.
     with readable(path), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        scan = _scan(*dicom.read(path)) if path.is_dir() else _scan(*_read_file(path))
-        return _mended(path, scan)
+        return _mended(path, _scan(*_read(path)))
 
 
 def write_scan(path: Path, voxels: np.ndarray, ijk_to_lps: np.ndarray) -> None:
@@ -303,6 +382,14 @@ def _by_name(scans: Iterable[tuple[str, Path]]) -> dict[str, Path]:
 def _as_a_file(name: str) -> str:
     """The same for names that may be one file: of macOS and Windows they often are."""
     return unicodedata.normalize("NFC", name).casefold()
+
+
+def _read(path: Path) -> Content:
+    is_series = path.is_dir() or dicom_series.is_series_path(path)
+    if is_series or (not _extension(path) and file_flaw(path) is not None):
+        voxels, place, notes = dicom.read(path)
+        return voxels, place, tuple(notes)
+    return _read_file(path)
 
 
 def _read_file(path: Path) -> Content:

@@ -31,16 +31,17 @@ from tqdm import tqdm
 
 from jaxmark.core.geometry import apply_affine
 from jaxmark.data.cases import Volume
+from jaxmark.data.formats.safeguards import named
 from jaxmark.data.frame import Frame, PreparedScan, load_frame, prepare_scan
 from jaxmark.data.landmarks import check_case, write_table
-from jaxmark.data.scans import case_name, find_scans_below, passed_over
+from jaxmark.data.scans import case_name, file_flaw, passed_over, search_below
 from jaxmark.inference.model import COLUMNS, ScanLandmarks, TrainedModel
 from jaxmark.results import figures
 from jaxmark.results.predictions import write_markups, write_predictions
 from jaxmark.system.errors import InputError, printable
 from jaxmark.system.files import read_json, replacing, write_json
 from jaxmark.system.fingerprints import file_state
-from jaxmark.system.messages import counted
+from jaxmark.system.messages import counted, warn
 from jaxmark.system.parallel import ahead, worker_pool
 from jaxmark.system.processes import from_primary, gather, own_share, primary
 
@@ -77,20 +78,26 @@ class Outcome:
 
 
 def scans_at(path: Path) -> dict[str, Path]:
-    """Name -> scan: the scan at `path`, or all below it.
+    """Name -> scan: the scan at `path`, or all below it; says what DICOM folders are left out.
 
     Raises:
-      InputError: there is nothing, or no scan.
+      InputError: there is nothing, or no scan, or one slice of a series.
     """
     if not path.exists():
         raise InputError(path, "no such file or folder (--input)")
     if path.is_file():
-        return {case_name(path) or path.name: path}
-    found = find_scans_below(path)
-    if not found:
-        left_out = passed_over(path, (), below=True)
-        raise InputError(path, "; ".join(["holds no scans (--input)", *filter(None, [left_out])]))
-    return found
+        name = case_name(path)
+        if not name and (flaw := file_flaw(path)):
+            raise InputError(path, flaw)
+        return {name or path.name: path}
+    found = search_below(path)
+    left_out = [f"{folder}: {what}" for folder, what in found.left_out.items()]
+    if not found.scans:
+        lines = ["holds no scans (--input)", named(left_out), passed_over(path, (), below=True)]
+        raise InputError(path, "; ".join(filter(None, lines)))
+    if left_out and primary():
+        warn(printable(f"left out, {named(left_out)}"))
+    return found.scans
 
 
 def predict_scans(model: TrainedModel, sources: dict[str, Path], folder: Path) -> Outcome:

@@ -7,6 +7,9 @@ from typing import Any
 
 from jaxmark.system.errors import InputError
 
+# How the name of a path begins that stands for some of the files of its folder.
+PART_OF_FOLDER = "series="
+
 
 def json_key(tree: Any) -> str:
     """A short key of JSON types; long enough that two never meet."""
@@ -14,9 +17,14 @@ def json_key(tree: Any) -> str:
 
 
 def file_state(path: Path) -> dict[str, Any]:
-    """A file, or a folder of DICOM slices, as it is now: InputError where there is none."""
+    """A file, or a folder of DICOM slices, as it is now: InputError where there is none.
+
+    Of a part of a folder it is the whole folder: any file of it may belong to the part.
+    """
+    is_part = path.name.startswith(PART_OF_FOLDER) and not path.exists()
+    folder = path.parent if is_part else path
     try:
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        files = sorted(folder.iterdir()) if folder.is_dir() else [folder]
         stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     except OSError as error:
         raise InputError(path, f"cannot be read: {error.strerror}") from error

@@ -345,10 +345,13 @@ def test_a_folder_that_is_a_series(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert find_scans_below(Path()) == {"ct": Path()}
 
 
-def test_several_series_below_are_refused_when_read(tmp_path: Path) -> None:
+def test_several_series_below_are_scans_and_refused_when_read_as_one(tmp_path: Path) -> None:
     folder = write_series(tmp_path / "ct", "1.2.826.1", "a")
     write_series(tmp_path / "ct", "1.2.826.2", "b")
-    assert find_scans_below(tmp_path) == {"ct": folder}
+    found = find_scans_below(tmp_path)
+    assert list(found) == ["ct-1.2.826.1", "ct-1.2.826.2"]
+    for path in found.values():
+        np.testing.assert_array_equal(read_scan(path).voxels, voxels())
     refused(lambda: read_scan(folder), folder, "holds 2 DICOM series")
 
 

@@ -1,18 +1,19 @@
-"""DICOM: a folder with one series, a file a slice, which ITK reads by way of GDCM.
+"""DICOM: a series of a folder, a file a slice, or one multi-frame file; ITK reads both by GDCM.
 
 GDCM believes lengths, leaves out slices that it cannot parse and makes up places that are not
 stated, and ITK takes any slices for evenly stacked ones: all of this is refused first.
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
+from jaxmark.data.formats import dicom_frames, dicom_series
 from jaxmark.data.formats.dicom_elements import pixel_bytes
+from jaxmark.data.formats.dicom_stack import check_steps, right_angled, stacked
 from jaxmark.data.formats.safeguards import (
     DAMAGED,
     ITK_ERRORS,
@@ -20,17 +21,14 @@ from jaxmark.data.formats.safeguards import (
     check_place,
     check_shape,
     check_spacing,
-    entries,
     floats,
     itk_header,
+    named,
     place_of,
-    readable,
-    rounded,
     voxels_and_place,
 )
 from jaxmark.system.errors import InputError
 
-_SERIES = "0020|000e"
 # Without these GDCM would make up a place.
 _PLACE_TAGS = {
     "0028|0030": "pixel spacing",
@@ -39,21 +37,40 @@ _PLACE_TAGS = {
 }
 
 
-def slice_files(folder: Path) -> list[Path]:
-    """The files of a folder that are DICOM by extension or by what they begin with."""
-    with readable(folder):
-        files = [path for path in entries(folder) if path.is_file() and path.name != "DICOMDIR"]
-    return [path for path in files if _is_dicom(path)]
+def read(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Voxels (X, Y, Z) float32, x fastest in memory, ijk_to_lps (4, 4), and notes.
+
+    Args:
+      path: a folder with one series that is a volume, one of `dicom_series.series_path`, or a
+        multi-frame file.
+    """
+    if path.is_file():
+        return dicom_frames.read(path)
+    part = dicom_series.is_series_path(path)
+    folder = path.parent if part else path
+    found = dicom_series.contents(dicom_series.slice_files(folder))
+    series = dicom_series.series_of(path, found) if part else dicom_series.only_series(path, found)
+    for file in found.unknown:
+        # Its own words for what is wrong with it come first.
+        _slice_header(file)
+        raise InputError(file, "states no series (0020,000e), unlike others in its folder")
+    assert series is not None, "a folder without series holds files that are refused"
+    if series.multi_frame:
+        voxels, place, notes = dicom_frames.read(series.files[0])
+    else:
+        voxels, place, notes = _read_slices(folder, series.files)
+    if beside := found.beside(series):
+        notes = (*notes, f"not part of this scan: {named(beside)}")
+    return voxels, place, notes
 
 
-def read(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels (X, Y, Z) float32, x fastest in memory, and ijk_to_lps (4, 4)."""
-    headers = {file: _slice_header(file) for file in slice_files(folder)}
-    if not headers:
-        raise InputError(folder, "holds no DICOM files")
-    _check_series(folder, list(headers.values()))
+def _read_slices(
+    folder: Path, files: Sequence[Path]
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    headers = {file: _slice_header(file) for file in files}
     files = _in_order(headers)
-    _check_slices(folder, files, [headers[file] for file in files])
+    slices = [headers[file] for file in files]
+    step = _check_slices(folder, files, slices)
     try:
         reader = sitk.ImageSeriesReader()
         reader.SetFileNames([str(file) for file in files])
@@ -62,22 +79,11 @@ def read(folder: Path) -> tuple[np.ndarray, np.ndarray]:
         image = reader.Execute()
     except ITK_ERRORS:
         raise InputError(folder, "its DICOM slices cannot be read as one volume") from None
-    check_place(folder, image.GetSize(), place_of(image))
-    return voxels_and_place(image)
-
-
-def _is_dicom(path: Path) -> bool:
-    if path.suffix.lower() == ".dcm":
-        return True
-    with readable(path), open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
-def _check_series(folder: Path, headers: Sequence[sitk.ImageFileReader]) -> None:
-    series = Counter(_stated(header, _SERIES) for header in headers)
-    if len(series) > 1:
-        counts = ", ".join(f"{name} ({count} slices)" for name, count in sorted(series.items()))
-        raise InputError(folder, f"holds {len(series)} DICOM series, need one: {counts}")
+    voxels, place = voxels_and_place(image)
+    if step is None:
+        check_place(folder, image.GetSize(), place)
+        return voxels, place, ()
+    return right_angled(folder, voxels, stacked(place_of(slices[0]), step))
 
 
 def _in_order(headers: dict[Path, sitk.ImageFileReader]) -> list[Path]:
@@ -92,8 +98,8 @@ def _normal(header: sitk.ImageFileReader) -> np.ndarray:
 
 def _check_slices(
     folder: Path, files: Sequence[Path], slices: Sequence[sitk.ImageFileReader]
-) -> None:
-    """Refuses what is not one evenly stacked volume."""
+) -> np.ndarray | None:
+    """Refuses what is not one evenly stacked volume; gives `check_steps`."""
     first = slices[0]
     shape = (*first.GetSize()[:2], len(slices))
     check_shape(folder, shape, first.GetNumberOfComponents())
@@ -107,7 +113,8 @@ def _check_slices(
     # No memory for what cannot be there, whatever the compression.
     if math.prod(shape) > MAX_INFLATION * sum(file.stat().st_size for file in files):
         raise InputError(folder, f"its slices are {DAMAGED}")
-    _check_steps(folder, slices)
+    origins = np.array([header.GetOrigin()[:3] for header in slices])
+    return check_steps(folder, origins, _normal(first))
 
 
 def _slice_header(path: Path) -> sitk.ImageFileReader:
@@ -140,22 +147,3 @@ def _stated(header: sitk.ImageFileReader, tag: str) -> str:
         return header.GetMetaData(tag).strip("\0 ")
     except ITK_ERRORS:
         return ""
-
-
-def _check_steps(folder: Path, slices: Sequence[sitk.ImageFileReader]) -> None:
-    """ITK takes any slices for evenly stacked ones along their normal: refuses others."""
-    origins = np.array([header.GetOrigin()[:3] for header in slices])
-    normal = _normal(slices[0])
-    steps = np.diff(origins, axis=0)
-    expected = np.median(steps @ normal) * normal
-    off = np.linalg.norm(steps - expected, axis=1)
-    worst = int(off.argmax())
-    # Positions in DICOM are decimal text, often with two or three digits after the point.
-    size = np.linalg.norm(expected)
-    if not (size > 0 and off[worst] <= 0.01 * size + 0.01):
-        raise InputError(
-            folder,
-            f"the step from slice {worst + 1} to {worst + 2} is {rounded(steps[worst])} mm, "
-            f"elsewhere {rounded(expected)}: a slice is missing or doubled, or the slices are "
-            "uneven or tilted",
-        )

@@ -28,7 +28,7 @@ ITK_ERRORS = (RuntimeError, UnicodeDecodeError)
 MAX_INFLATION = 1032
 
 # What is a volume: anything else is a mistake in its header.
-_MIN_VOXELS = 4
+MIN_VOXELS = 4  # along each axis
 _MAX_VOXELS = 2**31
 _SPACING_MM = (0.001, 100.0)
 _MAX_EXTENT_MM = 1e4
@@ -39,6 +39,8 @@ _RIGHT = 1e-4
 MAX_SKEW = 5e-3
 
 _CHUNK_BYTES = 1 << 20
+# Of many things that a message is about.
+_NAMED = 5
 
 # What is wrong with a file is said by an InputError, once. Set here, where every reader comes by:
 # worker processes import only what they need.
@@ -111,8 +113,8 @@ def check_shape(path: Path, shape: Sequence[int], components: int = 1) -> None:
     if components != 1:
         raise InputError(path, f"has {components} numbers a voxel (colour or vector), not one")
     shape = tuple(shape[:3])
-    if min(shape) < _MIN_VOXELS:
-        raise InputError(path, f"has {shape} voxels; each axis needs at least {_MIN_VOXELS}")
+    if min(shape) < MIN_VOXELS:
+        raise InputError(path, f"has {shape} voxels; each axis needs at least {MIN_VOXELS}")
     if math.prod(shape) > _MAX_VOXELS:
         raise InputError(path, f"has {shape} voxels, more than {_MAX_VOXELS} in all")
 
@@ -196,6 +198,12 @@ def distances_mm(shape: Sequence[int], one: np.ndarray, other: np.ndarray) -> tu
 def rounded(vector: np.ndarray) -> list[float]:
     """For messages."""
     return [round(float(v), 3) for v in vector]
+
+
+def named(things: Sequence[str]) -> str:
+    """For messages: the first five, and how many more there are."""
+    more = f"; and {len(things) - _NAMED} more" if len(things) > _NAMED else ""
+    return "; ".join(things[:_NAMED]) + more
 
 
 def _listed(numbers: Sequence[float] | np.ndarray) -> str:
