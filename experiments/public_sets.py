@@ -10,6 +10,7 @@ serve as `--config.data.unpaired` where the set is three-dimensional.
 """
 
 import argparse
+import csv
 import math
 import os
 import re
@@ -276,7 +277,7 @@ def afids_landmarks(path: Path) -> Landmarks:
     names = descriptions(path)
     landmarks: Landmarks = {}
     for number in numbers:
-        name = names[number]
+        name = names.get(number, "")
         if not name:
             raise InputError(path, f"column desc of label {number} is empty; it is the name")
         if name in landmarks:
@@ -287,14 +288,14 @@ def afids_landmarks(path: Path) -> Landmarks:
 
 def descriptions(path: Path) -> dict[str, str]:
     """Label -> description of a .fcsv file that `read_landmarks` has accepted."""
-    lines = read_bytes(path).decode("utf-8-sig").splitlines()
-    stated = next(line for line in lines if re.match("# *columns *[=:]", line))
-    columns = [column.strip() for column in re.split("[=:]", stated, maxsplit=1)[1].split(",")]
+    lines = [line.strip() for line in read_bytes(path).decode("utf-8-sig").splitlines()]
+    stated = [re.fullmatch("# *columns *[=:](.*)", line, re.IGNORECASE) for line in lines]
+    columns = [c.strip() for match in stated if match for c in match[1].split(",")]
     if "desc" not in columns:
         raise InputError(path, "line '# columns =' does not name desc")
     label, desc = columns.index("label"), columns.index("desc")
-    rows = [line.split(",") for line in lines if line.strip() and not line.startswith("#")]
-    return {row[label].strip(): row[desc].strip() if desc < len(row) else "" for row in rows}
+    rows = list(csv.reader(line for line in lines if line and not line.startswith("#")))
+    return {row[label].strip(): row[desc].strip() for row in rows if desc < len(row)}
 
 
 def bids_case(path: Path) -> str:

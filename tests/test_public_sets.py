@@ -168,6 +168,13 @@ def test_afids_without_images_become_a_table(tmp_path, capsys):
     assert "no images: landmarks.csv is all that is written" in capsys.readouterr().out
 
 
+def test_descriptions_in_quotes_may_have_commas(tmp_path):
+    afids(tmp_path, "sub-01", fcsv(['"fiducial 1, of the midline"', *AFIDS[1:]]))
+    convert("afids", tmp_path)
+    table = read_table(tmp_path / "out" / "landmarks.csv")
+    assert list(table["sub-01"])[0] == "fiducial 1, of the midline"
+
+
 def test_copied_images_are_no_links(tmp_path):
     afids(tmp_path, "sub-01", fcsv(AFIDS))
     scan(tmp_path / "in" / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
