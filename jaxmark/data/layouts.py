@@ -4,7 +4,8 @@ jaxmark's own, which a folder `images/` tells:
 
 ```
 root/images/<case>.nii.gz            or another format of `scans`, or a folder of DICOM slices
-root/landmarks/<case>.mrk.json       or .fcsv or .csv; or all cases in one root/landmarks.csv
+root/landmarks/<case>.mrk.json       or .fcsv or .csv; or all cases in one root/landmarks.csv, or in
+                                     voxels in nnLandmark's root/all_landmarks_voxel.json
 ```
 
 nnU-Net's raw data, which `imagesTr/` or `imagesTs/` tells; landmarks as above, or in `labels*/`:
@@ -31,12 +32,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxmark.data import landmarks
-from jaxmark.data.landmarks import check_case
+from jaxmark.data.landmark_files import markups
+from jaxmark.data.landmark_files.several import choose
+from jaxmark.data.landmarks import check_case, extension_of, is_prediction_table
+from jaxmark.data.notes import Note
 from jaxmark.data.scans import EXTENSIONS, case_name, find_scans
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import read_json
 
+# Where all landmarks may be; of all places there may be one.
+_PLACES = ("landmarks", "landmarks.csv", "landmarks.tsv", "all_landmarks_voxel.json")
 _NO_SCANS = f"holds no scans ({', '.join(EXTENSIONS)} or DICOM)"
 
 
@@ -50,6 +55,8 @@ class Layout:
     labels: Path | dict[str, Path]
     # Cases that the layout keeps for testing.
     test: frozenset[str] = frozenset()
+    # What was guessed about landmark files.
+    notes: tuple[Note, ...] = ()
 
 
 class _Image(NamedTuple):
@@ -85,18 +92,43 @@ def find_layout(root: Path, suffix: str = "") -> Layout:
     return layout
 
 
-def landmark_files(folder: Path) -> dict[str, Path]:
-    """Case -> landmark file `<case>.<extension>`; hidden and other files are ignored.
+class LandmarkFiles(NamedTuple):
+    """What a folder of landmark files holds."""
+
+    # Case -> the file that is read.
+    files: dict[str, Path]
+    # Which file was taken where a case has several.
+    chosen: list[Note]
+    # What else is in the folder.
+    unread: list[Note]
+
+
+def landmark_files(folder: Path) -> LandmarkFiles:
+    """Case -> landmark file `<case>.<extension>`; hidden files are ignored.
+
+    A `.json` file is one if it holds markups of 3D Slicer. Files of one case that say the same are
+    one; what prediction writes beside `<case>.mrk.json` is not needed.
 
     Raises:
-      InputError: a case has two files, or a name that `check_case` refuses.
+      InputError: a case has two files that differ, or a name that `check_case` refuses.
     """
-    files: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
+    unread = []
     for file in sorted(folder.iterdir()):
-        if name := _landmark_name(file):
-            check_case(file, name)
-            _add(files, name, file, "file")
-    return files
+        if file.name.startswith("."):
+            continue
+        name, problem = _landmark_name(file)
+        if not name:
+            where = f"{file.name} ({problem})" if problem else file.name
+            unread.append(Note(where, f"not read in {folder.name}/"))
+            continue
+        check_case(file, name)
+        found.setdefault(name, []).append(file)
+    files, chosen = {}, []
+    for name, some in found.items():
+        files[name], notes = choose(some, name)
+        chosen += notes
+    return LandmarkFiles(files, chosen, unread)
 
 
 def _own(root: Path, suffix: str) -> Layout:
@@ -123,12 +155,16 @@ def _nnunet(root: Path, suffix: str) -> Layout:
                 problem = "its name does not end in a channel, as in <case>_0000.nii.gz"
                 raise InputError(path, problem)
             images.append(_Image(name[: -len("_0000")], name, path))
+    notes: list[Note] = []
     for folder in filter(Path.is_dir, (root / "labelsTr", root / "labelsTs")):
-        for case, file in landmark_files(folder).items():
+        # Beside them are nnU-Net's label maps, which nobody takes for landmarks.
+        found = landmark_files(folder)
+        notes += found.chosen
+        for case, file in found.files.items():
             _add(labels, case, file, "file")
     chosen = _choose(root, images, suffix, names)
     test = frozenset(case for case, path in chosen.items() if path.parent.name == "imagesTs")
-    return Layout(chosen, _labels(root, labels), test)
+    return Layout(chosen, _labels(root, labels), test, tuple(notes))
 
 
 def _read_dataset(file: Path) -> tuple[dict[str, str], str]:
@@ -161,11 +197,18 @@ def _bids(root: Path, suffix: str) -> Layout:
     files += sorted(root.glob("derivatives/**/sub-*"))
     chosen = _choose(root, images, suffix, {})
     known = {image.case for image in images}
-    labels: dict[str, Path] = {}
+    found: dict[tuple[Path, str], list[Path]] = {}
     for file in files:
-        if (name := _landmark_name(file)).startswith("sub-"):
-            _add(labels, _bids_case(name, known), file, "landmark file")
-    return Layout(chosen, _labels(root, labels))
+        if file.name.startswith("sub-") and (name := _landmark_name(file)[0]):
+            found.setdefault((file.parent, name), []).append(file)
+    labels: dict[str, Path] = {}
+    notes: list[Note] = []
+    for (_, name), some in found.items():
+        case = _bids_case(name, known)
+        file, said = choose(some, case, "landmark file")
+        _add(labels, case, file, "landmark file")
+        notes += said
+    return Layout(chosen, _labels(root, labels), notes=tuple(notes))
 
 
 def _bids_folders(root: Path) -> Iterator[tuple[str, Path]]:
@@ -210,8 +253,8 @@ def _choose(
 
 
 def _labels(root: Path, others: dict[str, Path]) -> Path | dict[str, Path]:
-    """Where the landmarks are: of all places there may be one."""
-    places = [path for path in (root / "landmarks", root / "landmarks.csv") if path.exists()]
+    """Where the landmarks are."""
+    places = [path for path in (root / place for place in _PLACES) if path.exists()]
     found = [*places, *list(others.values())[:1]]
     if len(found) > 1:
         first, second = (path.relative_to(root) for path in found[:2])
@@ -227,8 +270,15 @@ def _add(files: dict[str, Path], case: str, file: Path, kind: str) -> None:
     files[case] = file
 
 
-def _landmark_name(file: Path) -> str:
-    """The name of a landmark file without its extension, empty for what is none."""
-    known = (e for e in landmarks.EXTENSIONS if file.name.lower().endswith(e))
-    extension = next(known, "")
-    return "" if file.name.startswith(".") or not extension else file.name[: -len(extension)]
+def _landmark_name(file: Path) -> tuple[str, str]:
+    """The name of a landmark file without its extension, or "" and why a file is none."""
+    extension = extension_of(file)
+    if file.name.startswith(".") or not extension:
+        return "", ""
+    problem = ""
+    # Many files are called so.
+    if extension == ".json" and not file.is_dir():
+        problem = markups.why_not(file)
+    if extension == ".csv" and is_prediction_table(file):
+        problem = "a table of predictions"
+    return ("", problem) if problem else (file.name[: -len(extension)], "")
