@@ -90,8 +90,8 @@ def read_labels(
             # Who corrected a prediction left hidden what is not there.
             if name in content.unlikely and given[name] is not None:
                 given[name] = None
-                what = "was predicted as probably absent: taken as absent"
-                notes.append(Note(f"{name} of {case}", what))
+                what = "predicted as probably absent: taken as absent"
+                notes.append(Note(f"{name!r} of {case}", what))
         labels[case] = Labels(content.file, given)
     return LabelSet(_without_list_names(labels, data.landmarks, notes), tuple(notes))
 
@@ -197,7 +197,7 @@ def _in_voxels(contents: Mapping[str, Content], data: Data, notes: list[Note]) -
                 first.file, f"states {stated}, but config.data.units is voxels; leave it at mm"
             )
         if len(silent) < len(contents):
-            what = "states neither frame nor unit: its positions are voxels, as config.data.units"
+            what = "neither frame nor unit stated: voxels, as config.data.units says"
             notes += [Note(contents[case].file.name, what) for case in silent]
     asked = silent if data.units == "voxels" else []
     return [case for case, content in contents.items() if content.unit == "voxels" or case in asked]
@@ -224,7 +224,7 @@ def _all_in_lps(
         wanted = "" if mixed and content.frame else frame
         landmarks[case] = in_lps(content, wanted, f" ({others})" if others else "")
         if mixed and not content.frame:
-            what = f"states no frame: it is {frame}, as config.data.frame; {others}"
+            what = f"no frame stated: {frame}, as config.data.frame says; {others}"
             notes.append(Note(content.file.name, what))
     return landmarks
 

@@ -10,7 +10,7 @@ _NAMED = 5
 
 
 class Note(NamedTuple):
-    """One remark: notes with the same `what` are of a kind."""
+    """One remark: notes with the same `what`, of whatever number, are of a kind."""
 
     where: str
     what: str
@@ -28,11 +28,4 @@ def summed_up(notes: Iterable[Note]) -> tuple[str, ...]:
     kinds: dict[str, dict[str, None]] = {}
     for where, what in notes:
         kinds.setdefault(what, {})[where] = None
-    lines = []
-    for what, places in kinds.items():
-        if len(places) == 1:
-            (where,) = places
-            lines.append(f"{where}: {what}" if where else what)
-        else:
-            lines.append(f"{what} ({len(places)}: {first_few(places)})")
-    return tuple(map(printable, lines))
+    return tuple(printable(f"{first_few(places)}: {what}") for what, places in kinds.items())

@@ -190,11 +190,13 @@ def _axes(
         letters_of[axis] = letter
         places[axis] = i
         own, unit = _stated(parts)
+        # l_ras is neither.
+        own = "/".join(sorted({own, frame} - {""}))
         if index is _IJK:
             unit = unit or "voxels"
         # "s" is of both frames.
         if letter != "s" or own:
-            stated.append((own or frame, unit))
+            stated.append((own, unit))
     missing = [letter for letter, (axis, _) in index.items() if axis not in places]
     if missing:
         problem = f"has no column {', '.join(missing)}; its columns are {listed([*header])}"

@@ -138,7 +138,7 @@ def says_absent(description: str) -> bool:
 
 def unnamed(path: Path) -> Note:
     """Said of a file in which no point has a label."""
-    return Note(path.name, "its points have no labels; they are called by their numbers, from 1")
+    return Note(path.name, "points without labels are called by their numbers, from 1")
 
 
 def finite(values: Any) -> list[float]:

@@ -68,7 +68,7 @@ def read(path: Path) -> Content:
         name = str(number) if numbered else _member(path, point, field, "label", str).strip()
         xyz, status = _position(path, point, field)
         if status != point.get("positionStatus", "defined"):
-            what = "is 'defined' but has no position: taken as not annotated"
+            what = "'defined' without a position: taken as not annotated"
             notes.append(Note(f"{path.name}, point {short(name)}", what))
         add(path, field, landmarks, name, placed(xyz, status))
         description = point.get("description")

@@ -34,11 +34,11 @@ def choose(files: Sequence[Path], case: str, kind: str = "file") -> tuple[Path, 
             one, two = sorted([first, other])
             raise InputError(two, f"case {case!r} has a second {kind}, {one.name}")
         if away <= _SAME_MM:
-            what = "is taken; other landmark files of the case say the same"
+            what = "taken; other landmark files of the case say the same"
             notes.append(Note(first.name, what))
         else:
             how = f" (up to {away:.1f} mm)" if np.isfinite(away) else " (other landmarks)"
-            what = "is taken; jaxmark's predictions of the case beside it differ"
+            what = "taken; jaxmark's predictions beside it differ"
             notes.append(Note(first.name + how, what))
     return first, notes
 

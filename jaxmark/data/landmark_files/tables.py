@@ -141,7 +141,7 @@ def _read(path: Path) -> _Table:
             raise InputError(path, problem)
         table.rows.append((line, cells))
     if delimiter != ",":
-        table.note(f"its cells are taken as separated by {_DELIMITERS[delimiter]}")
+        table.note(f"cells are taken as separated by {_DELIMITERS[delimiter]}")
     return table
 
 
@@ -264,7 +264,7 @@ def _contents(table: _Table, cases: Sequence[str] | None) -> dict[str, Content]:
     if layout.unit == "voxels" and stated:
         raise InputError(path, f"states the frame {stated} and has columns in voxels")
     if layout.unit == "voxels":
-        table.note("its columns are voxel indices of the images, counted from 0")
+        table.note("positions are voxel indices of the images, counted from 0")
     if not table.rows:
         raise InputError(path, "has no landmarks")
     read = _Numbers(table)
@@ -275,7 +275,7 @@ def _contents(table: _Table, cases: Sequence[str] | None) -> dict[str, Content]:
         assert name_column is not None
         found, unlikely = _one_row_a_landmark(table, cases, name_column, layout, read)
     if read.commas:
-        table.note("its numbers have decimal commas")
+        table.note("numbers have decimal commas")
     return {
         case: Content(
             path,
@@ -333,7 +333,7 @@ def _one_row_a_case(
     """Case -> landmarks; of empty cells nobody knows what they mean: not annotated."""
     path, header = table.path, table.header
     example = header[next(iter(wide.landmarks.values()))[0]]
-    table.note(f"is read as one row a case, with columns such as {example!r}")
+    table.note(f"read as one row a case, with columns such as {example!r}")
     found: dict[str, Landmarks] = {}
     for number, (line, cells) in enumerate(table.rows):
         where, case = f"line {line}", _case(table, cases, number)

@@ -48,7 +48,7 @@ def read(path: Path) -> dict[str, Content]:
             path,
             landmarks,
             unit="voxels",
-            notes=(Note(path.name, "holds voxel indices of the images, counted from 0"),),
+            notes=(Note(path.name, "positions are voxel indices of the images, counted from 0"),),
         )
     if not any(content.points for content in cases.values()):
         raise InputError(path, "has no landmarks")
