@@ -11,6 +11,8 @@ from conftest import refused
 from test_cohort import AFFINE, SHAPE, A, B, C, make, states
 from test_landmarks import markup, save
 
+from experiments.cow import get_config
+from jaxmark import workflow
 from jaxmark.config import Data
 from jaxmark.data.cohort import Cohort, check_inside, read_cohort
 from jaxmark.data.landmarks import Landmarks, write_fcsv, write_mrk_json, write_table
@@ -18,6 +20,7 @@ from jaxmark.data.notes import Note, summed_up
 from jaxmark.data.prepare import identity
 from jaxmark.data.scans import read_scan, write_scan
 from jaxmark.data.unpaired import read_unpaired
+from jaxmark.system.errors import InputError
 
 FCSV = "# columns = id,x,y,z,label\n1,{x},{y},{z},a\n"
 
@@ -362,7 +365,7 @@ def test_the_output_of_prediction_is_read_and_corrections_count(tmp_path: Path) 
     assert place(cohort, "two") == [15, 22, -27]
     assert cohort.notes == (
         "one.mrk.json, three.mrk.json: taken; other landmark files of the case say the same",
-        "two.mrk.json (up to 6.0 mm): taken; jaxmark's predictions beside it differ",
+        "two.mrk.json (up to 6 mm): taken; jaxmark's predictions beside it differ",
         "batch, one.png, three.png, two.png: not read in landmarks/",
         "'b' of one, 'b' of two: predicted as probably absent: taken as absent",
     )
@@ -409,3 +412,18 @@ def test_files_that_differ_and_are_no_predictions_are_refused(tmp_path: Path) ->
     x, y, z = A * [-1, -1, 1]
     save(folder / "one.fcsv", "# CoordinateSystem = RAS\n" + FCSV.format(x=x, y=y, z=z))
     assert place(read_cohort(data), "one") == A.tolist()
+
+
+def test_the_notes_are_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = with_landmarks(tmp_path, {"one.json": one("a"), "notes.txt": ""})
+    (tmp_path / "images" / "notes.nii.gz").unlink()
+
+    def stop(*_: object) -> None:
+        raise InputError("here", "is enough")
+
+    monkeypatch.setattr(workflow, "prepare_cohort", stop)
+    experiment = dataclasses.replace(get_config("tiny"), data=data)
+    refused(lambda: workflow.prepare(experiment, tmp_path / "work"), "here: is enough")
+    assert "note: notes.txt: not read in landmarks/\n" in capsys.readouterr().out

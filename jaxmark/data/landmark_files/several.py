@@ -1,5 +1,6 @@
 """Several landmark files of one case, as prediction writes them: which one is meant."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def choose(files: Sequence[Path], case: str, kind: str = "file") -> tuple[Path, 
             what = "taken; other landmark files of the case say the same"
             notes.append(Note(first.name, what))
         else:
-            how = f" (up to {away:.1f} mm)" if np.isfinite(away) else " (other landmarks)"
+            how = f" (up to {away:.3g} mm)" if np.isfinite(away) else " (other landmarks)"
             what = "taken; jaxmark's predictions beside it differ"
             notes.append(Note(first.name + how, what))
     return first, notes
@@ -69,6 +70,6 @@ def _apart(one: Content, two: Content) -> float:
         elif np.isnan(a).all() and np.isnan(b).all():
             away = 0.0
         else:
-            away = float(np.linalg.norm(a - b))
+            away = math.dist(a, b)
         largest = max(largest, np.inf if np.isnan(away) else away)
     return largest
