@@ -33,7 +33,13 @@ from jaxmark.core.geometry import compose_affine
 from jaxmark.data.cases import PreparedCase, load_case, save_case
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.frame import Frame, load_frame, save_frame
-from jaxmark.data.landmarks import read_landmarks, write_fcsv, write_mrk_json, write_table
+from jaxmark.data.landmarks import (
+    read_landmarks,
+    read_tables,
+    write_fcsv,
+    write_mrk_json,
+    write_table,
+)
 from jaxmark.data.prepare import read_alignment
 from jaxmark.data.scans import Scan, read_scan, write_scan
 from jaxmark.data.transforms import read_transform
@@ -100,6 +106,32 @@ def _table(path: Path) -> None:
     rng = np.random.default_rng(0)
     cases = ("a", "b") if path.stem == "sets" else ("a",)
     write_table(path, {case: _points(rng) for case in cases})
+
+
+def _spreadsheet(path: Path) -> None:
+    path.write_text(
+        "sep=;\nPatient;left_x_lps;left_y_lps;left_z_lps;right_x_lps;right_y_lps;right_z_lps;;\n"
+        "a.nii.gz;1,5;-2,25;3;4;5;6;;\nb.nii.gz;1,5;-2,25;3;;;;;\n;;;;;;;;\n"
+    )
+
+
+def _control_points(path: Path) -> None:
+    columns = "label,l,p,s,defined,selected,visible,locked,description"
+    path.write_text(f"{columns}\nleft,1,2,3.5,1,1,1,0,\nright,0,0,0,0,1,1,0,\n")
+
+
+def _voxels(path: Path) -> None:
+    points = {"left": [1, 2, 3.5], "right": [4, 5, 6], "tip": None}
+    write_json(path, {"a": points, "b": points})
+
+
+def _predictions(folder: Path) -> list[Path]:
+    words = dict.fromkeys(NAMES, "presence 0.30, score 0.500")
+    points = _points(np.random.default_rng(0))
+    write_mrk_json(folder / "a.mrk.json", points, descriptions=words, hidden=NAMES)
+    write_fcsv(folder / "a.fcsv", points, descriptions=words, hidden=NAMES)
+    write_table(folder / "a.csv", {"a": points}, {"score": {}, "presence": {}, "radius_mm": {}})
+    return [folder / "a.mrk.json", folder / "a.fcsv", folder / "a.csv"]
 
 
 def _scan_file(path: Path) -> None:
@@ -233,6 +265,13 @@ KINDS = {
         _one("sets.csv", _table),
         lambda d: read_unpaired(Data(unpaired=str(d / "sets.csv")), NAMES),
     ),
+    "spreadsheet": Kind(
+        _one("sets.csv", _spreadsheet),
+        lambda d: read_unpaired(Data(unpaired=str(d / "sets.csv")), NAMES),
+    ),
+    "Slicer's table": Kind(_one("a.csv", _control_points), lambda d: read_landmarks(d / "a.csv")),
+    "voxels .json": Kind(_one("a.json", _voxels), lambda d: read_tables(d / "a.json")),
+    "predictions": Kind(_predictions, lambda d: read_unpaired(Data(unpaired=str(d)), NAMES)),
     "splits.json": Kind(_cohort, lambda d: read_cohort(Data(root=str(d)))),
     ".nii": Kind(_one("a.nii", _scan_file), lambda d: read_scan(d / "a.nii")),
     ".nii.gz": Kind(_one("a.nii.gz", _scan_file), lambda d: read_scan(d / "a.nii.gz"), True),

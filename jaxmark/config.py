@@ -43,13 +43,17 @@ class Data:
     series: str = ""
     # Frame of landmark files that don't state theirs: "LPS", "RAS" or "" (then they must).
     frame: str = setting("", one_of("", "LPS", "RAS"))
+    # Unit of landmark files that state neither frame nor unit: "mm", or "voxels": indices of the
+    # case's own image, counted from 0, x fastest.
+    units: str = setting("mm", one_of("mm", "voxels"))
     # Landmarks of another cohort, for methods that learn from them: a table (CSV), or a folder of
     # landmark files. Empty: `unpaired.csv` in `root`, if it is there.
     unpaired: str = ""
     # How they come into the prepared volumes: "none" (their frame is the common one already), or a
     # "rigid" or "similarity" fit of each set to the landmarks of a training case.
     unpaired_align: str = setting("none", one_of("none", "rigid", "similarity"))
-    # Landmark names in order; empty: taken from the files, which must then all have the same ones.
+    # Landmark names in order, all or some of those in the files; empty: taken from the files, which
+    # must then all have the same ones.
     landmarks: tuple[str, ...] = ()
     # Used where the folder has no `splits.json`.
     val_fraction: float = setting(0.15, at_least(0))

@@ -27,10 +27,11 @@ from tqdm import tqdm
 from jaxmark import trained
 from jaxmark.config import SCHEMA_VERSION, Experiment, check_same, moved, to_json, validate
 from jaxmark.core.anatomy import scheme_of
+from jaxmark.data.cache import cache_folder
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.frame import load_frame, save_frame
-from jaxmark.data.prepare import Prepared, cache_folder, prepare_cohort, prepared_shape
+from jaxmark.data.prepare import Prepared, prepare_cohort, prepared_shape
 from jaxmark.data.scans import passed_over
 from jaxmark.data.unpaired import place_unpaired, read_unpaired
 from jaxmark.inference import calibration
@@ -344,10 +345,12 @@ def _prepare(
         scheme = experiment.phantom.scheme
         data = dataclasses.replace(data, root=str(root), landmarks=scheme.landmarks)
     cohort = read_cohort(data)
-    for line in cohort.notes:
-        say(printable(f"note: {line}"))
     # Read before anything is prepared: a mistake in it should show at once.
-    sets = read_unpaired(data, cohort.names) if experiment.method.needs_unpaired else None
+    notes = [*cohort.notes]
+    needed = experiment.method.needs_unpaired
+    sets = read_unpaired(data, cohort.names, notes) if needed else None
+    for line in notes:
+        say(printable(f"note: {line}"))
     begin = time.monotonic()
     prepared = prepare_cohort(cohort, data)
     sizes = ", ".join(f"{len(cases)} {split}" for split, cases in prepared.splits.items())

@@ -8,25 +8,21 @@ root/unpaired.csv       landmarks of people without scans; optional, see `unpair
 ```
 """
 
-import difflib
 import hashlib
 import json
 import math
-import re
 import reprlib
-import unicodedata
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from jaxmark.config import Data
-from jaxmark.data.landmarks import Landmarks, read_landmarks, read_table
-from jaxmark.data.layouts import find_layout, landmark_files
+from jaxmark.data.labels import Labels, choose_names, common_names, natural, nearest, read_labels
+from jaxmark.data.layouts import find_layout
+from jaxmark.data.notes import summed_up
 from jaxmark.data.scans import Scan
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import read_bytes
@@ -65,44 +61,37 @@ class Cohort:
     cases: dict[str, RawCase]
     # Case names of "train", "val" and "test"; some may be empty.
     splits: dict[str, tuple[str, ...]]
-    # What a person should know of the folder, a line each.
+    # What was guessed, repaired or left out, a line a kind.
     notes: tuple[str, ...] = ()
-
-
-class Labels(NamedTuple):
-    """Landmarks of one case, and where they were read."""
-
-    file: Path
-    landmarks: Landmarks
 
 
 def read_cohort(data: Data) -> Cohort:
     """Reads the landmarks and splits of the folder `data.root`; scans are found, not read.
 
-    Landmark names are `data.landmarks`, of which a case may lack some; or else those of the files,
-    which must then all have the same ones: in the order of the first case, or of the numbers where
-    all are numbers.
+    Landmark names are `data.landmarks`, of which a case may lack some, and beside which files may
+    have others; or else those of the files, which must then all have the same ones: in the order of
+    the first case, or of the numbers where all are numbers. Positions in voxels become millimetres
+    here, by the place of the case's own scan.
 
     Without a `splits.json` splits are drawn; where the layout has test cases with landmarks, those
     are the test split.
 
     Raises:
       InputError: folders, files or cases are missing, doubled or at odds with each other; a name
-        is unknown; a case of train or val has no landmarks; see also `find_layout` and
-        `read_landmarks`.
+        is unknown; a case of train or val has no landmarks; see also `find_layout`,
+        `read_landmarks` and `read_labels`.
     """
     root = Path(data.root).expanduser()
     if not data.root or not root.is_dir():
         raise InputError("config.data.root", f"there is no folder {data.root!r}")
     layout = find_layout(root, data.suffix, data.series)
     scans = layout.images
-    labels = read_labels(layout.labels, data.frame)
-    for case, (file, _) in labels.items():
-        if case not in scans:
-            raise InputError(
-                file, f"case {case!r} has landmarks but no image{_nearest(case, scans)}"
-            )
-    names = _chosen_names(data.landmarks, labels) if data.landmarks else _common_names(root, labels)
+    found = read_labels(layout.labels, data, scans)
+    labels, notes = found.cases, [*layout.notes, *found.notes]
+    if data.landmarks:
+        names = choose_names(data.landmarks, labels, notes)
+    else:
+        names = common_names(root, labels)
     cases = {case: _case(case, scans[case], labels.get(case), names) for case in scans}
     splits_file = root / "splits.json"
     if splits_file.exists():
@@ -112,7 +101,7 @@ def read_cohort(data: Data) -> Cohort:
     keep = math.ceil(data.train_fraction * len(splits["train"]))
     kept = set(sorted(splits["train"], key=partial(_drawn, data.split_seed))[:keep])
     splits["train"] = tuple(case for case in splits["train"] if case in kept)
-    return Cohort(names, cases, splits, layout.notes)
+    return Cohort(names, cases, splits, (*layout.passed_over, *summed_up(notes)))
 
 
 def check_inside(case: RawCase, scan: Scan) -> None:
@@ -152,62 +141,6 @@ def _is_inside(xyz: np.ndarray, scan: Scan) -> bool:
     return bool(np.all((ijk >= -edge) & (ijk <= np.array(scan.voxels.shape) - 1 + edge)))
 
 
-def read_labels(place: Path | Mapping[str, Path], frame: str) -> dict[str, Labels]:
-    """Case -> its landmark file and landmarks.
-
-    Args:
-      place: a table of all cases, a folder of files, or case -> file.
-      frame: as for `read_landmarks`.
-    """
-    if isinstance(place, Path) and not place.is_dir():
-        return {case: Labels(place, given) for case, given in read_table(place, frame).items()}
-    files = landmark_files(place) if isinstance(place, Path) else place
-    return {case: Labels(file, read_landmarks(file, frame, case)) for case, file in files.items()}
-
-
-def _chosen_names(names: tuple[str, ...], labels: dict[str, Labels]) -> tuple[str, ...]:
-    for name, count in Counter(names).items():
-        if count > 1:
-            raise InputError("config.data.landmarks", f"names {name!r} {count} times")
-    for case, (file, given) in labels.items():
-        for name in given:
-            check_name(name, names, file, case)
-    return tuple(names)
-
-
-def check_name(name: str, names: Sequence[str], file: Path, case: str) -> None:
-    """InputError where a landmark of a file is none of the cohort's."""
-    if name not in names:
-        raise InputError(
-            file,
-            f"case {case!r}: landmark {name!r} is not in config.data.landmarks"
-            f"{_nearest(name, names)}",
-        )
-
-
-def _common_names(root: Path, labels: dict[str, Labels]) -> tuple[str, ...]:
-    if not labels:
-        raise InputError(root, "has no landmarks: no landmarks/ nor landmarks.csv (see README)")
-    first, *others = sorted(labels, key=_natural)
-    names = list(labels[first].landmarks)
-    for case in others:
-        file, given = labels[case]
-        missing = [name for name in names if name not in given]
-        extra = [name for name in given if name not in names]
-        if missing or extra:
-            differences = " and ".join(
-                f"{verb} {', '.join(map(repr, some))}"
-                for verb, some in (("lacks", missing), ("also has", extra))
-                if some
-            )
-            raise InputError(
-                file,
-                f"case {case!r} {differences}, unlike case {first!r}; if some may be absent, name "
-                "all in --config.data.landmarks",
-            )
-    return tuple(sorted(names, key=int) if all(map(str.isdecimal, names)) else names)
-
-
 def _case(name: str, scan: Path, labels: Labels | None, names: tuple[str, ...]) -> RawCase:
     given = labels.landmarks if labels else {}
     landmarks_mm = np.full((len(names), 3), np.nan)
@@ -240,7 +173,7 @@ def _read_splits(file: Path, cases: dict[str, RawCase]) -> dict[str, tuple[str, 
         for case in members:
             if case not in cases:
                 raise InputError(
-                    file, f"{split}: case {reprlib.repr(case)} has no image{_nearest(case, cases)}"
+                    file, f"{split}: case {reprlib.repr(case)} has no image{nearest(case, cases)}"
                 )
             if case in home:
                 raise InputError(file, f"case {case!r} is in {home[case]} and again in {split}")
@@ -280,26 +213,9 @@ def _draw_splits(
         "test": tested + order[val : val + test],
         "train": order[val + test :],
     }
-    return {split: tuple(sorted(parts[split], key=_natural)) for split in SPLITS}
+    return {split: tuple(sorted(parts[split], key=natural)) for split in SPLITS}
 
 
 def _drawn(seed: int, name: str) -> bytes:
     """Sorts names at random; unlike a shuffle, the same for any order of files."""
     return hashlib.sha256(f"{seed}/{name}".encode()).digest()
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Orders "case-2" before "case-10"."""
-    parts = re.findall(r"([0-9]+)|([^0-9]+)", name)
-    return [(int(digits), "") if digits else (-1, text) for digits, text in parts]
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a message: the known name most like a wrong one, or "" where none is known."""
-    # Comparing takes the square of the length.
-    found = difflib.get_close_matches(name[:_MAX_NAME], list(known), n=1, cutoff=0.0)
-    if not found:
-        return ""
-    same = unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", found[0])
-    # Accents may be coded in two ways, which look alike.
-    return f"; the nearest name is {found[0]!r}" + f", coded {ascii(found[0])}" * same

@@ -4,7 +4,8 @@ jaxmark's own, which a folder `images/` tells:
 
 ```
 root/images/<case>.nii.gz            or another format of `scans`, or a folder of DICOM slices
-root/landmarks/<case>.mrk.json       or .fcsv or .csv; or all cases in one root/landmarks.csv
+root/landmarks/<case>.mrk.json       or .fcsv or .csv; or all cases in one root/landmarks.csv, or in
+                                     voxels in nnLandmark's root/all_landmarks_voxel.json
 ```
 
 nnU-Net's raw data, which `imagesTr/` or `imagesTs/` tells; landmarks as above, or in `labels*/`:
@@ -32,9 +33,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxmark.data import landmarks
 from jaxmark.data.formats.dicom_series import chosen_series
-from jaxmark.data.landmarks import check_case
+from jaxmark.data.landmark_files import markups
+from jaxmark.data.landmark_files.several import choose
+from jaxmark.data.landmarks import check_case, extension_of, is_prediction_table
+from jaxmark.data.notes import Note
 from jaxmark.data.scans import (
     EXTENSIONS,
     LATER_EXTENSIONS,
@@ -45,6 +48,8 @@ from jaxmark.data.scans import (
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import read_json
 
+# Where all landmarks may be; of all places there may be one.
+_PLACES = ("landmarks", "landmarks.csv", "landmarks.tsv", "all_landmarks_voxel.json")
 _NO_SCANS = f"holds no scans ({', '.join(EXTENSIONS)} or DICOM)"
 
 
@@ -62,8 +67,10 @@ class Layout:
     labels: Path | dict[str, Path]
     # Cases that the layout keeps for testing.
     test: frozenset[str] = frozenset()
+    # What was guessed about landmark files.
+    notes: tuple[Note, ...] = ()
     # Lines about what looks like images and is not read.
-    notes: tuple[str, ...] = ()
+    passed_over: tuple[str, ...] = ()
 
 
 class _Image(NamedTuple):
@@ -112,18 +119,43 @@ def _of_series(root: Path, images: dict[str, Path], series: str) -> dict[str, Pa
     return images | {case: chosen_series(path, series) for case, path in folders.items()}
 
 
-def landmark_files(folder: Path) -> dict[str, Path]:
-    """Case -> landmark file `<case>.<extension>`; hidden and other files are ignored.
+class LandmarkFiles(NamedTuple):
+    """What a folder of landmark files holds."""
+
+    # Case -> the file that is read.
+    files: dict[str, Path]
+    # Which file was taken where a case has several.
+    chosen: list[Note]
+    # What else is in the folder.
+    unread: list[Note]
+
+
+def landmark_files(folder: Path) -> LandmarkFiles:
+    """Case -> landmark file `<case>.<extension>`; hidden files are ignored.
+
+    A `.json` file is one if it holds markups of 3D Slicer. Files of one case that say the same are
+    one; what prediction writes beside `<case>.mrk.json` is not needed.
 
     Raises:
-      InputError: a case has two files, or a name that `check_case` refuses.
+      InputError: a case has two files that differ, or a name that `check_case` refuses.
     """
-    files: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
+    unread = []
     for file in sorted(folder.iterdir()):
-        if name := _landmark_name(file):
-            check_case(file, name)
-            _add(files, name, file, "file")
-    return files
+        if file.name.startswith("."):
+            continue
+        name, problem = _landmark_name(file)
+        if not name:
+            where = f"{file.name} ({problem})" if problem else file.name
+            unread.append(Note(where, f"not read in {folder.name}/"))
+            continue
+        check_case(file, name)
+        found.setdefault(name, []).append(file)
+    files, chosen = {}, []
+    for name, some in found.items():
+        files[name], notes = choose(some, name)
+        chosen += notes
+    return LandmarkFiles(files, chosen, unread)
 
 
 def _own(root: Path, suffix: str) -> Layout:
@@ -132,10 +164,10 @@ def _own(root: Path, suffix: str) -> Layout:
         problem = f"{suffix!r} chooses among several images a case, but {folder} has one"
         raise InputError("config.data.suffix", problem)
     images = find_scans(folder)
-    notes = _passed_over({folder: list(images.values())})
+    over = _passed_over({folder: list(images.values())})
     if not images:
-        raise InputError(folder, "; ".join([_NO_SCANS, *notes]))
-    return Layout(images, _labels(root, {}), notes=notes)
+        raise InputError(folder, "; ".join([_NO_SCANS, *over]))
+    return Layout(images, _labels(root, {}), passed_over=over)
 
 
 def _nnunet(root: Path, suffix: str) -> Layout:
@@ -155,15 +187,19 @@ def _nnunet(root: Path, suffix: str) -> Layout:
                 problem = "its name does not end in a channel, as in <case>_0000.nii.gz"
                 raise InputError(path, problem)
             images.append(_Image(name[: -len("_0000")], name, path))
+    notes: list[Note] = []
     for folder in filter(Path.is_dir, (root / "labelsTr", root / "labelsTs")):
-        for case, file in landmark_files(folder).items():
+        # Beside them are nnU-Net's label maps, which nobody takes for landmarks.
+        found = landmark_files(folder)
+        notes += found.chosen
+        for case, file in found.files.items():
             _add(labels, case, file, "file")
     chosen = _choose(root, images, suffix, names)
     test = frozenset(case for case, path in chosen.items() if path.parent.name == "imagesTs")
-    notes = _passed_over(
+    over = _passed_over(
         {folder: [i.path for i in images if i.path.parent == folder] for folder in folders}
     )
-    return Layout(chosen, _labels(root, labels), test, notes)
+    return Layout(chosen, _labels(root, labels), test, tuple(notes), over)
 
 
 def _passed_over(scans: Mapping[Path, list[Path]]) -> tuple[str, ...]:
@@ -209,13 +245,20 @@ def _bids(root: Path, suffix: str) -> Layout:
     files += sorted(root.glob("derivatives/**/sub-*"))
     chosen = _choose(root, images, suffix, {})
     known = {image.case for image in images}
-    labels: dict[str, Path] = {}
+    found: dict[tuple[Path, str], list[Path]] = {}
     for file in files:
-        if (name := _landmark_name(file)).startswith("sub-"):
-            _add(labels, _bids_case(name, known), file, "landmark file")
+        if file.name.startswith("sub-") and (name := _landmark_name(file)[0]):
+            found.setdefault((file.parent, name), []).append(file)
+    labels: dict[str, Path] = {}
+    notes: list[Note] = []
+    for (_, name), some in found.items():
+        case = _bids_case(name, known)
+        file, said = choose(some, case, "landmark file")
+        _add(labels, case, file, "landmark file")
+        notes += said
     paths = [image.path for image in images]
-    notes = _passed_over({folder: paths for _, folder in _bids_folders(root)})
-    return Layout(chosen, _labels(root, labels), notes=notes)
+    over = _passed_over({folder: paths for _, folder in _bids_folders(root)})
+    return Layout(chosen, _labels(root, labels), notes=tuple(notes), passed_over=over)
 
 
 def _bids_folders(root: Path) -> Iterator[tuple[str, Path]]:
@@ -260,8 +303,8 @@ def _choose(
 
 
 def _labels(root: Path, others: dict[str, Path]) -> Path | dict[str, Path]:
-    """Where the landmarks are: of all places there may be one."""
-    places = [path for path in (root / "landmarks", root / "landmarks.csv") if path.exists()]
+    """Where the landmarks are."""
+    places = [path for path in (root / place for place in _PLACES) if path.exists()]
     found = [*places, *list(others.values())[:1]]
     if len(found) > 1:
         first, second = (path.relative_to(root) for path in found[:2])
@@ -277,8 +320,15 @@ def _add(files: dict[str, Path], case: str, file: Path, kind: str) -> None:
     files[case] = file
 
 
-def _landmark_name(file: Path) -> str:
-    """The name of a landmark file without its extension, empty for what is none."""
-    known = (e for e in landmarks.EXTENSIONS if file.name.lower().endswith(e))
-    extension = next(known, "")
-    return "" if file.name.startswith(".") or not extension else file.name[: -len(extension)]
+def _landmark_name(file: Path) -> tuple[str, str]:
+    """The name of a landmark file without its extension, or "" and why a file is none."""
+    extension = extension_of(file)
+    if file.name.startswith(".") or not extension:
+        return "", ""
+    problem = ""
+    # Many files are called so.
+    if extension == ".json" and not file.is_dir():
+        problem = markups.why_not(file)
+    if extension == ".csv" and is_prediction_table(file):
+        problem = "a table of predictions"
+    return ("", problem) if problem else (file.name[: -len(extension)], "")

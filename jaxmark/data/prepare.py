@@ -8,7 +8,6 @@ import csv
 import dataclasses
 import functools
 import io
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 from jaxmark.config import Data
 from jaxmark.core.geometry import apply_affine, pick_template
+from jaxmark.data.cache import cache_folder
 from jaxmark.data.cases import PreparedCase, load_case, save_case
 from jaxmark.data.cohort import SPLITS, Cohort, RawCase, check_inside
 from jaxmark.data.frame import Alignment, Frame
@@ -282,14 +282,6 @@ def place_grid(
     middle = (np.asarray(prepared_shape(data)) - 1) / 2
     matrix[:3, 3] = centre - middle * np.asarray(data.spacing_mm)
     return matrix
-
-
-def cache_folder(data: Data) -> Path:
-    """Where prepared cases lie: `config.data.cache`, or `jaxmark` in the user's cache folder."""
-    if data.cache:
-        return Path(data.cache)
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "jaxmark"
 
 
 def identity(source: RawCase) -> dict[str, Any]:

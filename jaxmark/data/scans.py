@@ -387,8 +387,7 @@ def _as_a_file(name: str) -> str:
 def _read(path: Path) -> Content:
     is_series = path.is_dir() or dicom_series.is_series_path(path)
     if is_series or (not _extension(path) and file_flaw(path) is not None):
-        voxels, place, notes = dicom.read(path)
-        return voxels, place, tuple(notes)
+        return Content(*dicom.read(path))
     return _read_file(path)
 
 

@@ -8,22 +8,28 @@ import numpy as np
 from jaxmark.config import Data
 from jaxmark.core.geometry import apply_affine, fit_rigid
 from jaxmark.data.cases import PreparedCase
-from jaxmark.data.cohort import check_name, read_labels
 from jaxmark.data.frame import Frame
+from jaxmark.data.labels import choose_names, read_labels
+from jaxmark.data.notes import Note, summed_up
 from jaxmark.system.errors import InputError
 
 # Points at this distance from where a fit wants them weigh half in it.
 _HALF_WEIGHT_MM = 5.0
 
 
-def read_unpaired(data: Data, names: Sequence[str]) -> tuple[Path, dict[str, np.ndarray]]:
+def read_unpaired(
+    data: Data, names: Sequence[str], said: list[str] | None = None
+) -> tuple[Path, dict[str, np.ndarray]]:
     """Where they are, and case -> landmarks (K, 3) LPS mm, NaN where absent.
 
     Reads `data.unpaired`, or `unpaired.csv` of the cohort's folder.
 
+    Args:
+      said: gets what was guessed or left out, as `Cohort.notes`.
+
     Raises:
       InputError: there is no such file or folder, or no case in it; a name is not one of `names`;
-        see also `read_landmarks`.
+        see also `read_labels`.
     """
     path = Path(data.unpaired or Path(data.root) / "unpaired.csv").expanduser()
     if not path.exists():
@@ -32,14 +38,17 @@ def read_unpaired(data: Data, names: Sequence[str]) -> tuple[Path, dict[str, np.
             f"there is no {path}, and config.method.real = 'both' needs landmarks of another "
             "cohort; 'images' does without",
         )
+    labels = read_labels(path, data)
+    notes: list[Note] = [*labels.notes]
+    choose_names(names, labels.cases, notes)
     sets = {}
-    for case, (file, given) in read_labels(path, data.frame).items():
-        for name in given:
-            check_name(name, names, file, case)
+    for case, (_, given) in labels.cases.items():
         positions = [given.get(name) for name in names]
         sets[case] = np.array([np.full(3, np.nan) if xyz is None else xyz for xyz in positions])
     if not sets:
         raise InputError(path, "holds no landmarks")
+    if said is not None:
+        said += summed_up(notes)
     return path, sets
 
 

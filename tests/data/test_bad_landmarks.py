@@ -158,7 +158,7 @@ CSV = {
     "no header": ("a,a,1,2,3\n", "has no column 'landmark'; its columns are a, a, 1, 2, 3"),
     "a long header": ("a," * 10**5, "has no column 'landmark'"),
     "header alone": (TABLE, "has no landmarks"),
-    "semicolons": (TABLE.replace(",", ";") + "a;a;1;2;3\n", "(separated by commas?)"),
+    "colons": (TABLE.replace(",", ":") + "a:a:1:2:3\n", "(separated by commas?)"),
     "no x": ("case,landmark,y_lps,z_lps\n", "has no column x"),
     "both frames": (TABLE.replace("y_lps", "y_ras") + "a,a,1,2,3\n", "columns in different frames"),
     "half a frame": (TABLE.replace("y_lps_mm", "y") + "a,a,1,2,3\n", "columns in different frames"),

@@ -1,0 +1,277 @@
+"""Landmarks of many cases as one set: frames, units, names and notes, whatever the files are.
+
+A file says what it says (`landmark_files.content.Content`). Here is decided what it leaves open:
+fields of the config are for files that state nothing, and the files that do state it are right.
+"""
+
+import difflib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxmark.config import Data
+from jaxmark.core.geometry import apply_affine
+from jaxmark.data.landmarks import Content, Landmarks, in_lps, read_content, read_tables
+from jaxmark.data.layouts import landmark_files
+from jaxmark.data.notes import Note
+from jaxmark.data.places import scan_places
+from jaxmark.system.errors import InputError
+
+_MAX_NAME = 200
+# What 3D Slicer calls lists that nobody named; it numbers them, too: F_1.
+_LISTS = (
+    "f",
+    "fiducial",
+    "fiducials",
+    "markups",
+    "markupsfiducial",
+    "pointlist",
+    "point",
+    "points",
+)
+_NUMBERED = re.compile(r"(?P<head>(?:(?P<list>.*?)[-_ ])?)0*(?P<number>[0-9]+)")
+
+
+class Labels(NamedTuple):
+    """Landmarks of one case, in LPS millimetres, and where they were read."""
+
+    file: Path
+    landmarks: Landmarks
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """Landmarks of all cases that have some, and what was guessed to read them."""
+
+    cases: dict[str, Labels]
+    notes: tuple[Note, ...] = ()
+
+
+def read_labels(
+    place: Path | Mapping[str, Path], data: Data, scans: Mapping[str, Path] | None = None
+) -> LabelSet:
+    """Reads the landmarks of all cases.
+
+    Args:
+      place: a table of all cases, a folder of files, or case -> file.
+      data: frame, units and cache are used.
+      scans: case -> its scan; None where people have no scans.
+
+    Raises:
+      InputError: a file is not readable, or states another frame or unit than the config and all
+        files do; nobody states the frame; a case has no scan.
+    """
+    contents, notes = _read(place, scans or {})
+    for case, content in contents.items():
+        if scans is not None and case not in scans:
+            problem = f"case {case!r} has landmarks but no image{nearest(case, scans)}"
+            raise InputError(content.file, problem)
+        notes += content.notes
+    in_voxels = _in_voxels(contents, data, notes)
+    if in_voxels and scans is None:
+        first = contents[in_voxels[0]].file
+        raise InputError(
+            first, "holds voxel indices, but there are no images here: write millimetres"
+        )
+    places = scan_places({case: (scans or {})[case] for case in in_voxels}, data)
+    in_mm = {case: content for case, content in contents.items() if case not in places}
+    landmarks = _all_in_lps(in_mm, data.frame, notes)
+    landmarks |= {case: _from_voxels(contents[case].points, at) for case, at in places.items()}
+    labels = {}
+    for case, content in contents.items():
+        given = landmarks[case]
+        for name in given:
+            # Who corrected a prediction left hidden what is not there.
+            if name in content.unlikely and given[name] is not None:
+                given[name] = None
+                what = "predicted as probably absent: taken as absent"
+                notes.append(Note(f"{name!r} of {case}", what))
+        labels[case] = Labels(content.file, given)
+    return LabelSet(_without_list_names(labels, data.landmarks, notes), tuple(notes))
+
+
+def choose_names(
+    names: Sequence[str], labels: Mapping[str, Labels], notes: list[Note]
+) -> tuple[str, ...]:
+    """The names that a config asks for: all or some of those in the files.
+
+    Raises:
+      InputError: a name comes twice; a name is in no file, while files have others: that is a name
+        written in two ways.
+    """
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise InputError("config.data.landmarks", f"names {name!r} {count} times")
+    known = {name for given in labels.values() for name in given.landmarks}
+    strange = [name for name in names if name not in known]
+    others: dict[str, None] = {}
+    for case, (file, given) in labels.items():
+        unknown = [name for name in given if name not in names]
+        others |= dict.fromkeys(unknown)
+        if unknown and strange:
+            like = nearest(unknown[0], strange)
+            raise InputError(
+                file,
+                f"case {case!r}: landmark {unknown[0]!r} is not in config.data.landmarks{like}, "
+                "which no file has",
+            )
+    what = "not in config.data.landmarks, and left out of all files"
+    notes += [Note(repr(name), what) for name in others]
+    return tuple(names)
+
+
+def common_names(root: Path, labels: Mapping[str, Labels]) -> tuple[str, ...]:
+    """The names that all files have.
+
+    Raises:
+      InputError: there are no files, or one of them has other names than the first.
+    """
+    if not labels:
+        raise InputError(root, "has no landmarks: no landmarks/ nor landmarks.csv (see README)")
+    first, *others = sorted(labels, key=natural)
+    names = list(labels[first].landmarks)
+    for case in others:
+        file, given = labels[case]
+        missing = [name for name in names if name not in given]
+        extra = [name for name in given if name not in names]
+        if missing or extra:
+            differences = " and ".join(
+                f"{verb} {', '.join(map(repr, some))}"
+                for verb, some in (("lacks", missing), ("also has", extra))
+                if some
+            )
+            raise InputError(
+                file,
+                f"case {case!r} {differences}, unlike case {first!r}; if some may be absent, name "
+                "all in --config.data.landmarks",
+            )
+    return tuple(sorted(names, key=int) if all(map(str.isdecimal, names)) else names)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for a message: the known name most like a wrong one, or "" where none is known."""
+    # Comparing takes the square of the length.
+    found = difflib.get_close_matches(name[:_MAX_NAME], list(known), n=1, cutoff=0.0)
+    if not found:
+        return ""
+    same = unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", found[0])
+    # Accents may be coded in two ways, which look alike.
+    return f"; the nearest name is {found[0]!r}" + f", coded {ascii(found[0])}" * same
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Orders "case-2" before "case-10"."""
+    parts = re.findall(r"([0-9]+)|([^0-9]+)", name)
+    return [(int(digits), "") if digits else (-1, text) for digits, text in parts]
+
+
+def _read(
+    place: Path | Mapping[str, Path], scans: Collection[str]
+) -> tuple[dict[str, Content], list[Note]]:
+    if isinstance(place, Path) and not place.is_dir():
+        return read_tables(place, scans), []
+    notes: list[Note] = []
+    if isinstance(place, Path):
+        found = landmark_files(place)
+        place, notes = found.files, [*found.chosen, *found.unread]
+    return {case: read_content(file, case) for case, file in place.items()}, notes
+
+
+# Frames and units
+
+
+def _in_voxels(contents: Mapping[str, Content], data: Data, notes: list[Note]) -> list[str]:
+    """Cases whose positions are voxel indices: those that say so, and those that say nothing."""
+    silent = [case for case, content in contents.items() if not content.says_unit]
+    if data.units == "voxels" and contents:
+        if not silent and all(content.says_unit == "mm" for content in contents.values()):
+            first = next(iter(contents.values()))
+            stated = f"the frame {first.frame}" if first.frame else "millimetres"
+            raise InputError(
+                first.file, f"states {stated}, but config.data.units is voxels; leave it at mm"
+            )
+        if len(silent) < len(contents):
+            what = "neither frame nor unit stated: voxels, as config.data.units says"
+            notes += [Note(contents[case].file.name, what) for case in silent]
+    asked = silent if data.units == "voxels" else []
+    return [case for case, content in contents.items() if content.unit == "voxels" or case in asked]
+
+
+def _from_voxels(points: Landmarks, ijk_to_lps: np.ndarray) -> Landmarks:
+    return {
+        name: None if ijk is None else apply_affine(ijk_to_lps, ijk) for name, ijk in points.items()
+    }
+
+
+def _all_in_lps(
+    contents: Mapping[str, Content], frame: str, notes: list[Note]
+) -> dict[str, Landmarks]:
+    """Files that state their frame are right; `frame` is for the others, if there are some.
+
+    If all state one that is not `frame`, either may be wrong: that is refused.
+    """
+    stated = Counter(content.frame for content in contents.values() if content.frame)
+    mixed = 0 < sum(stated.values()) < len(contents)
+    others = " and ".join(f"{count} others state {name}" for name, count in stated.items())
+    landmarks = {}
+    for case, content in contents.items():
+        wanted = "" if mixed and content.frame else frame
+        landmarks[case] = in_lps(content, wanted, f" ({others})" if others else "")
+        if mixed and not content.frame:
+            what = f"no frame stated: {frame}, as config.data.frame says; {others}"
+            notes.append(Note(content.file.name, what))
+    return landmarks
+
+
+# Names that 3D Slicer gave
+
+
+def _without_list_names(
+    labels: dict[str, Labels], chosen: Sequence[str], notes: list[Note]
+) -> dict[str, Labels]:
+    """Numbers in place of labels like F-1, where the lists' names differ from file to file.
+
+    Only of lists that are called as 3D Slicer calls them, or as their case: "T-1" of one file and
+    "L-1" of another are two vertebrae.
+    """
+    parts = {
+        case: {name: _NUMBERED.fullmatch(name) for name in given.landmarks}
+        for case, given in labels.items()
+    }
+    heads: set[str] = set()
+    for case, names in parts.items():
+        matches = [match for match in names.values() if match]
+        lists = {match["list"] or "" for match in matches}
+        numbers = {match["number"] for match in matches}
+        # All labels of a file are of one list, each with a number of its own.
+        if (
+            len(numbers) < len(names)
+            or len(lists) > 1
+            or not _is_list_name(next(iter(lists), ""), case)
+        ):
+            return labels
+        heads |= {match["head"] for match in matches}
+    if len(heads) < 2:
+        return labels
+    # What was chosen may be written as in one of the files.
+    wanted = {match["number"]: name for name in chosen if (match := _NUMBERED.fullmatch(name))}
+    renamed = {}
+    for case, (file, given) in labels.items():
+        number = {name: match["number"] for name, match in parts[case].items() if match}
+        new = {wanted.get(number[name], number[name]): xyz for name, xyz in given.items()}
+        renamed[case] = Labels(file, new)
+    what = "labels differ from file to file in the list's name alone; their numbers are the names"
+    notes += [Note(repr(f"{head}1"), what) for head in sorted(heads)]
+    return renamed
+
+
+def _is_list_name(head: str, case: str) -> bool:
+    """Whether a label's beginning is the name of a list; "" is that of numbers alone."""
+    plain = re.sub("_[0-9]+$", "", head.strip().lower())
+    return not head or head.lower() == case.lower() or plain in _LISTS

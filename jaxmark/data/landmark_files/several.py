@@ -1,0 +1,75 @@
+"""Several landmark files of one case, as prediction writes them: which one is meant."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxmark.data.landmarks import ALL_EXTENSIONS, Content, extension_of, in_lps, read_content
+from jaxmark.data.notes import Note
+from jaxmark.system.errors import InputError
+
+# Formats keep positions with some decimals.
+_SAME_MM = 0.01
+_MARKUPS = (".mrk.json", ".mkp.json", ".json")
+
+
+def choose(files: Sequence[Path], case: str, kind: str = "file") -> tuple[Path, list[Note]]:
+    """The file of a case that is read, and what is to be said about the others.
+
+    Files that say the same are one. Beside a `.mrk.json` what jaxmark's prediction wrote is older:
+    points are corrected in 3D Slicer and saved there.
+
+    Args:
+      kind: what the files are called in the message.
+
+    Raises:
+      InputError: the files say different things, or one of them cannot be read.
+    """
+    first, *others = sorted(files, key=lambda file: ALL_EXTENSIONS.index(extension_of(file)))
+    notes = []
+    for other in others:
+        away = _difference(first, other, case)
+        if away is None:
+            one, two = sorted([first, other])
+            raise InputError(two, f"case {case!r} has a second {kind}, {one.name}")
+        if away <= _SAME_MM:
+            what = "taken; other landmark files of the case say the same"
+            notes.append(Note(first.name, what))
+        else:
+            how = f" (up to {away:.3g} mm)" if np.isfinite(away) else " (other landmarks)"
+            what = "taken; jaxmark's predictions beside it differ"
+            notes.append(Note(first.name + how, what))
+    return first, notes
+
+
+def _difference(first: Path, other: Path, case: str) -> float | None:
+    """How far apart the files are, in mm or infinitely; None: nobody knows which is right."""
+    try:
+        one, two = (read_content(file, case) for file in (first, other))
+    except InputError:
+        return None
+    away = _apart(one, two)
+    older = two.predicted and extension_of(first) in _MARKUPS
+    return away if away <= _SAME_MM or older else None
+
+
+def _apart(one: Content, two: Content) -> float:
+    """The largest distance of two landmarks of one name; infinite where their states differ."""
+    if (bool(one.frame), one.unit == "voxels") != (bool(two.frame), two.unit == "voxels"):
+        return np.inf
+    left, right = (in_lps(content) if content.frame else content.points for content in (one, two))
+    unplaced = np.full(3, np.nan)
+    largest = 0.0
+    for name in {**left, **right}:
+        # What a file leaves out was not annotated.
+        a, b = left.get(name, unplaced), right.get(name, unplaced)
+        if a is None or b is None:
+            away = 0.0 if a is b else np.inf
+        elif np.isnan(a).all() and np.isnan(b).all():
+            away = 0.0
+        else:
+            away = math.dist(a, b)
+        largest = max(largest, np.inf if np.isnan(away) else away)
+    return largest

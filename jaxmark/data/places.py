@@ -1,0 +1,55 @@
+"""Where scans lie, for landmarks that are given in their voxels; found once, then kept on disk."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from jaxmark.config import Data
+from jaxmark.data.cache import cache_folder
+from jaxmark.data.scans import read_scan
+from jaxmark.system.errors import InputError
+from jaxmark.system.files import read_sealed, sealed, write_json
+from jaxmark.system.fingerprints import file_state, json_key
+from jaxmark.system.parallel import parallel, worker_pool
+
+# Of a place on disk, and of what `read_scan` makes of a header: raise it when either changes.
+_SCHEMA_VERSION = 1
+
+
+def scan_places(scans: Mapping[str, Path], data: Data) -> dict[str, np.ndarray]:
+    """Case -> (4, 4) voxel indices -> LPS mm, of each scan as `read_scan` finds it.
+
+    Raises:
+      InputError, or an ExceptionGroup of them: scans cannot be read.
+    """
+    folder = cache_folder(data) / "places"
+    files = {
+        case: folder / f"{json_key({**file_state(path), 'version': _SCHEMA_VERSION})}.json"
+        for case, path in scans.items()
+    }
+    places = {case: _read(file) for case, file in files.items()}
+    unknown = [case for case, place in places.items() if place is None]
+    with worker_pool(data.workers, len(unknown)) as pool:
+        jobs = [(scans[case], files[case]) for case in unknown]
+        found = parallel(pool, _find, jobs, "reading where scans lie")
+    places |= dict(zip(unknown, found, strict=True))
+    return {case: place for case, place in places.items() if place is not None}
+
+
+def _find(job: tuple[Path, Path]) -> np.ndarray:
+    scan, file = job
+    place = read_scan(scan).ijk_to_lps
+    write_json(file, sealed({"schema_version": _SCHEMA_VERSION, "ijk_to_lps": place.tolist()}))
+    return place
+
+
+def _read(file: Path) -> np.ndarray | None:
+    """What was found before; None where there is nothing, or nothing whole."""
+    if not file.exists():
+        return None
+    try:
+        tree = read_sealed(file, _SCHEMA_VERSION)
+        return np.asarray(tree["ijk_to_lps"], np.float64).reshape(4, 4)
+    except (InputError, KeyError, TypeError, ValueError):
+        return None
