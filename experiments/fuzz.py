@@ -15,6 +15,7 @@ import json
 import re
 import resource
 import selectors
+import struct
 import subprocess
 import sys
 import tempfile
@@ -41,7 +42,7 @@ from jaxmark.data.landmarks import (
     write_table,
 )
 from jaxmark.data.prepare import read_alignment
-from jaxmark.data.scans import Scan, read_scan, write_scan
+from jaxmark.data.scans import Scan, read_scan, to_image, write_scan
 from jaxmark.data.transforms import read_transform
 from jaxmark.data.unpaired import read_unpaired
 from jaxmark.inference import calibration
@@ -137,6 +138,36 @@ def _predictions(folder: Path) -> list[Path]:
 def _scan_file(path: Path) -> None:
     scan = _scan(np.random.default_rng(0))
     write_scan(path, scan.voxels, scan.ijk_to_lps)
+
+
+def _in_two(name: str) -> Callable[[Path], list[Path]]:
+    """A header and its voxels, as ITK writes them."""
+
+    def make(folder: Path) -> list[Path]:
+        scan = _scan(np.random.default_rng(0))
+        sitk.WriteImage(to_image(scan.voxels, scan.ijk_to_lps), str(folder / name), True)
+        return sorted(folder.iterdir())
+
+    return make
+
+
+def _nifti_2(path: Path) -> None:
+    scan = _scan(np.random.default_rng(0))
+    header = bytearray(544)
+    struct.pack_into("<i8s2h", header, 0, 540, b"n+2\0\r\n\x1a\n", 4, 16)
+    struct.pack_into("<8q", header, 16, 3, *scan.voxels.shape, 1, 1, 1, 1)
+    struct.pack_into("<8dq", header, 104, 1, *scan.spacing_mm, 0, 0, 0, 0, 544)
+    rows = (np.diag([-1.0, -1, 1]) @ scan.ijk_to_lps[:3]).ravel()
+    struct.pack_into("<2i6d12d", header, 344, 1, 2, 0, 0, 1, 10, -20, 3, *rows)
+    path.write_bytes(gzip.compress(bytes(header) + scan.voxels.tobytes("F")))
+
+
+def _mgz(path: Path) -> None:
+    scan = _scan(np.random.default_rng(0))
+    header = struct.pack(">7ih", 1, *scan.voxels.shape, 1, 4, 0, 1)
+    header += struct.pack(">15f", *scan.spacing_mm, -1, 0, 0, 0, -1, 0, 0, 0, 1, 0, 0, 0)
+    voxels = scan.voxels.astype(">i2").tobytes("F")
+    path.write_bytes(gzip.compress(header.ljust(284, b"\0") + voxels))
 
 
 def _series(compressor: str) -> Callable[[Path], list[Path]]:
@@ -277,6 +308,10 @@ KINDS = {
     ".nii.gz": Kind(_one("a.nii.gz", _scan_file), lambda d: read_scan(d / "a.nii.gz"), True),
     ".mha": Kind(_one("a.mha", _scan_file), lambda d: read_scan(d / "a.mha")),
     ".nrrd": Kind(_one("a.nrrd", _scan_file), lambda d: read_scan(d / "a.nrrd")),
+    "NIfTI-2": Kind(_one("a.nii.gz", _nifti_2), lambda d: read_scan(d / "a.nii.gz"), True),
+    ".hdr": Kind(_in_two("a.hdr"), lambda d: read_scan(d / "a.hdr")),
+    ".nhdr": Kind(_in_two("a.nhdr"), lambda d: read_scan(d / "a.nhdr")),
+    ".mgz": Kind(_one("a.mgz", _mgz), lambda d: read_scan(d / "a.mgz"), True),
     "DICOM": Kind(_series(""), read_scan),
     "DICOM, JPEG 2000": Kind(_series("JPEG2000"), read_scan),
     "transform .tfm": Kind(_one("a.tfm", _transform), lambda d: read_transform(d / "a.tfm")),

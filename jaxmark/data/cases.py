@@ -148,6 +148,8 @@ def load_case(folder: Path) -> PreparedCase:
         tree = read_sealed(path, SCHEMA_VERSION)
         points = tree["landmarks_lps_mm"]
         landmarks = [[np.nan] * 3 if p is None else p for p in points]
+        if not all(abs(v) < 1e9 for p in points if p is not None for v in p):
+            raise ValueError("a landmark that is nowhere")
         place = np.asarray(tree["ijk_to_lps"], np.float64).reshape(4, 4)
         if not ((np.abs(place) < 1e9).all() and np.linalg.matrix_rank(place) == 4):
             raise ValueError("a place without an inverse")

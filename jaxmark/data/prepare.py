@@ -52,6 +52,8 @@ class Prepared:
     frame: Frame
     # What was wrong in the cache and is made anew.
     mended: tuple[str, ...] = ()
+    # Of a template that is none of the cases.
+    template_notes: tuple[str, ...] = ()
 
     def split(self, name: str) -> list[PreparedCase]:
         """The cases of train, val or test, in the order of the split."""
@@ -102,6 +104,8 @@ class Prepared:
         if len(noted) > _NAMED:
             more = f"{len(noted) - _NAMED} more cases have notes, {len(noted)} of "
             lines.append(f"{more}{len(self.cases)} in all: see preparation/cases.csv")
+        if self.template_notes:
+            lines.append(f"config.data.template: {'; '.join(self.template_notes)}")
         return lines
 
     def table(self) -> str:
@@ -202,7 +206,11 @@ def prepare_cohort(cohort: Cohort, data: Data) -> Prepared:
             "resampling scans",
         )
     cases = {name: load_case(home) for name, home in homes.items()}
-    return Prepared(cohort.names, cases, cohort.splits, frame, (*unaligned, *unprepared))
+    mended = (*unaligned, *unprepared)
+    # That of a case is said there.
+    own = any(template == source.scan for source in sources)
+    notes = frame.template.notes if frame.template is not None and not own else ()
+    return Prepared(cohort.names, cases, cohort.splits, frame, mended, notes)
 
 
 def choose_template(train: Sequence[RawCase], data: Data) -> Path | None:

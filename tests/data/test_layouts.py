@@ -339,3 +339,40 @@ def test_real_fiducials_in_bids(real_data: Path, tmp_path: Path) -> None:
     assert cohort.names == tuple(str(i) for i in range(1, 33))
     assert all(case.present.all() for case in cohort.cases.values())
     assert sum(map(len, cohort.splits.values())) == 30
+
+
+# Formats that earlier versions passed over
+
+
+def test_formats_read_since_change_no_folder_of_nnunet_or_bids(tmp_path):
+    for layout, kept, added in (
+        ("nnunet", "imagesTr/a_0000.nii.gz", ("imagesTr/a.mgz", "imagesTr/mask.nhdr")),
+        ("bids", "sub-1/anat/sub-1_T1w.nii.gz", ("sub-1/anat/brain.mgz", "sub-1/anat/x.png")),
+    ):
+        root = tmp_path / layout
+        for name in (kept, *added):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).touch()
+        found = find_layout(root)
+        assert list(found.images.values()) == [root / kept]
+        (line,) = found.notes
+        folder = (root / kept).parent
+        names = ", ".join(sorted(Path(name).name for name in added))
+        assert line.startswith(f"{folder}: 2 files look like images and are not read: {names} (")
+
+
+def test_nnunet_with_a_file_ending_that_is_read_since(tmp_path):
+    (tmp_path / "imagesTr").mkdir()
+    (tmp_path / "dataset.json").write_text('{"file_ending": ".mgz"}')
+    (tmp_path / "imagesTr" / "a_0000.mgz").touch()
+    assert list(find_layout(tmp_path).images) == ["a"]
+
+
+def test_folders_with_files_passed_over_are_counted(tmp_path):
+    for number in range(7):
+        folder = tmp_path / f"sub-{number}" / "anat"
+        folder.mkdir(parents=True)
+        (folder / f"sub-{number}_T1w.nii.gz").touch()
+        (folder / "preview.png").touch()
+    notes = find_layout(tmp_path).notes
+    assert len(notes) == 6 and notes[-1] == "2 more folders hold such files"

@@ -396,6 +396,17 @@ def test_notes_of_many_are_counted(data):
     assert lines[-1] == "3 more cases have notes, 8 of 8 in all: see preparation/cases.csv"
 
 
+def test_notes_of_a_template_of_its_own_are_said(data, tmp_path):
+    with_nan(data, "phantom-001")
+    source = Path(data.root) / "images" / "phantom-001.nii.gz"
+    template = shutil.copy(source, tmp_path / "template.nii.gz")
+    centred = dataclasses.replace(data, register="center", template=str(template))
+    case, own = prepare_all(centred).notes()
+    assert case.startswith("phantom-001: 9.1 %") and own.startswith("config.data.template: 9.1 %")
+    # One of the cases is said once.
+    assert len(prepare_all(dataclasses.replace(centred, template="phantom-001")).notes()) == 1
+
+
 @pytest.mark.parametrize("notes", ["a line", [1], {"a": 1}, None])
 def test_notes_in_the_cache_that_are_no_lines_are_damage(data, notes):
     case = prepare_all(data).cases["phantom-000"]
