@@ -29,6 +29,7 @@ import numpy as np
 import SimpleITK as sitk
 from absl import app, flags
 
+from experiments import dicom_files
 from jaxmark.config import Data
 from jaxmark.core.geometry import compose_affine
 from jaxmark.data.cases import PreparedCase, load_case, save_case
@@ -42,7 +43,7 @@ from jaxmark.data.landmarks import (
     write_table,
 )
 from jaxmark.data.prepare import read_alignment
-from jaxmark.data.scans import Scan, read_scan, to_image, write_scan
+from jaxmark.data.scans import Scan, read_scan, search_below, to_image, write_scan
 from jaxmark.data.transforms import read_transform
 from jaxmark.data.unpaired import read_unpaired
 from jaxmark.inference import calibration
@@ -192,6 +193,38 @@ def _series(compressor: str) -> Callable[[Path], list[Path]]:
     return make
 
 
+def _frames(pack: bool) -> Callable[[Path], list[Path]]:
+    """A multi-frame file, with a scale for each frame; also as a packed one."""
+
+    def make(folder: Path) -> list[Path]:
+        frames = np.random.default_rng(0).integers(0, 900, (5, 6, 7))
+        places = np.arange(5)[:, None] * [0.0, 0.4, 2.0]
+        scales = [(k + 1.5, k) for k in range(5)]
+        content = dicom_files.enhanced(
+            frames, places, np.array([1, 0, 0, 0, 1, 0]), (0.5, 0.7), rescale=scales
+        )
+        (folder / "a").write_bytes(dicom_files.packed(content, frames) if pack else content)
+        return [folder / "a"]
+
+    return make
+
+
+def _archive(folder: Path) -> list[Path]:
+    """Two series and a report in one folder."""
+    frame = np.random.default_rng(0).integers(0, 900, (6, 7))
+    for k in range(10):
+        content = dicom_files.single(frame, (0, 0, k // 2), uid=f"1.2.{k % 2}", number=str(k % 2))
+        (folder / f"{k}").write_bytes(content)
+    report = dicom_files.single(None, sop_class=f"{dicom_files.STORAGE}88.22")
+    (folder / "report").write_bytes(report)
+    return sorted(folder.iterdir())
+
+
+def _read_archive(folder: Path) -> object:
+    scans = search_below(folder).scans
+    return [read_scan(path).notes for path in scans.values()]
+
+
 def _transform(path: Path) -> None:
     transform = sitk.AffineTransform(3)
     transform.SetMatrix(np.diag([1.0, 1.1, 0.9]).ravel().tolist())
@@ -314,6 +347,9 @@ KINDS = {
     ".mgz": Kind(_one("a.mgz", _mgz), lambda d: read_scan(d / "a.mgz"), True),
     "DICOM": Kind(_series(""), read_scan),
     "DICOM, JPEG 2000": Kind(_series("JPEG2000"), read_scan),
+    "DICOM, multi-frame": Kind(_frames(False), lambda d: read_scan(d / "a")),
+    "DICOM, packed frames": Kind(_frames(True), lambda d: read_scan(d / "a")),
+    "DICOM, several series": Kind(_archive, _read_archive),
     "transform .tfm": Kind(_one("a.tfm", _transform), lambda d: read_transform(d / "a.tfm")),
     "transform .mat": Kind(_one("a.mat", _transform), lambda d: read_transform(d / "a.mat")),
     "prepared case": Kind(_case, _read_case),

@@ -1,13 +1,16 @@
 """DICOM as archives give it: multi-frame files, series with neighbours, tilted gantries."""
 
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import refused
-from dicom_files import (
+from scipy.ndimage import map_coordinates
+
+from experiments.dicom_files import (
     ENHANCED_CT,
     ENHANCED_MR,
     STORAGE,
@@ -16,8 +19,6 @@ from dicom_files import (
     packed,
     single,
 )
-from scipy.ndimage import map_coordinates
-
 from jaxmark.config import Data
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.landmarks import write_mrk_json
@@ -116,6 +117,13 @@ def test_packed_frames_are_read_and_missing_ones_refused(tmp_path):
     same(read_scan(path))
     written(path, packed(volume(), FRAMES[:-1]))
     refused(lambda: read_scan(path), path, "truncated or damaged")
+    # GDCM divides by the number of segments, and jumps to where they begin.
+    good = packed(volume(), FRAMES)
+    table = struct.pack("<2I", 2, 64)
+    assert good.count(table) == SLICES
+    for bad in ((0, 64), (16, 64), (2, 1 << 31), (2, 60)):
+        written(path, good.replace(table, struct.pack("<2I", *bad)))
+        refused(lambda: read_scan(path), path, "a frame's run lengths are not where it states")
 
 
 UNEVEN = POSITIONS + np.array([0, 0, 0, 0, 1])[:, None] * NORMAL
@@ -156,6 +164,10 @@ BAD = {
     "colour": (
         lambda: volume().replace(element(0x28, 2, "US", 1), element(0x28, 2, "US", 3)),
         "3 numbers a voxel",
+    ),
+    "no number of frames": (
+        lambda: volume().replace(element(0x28, 8, "IS", 5), element(0x28, 8, "IS", "x")),
+        "states 'x' frames",
     ),
     "too few": (lambda: volume(frames=FRAMES[:3], positions=POSITIONS[:3]), "(7, 6, 3) voxels"),
     "a scale of 0": (lambda: volume(rescale=[(0, 0)]), "rescale slope of 0"),

@@ -28,7 +28,9 @@ _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
 _TRANSFER_SYNTAX, _PIXEL_DATA = (0x0002, 0x0010), (0x7FE0, 0x0010)
 _LAST = (0xFFFF, 0xFFFF)
+_ITEM_HEAD = 8  # bytes
 _BIG_ENDIAN, _DEFLATED = b"1.2.840.10008.1.2.2", b"1.2.840.10008.1.2.1.99"
+_RLE = b"1.2.840.10008.1.2.5"
 # Value representations with a length of two bytes, and those with one of four behind two others.
 _SHORT = set(b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split())
 _LONG = set(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
@@ -144,8 +146,7 @@ def _read_elements(
                 raise InputError(path, "is compressed as a whole")
             content, begin = _inflated(path, content[begin:]), 0
             size = len(content)
-        order = ">" if syntax == _BIG_ENDIAN else "<"
-        return _walk(path, content, begin, order, wanted, last, size)
+        return _walk(path, content, begin, syntax, wanted, last, size)
     except struct.error:
         raise InputError(path, f"{DAMAGED}: it ends within an element") from None
 
@@ -178,17 +179,20 @@ def _walk(
     path: Path,
     content: bytes,
     position: int,
-    order: str,
+    syntax: bytes,
     wanted: frozenset[Tag],
     last: Tag,
     size: int,
 ) -> tuple[DataSet, float]:
     """See `_read_elements`; an iteration for each element, item and delimiter."""
+    order = ">" if syntax == _BIG_ENDIAN else "<"
     # Some files state another transfer syntax than they have; the first element shows it.
     explicit = content[position + 4 : position + 6] in _SHORT | _LONG
     data_set = DataSet(order=order)
     holders = [_Holder(size, "elements", explicit, data_set)]
     found = math.inf
+    # Where the first fragment begins, which is no frame but says where frames begin.
+    table = -1
     # Some are filled up with zeros.
     filled = len(content.rstrip(b"\0")) if size == len(content) else size
     for _ in range(_MAX_ELEMENTS):
@@ -215,7 +219,11 @@ def _walk(
         end = math.inf if length == _UNDEFINED else position + length
         if end != math.inf:
             _check_end(path, element, int(end), min(h.end for h in holders))
+        if holder.kind == "fragments" and syntax == _RLE and position != table:
+            _check_runs(path, content[position : position + length])
         inner = _inner(holder, element, content, order)
+        if inner is not None and inner[0] == "fragments":
+            table = position + _ITEM_HEAD
         if inner is not None:
             holders.append(_Holder(end, *inner, _place(holder, tag, wanted)))
             if len(holders) > _MAX_DEPTH:
@@ -229,6 +237,15 @@ def _walk(
                     raise struct.error
             position = int(end)
     raise InputError(path, f"has over {_MAX_ELEMENTS} elements")
+
+
+def _check_runs(path: Path, fragment: bytes) -> None:
+    """Refuses a frame in run lengths (PS3.5, annex G) whose head GDCM does not survive."""
+    count, *begins = struct.unpack_from("<16I", fragment)
+    begins = begins[:count]
+    rising = all(a < b for a, b in zip(begins, [*begins[1:], len(fragment)], strict=False))
+    if not (1 <= count <= 15 and begins[0] == 64 and rising):
+        raise InputError(path, f"{DAMAGED}: a frame's run lengths are not where it states them")
 
 
 def _place(holder: _Holder, tag: Tag, wanted: frozenset[Tag]) -> "DataSet | list[DataSet] | None":

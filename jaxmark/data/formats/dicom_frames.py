@@ -81,6 +81,8 @@ def _check_kind(path: Path, data: DataSet) -> None:
     if what := dicom_series.no_image(data):
         raise InputError(path, f"is no scan but {what} (DICOM)")
     frames = dicom_series.frame_count(data)
+    if frames == 0:
+        raise InputError(path, f"states {data.text(*dicom_series.FRAMES)[:64]!r} frames")
     if frames == 1:
         raise InputError(path, dicom_series.one_slice(path))
     if data.text(*dicom_series.SOP_CLASS) not in dicom_series.VOLUMES:

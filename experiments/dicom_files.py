@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ EXPLICIT, RLE = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.5"
 _LONG = (b"OB", b"OW", b"SQ", b"UN", b"UT")
 
 
-def element(group: int, number: int, kind: str, value: object = b"") -> bytes:
+def element(group: int, number: int, kind: str, value: Any = b"") -> bytes:
     """One with its value representation, in little endian; text, a number or bytes."""
     if kind == "SQ":
         items = value if isinstance(value, (list, tuple)) else [value]
