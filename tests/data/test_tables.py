@@ -194,6 +194,24 @@ def test_coordinates_without_a_frame(tmp_path: Path, header: str) -> None:
     same(read_landmarks(path, "RAS"), {"a": ONE * [-1, -1, 1]})
 
 
+@pytest.mark.parametrize(
+    ("header", "cell"),
+    [
+        ("landmark;position", "[1.0, 2.0, 3.0]"),
+        ("landmark;xyz_mm", "(1 2 3)"),
+        ("landmark;Coordinates (mm)", "1,2,3"),
+    ],
+)
+def test_a_position_in_one_cell(tmp_path: Path, header: str, cell: str) -> None:
+    path = save(tmp_path / "a.csv", f"{header}\na;{cell}\nb;\n")
+    same(read_landmarks(path, "LPS"), {"a": ONE, "b": None})
+    assert "is taken as x, y and z" in notes(path)
+    path = save(tmp_path / "a.csv", "landmark;position_ras\na;-1 -2 3\n")
+    same(read_landmarks(path), {"a": ONE})
+    path = save(tmp_path / "a.csv", "landmark;position\na;1,5 2,5 3,5\n")
+    refused(lambda: read_landmarks(path), path, "line 2: position is '1,5 2,5 3,5', not three num")
+
+
 # One row a case
 
 

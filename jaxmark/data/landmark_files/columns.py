@@ -144,6 +144,17 @@ def has_axes(header: Sequence[str]) -> bool:
     )
 
 
+def together(header: Sequence[str]) -> int | None:
+    """The column that holds all three coordinates, as in "position": "[1, 2, 3]"."""
+    words = [_words(column) for column in header]
+    found = [
+        i
+        for i, parts in enumerate(words)
+        if {*parts} & {*_FILLERS, "xyz"} and {*parts} <= _WORDS | {"xyz"} and parts != ["point"]
+    ]
+    return found[0] if len(found) == 1 else None
+
+
 def wide(path: Path, header: Sequence[str]) -> Wide | None:
     """Columns of one row a case, as in AC_x, AC_y, AC_z or x_AC; None where there are none.
 

@@ -1,6 +1,7 @@
 """CSV tables of one case or of many: one row a landmark or a case, as spreadsheets write them."""
 
 import csv
+import dataclasses
 import io
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -18,6 +19,7 @@ from jaxmark.data.landmark_files.content import (
     finite,
     frame_of,
     placed,
+    short,
     status_of,
     unnamed,
     written,
@@ -31,6 +33,7 @@ _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 # What Excel heeds, and writes for some.
 _SEPARATOR = re.compile('"?sep=(.)"?[;,\\s"]*', re.IGNORECASE)
 # Columns that prediction writes.
+_LONGEST_LIST = 300
 _PREDICTED = ("score", "presence", "radius_mm")
 _NO = ("0", "false", "no")
 
@@ -142,7 +145,25 @@ def _read(path: Path) -> _Table:
         table.rows.append((line, cells))
     if delimiter != ",":
         table.note(f"cells are taken as separated by {_DELIMITERS[delimiter]}")
-    return table
+    together = None if columns.has_axes(header) else columns.together(header)
+    return table if together is None else _apart(table, together)
+
+
+def _apart(table: _Table, column: int) -> _Table:
+    """With three columns in place of one that holds lists of three numbers."""
+    title = table.header[column]
+    split: list[tuple[int, list[str]]] = []
+    for line, cells in table.rows:
+        words = re.findall(r"[^\s,;()\[\]]+", cells[column][:_LONGEST_LIST])
+        if len(words) not in (0, 3):
+            problem = f"line {line}: {title} is {short(cells[column])}, not three numbers"
+            raise InputError(table.path, problem)
+        split.append((line, [*cells[:column], *cells[column + 1 :], *(words or [""] * 3)]))
+    header = [*table.header[:column], *table.header[column + 1 :]]
+    stated = re.sub("xyz", "", title, flags=re.IGNORECASE)
+    header += [f"{axis} {stated}" for axis in "xyz"]
+    table.note(f"column {title!r} is taken as x, y and z")
+    return dataclasses.replace(table, header=header, rows=split)
 
 
 def _filled(row: list[str]) -> list[str]:
@@ -205,8 +226,8 @@ def _cases(table: _Table, known: Collection[str]) -> list[str]:
         if theirs != cells:
             both = f"{header[first]!r} and {header[other]!r}"
             raise InputError(path, f"columns {both} may both name the case; call one 'case'")
-    if not exact:
-        changed = ", without the endings of files" * (cells != table.column(first))
+    changed = ", without the endings of files" * (cells != table.column(first))
+    if changed or not exact:
         table.note(f"column {header[first]!r} is taken as the case{changed}")
     return cells
 
