@@ -27,6 +27,7 @@ from tqdm import tqdm
 from jaxmark import trained
 from jaxmark.config import SCHEMA_VERSION, Experiment, check_same, to_json, validate
 from jaxmark.core.anatomy import scheme_of
+from jaxmark.data import left_out
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.frame import load_frame, save_frame
@@ -42,7 +43,7 @@ from jaxmark.results import report as reports
 from jaxmark.system import processes
 from jaxmark.system.devices import data_mesh, local_mesh, platform
 from jaxmark.system.errors import InputError
-from jaxmark.system.files import read_json, write_json
+from jaxmark.system.files import read_json, write_json, write_text_atomic
 from jaxmark.system.fingerprints import json_key
 from jaxmark.system.lock import locked
 from jaxmark.system.messages import say
@@ -135,7 +136,9 @@ def predict(run: Run) -> None:
         for name in run.experiment.method.decoders
     }
     folder = run.workdir / "predictions"
-    predictions.write_split(found, landmarks, settings.decoder, promises, folder)
+    untrained = run.prepared.frame.untrained
+    predictions.write_split(found, landmarks, settings.decoder, promises, folder, untrained)
+    _say_untrained(untrained)
     learned = predictions.write_learned(run.method, variables.params, landmarks, folder)
     if learned:
         say(learned)
@@ -280,12 +283,22 @@ def predict_batch(
     sources = batch.scans_at(Path(scans))
     # Each process predicts scans of its own.
     model = load_model(workdir, experiment)
+    _say_untrained(model.frame.untrained)
     with owned(folder / "batch"):
         outcome = batch.predict_scans(model, sources, folder)
     say(outcome.summary(folder))
     for error in outcome.failures.values():
         say(f"failed: {error}")
     return outcome
+
+
+def _say_untrained(landmarks: Sequence[str]) -> None:
+    if landmarks:
+        more = f" and {len(landmarks) - 5} more" * (len(landmarks) > 5)
+        say(
+            f"hidden in all predictions: {', '.join(map(repr, landmarks[:5]))}{more}, which no "
+            "training case has"
+        )
 
 
 def write_phantom(experiment: Experiment, folder: str | Path) -> None:
@@ -341,6 +354,8 @@ def _prepare(experiment: Experiment, workdir: Path) -> tuple[Prepared, LandmarkS
         f"prepared cases: {sizes}; {len(prepared.landmarks)} landmarks; "
         f"{time.monotonic() - begin:.1f} s; cache {cache_folder(data)}"
     )
+    for line in left_out.summary(prepared.left_out):
+        say(f"left out: {line}")
     for line in prepared.warnings():
         say(f"warning: {line}")
     unpaired = None
@@ -353,6 +368,7 @@ def _prepare(experiment: Experiment, workdir: Path) -> tuple[Prepared, LandmarkS
         )
         preparation = workdir / "preparation"
         save_frame(prepared.frame, prepared.landmarks, preparation)
+        write_text_atomic(preparation / left_out.TABLE, left_out.table(prepared.left_out))
         sheets = contact_sheet.write_contact_sheets(prepared, preparation)
         say(f"look at the prepared cases: {', '.join(map(str, sheets))}")
     return prepared, unpaired

@@ -61,6 +61,7 @@ class Frame:
     intensity: str
     intensity_range: tuple[float, float]  # percentiles, or the window
     quality_limit: float = -np.inf  # registrations of less quality have probably failed
+    untrained: tuple[str, ...] = ()  # landmarks that no training case has
 
     def align(self, scan: Scan) -> Alignment:
         """Register a scan to the template; the common frame is the scan's where there is none."""
@@ -148,6 +149,9 @@ def save_frame(frame: Frame, landmarks: Sequence[str], folder: Path) -> None:
         "intensity_range": frame.intensity_range,
         "quality_limit": frame.quality_limit if np.isfinite(frame.quality_limit) else None,
     }
+    # Only where there is any: the files of other models stay the same.
+    if frame.untrained:
+        tree["untrained"] = list(frame.untrained)
     write_json(folder / "frame.json", tree)
 
 
@@ -168,12 +172,19 @@ def load_frame(folder: Path) -> tuple[Frame, tuple[str, ...]]:
             intensity=tree["intensity"],
             intensity_range=tuple(tree["intensity_range"]),
             quality_limit=-np.inf if limit is None else limit,
+            untrained=_some_of(tree.get("untrained", []), tree["landmarks"]),
         )
         return frame, tuple(tree["landmarks"])
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(path, f"lacks a field or has a wrong one ({error!r})") from error
+
+
+def _some_of(names: list[str], known: list[str]) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(name in known for name in names):
+        raise ValueError(f"untrained landmarks {names!r} that are none")
+    return tuple(names)
 
 
 def _matrix(rows: object) -> np.ndarray:

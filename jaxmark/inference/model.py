@@ -35,6 +35,7 @@ class Landmark:
     score: float  # the method's own; near 1 for a certain landmark
     presence: float | None  # probability; None where nothing is known of absence
     radius_mm: float | None  # holds the truth with the stated probability; None: not known
+    trained: bool = True  # False: no training case has it, and its position means nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +46,14 @@ class ScanLandmarks:
     landmarks: tuple[str, ...]
     positions_mm: np.ndarray  # (K, 3)
     score: np.ndarray  # (K,)
-    presence: np.ndarray | None  # (K,) probability; None where nothing is known of absence
+    # (K,) probability, NaN of untrained ones; None where nothing is known of absence.
+    presence: np.ndarray | None
     radius_mm: np.ndarray  # (K,) holds the truth with probability `coverage`; infinite: not known
     coverage: float
     # What is doubtful about the scan, a line each.
     doubts: tuple[str, ...] = ()
+    # Landmarks that no training case has: nothing is known of them, whatever the network says.
+    untrained: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -59,32 +63,36 @@ class ScanLandmarks:
         decoder: str,
         calibration: Calibration,
         doubts: Sequence[str] = (),
+        untrained: Sequence[str] = (),
     ) -> "ScanLandmarks":
         """What a network found, with what validation cases say of it."""
+        presence = calibration.presence(np.asarray(found.prediction.evidence))
+        unknown = np.isin(landmarks, untrained)
         return cls(
             name=found.name,
             landmarks=tuple(landmarks),
             positions_mm=found.landmarks_mm(decoder),
             score=np.asarray(found.prediction.score),
-            presence=calibration.presence(np.asarray(found.prediction.evidence)),
-            radius_mm=calibration.radius_mm,
+            presence=None if presence is None else np.where(unknown, np.nan, presence),
+            radius_mm=np.where(unknown, np.inf, calibration.radius_mm),
             coverage=calibration.coverage,
             doubts=tuple(doubts),
+            untrained=tuple(untrained),
         )
 
     def __iter__(self) -> Iterator[Landmark]:
         columns = self.columns()
         for name, position in self.points().items():
             values = {column: columns[column][name] for column in COLUMNS}
-            yield Landmark(name, position, **values)  # type: ignore[arg-type]
+            trained = name not in self.untrained
+            yield Landmark(name, position, trained=trained, **values)  # type: ignore[arg-type]
 
     @property
     def hidden(self) -> tuple[str, ...]:
-        """Landmarks that are rather not there."""
-        if self.presence is None:
-            return ()
-        rows = zip(self.landmarks, self.presence, strict=True)
-        return tuple(name for name, share in rows if share < 0.5)
+        """Landmarks that are rather not there, or that no training case has."""
+        presence = np.ones(len(self.landmarks)) if self.presence is None else self.presence
+        rows = zip(self.landmarks, presence, strict=True)
+        return tuple(name for name, share in rows if share < 0.5 or name in self.untrained)
 
     def points(self) -> Landmarks:
         """Positions by name."""
@@ -112,7 +120,7 @@ class ScanLandmarks:
         columns = self.columns()
         words = {}
         for name in self.landmarks:
-            known = []
+            known = ["hidden: no training case has it"] if name in self.untrained else []
             if (presence := columns["presence"][name]) is not None:
                 known.append(f"presence {presence:.2f}")
             if (radius := columns["radius_mm"][name]) is not None:
@@ -172,7 +180,9 @@ class TrainedModel:
         """What the network found in a prepared scan, with what is known of it."""
         decoder = self.experiment.predict.decoder
         doubts = self.frame.doubts(prepared.quality, prepared.lead, prepared.overlap)
-        return ScanLandmarks.of(found, self.landmarks, decoder, self.calibration, doubts)
+        return ScanLandmarks.of(
+            found, self.landmarks, decoder, self.calibration, doubts, self.frame.untrained
+        )
 
 
 def _scan_of(

@@ -286,13 +286,18 @@ def _write(job: _Writing) -> OSError | None:
 def _picture(job: _Writing) -> bytes:
     case, prepared = job.case, job.prepared
     radius = (f" ({r:.1f} mm)" if np.isfinite(r) else "" for r in case.radius_mm)
+    untrained = np.isin(case.landmarks, case.untrained)
+    ijk = apply_affine(np.linalg.inv(prepared.ijk_to_lps), case.positions_mm)
     return figures.overlay(
         prepared.image,
         np.linalg.norm(prepared.ijk_to_lps[:3, :3], axis=0).tolist(),
-        apply_affine(np.linalg.inv(prepared.ijk_to_lps), case.positions_mm),
+        np.where(untrained[:, None], np.nan, ijk),
         "; ".join([case.name, *case.doubts]),
-        names=[name + r for name, r in zip(case.landmarks, radius, strict=True)],
-        faint=np.isin(case.landmarks, case.hidden),
+        names=[
+            name + (" (not trained: not drawn)" if unknown else r)
+            for name, r, unknown in zip(case.landmarks, radius, untrained, strict=True)
+        ],
+        faint=np.isin(case.landmarks, case.hidden) & ~untrained,
     )
 
 
@@ -308,6 +313,7 @@ def _describe(job: _Writing) -> dict[str, Any]:
         "registration_margin": _number(job.prepared.lead),
         "share_of_volume_in_scan": job.prepared.overlap,
         "doubts": list(job.case.doubts),
+        "untrained": list(job.case.untrained),
         "landmarks": {
             name: {"lps_mm": xyz.tolist(), **{c: columns[c][name] for c in columns}}
             for name, xyz in zip(job.case.landmarks, job.case.positions_mm, strict=True)

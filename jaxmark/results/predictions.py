@@ -84,14 +84,17 @@ def write_split(
     decoder: str,
     calibrations: Mapping[str, Calibration],
     folder: Path,
+    untrained: Sequence[str] = (),
 ) -> None:
     """Predictions of a cohort's split.
 
     A `<case>.mrk.json` each, with the decoder asked for, and for every decoder, by which there is a
-    calibration, one table, `landmarks_<decoder>.csv`.
+    calibration, one table, `landmarks_<decoder>.csv`. `untrained` landmarks are hidden.
     """
     for name, calibration in calibrations.items():
-        cases = [ScanLandmarks.of(f, landmarks, name, calibration) for f in found]
+        cases = [
+            ScanLandmarks.of(f, landmarks, name, calibration, untrained=untrained) for f in found
+        ]
         if name == decoder:
             for case in cases:
                 write_markups(case, folder, fcsv=False)
