@@ -145,22 +145,30 @@ def predict(run: Run) -> None:
 
 
 def calibrate(run: Run, step: int, variables: Variables) -> None:
-    """Write what predictions of the validation cases show of a model, if it is not written."""
-    cases = run.prepared.split("val")
-    if not cases:
-        return
+    """Write what predictions of the validation cases show of a model, if it is not written.
+
+    Also what the cases are like, so that other scans can be told from them.
+    """
+    cases, training = run.prepared.split("val"), run.prepared.split("train")
     landmarks, settings = run.prepared.landmarks, run.experiment.predict
     known = False
     # Of another step, or damaged: made anew.
     with contextlib.suppress(InputError):
         if (run.workdir / calibration.FILE).exists():
-            calibration.load(run.workdir, landmarks, step, settings.decoder, settings.coverage)
-            known = True
+            # An earlier version did not observe what scans are like.
+            known = (
+                calibration.load(
+                    run.workdir, landmarks, step, settings.decoder, settings.coverage
+                ).usual
+                is not None
+            )
     if processes.from_primary("calibration", known):
         return
-    found = run.find(variables, cases, "calibrating")
+    found = run.find(variables, cases, "calibrating") if cases else []
     if processes.primary():
-        calibration.save(calibration.observe(found, cases, landmarks, step), run.workdir)
+        untrained = run.prepared.frame.untrained
+        observed = calibration.observe(found, cases, landmarks, step, training, untrained)
+        calibration.save(observed, run.workdir)
 
 
 def evaluate(run: Run) -> dict[str, Any]:

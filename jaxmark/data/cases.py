@@ -34,6 +34,10 @@ class Volume:
     ijk_to_lps: np.ndarray  # (4, 4)
 
 
+def _unknown() -> np.ndarray:
+    return np.full(3, np.nan)
+
+
 @dataclasses.dataclass(frozen=True)
 class PreparedCase:
     """A scan resampled to the experiment's grid, crop plus margin, with its landmarks."""
@@ -48,6 +52,9 @@ class PreparedCase:
     lead: float = np.nan  # of the registration: near 0, another rotation fits as well
     overlap: float = 1.0  # share of the volume that lies in the scan
     image_crc32: int | None = None  # of the file `image.npy`; None: it is not written yet
+    # (3,) of the scan, sorted; NaN where an earlier version prepared it.
+    extent_mm: np.ndarray = dataclasses.field(default_factory=_unknown)
+    voxel_mm: np.ndarray = dataclasses.field(default_factory=_unknown)
 
     @property
     def landmarks_ijk(self) -> np.ndarray:
@@ -120,6 +127,11 @@ def save_case(case: PreparedCase, image: np.ndarray, made_from: Path) -> None:
             ],
             "absent": case.absent.tolist(),
             **{key: _number(getattr(case, name)) for name, key in _FIGURES.items()},
+            **{
+                key: size.tolist()
+                for key, size in (("extent_mm", case.extent_mm), ("voxel_mm", case.voxel_mm))
+                if np.isfinite(size).all()
+            },
             "image_crc32": zlib.crc32(content.getbuffer()),
             "made_from": str(made_from),
         }
@@ -159,6 +171,8 @@ def load_case(folder: Path) -> PreparedCase:
             present=np.asarray([p is not None for p in points], bool),
             absent=np.asarray(tree["absent"], bool).reshape(len(points)),
             image_crc32=tree["image_crc32"],
+            extent_mm=_size(tree.get("extent_mm")),
+            voxel_mm=_size(tree.get("voxel_mm")),
             **figures,
         )
     except InputError:
@@ -175,6 +189,11 @@ def read_case(case: PreparedCase, rng: np.random.Generator) -> HostBatch:
         "present": case.present,
         "absent": case.absent,
     }
+
+
+def _size(lengths: list[float] | None) -> np.ndarray:
+    """Of a scan; files of earlier versions do not say it."""
+    return _unknown() if lengths is None else np.asarray(lengths, np.float64).reshape(3)
 
 
 def _number(value: float) -> float | None:

@@ -45,6 +45,9 @@ class PreparedScan:
     quality: float  # of the registration; NaN where there was none
     lead: float  # of the registration
     overlap: float  # share of the volume that lies in the scan
+    profile: np.ndarray  # of its intensities, see `intensity_profile`
+    extent_mm: np.ndarray  # (3,) of the scan, sorted
+    voxel_mm: np.ndarray  # (3,) of the scan, sorted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,12 +92,16 @@ class Frame:
         low, high = self._range(image[::2, ::2, ::2][seen])
         image = (image - low) / (high - low)
         most = (0.0, 1.0) if self.intensity == "window" else (-_MOST, _MOST)
+        image = np.clip(image, *most).astype(np.float16)
         return PreparedScan(
-            image=np.clip(image, *most).astype(np.float16),
+            image=image,
             ijk_to_lps=ijk_to_lps,
             quality=alignment.quality,
             lead=alignment.lead,
             overlap=float(seen.mean()),
+            profile=intensity_profile(image),
+            extent_mm=np.sort(scan.spacing_mm * scan.voxels.shape),
+            voxel_mm=np.sort(scan.spacing_mm),
         )
 
     def _range(self, values: np.ndarray) -> tuple[float, float]:
@@ -122,6 +129,12 @@ class Frame:
         if overlap < _LITTLE_OVERLAP:
             found.append(f"only {100 * overlap:.0f} % of the prepared volume lies in the scan")
         return found
+
+
+def intensity_profile(image: np.ndarray) -> np.ndarray:
+    """(50,) quantiles, 1 to 99 %, of every second voxel of a prepared image (X, Y, Z)."""
+    voxels = np.asarray(image[::2, ::2, ::2], np.float32)
+    return np.quantile(voxels, np.linspace(0.01, 0.99, 50))
 
 
 def prepare_scan(path: Path, frame: Frame) -> PreparedScan:

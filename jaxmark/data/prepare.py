@@ -421,5 +421,7 @@ def _prepare_case(job: tuple[RawCase, Frame, Alignment, Path]) -> None:
         quality=prepared.quality,
         lead=prepared.lead,
         overlap=prepared.overlap,
+        extent_mm=prepared.extent_mm,
+        voxel_mm=prepared.voxel_mm,
     )
     save_case(case, prepared.image, source.scan)

@@ -16,7 +16,7 @@ from jaxmark.data.formats.safeguards import voxels_and_place
 from jaxmark.data.frame import Frame, PreparedScan
 from jaxmark.data.landmarks import Landmarks
 from jaxmark.data.scans import Scan, checked_scan, read_scan
-from jaxmark.inference.calibration import Calibration
+from jaxmark.inference.calibration import Calibration, evidence_of
 from jaxmark.inference.predictor import Found, Predictor
 from jaxmark.methods.method import Variables
 from jaxmark.system.errors import InputError, about
@@ -148,6 +148,9 @@ class TrainedModel:
         for leaf in jax.tree.leaves(jax.device_get(self.variables)):
             weights.update(np.ascontiguousarray(leaf).tobytes())
         promises = dataclasses.asdict(self.calibration)
+        # What earlier versions predicted stays done: nothing of it is different.
+        if promises["usual"] is None:
+            del promises["usual"]
         frame = (self.preparation / "frame.json").read_bytes()
         parts = (weights.hexdigest(), frame, self.experiment.predict.decoder, promises)
         return json_key([str(part) for part in parts])
@@ -180,9 +183,12 @@ class TrainedModel:
         """What the network found in a prepared scan, with what is known of it."""
         decoder = self.experiment.predict.decoder
         doubts = self.frame.doubts(prepared.quality, prepared.lead, prepared.overlap)
-        return ScanLandmarks.of(
-            found, self.landmarks, decoder, self.calibration, doubts, self.frame.untrained
-        )
+        untrained = self.frame.untrained
+        if self.calibration.usual is not None:
+            evidence = np.asarray(found.prediction.evidence)
+            mean = float(evidence_of(evidence, self.landmarks, untrained))
+            doubts += self.calibration.usual.doubts(prepared, mean)
+        return ScanLandmarks.of(found, self.landmarks, decoder, self.calibration, doubts, untrained)
 
 
 def _scan_of(

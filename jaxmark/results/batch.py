@@ -36,7 +36,12 @@ from jaxmark.data.landmarks import check_case, write_table
 from jaxmark.data.scans import case_name, find_scans_below
 from jaxmark.inference.model import COLUMNS, ScanLandmarks, TrainedModel
 from jaxmark.results import figures
-from jaxmark.results.predictions import write_markups, write_predictions
+from jaxmark.results.predictions import (
+    DOUBTS,
+    doubts_by_landmark,
+    write_markups,
+    write_predictions,
+)
 from jaxmark.system.errors import InputError, printable
 from jaxmark.system.files import read_json, replacing, write_json
 from jaxmark.system.fingerprints import file_state
@@ -363,9 +368,8 @@ def _write_batch(
     outcome: Outcome, done: Sequence[str], sources: dict[str, Path], folder: Path
 ) -> None:
     """The table of all cases that are done, and what became of the batch."""
-    cases: dict[str, dict[str, Any]] = {
-        name: read_json(_files(folder, name)[0], SCHEMA_VERSION)["landmarks"] for name in done
-    }
+    records = {name: read_json(_files(folder, name)[0], SCHEMA_VERSION) for name in done}
+    cases: dict[str, dict[str, Any]] = {name: tree["landmarks"] for name, tree in records.items()}
     points = {
         name: {landmark: np.array(row["lps_mm"]) for landmark, row in rows.items()}
         for name, rows in cases.items()
@@ -377,7 +381,14 @@ def _write_batch(
         }
         for column in COLUMNS
     }
-    write_table(folder / "batch" / "landmarks.csv", points, columns)
+    words: dict[str, dict[str, str | None]] = {
+        name: doubts_by_landmark(
+            list(tree["landmarks"]), tree.get("doubts", []), tree.get("untrained", [])
+        )
+        for name, tree in records.items()
+    }
+    table = {**columns, DOUBTS: words}
+    write_table(folder / "batch" / "landmarks.csv", points, table)
     write_json(
         folder / "batch" / "batch.json",
         {

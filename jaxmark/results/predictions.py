@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from jaxmark.system.files import read_json, write_json
 
 # In the folder of a split's predictions.
 LEARNED = "learned.json"
+# The last column of a table of predictions: words.
+DOUBTS = "doubts"
 # Of the points in 3D Slicer: seen on bright vessels and on dark brain.
 COLOR = (0.30, 1.0, 0.42)
 
@@ -32,7 +35,22 @@ def write_predictions(path: Path, cases: Iterable[ScanLandmarks]) -> None:
     """One table of any number of cases."""
     listed = list(cases)
     columns = {column: {case.name: case.columns()[column] for case in listed} for column in COLUMNS}
-    write_table(path, {case.name: case.points() for case in listed}, columns)
+    words = {
+        case.name: doubts_by_landmark(case.landmarks, case.doubts, case.untrained)
+        for case in listed
+    }
+    table: dict[str, Mapping[str, Mapping[str, Any]]] = {**columns, DOUBTS: words}
+    write_table(path, {case.name: case.points() for case in listed}, table)
+
+
+def doubts_by_landmark(
+    landmarks: Sequence[str], doubts: Sequence[str], untrained: Sequence[str]
+) -> dict[str, str | None]:
+    """Landmark -> what is doubtful about it: the scan's doubts, and that it was never trained."""
+    return {
+        name: "; ".join([*["no training case has it"] * (name in untrained), *doubts]) or None
+        for name in landmarks
+    }
 
 
 def write_learned(method: Method, params: Params, landmarks: Sequence[str], folder: Path) -> str:
