@@ -27,6 +27,7 @@ from tqdm import tqdm
 from jaxmark import trained
 from jaxmark.config import SCHEMA_VERSION, Experiment, check_same, moved, to_json, validate
 from jaxmark.core.anatomy import scheme_of
+from jaxmark.data import left_out
 from jaxmark.data.cache import cache_folder
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.cohort import read_cohort
@@ -44,7 +45,7 @@ from jaxmark.results import report as reports
 from jaxmark.system import processes
 from jaxmark.system.devices import data_mesh, local_mesh, platform
 from jaxmark.system.errors import InputError, printable
-from jaxmark.system.files import read_json, write_json
+from jaxmark.system.files import read_json, write_json, write_text_atomic
 from jaxmark.system.fingerprints import json_key
 from jaxmark.system.lock import locked
 from jaxmark.system.messages import say
@@ -141,29 +142,39 @@ def predict(run: Run) -> None:
         for name in run.experiment.method.decoders
     }
     folder = run.workdir / "predictions"
-    predictions.write_split(found, landmarks, settings.decoder, promises, folder)
+    untrained = run.prepared.frame.untrained
+    predictions.write_split(found, landmarks, settings.decoder, promises, folder, untrained)
+    _say_untrained(untrained)
     learned = predictions.write_learned(run.method, variables.params, landmarks, folder)
     if learned:
         say(learned)
 
 
 def calibrate(run: Run, step: int, variables: Variables) -> None:
-    """Write what predictions of the validation cases show of a model, if it is not written."""
-    cases = run.prepared.split("val")
-    if not cases:
-        return
+    """Write what predictions of the validation cases show of a model, if it is not written.
+
+    Also what the cases are like, so that other scans can be told from them.
+    """
+    cases, training = run.prepared.split("val"), run.prepared.split("train")
     landmarks, settings = run.prepared.landmarks, run.experiment.predict
     known = False
     # Of another step, or damaged: made anew.
     with contextlib.suppress(InputError):
         if (run.workdir / calibration.FILE).exists():
-            calibration.load(run.workdir, landmarks, step, settings.decoder, settings.coverage)
-            known = True
+            # An earlier version did not observe what scans are like.
+            known = (
+                calibration.load(
+                    run.workdir, landmarks, step, settings.decoder, settings.coverage
+                ).usual
+                is not None
+            )
     if processes.from_primary("calibration", known):
         return
-    found = run.find(variables, cases, "calibrating")
+    found = run.find(variables, cases, "calibrating") if cases else []
     if processes.primary():
-        calibration.save(calibration.observe(found, cases, landmarks, step), run.workdir)
+        untrained = run.prepared.frame.untrained
+        observed = calibration.observe(found, cases, landmarks, step, training, untrained)
+        calibration.save(observed, run.workdir)
 
 
 def evaluate(run: Run) -> dict[str, Any]:
@@ -289,10 +300,20 @@ def predict_batch(
             say(printable(f"note: {scans}: {left_out}"))
     # Each process predicts scans of its own.
     model = load_model(workdir, experiment)
+    _say_untrained(model.frame.untrained)
     with owned(folder / "batch"):
         outcome = batch.predict_scans(model, sources, folder)
     say(outcome.summary(folder))
     return outcome
+
+
+def _say_untrained(landmarks: Sequence[str]) -> None:
+    if landmarks:
+        more = f" and {len(landmarks) - 5} more" * (len(landmarks) > 5)
+        say(
+            f"hidden in all predictions: {', '.join(map(repr, landmarks[:5]))}{more}, which no "
+            "training case has"
+        )
 
 
 def write_phantom(experiment: Experiment, folder: str | Path) -> None:
@@ -358,6 +379,8 @@ def _prepare(
         f"prepared cases: {sizes}; {len(prepared.landmarks)} landmarks; "
         f"{time.monotonic() - begin:.1f} s; cache {cache_folder(data)}"
     )
+    for line in left_out.summary(prepared.left_out):
+        say(f"left out: {line}")
     for line in prepared.warnings():
         say(f"warning: {line}")
     for line in prepared.notes():
@@ -375,6 +398,7 @@ def _prepare(
         )
         preparation = workdir / "preparation"
         save_frame(prepared.frame, prepared.landmarks, preparation)
+        write_text_atomic(preparation / left_out.TABLE, left_out.table(prepared.left_out))
         sheets = contact_sheet.write_contact_sheets(prepared, preparation)
         say(f"look at the prepared cases: {', '.join(map(str, sheets))}")
     return prepared, unpaired

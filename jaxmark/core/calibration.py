@@ -92,3 +92,17 @@ def fit_presence(
     fit = optimize.minimize(loss, np.zeros(2 + count), jac=True, method="L-BFGS-B", bounds=bounds)
     slope = fit.x[1] / spread
     return PresenceModel(fit.x[0] + fit.x[2:] - slope * centre, float(slope))
+
+
+def unusual_above(values: np.ndarray, level: float) -> float:
+    """What the next value, drawn as these were, is above with a probability of at most `level`.
+
+    A normal distribution's prediction bound (Student's t), or the largest value seen if that is
+    more: with few values the order statistic of a conformal bound does not exist. NaN for less
+    than two values.
+    """
+    n = values.size
+    if n < 2:
+        return float("nan")
+    width = special.stdtrit(n - 1, 1 - level) * values.std(ddof=1) * math.sqrt(1 + 1 / n)
+    return float(max(values.mean() + width, values.max()))

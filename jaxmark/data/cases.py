@@ -35,6 +35,10 @@ class Volume:
     ijk_to_lps: np.ndarray  # (4, 4)
 
 
+def _unknown() -> np.ndarray:
+    return np.full(3, np.nan)
+
+
 @dataclasses.dataclass(frozen=True)
 class PreparedCase:
     """A scan resampled to the experiment's grid, crop plus margin, with its landmarks."""
@@ -50,6 +54,9 @@ class PreparedCase:
     overlap: float = 1.0  # share of the volume that lies in the scan
     image_crc32: int | None = None  # of the file `image.npy`; None: it is not written yet
     notes: tuple[str, ...] = ()  # what a reader guessed or repaired in the scan
+    # (3,) of the scan, sorted; NaN where an earlier version prepared it.
+    extent_mm: np.ndarray = dataclasses.field(default_factory=_unknown)
+    voxel_mm: np.ndarray = dataclasses.field(default_factory=_unknown)
 
     @property
     def landmarks_ijk(self) -> np.ndarray:
@@ -122,6 +129,11 @@ def save_case(case: PreparedCase, image: np.ndarray, made_from: Path) -> None:
             ],
             "absent": case.absent.tolist(),
             **{key: _number(getattr(case, name)) for name, key in _FIGURES.items()},
+            **{
+                key: size.tolist()
+                for key, size in (("extent_mm", case.extent_mm), ("voxel_mm", case.voxel_mm))
+                if np.isfinite(size).all()
+            },
             "image_crc32": zlib.crc32(content.getbuffer()),
             "made_from": str(made_from),
             # Cases of before there were notes lack them.
@@ -166,6 +178,8 @@ def load_case(folder: Path) -> PreparedCase:
             absent=np.asarray(tree["absent"], bool).reshape(len(points)),
             image_crc32=tree["image_crc32"],
             notes=_notes(tree.get("notes", [])),
+            extent_mm=_size(tree.get("extent_mm")),
+            voxel_mm=_size(tree.get("voxel_mm")),
             **figures,
         )
     except InputError:
@@ -188,6 +202,11 @@ def _notes(lines: object) -> tuple[str, ...]:
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
         raise ValueError("notes that are no lines")
     return tuple(lines)
+
+
+def _size(lengths: list[float] | None) -> np.ndarray:
+    """Of a scan; files of earlier versions do not say it."""
+    return _unknown() if lengths is None else np.asarray(lengths, np.float64).reshape(3)
 
 
 def _number(value: float) -> float | None:

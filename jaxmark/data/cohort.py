@@ -78,8 +78,9 @@ def read_cohort(data: Data) -> Cohort:
 
     Raises:
       InputError: folders, files or cases are missing, doubled or at odds with each other; a name
-        is unknown; a case of train or val has no landmarks; see also `find_layout`,
-        `read_landmarks` and `read_labels`.
+        is unknown; a case of train or val has no landmarks; no case of train, or of a val that has
+        cases, has a landmark with a position; see also `find_layout`, `read_landmarks` and
+        `read_labels`.
     """
     root = Path(data.root).expanduser()
     if not data.root or not root.is_dir():
@@ -101,7 +102,31 @@ def read_cohort(data: Data) -> Cohort:
     keep = math.ceil(data.train_fraction * len(splits["train"]))
     kept = set(sorted(splits["train"], key=partial(_drawn, data.split_seed))[:keep])
     splits["train"] = tuple(case for case in splits["train"] if case in kept)
+    _check_annotated(root, cases, splits)
     return Cohort(names, cases, splits, (*layout.passed_over, *summed_up(notes)))
+
+
+def _check_annotated(
+    root: Path, cases: dict[str, RawCase], splits: dict[str, tuple[str, ...]]
+) -> None:
+    """Refuses, before anything is computed, what nothing can be learned from or chosen by."""
+    advice = {
+        "train": 'place the landmarks (in 3D Slicer their status is then "defined")',
+        "val": "place some, or name other cases in splits.json; without any case in val, training "
+        "goes without validation",
+    }
+    for split, remedy in advice.items():
+        members = [cases[name] for name in splits[split]]
+        if not members or any(case.present.any() for case in members):
+            continue
+        missing = sum(int(case.absent.sum()) for case in members)
+        points = sum(len(case.absent) for case in members)
+        raise InputError(
+            root,
+            f"none of the {len(members)} cases of {split} has a landmark with a position: of "
+            f"{points}, {missing} are stated to be missing and {points - missing} are preview, "
+            f"undefined or not listed; {remedy}",
+        )
 
 
 def check_inside(case: RawCase, scan: Scan) -> None:
@@ -197,12 +222,19 @@ def _draw_splits(
         raise InputError(
             "config.data", f"val_fraction and test_fraction are {fractions}: not >= 0 and sum < 1"
         )
-    labelled = [name for name, case in cases.items() if case.landmark_file is not None]
+    # Of a case whose points were never placed nothing is learned, in whatever split.
+    labelled = [name for name, case in cases.items() if (case.present | case.absent).any()]
     tested = [name for name in labelled if name in kept]
     order = sorted(set(labelled) - set(tested), key=partial(_drawn, data.split_seed))
     if not order:
         others = " beside those for testing" if tested else ""
-        raise InputError("config.data.root", f"no case of {data.root}{others} has landmarks")
+        empty = sum(case.landmark_file is not None for case in cases.values())
+        unplaced = f": all points of its {empty} landmark files are preview or undefined" * bool(
+            empty and not tested
+        )
+        raise InputError(
+            "config.data.root", f"no case of {data.root}{others} has landmarks{unplaced}"
+        )
 
     val = max(round(data.val_fraction * len(order)), int(len(order) >= 3))
     # Rounding up twice must not leave training without a case.

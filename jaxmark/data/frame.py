@@ -45,6 +45,9 @@ class PreparedScan:
     quality: float  # of the registration; NaN where there was none
     lead: float  # of the registration
     overlap: float  # share of the volume that lies in the scan
+    profile: np.ndarray  # of its intensities, see `intensity_profile`
+    extent_mm: np.ndarray  # (3,) of the scan, sorted
+    voxel_mm: np.ndarray  # (3,) of the scan, sorted
     notes: tuple[str, ...] = ()  # of the scan
 
 
@@ -62,6 +65,7 @@ class Frame:
     intensity: str
     intensity_range: tuple[float, float]  # percentiles, or the window
     quality_limit: float = -np.inf  # registrations of less quality have probably failed
+    untrained: tuple[str, ...] = ()  # landmarks that no training case has
 
     def align(self, scan: Scan) -> Alignment:
         """Register a scan to the template; the common frame is the scan's where there is none."""
@@ -89,13 +93,17 @@ class Frame:
         low, high = self._range(image[::2, ::2, ::2][seen])
         image = (image - low) / (high - low)
         most = (0.0, 1.0) if self.intensity == "window" else (-_MOST, _MOST)
+        image = np.clip(image, *most).astype(np.float16)
         return PreparedScan(
-            image=np.clip(image, *most).astype(np.float16),
+            image=image,
             ijk_to_lps=ijk_to_lps,
             quality=alignment.quality,
             lead=alignment.lead,
             overlap=float(seen.mean()),
             notes=scan.notes,
+            profile=intensity_profile(image),
+            extent_mm=np.sort(scan.spacing_mm * scan.voxels.shape),
+            voxel_mm=np.sort(scan.spacing_mm),
         )
 
     def _range(self, values: np.ndarray) -> tuple[float, float]:
@@ -125,6 +133,12 @@ class Frame:
         return found
 
 
+def intensity_profile(image: np.ndarray) -> np.ndarray:
+    """(50,) quantiles, 1 to 99 %, of every second voxel of a prepared image (X, Y, Z)."""
+    voxels = np.asarray(image[::2, ::2, ::2], np.float32)
+    return np.quantile(voxels, np.linspace(0.01, 0.99, 50))
+
+
 def prepare_scan(path: Path, frame: Frame) -> PreparedScan:
     """Read and prepare a scan never seen; InputError that names it where that is impossible."""
     scan = read_scan(path)
@@ -150,6 +164,9 @@ def save_frame(frame: Frame, landmarks: Sequence[str], folder: Path) -> None:
         "intensity_range": frame.intensity_range,
         "quality_limit": frame.quality_limit if np.isfinite(frame.quality_limit) else None,
     }
+    # Only where there is any: the files of other models stay the same.
+    if frame.untrained:
+        tree["untrained"] = list(frame.untrained)
     write_json(folder / "frame.json", tree)
 
 
@@ -170,12 +187,19 @@ def load_frame(folder: Path) -> tuple[Frame, tuple[str, ...]]:
             intensity=tree["intensity"],
             intensity_range=tuple(tree["intensity_range"]),
             quality_limit=-np.inf if limit is None else limit,
+            untrained=_some_of(tree.get("untrained", []), tree["landmarks"]),
         )
         return frame, tuple(tree["landmarks"])
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(path, f"lacks a field or has a wrong one ({error!r})") from error
+
+
+def _some_of(names: list[str], known: list[str]) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(name in known for name in names):
+        raise ValueError(f"untrained landmarks {names!r} that are none")
+    return tuple(names)
 
 
 def _matrix(rows: object) -> np.ndarray:

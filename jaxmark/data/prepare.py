@@ -17,10 +17,12 @@ import numpy as np
 
 from jaxmark.config import Data
 from jaxmark.core.geometry import apply_affine, pick_template
+from jaxmark.data.annotations import annotation_doubts
 from jaxmark.data.cache import cache_folder
 from jaxmark.data.cases import PreparedCase, load_case, save_case
 from jaxmark.data.cohort import SPLITS, Cohort, RawCase, check_inside
 from jaxmark.data.frame import Alignment, Frame
+from jaxmark.data.left_out import LeftOut, left_out, untrained
 from jaxmark.data.registration import Kind, register
 from jaxmark.data.scans import read_scan
 from jaxmark.data.transforms import read_transform
@@ -54,6 +56,8 @@ class Prepared:
     mended: tuple[str, ...] = ()
     # Of a template that is none of the cases.
     template_notes: tuple[str, ...] = ()
+    # Of the cohort; nothing is learned from it.
+    left_out: tuple[LeftOut, ...] = ()
 
     def split(self, name: str) -> list[PreparedCase]:
         """The cases of train, val or test, in the order of the split."""
@@ -73,15 +77,36 @@ class Prepared:
 
     def doubts(self) -> dict[str, list[str]]:
         """What a person should know of single cases, of those with anything to know."""
+        found = self._preparation_doubts()
+        for name, line in self.annotation_doubts.items():
+            found[name] = [*found.get(name, []), line]
+        return {name: found[name] for name in self.cases if name in found}
+
+    def _preparation_doubts(self) -> dict[str, list[str]]:
         found = {
             name: self.frame.doubts(case.quality, case.lead, case.overlap)
             for name, case in self.cases.items()
         }
         return {name: lines for name, lines in found.items() if lines}
 
+    @functools.cached_property
+    def annotation_doubts(self) -> dict[str, str]:
+        """Case -> how its landmarks contradict the other cases', where they do."""
+        cases = list(self.cases.values())
+        return annotation_doubts(cases, self.landmarks, self.frame.grid_to_common)
+
     def warnings(self) -> list[str]:
         """What a person should know of the cohort, a line each."""
-        lines = [f"{name}: {'; '.join(doubts)}" for name, doubts in self.doubts().items()]
+        lines = [
+            f"{name}: {'; '.join(doubts)}" for name, doubts in self._preparation_doubts().items()
+        ]
+        contradictory = list(self.annotation_doubts.items())
+        lines += [f"{name}: {doubt}" for name, doubt in contradictory[:_NAMED]]
+        if len(contradictory) > _NAMED:
+            lines.append(
+                f"landmarks of {len(contradictory) - _NAMED} more cases contradict the other "
+                "cases': see cases.csv"
+            )
         if self.mended:
             lines.append(
                 f"{len(self.mended)} files in the cache could not be used and were made anew; the "
@@ -95,7 +120,23 @@ class Prepared:
                 f"lie outside the prepared volume (most: {worst}, {outside[worst]}); "
                 "a larger config.data.crop would hold them"
             )
-        return lines
+        return lines + self._unevaluated()
+
+    def _unevaluated(self) -> list[str]:
+        """Why predictions will not be evaluated, if so: before hours of training, not after."""
+        test = self.split("test")
+        if test and not any(case.present.any() for case in test):
+            return [
+                f"none of the {len(test)} cases of test has a landmark with a position: they are "
+                "predicted, but --mode=evaluate and report will end with an error; place some, or "
+                "evaluate the validation cases (--config.predict.split=val)"
+            ]
+        if not test and not self.splits["val"]:
+            return [
+                "there are no validation and no test cases: nothing will say how good the model "
+                "is, and --mode=predict without --input will end with an error; annotate more"
+            ]
+        return []
 
     def notes(self) -> list[str]:
         """What readers guessed or repaired, a line a case for the first few, and a count."""
@@ -114,7 +155,7 @@ class Prepared:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(
             ["case", "split", "quality", "margin", "coverage", "landmarks_outside", "doubts"]
-            + ["notes"]
+            + ["notes", "cached_as"]
         )
         doubts = self.doubts()
         for split in SPLITS:
@@ -123,7 +164,9 @@ class Prepared:
                 writer.writerow(
                     [case.name, split, *("" if np.isnan(f) else f"{f:.4f}" for f in figures)]
                     + [self._outside(case), "; ".join(doubts.get(case.name, []))]
+                    # The last changes with whatever a picture of the case shows.
                     + ["; ".join(case.notes)]
+                    + [f"{case.folder.parent.parent.name}/{case.folder.name}"]
                 )
         return text.getvalue()
 
@@ -143,6 +186,8 @@ def prepare_cohort(cohort: Cohort, data: Data) -> Prepared:
     names = [name for split in SPLITS for name in cohort.splits[split]]
     sources = [cohort.cases[name] for name in names]
     train = [cohort.cases[name] for name in cohort.splits["train"]]
+    if not train:
+        raise InputError(data.root, "the split train has no cases: there is nothing to learn from")
     template = choose_template(train, data)
     extra = [data.template_transform, data.template_mask, data.shared_mask]
     settings = {
@@ -194,6 +239,7 @@ def prepare_cohort(cohort: Cohort, data: Data) -> Prepared:
             frame,
             grid_to_common=place_grid(train, [aligned[s.name].matrix for s in train], data),
             quality_limit=quality_limit([aligned[s.name].quality for s in train]),
+            untrained=untrained(cohort),
         )
         parallel(
             pool,
@@ -210,7 +256,7 @@ def prepare_cohort(cohort: Cohort, data: Data) -> Prepared:
     # That of a case is said there.
     own = any(template == source.scan for source in sources)
     notes = frame.template.notes if frame.template is not None and not own else ()
-    return Prepared(cohort.names, cases, cohort.splits, frame, mended, notes)
+    return Prepared(cohort.names, cases, cohort.splits, frame, mended, notes, left_out(cohort))
 
 
 def choose_template(train: Sequence[RawCase], data: Data) -> Path | None:
@@ -386,5 +432,7 @@ def _prepare_case(job: tuple[RawCase, Frame, Alignment, Path]) -> None:
         lead=prepared.lead,
         overlap=prepared.overlap,
         notes=prepared.notes,
+        extent_mm=prepared.extent_mm,
+        voxel_mm=prepared.voxel_mm,
     )
     save_case(case, prepared.image, source.scan)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxmark.core.calibration import PresenceModel, conformal_radius, fit_presence
 from jaxmark.core.metrics import radial_error_mm
 from jaxmark.data.cases import PreparedCase
+from jaxmark.inference.likeness import Usual, usual
 from jaxmark.inference.predictor import Found
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import read_json, write_json
@@ -29,6 +30,7 @@ class Calibration:
     coverage: float
     radius_mm: np.ndarray  # (K,): holds the truth with this probability; infinite: not known
     presence_model: PresenceModel | None  # None: no validation case lacked a landmark
+    usual: Usual | None = None  # what the cases were like; None: an earlier version observed them
 
     def presence(self, evidence: np.ndarray) -> np.ndarray | None:
         """(..., K) probability that a landmark is there; None where nothing is known of absence."""
@@ -42,38 +44,59 @@ class Calibration:
 
 
 def observe(
-    found: Sequence[Found], cases: Sequence[PreparedCase], landmarks: Sequence[str], step: int
+    found: Sequence[Found],
+    cases: Sequence[PreparedCase],
+    landmarks: Sequence[str],
+    step: int,
+    training: Sequence[PreparedCase],
+    untrained: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What predictions of validation cases, in the same order, show of a model; JSON types."""
-    truth = np.stack([case.landmarks_mm for case in cases])
-    present = np.stack([case.present for case in cases])
-    decoders = found[0].prediction.positions_ijk
+    """What predictions of validation cases, in the same order, show of a model; JSON types.
+
+    Where these are too few to say what is usual, `training` cases say it; there may be none.
+    """
+    shape = (len(cases), len(landmarks))
+    truth = np.array([case.landmarks_mm for case in cases]).reshape(*shape, 3)
+    present = np.array([case.present for case in cases], bool).reshape(shape)
+    decoders = found[0].prediction.positions_ijk if found else ()
     errors = {
         name: radial_error_mm(truth, np.stack([f.landmarks_mm(name) for f in found]), present)
         for name in decoders
     }
+    evidence = np.array([f.prediction.evidence for f in found], float).reshape(shape)
+    known = evidence_of(evidence, landmarks, untrained)
+    like = usual(cases, training, known)
     return {
         "schema_version": SCHEMA_VERSION,
         "step": step,
         "landmarks": list(landmarks),
         "cases": [case.name for case in cases],
         "error_mm": {name: _with_none(table) for name, table in errors.items()},
-        "evidence": np.stack([f.prediction.evidence for f in found]).astype(float).tolist(),
-        "absent": np.stack([case.absent for case in cases]).tolist(),
+        "evidence": evidence.tolist(),
+        "absent": [case.absent.tolist() for case in cases],
+        **({} if like is None else {"usual": like.to_json()}),
     }
+
+
+def evidence_of(
+    evidence: np.ndarray, landmarks: Sequence[str], untrained: Sequence[str]
+) -> np.ndarray:
+    """(...,) mean of (..., K) over the landmarks that were trained."""
+    return np.asarray(evidence, float)[..., ~np.isin(landmarks, untrained)].mean(-1)
 
 
 def calibrate(observed: dict[str, Any], decoder: str, coverage: float) -> Calibration:
     """Promises of a stated coverage; KeyError, TypeError or ValueError for damaged observations."""
     shape = (len(observed["cases"]), len(observed["landmarks"]))
-    errors = np.array(observed["error_mm"][decoder], float).reshape(shape)
+    errors = np.array(observed["error_mm"][decoder] if shape[0] else [], float).reshape(shape)
     evidence = np.array(observed["evidence"], float).reshape(shape)
     absent = np.array(observed["absent"], bool).reshape(shape)
     known = errors[~np.isnan(errors)]
     if not ((0 <= known) & (known < 1e9)).all() or not (np.abs(evidence) < 1e9).all():
         raise ValueError("an error or evidence that cannot be")
     model = fit_presence(evidence, np.isfinite(errors), absent)
-    return Calibration(coverage, conformal_radius(errors, coverage), model)
+    like = Usual.from_json(observed["usual"]) if "usual" in observed else None
+    return Calibration(coverage, conformal_radius(errors, coverage), model, like)
 
 
 def save(observed: dict[str, Any], workdir: Path) -> None:

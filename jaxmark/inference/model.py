@@ -16,7 +16,7 @@ from jaxmark.data.formats.safeguards import voxels_and_place
 from jaxmark.data.frame import Frame, PreparedScan
 from jaxmark.data.landmarks import Landmarks
 from jaxmark.data.scans import Scan, checked_scan, read_scan
-from jaxmark.inference.calibration import Calibration
+from jaxmark.inference.calibration import Calibration, evidence_of
 from jaxmark.inference.predictor import Found, Predictor
 from jaxmark.methods.method import Variables
 from jaxmark.system.errors import InputError, about
@@ -35,6 +35,7 @@ class Landmark:
     score: float  # the method's own; near 1 for a certain landmark
     presence: float | None  # probability; None where nothing is known of absence
     radius_mm: float | None  # holds the truth with the stated probability; None: not known
+    trained: bool = True  # False: no training case has it, and its position means nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +46,16 @@ class ScanLandmarks:
     landmarks: tuple[str, ...]
     positions_mm: np.ndarray  # (K, 3)
     score: np.ndarray  # (K,)
-    presence: np.ndarray | None  # (K,) probability; None where nothing is known of absence
+    # (K,) probability, NaN of untrained ones; None where nothing is known of absence.
+    presence: np.ndarray | None
     radius_mm: np.ndarray  # (K,) holds the truth with probability `coverage`; infinite: not known
     coverage: float
     # What is doubtful about the scan, a line each.
     doubts: tuple[str, ...] = ()
     # What was guessed or repaired when it was read, a line each.
     notes: tuple[str, ...] = ()
+    # Landmarks that no training case has: nothing is known of them, whatever the network says.
+    untrained: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -62,33 +66,37 @@ class ScanLandmarks:
         calibration: Calibration,
         doubts: Sequence[str] = (),
         notes: Sequence[str] = (),
+        untrained: Sequence[str] = (),
     ) -> "ScanLandmarks":
         """What a network found, with what validation cases say of it."""
+        presence = calibration.presence(np.asarray(found.prediction.evidence))
+        unknown = np.isin(landmarks, untrained)
         return cls(
             name=found.name,
             landmarks=tuple(landmarks),
             positions_mm=found.landmarks_mm(decoder),
             score=np.asarray(found.prediction.score),
-            presence=calibration.presence(np.asarray(found.prediction.evidence)),
-            radius_mm=calibration.radius_mm,
+            presence=None if presence is None else np.where(unknown, np.nan, presence),
+            radius_mm=np.where(unknown, np.inf, calibration.radius_mm),
             coverage=calibration.coverage,
             doubts=tuple(doubts),
             notes=tuple(notes),
+            untrained=tuple(untrained),
         )
 
     def __iter__(self) -> Iterator[Landmark]:
         columns = self.columns()
         for name, position in self.points().items():
             values = {column: columns[column][name] for column in COLUMNS}
-            yield Landmark(name, position, **values)  # type: ignore[arg-type]
+            trained = name not in self.untrained
+            yield Landmark(name, position, trained=trained, **values)  # type: ignore[arg-type]
 
     @property
     def hidden(self) -> tuple[str, ...]:
-        """Landmarks that are rather not there."""
-        if self.presence is None:
-            return ()
-        rows = zip(self.landmarks, self.presence, strict=True)
-        return tuple(name for name, share in rows if share < 0.5)
+        """Landmarks that are rather not there, or that no training case has."""
+        presence = np.ones(len(self.landmarks)) if self.presence is None else self.presence
+        rows = zip(self.landmarks, presence, strict=True)
+        return tuple(name for name, share in rows if share < 0.5 or name in self.untrained)
 
     def points(self) -> Landmarks:
         """Positions by name."""
@@ -116,7 +124,7 @@ class ScanLandmarks:
         columns = self.columns()
         words = {}
         for name in self.landmarks:
-            known = []
+            known = ["hidden: no training case has it"] if name in self.untrained else []
             if (presence := columns["presence"][name]) is not None:
                 known.append(f"presence {presence:.2f}")
             if (radius := columns["radius_mm"][name]) is not None:
@@ -144,6 +152,9 @@ class TrainedModel:
         for leaf in jax.tree.leaves(jax.device_get(self.variables)):
             weights.update(np.ascontiguousarray(leaf).tobytes())
         promises = dataclasses.asdict(self.calibration)
+        # What earlier versions predicted stays done: nothing of it is different.
+        if promises["usual"] is None:
+            del promises["usual"]
         frame = (self.preparation / "frame.json").read_bytes()
         parts = (weights.hexdigest(), frame, self.experiment.predict.decoder, promises)
         return json_key([str(part) for part in parts])
@@ -176,8 +187,19 @@ class TrainedModel:
         """What the network found in a prepared scan, with what is known of it."""
         decoder = self.experiment.predict.decoder
         doubts = self.frame.doubts(prepared.quality, prepared.lead, prepared.overlap)
+        untrained = self.frame.untrained
+        if self.calibration.usual is not None:
+            evidence = np.asarray(found.prediction.evidence)
+            mean = float(evidence_of(evidence, self.landmarks, untrained))
+            doubts += self.calibration.usual.doubts(prepared, mean)
         return ScanLandmarks.of(
-            found, self.landmarks, decoder, self.calibration, doubts, prepared.notes
+            found,
+            self.landmarks,
+            decoder,
+            self.calibration,
+            doubts=doubts,
+            notes=prepared.notes,
+            untrained=untrained,
         )
 
 

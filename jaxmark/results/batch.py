@@ -37,7 +37,12 @@ from jaxmark.data.landmarks import check_case, write_table
 from jaxmark.data.scans import case_name, file_flaw, passed_over, search_below
 from jaxmark.inference.model import COLUMNS, ScanLandmarks, TrainedModel
 from jaxmark.results import figures
-from jaxmark.results.predictions import write_markups, write_predictions
+from jaxmark.results.predictions import (
+    DOUBTS,
+    doubts_by_landmark,
+    write_markups,
+    write_predictions,
+)
 from jaxmark.system.errors import InputError, printable
 from jaxmark.system.files import read_json, replacing, write_json
 from jaxmark.system.fingerprints import file_state
@@ -308,13 +313,18 @@ def _write(job: _Writing) -> OSError | None:
 def _picture(job: _Writing) -> bytes:
     case, prepared = job.case, job.prepared
     radius = (f" ({r:.1f} mm)" if np.isfinite(r) else "" for r in case.radius_mm)
+    untrained = np.isin(case.landmarks, case.untrained)
+    ijk = apply_affine(np.linalg.inv(prepared.ijk_to_lps), case.positions_mm)
     return figures.overlay(
         prepared.image,
         np.linalg.norm(prepared.ijk_to_lps[:3, :3], axis=0).tolist(),
-        apply_affine(np.linalg.inv(prepared.ijk_to_lps), case.positions_mm),
+        np.where(untrained[:, None], np.nan, ijk),
         "; ".join([case.name, *case.doubts]),
-        names=[name + r for name, r in zip(case.landmarks, radius, strict=True)],
-        faint=np.isin(case.landmarks, case.hidden),
+        names=[
+            name + (" (not trained: not drawn)" if unknown else r)
+            for name, r, unknown in zip(case.landmarks, radius, untrained, strict=True)
+        ],
+        faint=np.isin(case.landmarks, case.hidden) & ~untrained,
     )
 
 
@@ -331,6 +341,7 @@ def _describe(job: _Writing) -> dict[str, Any]:
         "share_of_volume_in_scan": job.prepared.overlap,
         "doubts": list(job.case.doubts),
         "notes": list(job.case.notes),
+        "untrained": list(job.case.untrained),
         "landmarks": {
             name: {"lps_mm": xyz.tolist(), **{c: columns[c][name] for c in columns}}
             for name, xyz in zip(job.case.landmarks, job.case.positions_mm, strict=True)
@@ -380,9 +391,8 @@ def _write_batch(
     outcome: Outcome, done: Sequence[str], sources: dict[str, Path], folder: Path
 ) -> None:
     """The table of all cases that are done, and what became of the batch."""
-    cases: dict[str, dict[str, Any]] = {
-        name: read_json(_files(folder, name)[0], SCHEMA_VERSION)["landmarks"] for name in done
-    }
+    records = {name: read_json(_files(folder, name)[0], SCHEMA_VERSION) for name in done}
+    cases: dict[str, dict[str, Any]] = {name: tree["landmarks"] for name, tree in records.items()}
     points = {
         name: {landmark: np.array(row["lps_mm"]) for landmark, row in rows.items()}
         for name, rows in cases.items()
@@ -394,7 +404,14 @@ def _write_batch(
         }
         for column in COLUMNS
     }
-    write_table(folder / "batch" / "landmarks.csv", points, columns)
+    words: dict[str, dict[str, str | None]] = {
+        name: doubts_by_landmark(
+            list(tree["landmarks"]), tree.get("doubts", []), tree.get("untrained", [])
+        )
+        for name, tree in records.items()
+    }
+    table = {**columns, DOUBTS: words}
+    write_table(folder / "batch" / "landmarks.csv", points, table)
     write_json(
         folder / "batch" / "batch.json",
         {

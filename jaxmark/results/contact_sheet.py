@@ -1,4 +1,7 @@
-"""The aligned cohort at a glance: every prepared case beside the others, with the same marks."""
+"""The aligned cohort at a glance: every prepared case beside the others, with the same marks.
+
+Beside the mean landmarks a case's own are drawn: where it is annotated, and where others are.
+"""
 
 from pathlib import Path
 
@@ -35,7 +38,10 @@ def write_contact_sheets(prepared: Prepared, folder: Path) -> list[Path]:
     marks = _mean_landmarks(prepared.split("train"))
     for number, (path, page) in enumerate(zip(sheets, pages, strict=True), start=1):
         tiles = [_tile(prepared.cases[name], name in doubtful) for name in page]
-        title = f"{len(names)} prepared cases, sheet {number} of {len(pages)}; dots: mean landmarks"
+        title = (
+            f"{len(names)} prepared cases, sheet {number} of {len(pages)}; blue dots: mean "
+            "landmarks, yellow rings: the case's own, red frame: doubtful (see cases.csv)"
+        )
         with replacing(path) as temporary:
             temporary.write_bytes(figures.contact_sheet(tiles, spacing_mm, marks, title))
     # Last: it says that the sheets are whole.
@@ -49,7 +55,11 @@ def _tile(case: PreparedCase, doubtful: bool) -> figures.Tile:
     image = np.clip((image - low) / max(high - low, 1e-6), 0, 1)
     quality = "" if np.isnan(case.quality) else f"  {case.quality:.3f}"
     name = case.name if len(case.name) <= 24 else case.name[:23] + "…"
-    return figures.Tile(f"{name}{quality}", image.max(2), image.max(1), doubtful)
+    # A point far outside would lie on the next case.
+    ijk = case.landmarks_ijk
+    inside = ((ijk >= -0.5) & (ijk <= np.array(image.shape) - 0.5)).all(-1, keepdims=True)
+    own = np.where(inside, ijk, np.nan)
+    return figures.Tile(f"{name}{quality}", image.max(2), image.max(1), doubtful, own)
 
 
 def _mean_landmarks(train: list[PreparedCase]) -> np.ndarray:

@@ -29,6 +29,7 @@ INK = "#333333"
 TRUTH = "#f0282d"
 PREDICTION = "#4dff6a"
 MARK = "#00c8ff"
+OWN = "#ffd166"
 
 # Of the names below a picture with numbered points.
 _KEY_COLUMNS = 6
@@ -157,6 +158,7 @@ class Tile:
     axial: np.ndarray  # (X, Y) maximum intensity projections, in [0, 1]
     coronal: np.ndarray  # (X, Z)
     doubtful: bool
+    own_ijk: np.ndarray | None = None  # (K, 3) voxels: its own landmarks, NaN for what it lacks
 
 
 def contact_sheet(
@@ -165,7 +167,8 @@ def contact_sheet(
     """PNG: cases beside each other in one grid, axial and coronal, the same marks on all.
 
     `marks_ijk` (K, 3) voxels, such as the mean landmarks: where cases are aligned, the anatomy
-    under them is the same. Doubtful cases have a red frame. Views as in `overlay`.
+    under them is the same. A case's own landmarks are rings around them, or elsewhere. Doubtful
+    cases have a red frame. Views as in `overlay`.
     """
     nx, ny = tiles[0].axial.shape
     nz = tiles[0].coronal.shape[1]
@@ -197,12 +200,18 @@ def contact_sheet(
                 vmin=0,
                 vmax=1,
             )
-            i, j, k = (np.asarray(marks_ijk) + 0.5).T
-            at = (
-                np.concatenate([x + i, right + i]),
-                np.concatenate([y + j * sy / sx, y + high_z - k * sz / sx]),
-            )
-            axes.scatter(*at, s=5, color=MARK, linewidths=0)
+            for ijk, ring in ((tile.own_ijk, True), (marks_ijk, False)):
+                if ijk is None:
+                    continue
+                i, j, k = (np.asarray(ijk) + 0.5).T
+                at = (
+                    np.concatenate([x + i, right + i]),
+                    np.concatenate([y + j * sy / sx, y + high_z - k * sz / sx]),
+                )
+                if ring:
+                    axes.plot(*at, "o", ms=3.4, mfc="none", mec=OWN, mew=0.7)
+                else:
+                    axes.scatter(*at, s=5, color=MARK, linewidths=0)
             axes.text(
                 x, y - 0.02 * high, tile.title, size=8, color=TRUTH if tile.doubtful else "white"
             )

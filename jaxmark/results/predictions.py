@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from jaxmark.system.files import read_json, write_json
 
 # In the folder of a split's predictions.
 LEARNED = "learned.json"
+# The last column of a table of predictions: words.
+DOUBTS = "doubts"
 # Of the points in 3D Slicer: seen on bright vessels and on dark brain.
 COLOR = (0.30, 1.0, 0.42)
 
@@ -32,7 +35,22 @@ def write_predictions(path: Path, cases: Iterable[ScanLandmarks]) -> None:
     """One table of any number of cases."""
     listed = list(cases)
     columns = {column: {case.name: case.columns()[column] for case in listed} for column in COLUMNS}
-    write_table(path, {case.name: case.points() for case in listed}, columns)
+    words = {
+        case.name: doubts_by_landmark(case.landmarks, case.doubts, case.untrained)
+        for case in listed
+    }
+    table: dict[str, Mapping[str, Mapping[str, Any]]] = {**columns, DOUBTS: words}
+    write_table(path, {case.name: case.points() for case in listed}, table)
+
+
+def doubts_by_landmark(
+    landmarks: Sequence[str], doubts: Sequence[str], untrained: Sequence[str]
+) -> dict[str, str | None]:
+    """Landmark -> what is doubtful about it: the scan's doubts, and that it was never trained."""
+    return {
+        name: "; ".join([*["no training case has it"] * (name in untrained), *doubts]) or None
+        for name in landmarks
+    }
 
 
 def write_learned(method: Method, params: Params, landmarks: Sequence[str], folder: Path) -> str:
@@ -84,14 +102,17 @@ def write_split(
     decoder: str,
     calibrations: Mapping[str, Calibration],
     folder: Path,
+    untrained: Sequence[str] = (),
 ) -> None:
     """Predictions of a cohort's split.
 
     A `<case>.mrk.json` each, with the decoder asked for, and for every decoder, by which there is a
-    calibration, one table, `landmarks_<decoder>.csv`.
+    calibration, one table, `landmarks_<decoder>.csv`. `untrained` landmarks are hidden.
     """
     for name, calibration in calibrations.items():
-        cases = [ScanLandmarks.of(f, landmarks, name, calibration) for f in found]
+        cases = [
+            ScanLandmarks.of(f, landmarks, name, calibration, untrained=untrained) for f in found
+        ]
         if name == decoder:
             for case in cases:
                 write_markups(case, folder, fcsv=False)

@@ -93,15 +93,15 @@ def is_predicted(path: Path) -> bool:
 def write(
     path: Path,
     cases: Mapping[str, Mapping[str, np.ndarray | None]],
-    columns: Mapping[str, Mapping[str, Mapping[str, float | None]]] | None = None,
+    columns: Mapping[str, Mapping[str, Mapping[str, float | str | None]]] | None = None,
 ) -> None:
     """Writes CSV that `read_table` gives back exactly, but for landmarks that are not annotated.
 
     Args:
       path: ends in `.csv`.
       cases: case -> landmark -> (3,) LPS mm, or None for absent; three NaN have no row.
-      columns: further columns behind x, y and z, in this order: name -> case -> landmark -> number.
-        None or nothing there is an empty cell.
+      columns: further columns behind x, y and z, in this order: name -> case -> landmark -> number
+        or text. None or nothing there is an empty cell.
 
     Raises:
       ValueError: a coordinate or number is not finite; a landmark's name is one that `read_table`
@@ -117,10 +117,15 @@ def write(
             if status_of(xyz) == "undefined":
                 continue
             values = ["", "", ""] if xyz is None else [repr(v) for v in finite(xyz)]
-            further = [column.get(case, {}).get(name) for column in columns.values()]
-            values += ["" if number is None else repr(*finite(number)) for number in further]
+            values += [_cell(column.get(case, {}).get(name)) for column in columns.values()]
             writer.writerow([case, written(name), *values])
     write_text_atomic(path, text.getvalue())
+
+
+def _cell(value: float | str | None) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    return repr(*finite(value))
 
 
 # Lines and cells

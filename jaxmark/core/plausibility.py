@@ -1,0 +1,223 @@
+"""Landmarks that contradict those of the other cases: a frame, sides or names taken for others.
+
+Every case is compared with the median of the others, after it was moved to them, so that a head
+that merely lies elsewhere is no contradiction. numpy alone, on the host. `N` cases, `K` landmarks,
+millimetres of one frame, NaN where a landmark is not annotated.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from jaxmark.core.geometry import apply_affine, fit_rigid
+
+# Fewer other cases show no spread that a landmark could be out of.
+_LEAST_OTHERS = 4
+# So many points determine a rotation robustly; with fewer a case is only shifted.
+_LEAST_RIGID, _LEAST_SHIFT = 6, 3
+# In larger cohorts a case has no say in a median that it would have to be left out of.
+_LEAVE_OUT_UNTIL = 40
+# A landmark's own spread counts as its cases do, that of all landmarks as so many cases do.
+_POOLED_CASES = 4.0
+# A point is far off beyond `base + more / others` spreads, or, where a cohort has long tails,
+# beyond so many times the spreads that nearly all other cases' points keep to.
+_FAR, _FAR_MORE, _TAILS, _NEARLY_ALL = 4.0, 12.0, 1.9, 0.98
+# Two names are exchanged where one of both points is this far off, and neither is when exchanged.
+_EXCHANGED, _RIGHT_AGAIN, _GAIN = 3.2, 2.2, 12.0
+# A whole case is another way round where that brings it this much nearer to the others, as near as
+# they are to each other; the others themselves must agree, to this share of their size.
+_NEARER, _AS_NEAR, _AGREE = 0.5, 1.6, 0.3
+_FITS, _ROUNDS, _CANDIDATES = 4, 3, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Contradiction:
+    """What speaks against one case's landmarks."""
+
+    # "negated", "sides", "exchanged" or "far".
+    kind: str
+    # Of the landmarks: none, none, the two that are exchanged, those that are far off.
+    landmarks: tuple[int, ...]
+    # How far off it is, or the worst of its points, as annotated; mm.
+    off_mm: float
+    # What would be usual, or what is left after the exchange; mm.
+    then_mm: float
+
+
+def contradictions(
+    points: np.ndarray, negated: np.ndarray, mirrored: np.ndarray
+) -> dict[int, Contradiction]:
+    """Case -> what contradicts the other cases, of those where anything does; the first of four.
+
+    Args:
+      points: (N, K, 3) in a frame common to all, as far as there is one.
+      negated: (N, K, 3) the same with x and y of the files negated.
+      mirrored: (K,) index of each landmark's twin on the other side, its own without one.
+    """
+    if len(points) <= _LEAST_OTHERS:
+        return {}
+    # Headers may agree on directions, or registration has made them agree.
+    shifted = _Compared(points, rigid=False)
+    turned = _Compared(points, rigid=True)
+    paired = mirrored != np.arange(len(mirrored))
+    found = {}
+    for case in range(len(points)):
+        whole = [shifted.whole(case, negated[case], "negated", np.ones(len(mirrored), bool))]
+        if paired.any():
+            swapped = points[case][mirrored]
+            whole += [c.whole(case, swapped, "sides", paired) for c in (shifted, turned)]
+        likely = [w for w in whole if w is not None]
+        if likely:
+            found[case] = min(likely, key=lambda w: w.then_mm / w.off_mm)
+        elif single := turned.exchanged(case) or turned.far(case):
+            found[case] = single
+    return found
+
+
+class _Compared:
+    """Cases brought to their median, by a rotation and a shift, or by a shift alone."""
+
+    def __init__(self, points: np.ndarray, *, rigid: bool):
+        self._rigid = rigid
+        moved, reference = self._together(points)
+        # Where a landmark is annotated in too few cases, nothing is known of its spread.
+        self._others = np.isfinite(moved).all(-1).sum(0) - 1
+        self._moved = moved
+        n = len(points)
+        if n <= _LEAVE_OUT_UNTIL:
+            middle = np.stack([_median(np.delete(moved, i, 0)) for i in range(n)])
+        else:
+            middle = np.broadcast_to(_median(moved), moved.shape)
+        middle = np.where((self._others >= _LEAST_OTHERS)[:, None], middle, np.nan)
+        self._middle = middle
+        self._off_mm = np.linalg.norm(moved - middle, axis=-1)
+        self._spread_mm = self._spreads()
+        # (N, K), in spreads: 1 is what half of all points keep to.
+        self._z = self._off_mm / self._spread_mm
+        self._typical_mm = _nan_median(self._off_mm, 1)
+        self._size_mm = _nan_median(np.linalg.norm(reference - _median(reference), axis=-1), 0)
+
+    def whole(
+        self, case: int, points: np.ndarray, kind: str, judged: np.ndarray
+    ) -> Contradiction | None:
+        """Whether these points of the case fit far better than its own."""
+        others = float(_nan_median(np.delete(self._typical_mm, case), 0))
+        own = float(_nan_median(self._off_mm[case, judged], 0))
+        middle = self._middle[case]
+        then_mm = np.linalg.norm(self._move(points, middle) - middle, axis=-1)
+        then = float(_nan_median(then_mm[judged], 0))
+        agree = others < _AGREE * self._size_mm
+        if agree and then < _NEARER * own and then < _AS_NEAR * others:
+            return Contradiction(kind, (), own, then)
+        return None
+
+    def exchanged(self, case: int) -> Contradiction | None:
+        """Two landmarks that lie where each other should."""
+        off_mm = np.linalg.norm(self._moved[case, :, None] - self._middle[case], axis=-1)
+        z = off_mm / self._spread_mm[case]
+        own = z.diagonal()
+        both = np.maximum(z, z.T)
+        gain = own[:, None] ** 2 + own**2 - z**2 - z.T**2
+        likely = (np.maximum(own[:, None], own) > _EXCHANGED) & (both < _RIGHT_AGAIN)
+        gain = np.where(likely, np.nan_to_num(gain), 0.0)
+        if gain.max() <= _GAIN:
+            return None
+        a, b = sorted(int(k) for k in np.unravel_index(gain.argmax(), gain.shape))
+        worst = max(off_mm[a, a], off_mm[b, b])
+        return Contradiction("exchanged", (a, b), worst, max(off_mm[a, b], off_mm[b, a]))
+
+    def far(self, case: int) -> Contradiction | None:
+        """Points far beyond the other cases' spread, the farthest first."""
+        others = np.delete(self._z, case, 0)
+        known = others[np.isfinite(others)]
+        if not known.size:
+            return None
+        limit = np.maximum(
+            _FAR + _FAR_MORE / np.maximum(self._others, 1),
+            _TAILS * np.quantile(known, _NEARLY_ALL),
+        )
+        excess = np.nan_to_num(self._z[case] / limit)
+        far = tuple(int(k) for k in np.argsort(-excess) if excess[k] > 1)
+        if not far:
+            return None
+        column = np.delete(self._off_mm[:, far[0]], case)
+        return Contradiction("far", far, self._off_mm[case, far[0]], float(np.nanmax(column)))
+
+    def _together(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N, K, 3) cases moved to their median, and that."""
+        counts = np.isfinite(points).all(-1).sum(1)
+        tried = np.argsort(-counts, kind="stable")[:_CANDIDATES]
+
+        def distance(start: int) -> float:
+            moved = np.stack([self._move(own, points[start]) for own in points])
+            off = np.linalg.norm(moved - points[start], axis=-1)
+            return float(np.nan_to_num(_nan_median(_nan_median(off, 1), 0), nan=np.inf))
+
+        reference = points[min(tried, key=distance)]
+        for _ in range(_ROUNDS):
+            moved = np.stack([self._move(own, reference) for own in points])
+            reference = _median(moved)
+        return moved, reference
+
+    def _move(self, points: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        """The points (K, 3) as near to the reference as most of them come."""
+        both = np.isfinite(points).all(-1) & np.isfinite(reference).all(-1)
+        if both.sum() < _LEAST_SHIFT:
+            return points
+        if self._rigid and both.sum() >= _LEAST_RIGID:
+            try:
+                return apply_affine(_robust_fit(points, reference, both), points)
+            except ValueError:
+                # All on one line.
+                pass
+        return points + np.median((reference - points)[both], axis=0)
+
+    def _spreads(self) -> np.ndarray:
+        """(N, K) mm: what half of the other cases' points of that landmark keep to."""
+        n = len(self._off_mm)
+        out: list[np.ndarray] = []
+        for case in range(n):
+            if case and n > _LEAVE_OUT_UNTIL:
+                out.append(out[0])
+                continue
+            left = np.delete(self._moved, case, 0) if n <= _LEAVE_OUT_UNTIL else self._moved
+            own = _nan_median(np.linalg.norm(left - self._middle[case], axis=-1), 0)
+            pooled, count = _nan_median(own, 0), np.maximum(self._others, 0)
+            mixed = (count * own**2 + _POOLED_CASES * pooled**2) / (count + _POOLED_CASES)
+            # Copies of one case have no spread at all.
+            out.append(np.maximum(np.sqrt(mixed), 1e-3 * self._scale_mm))
+        return np.stack(out)
+
+    @property
+    def _scale_mm(self) -> float:
+        known = self._moved[np.isfinite(self._moved).all(-1)]
+        return max(float(np.linalg.norm(np.ptp(known, axis=0))), 1e-6) if len(known) else 1e-6
+
+
+def _robust_fit(points: np.ndarray, reference: np.ndarray, both: np.ndarray) -> np.ndarray:
+    """(4, 4) rigid; a few points that lie elsewhere do not pull it."""
+    weights = both.astype(float)
+    for _ in range(_FITS):
+        matrix = fit_rigid(points, reference, weights)
+        off = np.linalg.norm(apply_affine(matrix, points) - reference, axis=-1)
+        scale = max(2 * float(np.median(off[both])), 1e-9)
+        weights = np.where(both, 1 / (1 + (np.nan_to_num(off) / scale) ** 2) ** 2, 0.0)
+    return matrix
+
+
+def _median(points: np.ndarray) -> np.ndarray:
+    return _nan_median(points, 0)
+
+
+def _nan_median(values: np.ndarray, axis: int) -> np.ndarray:
+    """NaN, without a warning, where there is nothing."""
+    known = np.isfinite(values)
+    ordered = np.sort(np.where(known, values, np.inf), axis=axis)
+    count = np.expand_dims(known.sum(axis), axis)
+    low, high = (np.maximum(at, 0) for at in ((count - 1) // 2, count // 2))
+    pair = [
+        np.take_along_axis(ordered, np.minimum(i, values.shape[axis] - 1), axis)
+        for i in (low, high)
+    ]
+    middle = np.where(count > 0, (pair[0] + pair[1]) / 2, np.nan)
+    return np.squeeze(middle, axis)

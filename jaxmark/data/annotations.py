@@ -1,0 +1,51 @@
+"""Cases whose landmarks contradict the other cases': a doubt in words, a line a case."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxmark.core.anatomy import scheme_of
+from jaxmark.core.geometry import apply_affine
+from jaxmark.core.plausibility import Contradiction, contradictions
+from jaxmark.data.cases import PreparedCase
+
+_NEGATED = np.array([-1.0, -1.0, 1.0])
+# More landmarks of a case are counted, not named.
+_NAMED = 3
+
+
+def annotation_doubts(
+    cases: Sequence[PreparedCase], landmarks: Sequence[str], grid_to_common: np.ndarray
+) -> dict[str, str]:
+    """Case -> what contradicts the other cases, of those where anything does."""
+    to_common = [grid_to_common @ np.linalg.inv(case.ijk_to_lps) for case in cases]
+    world = [case.landmarks_mm for case in cases]
+    points, negated = (
+        np.stack([apply_affine(m, p * signs) for m, p in zip(to_common, world, strict=True)])
+        for signs in (1.0, _NEGATED)
+    )
+    found = contradictions(points, negated, scheme_of(landmarks).mirrored)
+    return {cases[number].name: _words(one, landmarks) for number, one in found.items()}
+
+
+def _words(found: Contradiction, landmarks: Sequence[str]) -> str:
+    names = [repr(landmarks[k]) for k in found.landmarks]
+    if found.kind == "far":
+        others = f"; so are {', '.join(names[1:_NAMED])}" if names[1:] else ""
+        others += f" and {len(names) - _NAMED} more" * (len(names) > _NAMED)
+        return (
+            f"landmark {names[0]} is {found.off_mm:.1f} mm from where the other cases have it "
+            f"(theirs are at most {found.then_mm:.1f} mm off){others}"
+        )
+    what, then = {
+        "negated": (
+            "landmarks seem to be in another frame (RAS, LPS) than their file says",
+            "with x and y negated",
+        ),
+        "sides": ("right and left seem to be exchanged", "with the sides exchanged"),
+        "exchanged": (f"landmarks {' and '.join(names)} seem to be exchanged", "once exchanged"),
+    }[found.kind]
+    return (
+        f"{what}: {found.off_mm:.1f} mm from where the other cases have them, "
+        f"{found.then_mm:.1f} mm {then}"
+    )

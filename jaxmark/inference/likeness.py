@@ -1,0 +1,165 @@
+"""Is a scan like those that a model's promises come from? A doubt in words where it is not.
+
+A network answers for any volume. What its validation cases were like says which volumes its
+answers were ever compared with the truth for: their intensities, their size, and how much of the
+landmarks the network saw in them.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxmark.core.calibration import unusual_above
+from jaxmark.data.cases import PreparedCase
+from jaxmark.data.frame import PreparedScan, intensity_profile
+
+# Fewer cases do not show what is usual.
+LEAST_CASES = 4
+# More are not looked at.
+_MOST_CASES = 200
+# Probability that a scan like the others is doubted, by each of intensities and evidence.
+_LEVEL = 0.004
+# Fields of view and voxels so many times larger or smaller, or so much less of the volume in the
+# scan: scanners and protocols differ by less without any harm.
+_EXTENT, _VOXEL, _OVERLAP = 1.4, 2.5, 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Usual:
+    """What N cases were like; NaN where a case's folder does not say it."""
+
+    of: str  # "validation" or "training"
+    profile: np.ndarray  # (N, Q) see `intensity_profile`
+    overlap: np.ndarray  # (N,) share of the prepared volume in the scan
+    extent_mm: np.ndarray  # (N, 3) of the scan, sorted
+    voxel_mm: np.ndarray  # (N, 3) sorted
+    evidence: np.ndarray | None  # (N,) mean over landmarks; None: the network has learned them
+
+    def doubts(self, scan: PreparedScan, evidence: float) -> list[str]:
+        """How a scan, and what the network sees in it, differs from these cases."""
+        found = []
+        count = len(self.profile)
+        theirs = self._distances
+        own = _distance(scan.profile, self.profile)
+        # Distances are skew; their roots are hardly.
+        if count >= LEAST_CASES and own > unusual_above(np.sqrt(theirs), _LEVEL) ** 2:
+            found.append(
+                f"intensities unlike the {self.of} cases' (distance {own:.2f}, theirs up to "
+                f"{theirs.max():.2f})"
+            )
+        overlap = scan.overlap
+        if overlap < np.nanmin(self.overlap) - _OVERLAP:
+            found.append(
+                f"{100 * overlap:.0f} % of the prepared volume lies in the scan, in the {self.of} "
+                f"cases at least {100 * np.nanmin(self.overlap):.0f} %"
+            )
+        for what, own_mm, all_mm, factor in (
+            ("a field of view", scan.extent_mm, self.extent_mm, _EXTENT),
+            ("voxels", scan.voxel_mm, self.voxel_mm, _VOXEL),
+        ):
+            low, high = _range(all_mm)
+            # NaN, where it is not known, is never beyond.
+            if (own_mm < low / factor).any() or (own_mm > high * factor).any():
+                found.append(
+                    f"{what} of {_times(own_mm)} mm, in the {self.of} cases {_times(low)} to "
+                    f"{_times(high)} mm"
+                )
+        if self.evidence is not None and count >= LEAST_CASES:
+            if evidence < -unusual_above(-self.evidence, _LEVEL):
+                found.append(
+                    "the network sees less of the landmarks than in any validation case (evidence "
+                    f"{evidence:.2f}, theirs {self.evidence.min():.2f} or more)"
+                )
+        return found
+
+    @functools.cached_property
+    def _distances(self) -> np.ndarray:
+        """(N,) of each case from the others."""
+        rows = enumerate(self.profile)
+        return np.array([_distance(row, np.delete(self.profile, i, 0)) for i, row in rows])
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        return {
+            "of": self.of,
+            "profile": np.round(self.profile, 5).tolist(),
+            "overlap": self.overlap.tolist(),
+            **{
+                name: [row.tolist() if np.isfinite(row).all() else [None] * 3 for row in rows]
+                for name, rows in (("extent_mm", self.extent_mm), ("voxel_mm", self.voxel_mm))
+            },
+            "evidence": None if self.evidence is None else self.evidence.tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, tree: dict[str, Any]) -> "Usual":
+        """KeyError, TypeError or ValueError for what `to_json` did not write."""
+        profile = np.array(tree["profile"], float)
+        count = len(profile)
+        arrays = {
+            name: np.array(tree[name], float).reshape(shape)
+            for name, shape in (
+                ("overlap", (count,)),
+                ("extent_mm", (count, 3)),
+                ("voxel_mm", (count, 3)),
+            )
+        }
+        evidence = tree["evidence"]
+        if evidence is not None:
+            evidence = np.array(evidence, float).reshape(count)
+        if count < 1 or profile.shape != (count, PROFILE_SIZE) or not (abs(profile) < 1e9).all():
+            raise ValueError("intensities that cannot be")
+        if tree["of"] not in ("validation", "training"):
+            raise ValueError(f"{tree['of']!r} cases")
+        return cls(tree["of"], profile, evidence=evidence, **arrays)
+
+
+PROFILE_SIZE = len(intensity_profile(np.zeros((1, 1, 1))))
+
+
+def usual(
+    validation: Sequence[PreparedCase],
+    training: Sequence[PreparedCase],
+    evidence: np.ndarray,
+) -> Usual | None:
+    """What the validation cases were like, or where they are too few, the training cases.
+
+    Of training cases the network's evidence says nothing: it has learned them by heart. None
+    where there are no cases at all.
+
+    Args:
+      evidence: (N,) of the validation cases, mean over landmarks.
+    """
+    enough = len(validation) >= LEAST_CASES
+    cases = list(validation if enough else training)
+    kept = np.unique(np.linspace(0, len(cases) - 1, min(len(cases), _MOST_CASES)).astype(int))
+    chosen = [cases[i] for i in kept]
+    if not chosen:
+        return None
+    return Usual(
+        of="validation" if enough else "training",
+        profile=np.stack([intensity_profile(case.image()) for case in chosen]),
+        overlap=np.array([case.overlap for case in chosen]),
+        extent_mm=np.stack([case.extent_mm for case in chosen]),
+        voxel_mm=np.stack([case.voxel_mm for case in chosen]),
+        evidence=np.asarray(evidence, float)[kept] if enough else None,
+    )
+
+
+def _distance(profile: np.ndarray, others: np.ndarray) -> float:
+    centre = np.median(others, axis=0) if len(others) else profile
+    return float(np.abs(profile - centre).mean())
+
+
+def _range(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(3,) least and most of (N, 3); NaN where no case says it."""
+    known = rows[np.isfinite(rows).all(1)]
+    unknown = np.full(3, np.nan)
+    return (known.min(0), known.max(0)) if len(known) else (unknown, unknown)
+
+
+def _times(lengths: np.ndarray) -> str:
+    return " x ".join(f"{length:.3g}" for length in lengths)
