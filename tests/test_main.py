@@ -91,7 +91,7 @@ def test_raw_scans_are_predicted_as_prepared_cases_are(finished, tmp_path):
     )
     result = jaxmark(*arguments)
     assert result.returncode == 0, result.stderr
-    assert "landmarks of 1 scans written to" in result.stdout and "volumes/s" in result.stdout
+    assert "landmarks of 1 scan written to" in result.stdout and "volumes/s" in result.stdout
     found = read_landmarks(tmp_path / "out" / "never seen.mrk.json")
     expected = read_landmarks(folder / "work" / "predictions" / "phantom-005.mrk.json")
     assert found.keys() == expected.keys()
