@@ -91,6 +91,8 @@ class Data:
     cache: str = ""
     # Processes that prepare; 0: one a CPU core.
     workers: int = setting(0, at_least(0))
+    # Draw contact sheets of all cases, also of more than 200; else of so many, doubtful ones first.
+    all_sheets: bool = False
 
     @property
     def margins(self) -> tuple[int, int, int]:
@@ -301,7 +303,7 @@ _BINDING = ("method", "data", "phantom", "augment", "seed")
 # Fields of parts that may differ by what they say. Where files lie is one of them: what is in the
 # files is compared, see `moved`.
 _PATHS = ("root", "unpaired", "template", "template_transform", "template_mask", "shared_mask")
-_FREE: dict[str, tuple[str, ...]] = {"data": ("cache", "workers", *_PATHS)}
+_FREE: dict[str, tuple[str, ...]] = {"data": ("cache", "workers", "all_sheets", *_PATHS)}
 
 
 def check_same(

@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxmark import trained
-from jaxmark.config import SCHEMA_VERSION, Experiment, check_same, moved, to_json, validate
+from jaxmark.config import SCHEMA_VERSION, Data, Experiment, check_same, moved, to_json, validate
 from jaxmark.core.anatomy import scheme_of
 from jaxmark.data import left_out
 from jaxmark.data.cache import cache_folder
@@ -399,9 +399,23 @@ def _prepare(
         preparation = workdir / "preparation"
         save_frame(prepared.frame, prepared.landmarks, preparation)
         write_text_atomic(preparation / left_out.TABLE, left_out.table(prepared.left_out))
-        sheets = contact_sheet.write_contact_sheets(prepared, preparation)
-        say(f"look at the prepared cases: {', '.join(map(str, sheets))}")
+        sheets = contact_sheet.write_contact_sheets(
+            prepared, preparation, everything=data.all_sheets, workers=data.workers
+        )
+        say(f"look at the prepared cases: {_listed(sheets, len(prepared.cases), data)}")
     return prepared, unpaired
+
+
+def _listed(sheets: Sequence[Path], cases: int, data: Data) -> str:
+    """Where the contact sheets are, on one line however many there are."""
+    last = f" to {sheets[-1].name}" * (len(sheets) > 1)
+    some = ""
+    if cases > contact_sheet.MOST_CASES and not data.all_sheets:
+        some = (
+            f" ({contact_sheet.MOST_CASES} of {cases:,} cases, doubtful ones first; "
+            "--config.data.all_sheets draws all)"
+        )
+    return f"{sheets[0]}{last}{some}"
 
 
 def _phantom_in_cache(experiment: Experiment) -> Path:

@@ -3,6 +3,7 @@
 Beside the mean landmarks a case's own are drawn: where it is annotated, and where others are.
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +13,33 @@ from jaxmark.data.cohort import SPLITS
 from jaxmark.data.prepare import Prepared
 from jaxmark.results import figures
 from jaxmark.system.files import replacing, write_text_atomic
+from jaxmark.system.parallel import parallel, worker_pool
 
 TABLE = "cases.csv"
 # More would be too small to see, and too large to open.
 _CASES_A_SHEET = 60
+# Of a larger cohort so many are drawn, if all are not asked for.
+MOST_CASES = 200
+_SHEETS_WORTH_PROCESSES = 4
 _BACKGROUND, _BRIGHT = 5, 99.9
 
 
-def write_contact_sheets(prepared: Prepared, folder: Path) -> list[Path]:
+def write_contact_sheets(
+    prepared: Prepared, folder: Path, *, everything: bool = True, workers: int = 1
+) -> list[Path]:
     """Write `cases.csv` and `contact_sheet_<n>.png` of the prepared cohort; doubtful cases first.
 
     Sheets that are there and belong to the same table are not drawn again.
+
+    Args:
+      everything: of all cases; else of `MOST_CASES` at most.
+      workers: processes that draw, 0: one a CPU core.
     """
     names = [name for split in SPLITS for name in prepared.splits[split]]
     doubtful = prepared.doubts()
     order = [name for name in names if name in doubtful] + [n for n in names if n not in doubtful]
-    pages = [order[i : i + _CASES_A_SHEET] for i in range(0, len(order), _CASES_A_SHEET)]
+    shown = order if everything else order[:MOST_CASES]
+    pages = [shown[i : i + _CASES_A_SHEET] for i in range(0, len(shown), _CASES_A_SHEET)]
     sheets = [folder / f"contact_sheet_{number}.png" for number in range(1, len(pages) + 1)]
     table = prepared.table()
     file = folder / TABLE
@@ -36,17 +48,47 @@ def write_contact_sheets(prepared: Prepared, folder: Path) -> list[Path]:
     file.unlink(missing_ok=True)
     spacing_mm = np.linalg.norm(prepared.frame.grid_to_common[:3, :3], axis=0).tolist()
     marks = _mean_landmarks(prepared.split("train"))
-    for number, (path, page) in enumerate(zip(sheets, pages, strict=True), start=1):
-        tiles = [_tile(prepared.cases[name], name in doubtful) for name in page]
-        title = (
-            f"{len(names)} prepared cases, sheet {number} of {len(pages)}; blue dots: mean "
-            "landmarks, yellow rings: the case's own, red frame: doubtful (see cases.csv)"
+    count = f"{len(shown):,} of {len(names):,}" if len(shown) < len(names) else f"{len(names):,}"
+    jobs = [
+        _Sheet(
+            path=path,
+            cases=[(prepared.cases[name], name in doubtful) for name in page],
+            spacing_mm=spacing_mm,
+            marks=marks,
+            title=f"{count} prepared cases, sheet {number} of {len(pages)}; number: quality of the "
+            "registration; blue dots: mean landmarks, yellow rings: the case's own, red frame: "
+            "doubtful (see cases.csv)",
         )
-        with replacing(path) as temporary:
-            temporary.write_bytes(figures.contact_sheet(tiles, spacing_mm, marks, title))
+        for number, (path, page) in enumerate(zip(sheets, pages, strict=True), start=1)
+    ]
+    # Starting processes costs about as much as drawing a few sheets.
+    with worker_pool(workers if len(jobs) >= _SHEETS_WORTH_PROCESSES else 1, len(jobs)) as pool:
+        if len(jobs) < _SHEETS_WORTH_PROCESSES:
+            for job in jobs:
+                _draw(job)
+        else:
+            parallel(pool, _draw, jobs, "drawing contact sheets", unit="sheet")
     # Last: it says that the sheets are whole.
     write_text_atomic(file, table)
     return sheets
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sheet:
+    path: Path
+    # With whether it is doubtful.
+    cases: list[tuple[PreparedCase, bool]]
+    spacing_mm: list[float]
+    marks: np.ndarray
+    title: str
+
+
+def _draw(sheet: _Sheet) -> None:
+    tiles = [_tile(case, doubtful) for case, doubtful in sheet.cases]
+    with replacing(sheet.path) as temporary:
+        temporary.write_bytes(
+            figures.contact_sheet(tiles, sheet.spacing_mm, sheet.marks, sheet.title)
+        )
 
 
 def _tile(case: PreparedCase, doubtful: bool) -> figures.Tile:

@@ -84,7 +84,11 @@ def _serve() -> None:
 
 
 def parallel(
-    pool: Executor | None, function: Callable[[T], R], items: Sequence[T], description: str
+    pool: Executor | None,
+    function: Callable[[T], R],
+    items: Sequence[T],
+    description: str,
+    unit: str = "scan",
 ) -> list[R]:
     """Results in order, with a progress bar; the InputErrors of all items are raised together."""
     results: dict[int, R] = {}
@@ -98,7 +102,7 @@ def parallel(
         finished = ((futures[future], future.result) for future in as_completed(futures))
     if not items:
         return []
-    for number, result in tqdm(finished, total=len(items), desc=description, unit="scan"):
+    for number, result in tqdm(finished, total=len(items), desc=description, unit=unit):
         try:
             results[number] = result()
         except InputError as error:
