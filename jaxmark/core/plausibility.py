@@ -21,12 +21,13 @@ _LEAVE_OUT_UNTIL = 40
 _POOLED_CASES = 4.0
 # A point is far off beyond `base + more / others` spreads, or, where a cohort has long tails,
 # beyond so many times the spreads that nearly all other cases' points keep to.
-_FAR, _FAR_MORE, _TAILS, _NEARLY_ALL = 4.0, 12.0, 1.9, 0.98
-# Two names are exchanged where one of both points is this far off, and neither is when exchanged.
-_EXCHANGED, _RIGHT_AGAIN, _GAIN = 3.2, 2.2, 12.0
+_FAR, _FAR_MORE, _TAILS, _NEARLY_ALL = 3.6, 14.0, 1.75, 0.98
+# Two names are exchanged where one of both points is this far off, and neither is when exchanged;
+# the exchange has to explain so much (of the squares) before it is tried.
+_EXCHANGED, _RIGHT_AGAIN, _GAIN, _PAIRS_TRIED = 3.0, 2.8, 12.0, 3
 # A whole case is another way round where that brings it this much nearer to the others, as near as
 # they are to each other; the others themselves must agree, to this share of their size.
-_NEARER, _AS_NEAR, _AGREE = 0.5, 1.6, 0.3
+_NEARER, _AS_NEAR, _AGREE = 0.55, 2.0, 0.3
 _FITS, _ROUNDS, _CANDIDATES = 4, 3, 8
 
 
@@ -113,18 +114,24 @@ class _Compared:
 
     def exchanged(self, case: int) -> Contradiction | None:
         """Two landmarks that lie where each other should."""
-        off_mm = np.linalg.norm(self._moved[case, :, None] - self._middle[case], axis=-1)
-        z = off_mm / self._spread_mm[case]
+        middle, spread_mm = self._middle[case], self._spread_mm[case]
+        z = np.linalg.norm(self._moved[case, :, None] - middle, axis=-1) / spread_mm
         own = z.diagonal()
-        both = np.maximum(z, z.T)
-        gain = own[:, None] ** 2 + own**2 - z**2 - z.T**2
-        likely = (np.maximum(own[:, None], own) > _EXCHANGED) & (both < _RIGHT_AGAIN)
-        gain = np.where(likely, np.nan_to_num(gain), 0.0)
-        if gain.max() <= _GAIN:
-            return None
-        a, b = sorted(int(k) for k in np.unravel_index(gain.argmax(), gain.shape))
-        worst = max(off_mm[a, a], off_mm[b, b])
-        return Contradiction("exchanged", (a, b), worst, max(off_mm[a, b], off_mm[b, a]))
+        gain = np.nan_to_num(own[:, None] ** 2 + own**2 - z**2 - z.T**2)
+        likely = np.maximum(own[:, None], own) > _EXCHANGED
+        order = np.argsort(-np.where(likely, np.triu(gain, 1), 0.0), axis=None)
+        for flat in order[:_PAIRS_TRIED]:
+            a, b = (int(k) for k in np.unravel_index(flat, gain.shape))
+            if a >= b or not likely[a, b] or gain[a, b] < _GAIN:
+                break
+            # What was exchanged has pulled the case away a little.
+            points = self._moved[case].copy()
+            points[[a, b]] = points[[b, a]]
+            then_mm = np.linalg.norm(self._move(points, middle) - middle, axis=-1)[[a, b]]
+            if (then_mm / spread_mm[[a, b]]).max() < _RIGHT_AGAIN:
+                worst_mm = float(self._off_mm[case, [a, b]].max())
+                return Contradiction("exchanged", (a, b), worst_mm, float(then_mm.max()))
+        return None
 
     def far(self, case: int) -> Contradiction | None:
         """Points far beyond the other cases' spread, the farthest first."""
