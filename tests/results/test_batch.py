@@ -13,6 +13,7 @@ from conftest import random_rotation, refused
 from malformed_scans import FILES, GREEDY
 from PIL import Image
 
+from experiments.dicom_files import single
 from jaxmark.config import Augment, Data, Experiment, Predict
 from jaxmark.core.anatomy import scheme_of
 from jaxmark.core.calibration import PresenceModel
@@ -262,6 +263,35 @@ def test_a_dicom_series_is_a_scan(here, tmp_path):
     assert np.abs(moved).max() < 0.05
     # The folder itself as the input.
     assert list(scans_at(folder)) == ["series"]
+
+
+def test_each_series_of_a_folder_is_predicted(here, tmp_path):
+    """Each is written under its name, and again when the folder has changed."""
+    scan = straight()
+    write(tmp_path / "in" / "plain.nii.gz", scan)
+    folder = tmp_path / "in" / "patient"
+    folder.mkdir()
+    places = scan.ijk_to_lps
+    for uid, name in (("1.2.826.1", "TOF"), ("1.2.826.2", "T1")):
+        for k in range(scan.voxels.shape[2]):
+            content = single(
+                scan.voxels[:, :, k].T.astype(np.int16),
+                apply_affine(places, np.array([0, 0, k])),
+                (1, 0, 0, 0, 1, 0),
+                (places[1, 1], places[0, 0]),
+                uid=uid,
+                description=name,
+            )
+            (folder / f"{name}{k}").write_bytes(content)
+    names = ["patient-T1", "patient-TOF", "plain"]
+    assert list(scans_at(tmp_path / "in")) == names
+    assert predict_scans(here, scans_at(tmp_path / "in"), tmp_path / "out").written == 3
+    for name in names[:2]:
+        moved = positions(tmp_path / "out", name) - positions(tmp_path / "out", "plain")
+        assert np.abs(moved).max() < 0.05
+    assert predict_scans(here, scans_at(tmp_path / "in"), tmp_path / "out").skipped == 3
+    (folder / "note.txt").touch()
+    assert predict_scans(here, scans_at(tmp_path / "in"), tmp_path / "out").written == 2
 
 
 def bad_scans(folder, good):
