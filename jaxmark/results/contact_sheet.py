@@ -55,9 +55,7 @@ def write_contact_sheets(
             cases=[(prepared.cases[name], name in doubtful) for name in page],
             spacing_mm=spacing_mm,
             marks=marks,
-            title=f"{count} prepared cases, sheet {number} of {len(pages)}; number: quality of the "
-            "registration; blue dots: mean landmarks, yellow rings: the case's own, red frame: "
-            "doubtful (see cases.csv)",
+            title=f"{count} prepared cases, sheet {number} of {len(pages)}",
         )
         for number, (path, page) in enumerate(zip(sheets, pages, strict=True), start=1)
     ]

@@ -161,6 +161,12 @@ class Tile:
     own_ijk: np.ndarray | None = None  # (K, 3) voxels: its own landmarks, NaN for what it lacks
 
 
+_SHEET_MARKS = (
+    "number: quality of the registration; blue dots: mean landmarks; yellow rings: the case's own "
+    "landmarks; red frame: doubtful, see cases.csv"
+)
+
+
 def contact_sheet(
     tiles: Sequence[Tile], spacing_mm: Sequence[float], marks_ijk: np.ndarray, title: str
 ) -> bytes:
@@ -223,7 +229,8 @@ def contact_sheet(
         axes.set_xlim(0, columns * wide * 1.03)
         axes.set_ylim(rows * high, 0)
         axes.set_aspect("equal")
-        figure.text(0.01, 1 - 0.3 / height, title, size=12, weight="bold", color="white")
+        figure.text(0.01, 1 - 0.2 / height, title, size=12, weight="bold", color="white")
+        figure.text(0.01, 1 - 0.4 / height, _SHEET_MARKS, size=9, color="white")
         return _bytes(figure, "png")
 
 
