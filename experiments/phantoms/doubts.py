@@ -11,9 +11,11 @@ middle moved to where the phantoms' is.
 
 import argparse
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,14 +51,14 @@ def doubts(model: TrainedModel, scans: Iterable[Scan]) -> Iterator[list[str]]:
                 refused += 1
                 continue
             prepared.append(ready)
-            yield Volume("scan", lambda ready=ready: ready.image, ready.ijk_to_lps)
+            yield Volume("scan", functools.partial(np.asarray, ready.image), ready.ijk_to_lps)
 
     for number, found in enumerate(model.predictor(model.variables, volumes())):
         yield list(model.landmarks_of(found, prepared[number]).doubts)
     yield from [["refused"]] * refused
 
 
-def people(phantom: CirclePhantom, count: int, seed: int, **changes: object) -> Iterator[Scan]:
+def people(phantom: CirclePhantom, count: int, seed: int, **changes: Any) -> Iterator[Scan]:
     """Scans of people that no cohort of seed 0 holds."""
     settings = dataclasses.replace(phantom, seed=seed, **changes)
     for number in range(count):
