@@ -47,6 +47,7 @@ from jaxmark.data.scans import Scan, read_scan, search_below, to_image, write_sc
 from jaxmark.data.transforms import read_transform
 from jaxmark.data.unpaired import read_unpaired
 from jaxmark.inference import calibration
+from jaxmark.inference.likeness import PROFILE_SIZE, Usual
 from jaxmark.results import batch
 from jaxmark.results.evaluate import Points, evaluate, read_points, read_summary
 from jaxmark.system.errors import InputError
@@ -292,6 +293,14 @@ def _calibration(path: Path) -> None:
         "error_mm": {"subvoxel": [[*row[:2].tolist(), None] for row in error]},
         "evidence": rng.normal(size=(12, 3)).tolist(),
         "absent": [[False, False, True]] * 12,
+        "usual": Usual(
+            of="validation",
+            profile=rng.uniform(0, 1, (12, PROFILE_SIZE)),
+            overlap=np.ones(12),
+            extent_mm=rng.uniform(80, 90, (12, 3)),
+            voxel_mm=np.ones((12, 3)),
+            evidence=rng.normal(size=12),
+        ).to_json(),
     }
     write_json(path, observed)
 

@@ -155,7 +155,7 @@ class Prepared:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(
             ["case", "split", "quality", "margin", "coverage", "landmarks_outside", "doubts"]
-            + ["notes", "cached_as"]
+            + ["cached_as", "notes"]
         )
         doubts = self.doubts()
         for split in SPLITS:
@@ -164,9 +164,9 @@ class Prepared:
                 writer.writerow(
                     [case.name, split, *("" if np.isnan(f) else f"{f:.4f}" for f in figures)]
                     + [self._outside(case), "; ".join(doubts.get(case.name, []))]
-                    # The last changes with whatever a picture of the case shows.
-                    + ["; ".join(case.notes)]
+                    # Changes with whatever a picture of the case shows.
                     + [f"{case.folder.parent.parent.name}/{case.folder.name}"]
+                    + ["; ".join(case.notes)]
                 )
         return text.getvalue()
 

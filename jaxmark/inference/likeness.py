@@ -110,8 +110,11 @@ class Usual:
         evidence = tree["evidence"]
         if evidence is not None:
             evidence = np.array(evidence, float).reshape(count)
-        if count < 1 or profile.shape != (count, PROFILE_SIZE) or not (abs(profile) < 1e9).all():
-            raise ValueError("intensities that cannot be")
+        if count < 1 or profile.shape != (count, PROFILE_SIZE):
+            raise ValueError("another number of intensities")
+        for known in (profile, arrays["overlap"], np.zeros(0) if evidence is None else evidence):
+            if not (np.abs(known) < 1e9).all():
+                raise ValueError("a number that cannot be")
         if tree["of"] not in ("validation", "training"):
             raise ValueError(f"{tree['of']!r} cases")
         return cls(tree["of"], profile, evidence=evidence, **arrays)

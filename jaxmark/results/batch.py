@@ -382,6 +382,9 @@ def read_record(path: Path, landmarks: Sequence[str]) -> dict[str, Any]:
             numbers = [*row["lps_mm"], *(row[c] for c in COLUMNS if row[c] is not None)]
             if len(row["lps_mm"]) != 3 or not all(math.isfinite(number) for number in numbers):
                 raise ValueError("no position")
+        words = [*tree.get("doubts", []), *tree.get("untrained", [])]
+        if not all(isinstance(word, str) for word in words):
+            raise ValueError("a doubt that is no text")
         return {**tree, "model": tree["model"], "made_from": tree["made_from"]}
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(path, f"lacks a field or has a wrong one ({error!r})") from error

@@ -14,6 +14,7 @@ from conftest import refused
 from scipy.ndimage import map_coordinates
 
 from jaxmark.config import Data
+from jaxmark.core.anatomy import scheme_of
 from jaxmark.core.geometry import apply_affine, compose_affine, rotation_from_quaternion
 from jaxmark.data.cases import load_case
 from jaxmark.data.cohort import read_cohort
@@ -429,6 +430,69 @@ def test_what_was_passed_over_in_the_folder_is_said_of_the_cohort(data):
     for path in images.glob("*.nii.gz"):
         path.unlink()
     refused(lambda: read_cohort(data), images, "holds no scans", "not read: overview.png")
+
+
+@pytest.fixture
+def eight(tmp_path):
+    folder = tmp_path / "eight"
+    write_cohort(
+        folder, CirclePhantom(8, 0, 0, 2, spacing_mm=(4, 4, 4), shape=(28, 24, 24), unpaired=0)
+    )
+    return Data(
+        root=str(folder),
+        cache=str(tmp_path / "cache"),
+        spacing_mm=(4.0, 4.0, 4.0),
+        crop=(16, 16, 12),
+        margin=1,
+        workers=1,
+    )
+
+
+def change(cohort, name, points):
+    case = cohort.cases[name]
+    write_mrk_json(case.landmark_file, dict(zip(cohort.names, points, strict=True)))
+
+
+def test_annotations_that_contradict_the_others_are_doubted_by_name(eight, tmp_path):
+    assert not prepare_all(eight).annotation_doubts
+    cohort = read_cohort(eight)
+    change(cohort, "phantom-002", cohort.cases["phantom-002"].landmarks_mm * [-1, -1, 1])
+    mirrored = scheme_of(cohort.names).mirrored
+    change(cohort, "phantom-005", cohort.cases["phantom-005"].landmarks_mm[mirrored])
+    prepared = prepare_all(eight)
+    found = prepared.annotation_doubts
+    assert list(found) == ["phantom-002", "phantom-005"]
+    assert "another frame (RAS, LPS)" in found["phantom-002"]
+    assert found["phantom-005"].startswith("right and left seem to be exchanged: ")
+    lines = [line for line in prepared.warnings() if line.startswith("phantom-")]
+    assert lines == [f"{name}: {doubt}" for name, doubt in found.items()]
+    rows = {row["case"]: row["doubts"] for row in csv.DictReader(prepared.table().splitlines())}
+    assert {name: doubts for name, doubts in rows.items() if doubts} == found
+    # A table that stays the same would leave an older picture.
+    assert prepared.table() != prepare_all(dataclasses.replace(eight, margin=2)).table()
+
+
+def test_five_contradictory_cases_are_named_and_the_others_counted(eight):
+    prepared = prepare_all(eight)
+    vars(prepared)["annotation_doubts"] = {name: "is odd" for name in prepared.cases}
+    lines = [line for line in prepared.warnings() if "odd" in line or "contradict" in line]
+    assert len(lines) == 6 and lines[-1].startswith("landmarks of 3 more cases contradict")
+
+
+def test_what_will_not_be_evaluated_is_said_before_training(eight):
+    prepared = prepare_all(eight)
+    (line,) = prepared.warnings()[-1:]
+    assert line.startswith("there are no validation and no test cases")
+    cohort = read_cohort(eight)
+    blank = np.full((len(cohort.names), 3), np.nan)
+    change(cohort, "phantom-007", blank)
+    names = list(cohort.cases)
+    splits = {"train": names[:6], "val": names[6:7], "test": names[7:]}
+    (Path(eight.root) / "splits.json").write_text(json.dumps(splits))
+    prepared = prepare_all(eight)
+    assert prepared.warnings()[-1].startswith("none of the 1 cases of test has a landmark")
+    assert [row.name for row in prepared.left_out] == ["phantom-007"]
+    assert prepared.frame.untrained == ()
 
 
 def test_presence_is_the_share_of_what_is_known(data):

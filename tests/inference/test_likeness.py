@@ -95,6 +95,8 @@ def test_what_is_usual_survives_json_and_damage_is_refused(known):
         {"profile": []},
         {"of": "other"},
         {"evidence": [1.0]},
+        {"evidence": [float("nan")] * 12},
+        {"overlap": [None] * 12},
     ):
         with pytest.raises((ValueError, KeyError, TypeError)):
             Usual.from_json(tree | change)

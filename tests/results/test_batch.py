@@ -1,6 +1,7 @@
 """Raw scans in, landmarks out: places, promises, failures, and what a second start does."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -18,17 +19,19 @@ from jaxmark.config import Augment, Data, Experiment, Predict
 from jaxmark.core.anatomy import scheme_of
 from jaxmark.core.calibration import PresenceModel
 from jaxmark.core.geometry import apply_affine, compose_affine
-from jaxmark.data.frame import Frame, save_frame
+from jaxmark.data.frame import Frame, load_frame, save_frame
 from jaxmark.data.landmarks import read_landmarks
 from jaxmark.data.registration import resample
 from jaxmark.data.scans import Scan, read_scan, to_image, write_scan
 from jaxmark.inference.calibration import Calibration
+from jaxmark.inference.likeness import Usual
 from jaxmark.inference.model import TrainedModel
 from jaxmark.inference.predictor import Predictor
 from jaxmark.methods.heatmap import HeatmapRegression
 from jaxmark.methods.method import Method, Prediction, Task, Variables, whole_volume_stage
 from jaxmark.results.batch import predict_scans, scans_at
 from jaxmark.system.devices import data_mesh
+from jaxmark.system.errors import InputError
 
 NAMES = ("all", "bright")
 CROP, MARGIN, SPACING = (24, 20, 16), 2, (2.0, 2.0, 2.5)
@@ -154,6 +157,71 @@ def test_every_case_has_its_files_and_they_agree(here, tmp_path):
     record = json.loads((out / "batch" / "cases" / "one.json").read_text())
     assert record["made_from"]["scan"] == str(source)
     assert record["landmarks"]["bright"]["radius_mm"] is None
+
+
+def test_a_landmark_that_no_training_case_has_is_hidden_everywhere(here, tmp_path):
+    frame = dataclasses.replace(here.frame, untrained=("all",))
+    save_frame(frame, NAMES, here.preparation)
+    assert load_frame(here.preparation)[0].untrained == ("all",)
+    write(tmp_path / "in" / "one.nii.gz", straight())
+    out = tmp_path / "out"
+    predict_scans(dataclasses.replace(here, frame=frame), scans_at(tmp_path / "in"), out)
+    markup = json.loads((out / "one.mrk.json").read_text())["markups"][0]
+    first = markup["controlPoints"][0]
+    assert first["label"] == "all" and not first["visibility"]
+    assert first["description"].startswith("hidden: no training case has it, score ")
+    for table in (out / "one.csv", out / "batch" / "landmarks.csv"):
+        row, other = csv.DictReader(table.read_text().splitlines())
+        assert (row["presence"], row["radius_mm"]) == ("", "")
+        assert row["doubts"] == "no training case has it" and other["doubts"] == ""
+    assert json.loads((out / "batch" / "cases" / "one.json").read_text())["untrained"] == ["all"]
+    found = dataclasses.replace(here, frame=frame).predict(tmp_path / "in" / "one.nii.gz")
+    assert [landmark.trained for landmark in found] == [False, True]
+
+
+def test_a_frame_of_an_earlier_version_names_no_untrained_landmarks(here):
+    path = here.preparation / "frame.json"
+    assert "untrained" not in json.loads(path.read_text())
+    assert load_frame(here.preparation)[0].untrained == ()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "untrained": ["nobody"]}))
+    with pytest.raises(InputError, match=r"frame\.json"):
+        load_frame(here.preparation)
+
+
+def test_a_scan_unlike_the_validation_cases_is_doubted_everywhere(here, tmp_path, capsys):
+    scan = straight()
+    usual = frame_like(here, scan)
+    model = dataclasses.replace(
+        here, calibration=dataclasses.replace(here.calibration, usual=usual)
+    )
+    # What was predicted before anything was known of it is not the same any more.
+    assert model.identity != here.identity
+    write(tmp_path / "in" / "good.nii.gz", scan)
+    noise = np.random.default_rng(0).random(scan.voxels.shape).astype(np.float32)
+    write(tmp_path / "in" / "noise.nii.gz", Scan(noise, scan.ijk_to_lps))
+    out = tmp_path / "out"
+    predict_scans(model, scans_at(tmp_path / "in"), out)
+    said = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
+    assert said and all("noise.nii.gz: " in line for line in said)
+    rows = list(csv.DictReader((out / "batch" / "landmarks.csv").read_text().splitlines()))
+    assert {row["case"] for row in rows if row["doubts"]} == {"noise"}
+    doubts = json.loads((out / "batch" / "cases" / "noise.json").read_text())["doubts"]
+    assert any(line.startswith("intensities unlike the validation cases'") for line in doubts)
+
+
+def frame_like(model, scan):
+    """What is usual, where validation cases are nearly this scan."""
+    prepared = model.frame.apply(scan, model.frame.align(scan))
+    rng = np.random.default_rng(0)
+    rows = range(6)
+    return Usual(
+        of="validation",
+        profile=np.stack([prepared.profile * rng.uniform(0.95, 1.05) for _ in rows]),
+        overlap=np.array([prepared.overlap for _ in rows]),
+        extent_mm=np.stack([prepared.extent_mm for _ in rows]),
+        voxel_mm=np.stack([prepared.voxel_mm for _ in rows]),
+        evidence=None,
+    )
 
 
 def variants(scan, rng):

@@ -1,5 +1,6 @@
 """Pictures are decoded and looked at: the right thing must be in the right place."""
 
+import dataclasses
 import io
 
 import matplotlib
@@ -252,3 +253,19 @@ def test_contact_sheet_shows_every_case_with_the_same_marks():
 def test_every_kind_of_metric_has_a_panel():
     kinds = {kind for settings in METHODS.values() for kind in settings.metrics.values()}
     assert kinds <= set(figures._PANELS)
+
+
+def test_contact_sheet_shows_a_case_s_own_landmarks_beside_the_mean_ones():
+    marks, own = np.array([[10.0, 8, 5]]), np.array([[20.0, 16, 10], [np.nan] * 3])
+    plain = tile("a")
+    sheet = decode(
+        figures.contact_sheet([dataclasses.replace(plain, own_ijk=own)], SPACING, marks, "t")
+    )
+    without = decode(figures.contact_sheet([plain], SPACING, marks, "t"))
+
+    def pixels(picture, color):
+        rgb = np.array(matplotlib.colors.to_rgb(color)) * 255
+        return (np.abs(picture - rgb).max(axis=2) < 70).sum()
+
+    assert pixels(sheet, figures.OWN) > 10 > pixels(without, figures.OWN)
+    assert pixels(sheet, figures.MARK) == pixels(without, figures.MARK) > 0
