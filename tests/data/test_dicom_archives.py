@@ -17,6 +17,7 @@ from experiments.dicom_files import (
     element,
     enhanced,
     packed,
+    part10,
     single,
 )
 from jaxmark.config import Data
@@ -226,6 +227,11 @@ def test_what_lies_beside_a_series_is_named(tmp_path):
         "slices; KO (a key object selection); PDF (an encapsulated document); PR (a presentation"
     )
     assert find_scans_below(tmp_path) == {"P1": folder}
+    # A directory, in a name that is not its own.
+    record = element(4, 0x1220, "SQ", element(4, 0x1430, "CS", "PATIENT"))
+    written(folder / "A", part10("1.2.840.10008.1.3.10", record))
+    assert "; A (a directory); " in read_scan(folder).notes[0]
+    (folder / "A").unlink()
     for n in range(4):
         written(folder / f"Z{n}", single(None, uid="1.9", sop_class="1.3.12.2.1107.5.9.1"))
     (note,) = read_scan(folder).notes

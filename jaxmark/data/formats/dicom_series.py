@@ -23,10 +23,11 @@ SOP_CLASS, FRAMES = (0x8, 0x16), (0x28, 0x8)
 _IMAGE_TYPE, MODALITY, _DESCRIPTION = (0x8, 0x8), (0x8, 0x60), (0x8, 0x103E)
 _UID, _NUMBER, _POSITION = (0x20, 0xE), (0x20, 0x11), (0x20, 0x32)
 _ORIENTATION, _SAMPLES, _ROWS = (0x20, 0x37), (0x28, 0x2), (0x28, 0x10)
+_RECORDS = (0x4, 0x1220)
 _HEAD = frozenset(
     (
         *(SOP_CLASS, FRAMES, _IMAGE_TYPE, MODALITY, _DESCRIPTION, _UID, _NUMBER, _POSITION),
-        *(_ORIENTATION, _SAMPLES, _ROWS),
+        *(_ORIENTATION, _SAMPLES, _ROWS, _RECORDS),
     )
 )
 
@@ -156,7 +157,7 @@ def frame_count(data: DataSet) -> int:
 def no_image(head: DataSet) -> str:
     """What a file is that is no image of a patient, in words; empty for an image."""
     sop_class = head.text(*SOP_CLASS)
-    if sop_class == "1.2.840.10008.1.3.10":
+    if _RECORDS in head.sequences:
         return "a directory"
     end = sop_class.removeprefix(_STORAGE) if sop_class.startswith(_STORAGE) else ""
     for begin, what in _NO_IMAGES.items():
