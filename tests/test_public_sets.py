@@ -102,9 +102,11 @@ def test_topcow_nodes_in_another_frame_are_refused(tmp_path):
 
 def test_topcow_ends_that_are_called_bifurcations_are_none(tmp_path):
     topcow(tmp_path, nodes={"1": {"BA bifurcation": node(-5, -6, 7, degree=1)}})
+    # Of another person it is one: a cohort without any landmark is refused.
+    topcow(tmp_path, "topcow_mr_002")
     convert("topcow", tmp_path)
-    case = cohort(tmp_path).cases["topcow_mr_001"]
-    assert not case.present.any()
+    cases = cohort(tmp_path).cases
+    assert not cases["topcow_mr_001"].present.any() and cases["topcow_mr_002"].present.any()
 
 
 @pytest.mark.parametrize(

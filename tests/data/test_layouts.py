@@ -355,7 +355,7 @@ def test_formats_read_since_change_no_folder_of_nnunet_or_bids(tmp_path):
             (root / name).touch()
         found = find_layout(root)
         assert list(found.images.values()) == [root / kept]
-        (line,) = found.notes
+        (line,) = found.passed_over
         folder = (root / kept).parent
         names = ", ".join(sorted(Path(name).name for name in added))
         assert line.startswith(f"{folder}: 2 files look like images and are not read: {names} (")
@@ -374,5 +374,5 @@ def test_folders_with_files_passed_over_are_counted(tmp_path):
         folder.mkdir(parents=True)
         (folder / f"sub-{number}_T1w.nii.gz").touch()
         (folder / "preview.png").touch()
-    notes = find_layout(tmp_path).notes
+    notes = find_layout(tmp_path).passed_over
     assert len(notes) == 6 and notes[-1] == "2 more folders hold such files"

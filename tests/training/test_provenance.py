@@ -26,7 +26,9 @@ from jaxmark.workflow import prepare
 # Fields of `Data`, each with another value: those that bind a model by what they say, ...
 BINDING = {
     "suffix": "T1w",
+    "series": "TOF",
     "frame": "RAS",
+    "units": "voxels",
     "unpaired_align": "rigid",
     "landmarks": ("a",),
     "val_fraction": 0.2,
@@ -46,7 +48,7 @@ BINDING = {
 # ... by what is in the files that they name, ...
 BY_CONTENT = ("root", "unpaired", "template", "template_transform", "template_mask", "shared_mask")
 # ... and not at all.
-FREE = {"cache": "elsewhere", "workers": 3}
+FREE = {"cache": "elsewhere", "workers": 3, "all_sheets": True}
 
 
 def test_every_field_of_the_data_has_its_place():
