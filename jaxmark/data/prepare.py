@@ -126,10 +126,12 @@ class Prepared:
         """Why predictions will not be evaluated, if so: before hours of training, not after."""
         test = self.split("test")
         if test and not any(case.present.any() for case in test):
+            other = ", or evaluate the validation cases (--config.predict.split=val)"
             return [
                 f"none of the {len(test)} cases of test has a landmark with a position: they are "
-                "predicted, but --mode=evaluate and report will end with an error; place some, or "
-                "evaluate the validation cases (--config.predict.split=val)"
+                "predicted, but --mode=evaluate and report will end with an error; place some"
+                + other
+                * bool(self.splits["val"])
             ]
         if not test and not self.splits["val"]:
             return [

@@ -64,8 +64,8 @@ class Usual:
             # NaN, where it is not known, is never beyond.
             if (own_mm < low / factor).any() or (own_mm > high * factor).any():
                 found.append(
-                    f"{what} of {_times(own_mm)} mm, in the {self.of} cases {_times(low)} to "
-                    f"{_times(high)} mm"
+                    f"{what} of {_times(own_mm)} mm, in the {self.of} cases "
+                    f"{' to '.join(dict.fromkeys([_times(low), _times(high)]))} mm"
                 )
         if self.evidence is not None and count >= LEAST_CASES:
             if evidence < -unusual_above(-self.evidence, _LEVEL):
