@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from jaxmark import trained
 from jaxmark.config import SCHEMA_VERSION, Data, Experiment, check_same, moved, to_json, validate
-from jaxmark.core.anatomy import scheme_of
+from jaxmark.core.anatomy import Scheme, scheme_of
 from jaxmark.data import left_out
 from jaxmark.data.cache import cache_folder
 from jaxmark.data.cases import PreparedCase
@@ -38,7 +38,20 @@ from jaxmark.data.unpaired import place_unpaired, read_unpaired
 from jaxmark.inference import calibration
 from jaxmark.inference.model import TrainedModel
 from jaxmark.inference.predictor import Found, Predictor
-from jaxmark.methods.method import LandmarkSets, Method, Task, Variables
+from jaxmark.methods.method import (
+    BY_SEGMENT,
+    LABEL_MAPS,
+    LABELS,
+    SEGMENTATION,
+    SEGMENTS,
+    SEGMENTS_ABSENT,
+    SEGMENTS_PRESENT,
+    UNPAIRED,
+    LandmarkSets,
+    Method,
+    Task,
+    Variables,
+)
 from jaxmark.results import batch, contact_sheet, predictions
 from jaxmark.results import evaluate as evaluation
 from jaxmark.results import report as reports
@@ -106,7 +119,8 @@ def prepare(experiment: Experiment, workdir: str | Path) -> Run:
         changes = moved(stored, experiment)
     with processes.primary_first("preparation"):
         prepared, unpaired = _prepare(experiment, workdir, changes)
-    task = task_of(experiment, prepared.landmarks, mesh)
+    scheme = scheme_of(prepared.landmarks, prepared.frame.segments)
+    task = task_of(experiment, scheme, mesh)
     task = dataclasses.replace(task, unpaired=unpaired, presence=prepared.presence)
     method = experiment.method.build(task)
     return Run(experiment, workdir, mesh, prepared, unpaired, method)
@@ -271,14 +285,15 @@ def load_model(
         raise InputError(
             "config.data.crop", f"with its margin is not {frame.shape}, the model's in {workdir}"
         )
-    method = experiment.method.build(task_of(experiment, landmarks, mesh))
+    scheme = scheme_of(landmarks, frame.segments)
+    method = experiment.method.build(task_of(experiment, scheme, mesh))
     step, variables = _load_variables(method, experiment, workdir, mesh)
     settings = experiment.predict
     return TrainedModel(
         experiment=experiment,
         preparation=preparation,
         frame=frame,
-        landmarks=landmarks,
+        scheme=scheme,
         predictor=Predictor(method, settings.batch, mesh),
         variables=variables,
         calibration=calibration.load(workdir, landmarks, step, settings.decoder, settings.coverage),
@@ -324,10 +339,15 @@ def write_phantom(experiment: Experiment, folder: str | Path) -> None:
     say(f"synthetic cohort written to {folder}")
 
 
-def task_of(experiment: Experiment, landmarks: Sequence[str], mesh: Mesh) -> Task:
+def task_of(experiment: Experiment, scheme: Scheme, mesh: Mesh) -> Task:
     """What the method has to find, on these devices; bfloat16 where there is an accelerator."""
     data, kind = experiment.data, platform(mesh)
-    scheme = scheme_of(landmarks)
+    needs = experiment.method.needs
+    targets = {}
+    if needs & {SEGMENTS, LABEL_MAPS}:
+        targets = {SEGMENTS_PRESENT: BY_SEGMENT, SEGMENTS_ABSENT: BY_SEGMENT}
+    if LABEL_MAPS in needs:
+        targets[SEGMENTATION] = LABELS
     if experiment.augment.flip and not scheme.symmetric_pairs:
         raise InputError(
             "config.augment.flip",
@@ -341,6 +361,7 @@ def task_of(experiment: Experiment, landmarks: Sequence[str], mesh: Mesh) -> Tas
         augment=experiment.augment,
         platform=kind,
         dtype=jnp.float32 if kind == "cpu" else jnp.bfloat16,
+        targets=targets,
     )
 
 
@@ -368,8 +389,8 @@ def _prepare(
     cohort = read_cohort(data)
     # Read before anything is prepared: a mistake in it should show at once.
     notes = [*cohort.notes]
-    needed = experiment.method.needs_unpaired
-    sets = read_unpaired(data, cohort.names, notes) if needed else None
+    needed = experiment.method.needs
+    sets = read_unpaired(data, cohort.names, notes) if UNPAIRED in needed else None
     for line in notes:
         say(printable(f"note: {line}"))
     begin = time.monotonic()

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -82,6 +83,23 @@ class Scheme:
         twins = [frozenset(int(self.mirrored[end]) for end in of_one) for of_one in ends]
         return np.array([ends.index(t) if t in ends else i for i, t in enumerate(twins)], int)
 
+    def forks(self, present: Any, absent: Any) -> tuple[Any, Any]:
+        """Which landmarks are bifurcations, and which are none, as far as segments are known.
+
+        Args:
+          present, absent: (..., S) bool, of NumPy or JAX: segments known to be there, and not to
+            be; of others nothing is known.
+
+        Returns:
+          Two (..., K) bool. The bifurcation attribute of Tan et al. (ISBI 2022), section 2.1, is
+          false where a segment that meets the landmark is missing; it is true where all are there
+          that may be missing; of what is neither nothing is known.
+        """
+        uncertain = self.incidence & self.may_be_missing[:, None]
+        smooth = (absent[..., :, None] & self.incidence).any(-2)
+        unsure = (~present[..., :, None] & uncertain).any(-2)
+        return ~smooth & ~unsure, smooth
+
     def landmark_attributes(self, segment_present: np.ndarray | Sequence[bool]) -> np.ndarray:
         """(..., S) bool -> (..., K) bool: no segment is missing that meets the landmark.
 
@@ -92,17 +110,17 @@ class Scheme:
         return ~(missing[..., :, None] & self.incidence).any(-2)
 
 
-def scheme_of(landmarks: Sequence[str]) -> Scheme:
-    """The scheme of landmarks that someone annotated.
+def scheme_of(landmarks: Sequence[str], segments: Sequence[Segment] = ()) -> Scheme:
+    """The scheme of landmarks that someone annotated, and of segments of a label table.
 
     `COW19` if they are its; else pairs are those whose names differ in R or L, or in the words
     right and left, in whatever letters and place.
     """
-    if tuple(landmarks) == COW19.landmarks:
+    if tuple(landmarks) == COW19.landmarks and tuple(segments) in ((), COW19.segments):
         return COW19
     known = set(landmarks)
     pairs = [(name, twin) for name in landmarks if (twin := _left_of(name)) in known]
-    return Scheme("own", tuple(landmarks), tuple(pairs), ())
+    return Scheme("own", tuple(landmarks), tuple(pairs), tuple(segments))
 
 
 # Words, or letters by themselves, that say where something is.

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxmark.core.grids import Grid
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import json_text, naming, read_sealed, sealed
 from jaxmark.system.interrupts import unfinished
@@ -33,6 +34,26 @@ class Volume:
     name: str
     image: Callable[[], np.ndarray]  # (X, Y, Z); called where it is needed
     ijk_to_lps: np.ndarray  # (4, 4)
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseSegments:
+    """Which of the S segments a case has, and where they are."""
+
+    present: np.ndarray  # (S,) bool
+    absent: np.ndarray  # (S,) bool: known not to be there; of others nothing is known
+    grid: Grid  # of the scan itself
+    # (X, Y, Z) uint8 on the grid of the prepared image, as an .npy file: 0, or 1 + index of the
+    # segment. None: the case has no label map.
+    file: Path | None = None
+    crc32: int | None = None  # of that file
+    # The label map that someone made, on the scan's own grid, and what each segment is there.
+    source: Path | None = None
+    values: tuple[int, ...] = ()  # (S,)
+
+    def label_map(self) -> np.ndarray:
+        """(X, Y, Z) uint8 on the grid of the prepared image."""
+        raise NotImplementedError
 
 
 def _unknown() -> np.ndarray:
@@ -57,6 +78,8 @@ class PreparedCase:
     # (3,) of the scan, sorted; NaN where an earlier version prepared it.
     extent_mm: np.ndarray = dataclasses.field(default_factory=_unknown)
     voxel_mm: np.ndarray = dataclasses.field(default_factory=_unknown)
+    # Where the method needs them.
+    segments: CaseSegments | None = None
 
     @property
     def landmarks_ijk(self) -> np.ndarray:
@@ -180,7 +203,9 @@ def load_case(folder: Path) -> PreparedCase:
             notes=_notes(tree.get("notes", [])),
             extent_mm=_size(tree.get("extent_mm")),
             voxel_mm=_size(tree.get("voxel_mm")),
-            **figures,
+            quality=figures["quality"],
+            lead=figures["lead"],
+            overlap=figures["overlap"],
         )
     except InputError:
         raise

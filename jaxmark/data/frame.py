@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxmark.core.anatomy import Segment
+from jaxmark.core.grids import Grid
 from jaxmark.data.mutual_information import register_mutual_information
 from jaxmark.data.registration import Kind, covered, register, resample
 from jaxmark.data.scans import Scan, read_scan, write_scan
@@ -48,6 +50,7 @@ class PreparedScan:
     profile: np.ndarray  # of its intensities, see `intensity_profile`
     extent_mm: np.ndarray  # (3,) of the scan, sorted
     voxel_mm: np.ndarray  # (3,) of the scan, sorted
+    grid: Grid  # of the scan itself
     notes: tuple[str, ...] = ()  # of the scan
 
 
@@ -66,6 +69,7 @@ class Frame:
     intensity_range: tuple[float, float]  # percentiles, or the window
     quality_limit: float = -np.inf  # registrations of less quality have probably failed
     untrained: tuple[str, ...] = ()  # landmarks that no training case has
+    segments: tuple[Segment, ...] = ()  # of the scheme, where the method knows any
 
     def align(self, scan: Scan) -> Alignment:
         """Register a scan to the template; the common frame is the scan's where there is none."""
@@ -104,6 +108,7 @@ class Frame:
             profile=intensity_profile(image),
             extent_mm=np.sort(scan.spacing_mm * scan.voxels.shape),
             voxel_mm=np.sort(scan.spacing_mm),
+            grid=Grid(scan.voxels.shape, scan.ijk_to_lps),
         )
 
     def _range(self, values: np.ndarray) -> tuple[float, float]:
@@ -167,6 +172,8 @@ def save_frame(frame: Frame, landmarks: Sequence[str], folder: Path) -> None:
     # Only where there is any: the files of other models stay the same.
     if frame.untrained:
         tree["untrained"] = list(frame.untrained)
+    if frame.segments:
+        tree["segments"] = [dataclasses.asdict(segment) for segment in frame.segments]
     write_json(folder / "frame.json", tree)
 
 
@@ -188,6 +195,10 @@ def load_frame(folder: Path) -> tuple[Frame, tuple[str, ...]]:
             intensity_range=tuple(tree["intensity_range"]),
             quality_limit=-np.inf if limit is None else limit,
             untrained=_some_of(tree.get("untrained", []), tree["landmarks"]),
+            segments=tuple(
+                Segment(str(s["name"]), tuple(s["ends"]), bool(s["may_be_missing"]))
+                for s in tree.get("segments", [])
+            ),
         )
         return frame, tuple(tree["landmarks"])
     except (KeyError, TypeError, ValueError) as error:

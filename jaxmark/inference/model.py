@@ -11,6 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from jaxmark.config import Experiment
+from jaxmark.core.anatomy import Scheme
 from jaxmark.data.cases import Volume
 from jaxmark.data.formats.safeguards import voxels_and_place
 from jaxmark.data.frame import Frame, PreparedScan
@@ -140,10 +141,15 @@ class TrainedModel:
     experiment: Experiment
     preparation: Path  # the folder of its frame
     frame: Frame
-    landmarks: tuple[str, ...]
+    scheme: Scheme
     predictor: Predictor
     variables: Variables
     calibration: Calibration
+
+    @property
+    def landmarks(self) -> tuple[str, ...]:
+        """Names, in the order of every array of landmarks."""
+        return self.scheme.landmarks
 
     @functools.cached_property
     def identity(self) -> str:

@@ -111,9 +111,9 @@ class Adversarial(HeatmapRegression):
     }
 
     @property
-    def needs_unpaired(self) -> bool:
+    def needs(self) -> frozenset[str]:
         """See `Settings`."""
-        return self.real == "both"
+        return frozenset({method.UNPAIRED} if self.real == "both" else ())
 
     def conflicts(self) -> Iterator[Problem]:
         """See `bounds`."""

@@ -74,9 +74,9 @@ class HeatmapRegression:
     metrics: ClassVar[Mapping[str, str]] = {"loss": LOSS, "gradient_norm": GRADIENT}
 
     @property
-    def needs_unpaired(self) -> bool:
+    def needs(self) -> frozenset[str]:
         """See `Settings`."""
-        return False
+        return frozenset()
 
     def misfits(self, task: Task) -> Iterator[Problem]:
         """See `Settings`."""

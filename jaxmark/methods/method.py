@@ -25,10 +25,23 @@ Metrics = dict[str, Array]
 # What a logged number is, which decides how it is drawn.
 LOSS, SHARE, GRADIENT, LENGTH_MM = "loss", "share", "gradient", "length_mm"
 
+# What a method may need of a cohort beside images and landmarks; see `Settings.needs`.
+UNPAIRED = "unpaired"  # another cohort's landmarks, `Task.unpaired`
+SEGMENTS = "segments"  # which segments each case has, `Batch.targets`
+LABEL_MAPS = "label_maps"  # where they are: implies SEGMENTS
+
+# Names in `Batch.targets`.
+SEGMENTATION = "segmentation"  # (B, X, Y, Z) uint8: 0, or 1 + index of the segment
+SEGMENTS_PRESENT = "segments_present"  # (B, S) bool
+SEGMENTS_ABSENT = "segments_absent"  # (B, S) bool: known not to be there; else nothing is known
+
+# Probability that arteries fork at a landmark: a name in `Prediction.probabilities`.
+FORKS = "forks"
+
 # What a target of a batch is, which decides how it moves with the image.
 LABELS = "labels"  # (B, X, Y, Z) uint8: 0, or 1 + index of the segment
-SEGMENTS = "segments"  # (B, S): a value of each segment
-LANDMARKS = "landmarks"  # (B, K): a value of each landmark
+BY_SEGMENT = "by_segment"  # (B, S): a value of each segment
+BY_LANDMARK = "by_landmark"  # (B, K): a value of each landmark
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +69,7 @@ class Task:
     presence: float = 0.5
     # Another cohort's landmarks, for methods that learn from them.
     unpaired: LandmarkSets | None = None
-    # What `Batch.targets` holds: name -> LABELS, SEGMENTS or LANDMARKS.
+    # What `Batch.targets` holds: name -> LABELS, BY_SEGMENT or BY_LANDMARK.
     targets: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -109,7 +122,9 @@ class State:
 class Prediction:
     """What a stage says of a batch of volumes; on the host, of one: without the first axis.
 
-    Positions are in voxels of the stage's volumes, and after `Stage.finish` of the prepared ones.
+    Positions and maps are in voxels of the stage's volumes, and after `Stage.finish` of the
+    prepared ones. A method that knows of segments has the map SEGMENTATION, uint8, and the
+    probabilities SEGMENTS_PRESENT (B, S) and FORKS (B, K).
     """
 
     positions_ijk: dict[str, Array]  # decoder -> (B, K, 3)
@@ -168,7 +183,9 @@ def whole_volume_stage(
     def finish(found: Prediction) -> Prediction:
         margin = np.array(task.margin, np.float32)
         moved = {name: ijk + margin for name, ijk in found.positions_ijk.items()}
-        return found.replace(positions_ijk=moved)  # type: ignore[attr-defined]
+        border = [(m, m) for m in task.margin]
+        maps = {name: np.pad(values, border) for name, values in found.maps.items()}
+        return found.replace(positions_ijk=moved, maps=maps)  # type: ignore[attr-defined]
 
     return (Stage(run, finish=finish),)
 
@@ -198,8 +215,8 @@ class Settings(Protocol):
     metrics: ClassVar[Mapping[str, str]]
 
     @property
-    def needs_unpaired(self) -> bool:
-        """Whether training needs `Task.unpaired`; prediction never does."""
+    def needs(self) -> frozenset[str]:
+        """What training needs of a cohort: of UNPAIRED, SEGMENTS, LABEL_MAPS. Prediction never."""
         ...
 
     def misfits(self, task: Task) -> Iterable[Problem]:

@@ -100,9 +100,9 @@ class RegressionClassification:
     }
 
     @property
-    def needs_unpaired(self) -> bool:
+    def needs(self) -> frozenset[str]:
         """See `Settings`."""
-        return False
+        return frozenset()
 
     def conflicts(self) -> Iterator[Problem]:
         """See `bounds`."""

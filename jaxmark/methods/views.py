@@ -15,7 +15,7 @@ from jaxmark.core.augmentation import (
     view_points,
     view_values,
 )
-from jaxmark.methods.method import LABELS, SEGMENTS, Batch, Task
+from jaxmark.methods.method import BY_SEGMENT, LABELS, Batch, Task
 
 
 def draw_view(task: Task, key: Array, count: int) -> View:
@@ -76,7 +76,7 @@ def augmented(task: Task, batch: Batch, key: Array) -> Batch:
         kind = task.targets[name]
         if kind == LABELS:
             return view_labels(target, view, mirrored=segments, **place)
-        return view_values(target, view, segments if kind == SEGMENTS else task.scheme.mirrored)
+        return view_values(target, view, segments if kind == BY_SEGMENT else task.scheme.mirrored)
 
     targets = {name: moved(name, target) for name, target in batch.targets.items()}
     return Batch(image, landmarks_ijk, present, absent, targets)

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from jaxmark.core.calibration import unusual_above
+from jaxmark.core.grids import Grid
 from jaxmark.data.cases import PreparedCase, load_case, save_case
 from jaxmark.data.frame import PreparedScan, intensity_profile
 from jaxmark.inference.likeness import Usual, usual
@@ -21,7 +22,8 @@ def image(rng):
 
 def scan(voxels, **changes):
     values = {"quality": np.nan, "lead": np.nan, "overlap": 1.0, "extent_mm": SIZE}
-    values |= {"voxel_mm": SIZE / 50, "profile": intensity_profile(voxels), **changes}
+    values |= {"voxel_mm": SIZE / 50, "grid": Grid((12, 10, 8), np.eye(4))}
+    values |= {"profile": intensity_profile(voxels), **changes}
     return PreparedScan(image=voxels, ijk_to_lps=np.eye(4), **values)
 
 

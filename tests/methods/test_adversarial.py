@@ -21,7 +21,7 @@ from jaxmark.methods.adversarial import (
     saturation,
 )
 from jaxmark.methods.heatmap import Generator
-from jaxmark.methods.method import Batch, LandmarkSets
+from jaxmark.methods.method import UNPAIRED, Batch, LandmarkSets
 from jaxmark.methods.views import augmented
 from jaxmark.system.errors import InputError
 
@@ -234,8 +234,8 @@ def test_training_without_the_unpaired_cohort_is_refused():
     method = SMALL.build(dataclasses.replace(TASK, unpaired=None))  # for prediction
     with pytest.raises(ValueError, match="unpaired"):
         method.phases[1].step(method.init(jax.random.key(0)), batch(), jax.random.key(0))
-    assert SMALL.needs_unpaired
-    assert not dataclasses.replace(SMALL, real="images").needs_unpaired
+    assert SMALL.needs == {UNPAIRED}
+    assert not dataclasses.replace(SMALL, real="images").needs
 
 
 def test_saturation_is_told_after_some_records_without_mistakes_or_doubt():

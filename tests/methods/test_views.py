@@ -12,7 +12,7 @@ from jaxmark.config import Augment
 from jaxmark.core import augmentation
 from jaxmark.core.anatomy import Scheme, Segment, scheme_of
 from jaxmark.core.heatmaps import decode, gaussians
-from jaxmark.methods.method import LABELS, LANDMARKS, SEGMENTS, Batch, Task
+from jaxmark.methods.method import BY_LANDMARK, BY_SEGMENT, LABELS, Batch, Task
 from jaxmark.methods.views import augmented
 
 CROP, MARGIN, SPACING = (16, 14, 12), (4, 4, 4), (1.0, 1.2, 1.5)
@@ -118,7 +118,7 @@ def sided(count=8):
 
 @pytest.mark.parametrize("turn", [0.0, 15.0])
 def test_a_mirror_image_exchanges_right_and_left_in_all_that_is_known(turn):
-    kinds = {"map": LABELS, "segment": SEGMENTS, "landmark": LANDMARKS}
+    kinds = {"map": LABELS, "segment": BY_SEGMENT, "landmark": BY_LANDMARK}
     changes = Augment(1, rotation_degrees=turn, flip=0.5)
     task = Task(SIDES, CROP, MARGIN, SPACING, changes, targets=kinds)
     data = sided()

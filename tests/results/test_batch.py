@@ -105,7 +105,7 @@ def model(folder, register="none", workers=1, shift=0.0, template=None, grid=Non
         experiment=experiment,
         preparation=folder,
         frame=frame,
-        landmarks=NAMES,
+        scheme=scheme_of(NAMES),
         predictor=Predictor(Centres().build(), 2, data_mesh()),
         variables=Variables({"shift": jnp.array(shift)}),
         calibration=promises,
