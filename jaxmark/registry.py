@@ -6,11 +6,18 @@ A new one is a line here.
 from jaxmark.data.phantoms.cow.cohort import CirclePhantom
 from jaxmark.methods.adversarial import Adversarial
 from jaxmark.methods.heatmap import HeatmapRegression
+from jaxmark.methods.multitask import Multitask
 from jaxmark.methods.noothout import RegressionClassification
 from jaxmark.methods.scn import SpatialConfiguration
 
 METHODS: dict[str, type] = {
     kind.__name__: kind
-    for kind in (HeatmapRegression, Adversarial, RegressionClassification, SpatialConfiguration)
+    for kind in (
+        HeatmapRegression,
+        Adversarial,
+        RegressionClassification,
+        SpatialConfiguration,
+        Multitask,
+    )
 }
 PHANTOMS: dict[str, type] = {kind.__name__: kind for kind in (CirclePhantom,)}

@@ -26,7 +26,7 @@ LIBRARIES = {
     "grain": ("data/pipeline.py",),
     "orbax": ("training/checkpoints.py", "system/processes.py"),
     "optax": ("methods",),
-    "flax": ("models", "methods/method.py", "core/augmentation.py"),
+    "flax": ("models", "methods/method.py", "core/augmentation.py", "core/losses.py"),
     "absl": ("main.py",),
     "ml_collections": ("main.py",),
     "matplotlib": ("results/figures.py",),

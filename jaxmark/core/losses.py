@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax import Array
 from jax.scipy.special import logsumexp
 
@@ -58,6 +59,45 @@ def weighted_heatmap_loss(
     voxels = prediction[0, ..., 0].size
     total = _over_slabs(sums, prediction, landmarks_ijk, head, slab_voxels).sum(0)
     return _masked_mean(total / voxels, known)
+
+
+def balanced_heatmap_loss(
+    prediction: Array,
+    landmarks_ijk: Array,
+    present: Array,
+    *,
+    spacing_mm: Sequence[float],
+    sigma_mm: float,
+    balance: float = 1.0,
+    absent: Array | None = None,
+    head: Head | None = None,
+    slab_voxels: int = SLAB_VOXELS_CPU,
+) -> Array:
+    """Squared error weighted by the ratio of background to foreground voxels (Tan et al. 2022).
+
+    A landmark's foreground are the voxels whose true heatmap is at least a half (ours; the paper
+    leaves it open). They weigh `ratio^balance`, the others 1: with 1, as in the paper, both halves
+    count alike; with 0 every voxel does. Arguments as `weighted_heatmap_loss`.
+
+    Returns:
+      The weighted mean over voxels, and its mean over the known landmarks of the batch.
+    """
+    known = present if absent is None else present | absent
+
+    def sums(heatmaps: Array, points: Array) -> tuple[Array, Array, Array]:
+        target = gaussians(points, heatmaps.shape[1:4], spacing_mm, sigma_mm)
+        target = target * present[:, None, None, None]
+        error, inside = (heatmaps - target) ** 2, target >= 0.5
+        foreground = jnp.where(inside, error, 0.0).sum((1, 2, 3))
+        return error.sum((1, 2, 3)), foreground, inside.sum((1, 2, 3))
+
+    parts = _over_slabs(sums, prediction, landmarks_ijk, head, slab_voxels)
+    total, foreground, count = (part.sum(0).astype(jnp.float32) for part in parts)
+    voxels = prediction[0, ..., 0].size
+    # Without a foreground its weight has nothing to weigh.
+    ratio = ((voxels - count) / jnp.maximum(count, 1)) ** balance
+    weighted = total + (ratio - 1) * foreground
+    return _masked_mean(weighted / (voxels + (ratio - 1) * count), known)
 
 
 def heatmap_cross_entropy(
@@ -124,6 +164,120 @@ def discriminator_loss(
     unsure = jax.nn.softplus(real_logits).mean()
     real = (1 - label_smoothing) * sure + label_smoothing * unsure
     return real + jax.nn.softplus(fake_logits).mean()
+
+
+@struct.dataclass
+class SegmentationSums:
+    """What Dice and cross-entropy need of a softmax over C classes; float32, over a whole batch."""
+
+    overlap: Array  # (C,) probability of the true class, where that is the class
+    predicted: Array  # (C,) probability of the class
+    voxels: Array  # (C,) voxels of the class
+    surprise: Array  # () -log probability of the true class
+
+
+def segmentation_sums(
+    prediction: Array,
+    labels: Array,
+    *,
+    head: Head | None = None,
+    slab_voxels: int = SLAB_VOXELS_CPU,
+) -> SegmentationSums:
+    """One pass over the voxels; softmax and one-hot labels exist a slab at a time.
+
+    Args:
+      prediction: logits (B, X, Y, Z, C), or with `head` the features that it makes them of.
+      labels: (B, X, Y, Z) integers under C.
+    """
+
+    def sums(slab: Array, first: Array) -> SegmentationSums:
+        logits = (slab if head is None else head(slab)).astype(jnp.float32)
+        true = jax.lax.dynamic_slice_in_dim(labels, first, slab.shape[1], axis=1)
+        is_true = true[..., None] == jnp.arange(logits.shape[-1], dtype=labels.dtype)
+        log_sum = logsumexp(logits, axis=-1, keepdims=True)
+        probability = jnp.exp(logits - log_sum)
+        axes = (0, 1, 2, 3)
+        return SegmentationSums(
+            overlap=jnp.where(is_true, probability, 0.0).sum(axes),
+            predicted=probability.sum(axes),
+            voxels=is_true.astype(jnp.float32).sum(axes),
+            surprise=log_sum.sum() - jnp.where(is_true, logits, 0.0).sum(),
+        )
+
+    slabs = map_slabs(sums, prediction, voxels=slab_voxels)
+    return jax.tree.map(lambda x: x.sum(0), slabs)
+
+
+def weighted_dice_loss(sums: SegmentationSums, *, balance: float = 1.0) -> Array:
+    """1 - Dice, a weighted mean over the classes (Tan et al. 2022); class 0 is the background.
+
+    A class weighs the ratio of background voxels to its own, raised to `balance`: 1 as in the
+    paper, 0 for a plain mean. One that the batch lacks has no ratio and weighs as much as the mean
+    of the others (ours): what is predicted of it is wrong.
+    """
+    dice = (2 * sums.overlap + 1) / (sums.predicted + sums.voxels + 1)
+    there = sums.voxels > 0
+    ratio = (sums.voxels[0] / jnp.maximum(sums.voxels, 1)) ** balance
+    mean = jnp.where(there, ratio, 0.0).sum() / jnp.maximum(there.sum(), 1)
+    weight = jnp.where(there, ratio, mean)
+    return 1 - (weight * dice).sum() / weight.sum()
+
+
+def segmentation_cross_entropy(sums: SegmentationSums) -> Array:
+    """Cross-entropy of the softmax, mean over all voxels, in nats."""
+    return sums.surprise / sums.voxels.sum()
+
+
+def attribute_loss(logits: Array, present: Array, absent: Array, *, rare: float = 1.0) -> Array:
+    """Cross-entropy of yes-or-no attributes (B, N), mean over the known ones, in nats.
+
+    `rare` is what an absent one weighs; the paper (Tan et al. 2022) states no weight: 1.
+    """
+    loss = jnp.where(present, jax.nn.softplus(-logits), jax.nn.softplus(logits))
+    weight = jnp.where(absent, rare, jnp.where(present, 1.0, 0.0))
+    return (weight * loss).sum() / jnp.maximum(weight.sum(), 1e-6)
+
+
+def self_consistency_loss(fork_logits: Array, derived: Array, may_change: Array) -> Array:
+    """Cross-entropy between derived and predicted forks (Tan et al. 2022, Eq. 1), in nats.
+
+    Args:
+      fork_logits: (B, K), y_l before its sigmoid.
+      derived: (B, K) in [0, 1], y~_l: what the predicted segments say of the landmarks.
+      may_change: (K,) bool, the set Omega. The mean is over it.
+    """
+    nats = derived * jax.nn.softplus(-fork_logits) + (1 - derived) * jax.nn.softplus(fork_logits)
+    return _masked_mean(nats, jnp.broadcast_to(may_change, nats.shape))
+
+
+def orientation_loss(
+    prediction: Array,
+    axes: Array,
+    inside: Array,
+    *,
+    head: Head | None = None,
+    slab_voxels: int = SLAB_VOXELS_CPU,
+) -> Array:
+    """1 - cos^2 between predicted vectors and vessels' axes, mean over the voxels inside.
+
+    A vessel has no sign: v and -v are one axis.
+
+    Args:
+      prediction: (B, X, Y, Z, 3), or with `head` the features that it makes them of.
+      axes: (B, X, Y, Z, 3) unit vectors.
+      inside: (B, X, Y, Z) bool.
+    """
+
+    def sums(slab: Array, first: Array) -> Array:
+        vectors = (slab if head is None else head(slab)).astype(jnp.float32)
+        count = slab.shape[1]
+        true = jax.lax.dynamic_slice_in_dim(axes, first, count, axis=1)
+        mask = jax.lax.dynamic_slice_in_dim(inside, first, count, axis=1)
+        square = (vectors * true).sum(-1) ** 2 / ((vectors**2).sum(-1) + 1e-6)
+        return jnp.where(mask, 1 - square, 0.0).sum()
+
+    total = map_slabs(sums, prediction, voxels=slab_voxels).sum()
+    return total / jnp.maximum(inside.sum(), 1)
 
 
 def _over_slabs(

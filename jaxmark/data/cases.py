@@ -223,6 +223,20 @@ def read_case(case: PreparedCase, rng: np.random.Generator) -> HostBatch:
     }
 
 
+def read_case_with_segments(case: PreparedCase, rng: np.random.Generator) -> HostBatch:
+    """As `read_case`, with which segments the case has."""
+    assert case.segments is not None
+    targets = {"segments_present": case.segments.present, "segments_absent": case.segments.absent}
+    return {**read_case(case, rng), "targets": targets}
+
+
+def read_segmented_case(case: PreparedCase, rng: np.random.Generator) -> HostBatch:
+    """As `read_case_with_segments`, with the label map."""
+    assert case.segments is not None
+    read = read_case_with_segments(case, rng)
+    return {**read, "targets": {**read["targets"], "segmentation": case.segments.label_map()}}
+
+
 def _notes(lines: object) -> tuple[str, ...]:
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
         raise ValueError("notes that are no lines")

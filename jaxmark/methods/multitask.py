@@ -1,0 +1,349 @@
+"""Landmarks, artery segments and anatomical variants from one network (Tan et al., ISBI 2022).
+
+A residual U-Net shared by four branches: heatmaps, a segmentation into the scheme's segments and
+background, and two classifications: which segments exist, and at which landmarks arteries fork. A
+segment that is missing leaves its ends on smooth stretches of vessel, so that the two must agree;
+Eq. 1 makes them.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxmark.bounds import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Problem,
+    check,
+    either,
+    positive_numbers,
+    setting,
+)
+from jaxmark.core.heatmaps import decode
+from jaxmark.core.losses import (
+    attribute_loss,
+    balanced_heatmap_loss,
+    heatmap_cross_entropy,
+    orientation_loss,
+    segmentation_cross_entropy,
+    segmentation_sums,
+    self_consistency_loss,
+    weighted_dice_loss,
+)
+from jaxmark.core.orientation import vessel_axes
+from jaxmark.core.slabs import join_slabs, map_slabs
+from jaxmark.data.cases import read_case_with_segments, read_segmented_case
+from jaxmark.methods.method import (
+    FORKS,
+    GRADIENT,
+    LABEL_MAPS,
+    LOSS,
+    SEGMENTATION,
+    SEGMENTS,
+    SEGMENTS_ABSENT,
+    SEGMENTS_PRESENT,
+    Batch,
+    Method,
+    Metrics,
+    Params,
+    Phase,
+    Prediction,
+    State,
+    Task,
+    whole_volume_stage,
+)
+from jaxmark.methods.optimizers import clipped, cosine_at_the_end
+from jaxmark.methods.views import augmented
+from jaxmark.models.blocks import append_coordinates
+from jaxmark.models.multitask import MultitaskUNet
+
+
+@dataclasses.dataclass
+class Multitask:
+    """Settings. The paper states the tasks and their losses, Adam, its rate and betas, 150 epochs.
+
+    Weights of the tasks, widths, sigma and all that has another comment are ours to choose. A task
+    of weight 0 has no branch, and what it would learn from is not read.
+    """
+
+    steps: int = setting(7_500, POSITIVE)  # 150 epochs of the paper's 50 scans
+    widths: tuple[int, ...] = setting(
+        (16, 32, 64, 128), positive_numbers("and head need positive numbers of channels")
+    )
+    # Channels of a 1^3 layer before the last of each branch by voxels; 0: none.
+    head: int = setting(64, NOT_NEGATIVE)
+    # Give the network each voxel's place in the volume: for cohorts that are registered. Paper: no.
+    coordinates: bool = False
+    # Keep fewer activations for the gradient and compute them twice.
+    remat: bool = False
+    sigma_mm: float = setting(1.5, POSITIVE)
+    # "balanced_l2" (the paper's) or "cross_entropy" (of a softmax over all voxels; ours).
+    heatmap_loss: str = setting("balanced_l2", either("balanced_l2", "cross_entropy"))
+    # Power of the ratio of background to foreground voxels that weighs the squared error and Dice;
+    # the paper: 1. 0: all voxels, and all segments, alike.
+    balance: float = setting(1.0, NOT_NEGATIVE)
+    # Weights of the tasks in the sum of losses; the heatmaps' is 1.
+    segmentation: float = setting(1.0, NOT_NEGATIVE)
+    fork_attributes: float = setting(0.1, NOT_NEGATIVE)
+    segment_attributes: float = setting(0.1, NOT_NEGATIVE)
+    consistency: float = setting(0.1, NOT_NEGATIVE)
+    # Regression of the vessels' axes: the method that the paper compares with; its own: 0.
+    orientation: float = setting(0.0, NOT_NEGATIVE)
+    # Cross-entropy added to Dice; the paper: 0.
+    label_cross_entropy: float = setting(0.0, NOT_NEGATIVE)
+    # What a missing segment, and a landmark without a fork, weighs; the paper states none: 1.
+    rare: float = setting(1.0, POSITIVE)
+    # What Eq. 1 derives of segments: "hard" (yes or no, no gradient) or "soft" (probabilities).
+    derived: str = setting("hard", either("hard", "soft"))
+    learning_rate: float = setting(1e-4, POSITIVE)
+    beta1: float = setting(0.5, SHARE)
+    # Share of the steps over which the rate falls to zero along a cosine at the end; the paper: 0.
+    decay: float = setting(0.0, SHARE)
+    # Largest norm of the gradient, a longer one is shortened; 0: any, as in the paper.
+    clip_norm: float = setting(0.0, NOT_NEGATIVE)
+
+    decoders: ClassVar[tuple[str, ...]] = ("argmax", "subvoxel")
+    metrics: ClassVar[Mapping[str, str]] = {
+        "loss": LOSS,
+        "heatmap_loss": LOSS,
+        "dice_loss": LOSS,
+        "label_cross_entropy": LOSS,
+        "orientation_loss": LOSS,
+        "fork_loss": LOSS,
+        "segment_loss": LOSS,
+        "consistency_loss": LOSS,
+        "gradient_norm": GRADIENT,
+    }
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """See `Settings`."""
+        if self.segmentation or self.orientation:
+            return frozenset({SEGMENTS, LABEL_MAPS})
+        attributes = self.fork_attributes or self.segment_attributes
+        return frozenset({SEGMENTS} if attributes else ())
+
+    def conflicts(self) -> Iterator[Problem]:
+        """See `bounds`."""
+        if self.consistency and not (self.fork_attributes and self.segment_attributes):
+            yield "consistency", "compares two classifications: both need a weight"
+        if self.label_cross_entropy and not self.segmentation:
+            yield "label_cross_entropy", "is added to Dice: segmentation needs a weight"
+
+    def misfits(self, task: Task) -> Iterator[Problem]:
+        """See `Settings`."""
+        block = 2 ** (len(self.widths) - 1)
+        if any(n % block for n in task.crop):
+            yield (
+                "config.data.crop",
+                f"{task.crop} has a side that is not a multiple of {block}, which "
+                f"{len(self.widths)} levels (config.method.widths) need",
+            )
+        scheme = task.scheme
+        if self.needs and not scheme.segments:
+            yield "config.method", "asks for segments, of which the landmarks' scheme has none"
+        elif self.fork_attributes and not scheme.may_change.any():
+            yield (
+                "config.method.fork_attributes",
+                "needs segments that may be missing and end at landmarks: state ends and "
+                "may_be_missing in the label table, or set it and consistency to 0",
+            )
+
+    def build(self, task: Task) -> Method:
+        """The method for volumes of `task.crop`, whose sides 2^(levels - 1) must divide."""
+        check(self, "config.method", task)
+        network = Network(self, task)
+        rate = cosine_at_the_end(self.learning_rate, self.steps, self.decay)
+        optimizer = clipped(self.clip_norm, optax.adam(rate, b1=self.beta1, b2=0.999))
+
+        def init(key: Array) -> State:
+            params = network.init(key)
+            return State(
+                step=jnp.zeros((), jnp.int32),
+                params={"network": params},
+                optimizer={"network": optimizer.init(params)},
+            )
+
+        def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
+            view = augmented(task, batch, key)
+            params, opt_state = state.params["network"], state.optimizer["network"]
+            differentiate = jax.value_and_grad(network.loss, has_aux=True)
+            (value, parts), gradient = differentiate(params, view)
+            update, opt_state = optimizer.update(gradient, opt_state, params)
+            new = state.replace(  # type: ignore[attr-defined]
+                step=state.step + 1,
+                params={"network": optax.apply_updates(params, update)},
+                optimizer={"network": opt_state},
+            )
+            return new, {"loss": value, **parts, "gradient_norm": optax.tree.norm(gradient)}
+
+        phase = Phase("train", self.steps, step)
+        if self.needs:
+            maps = LABEL_MAPS in self.needs
+            read = read_segmented_case if maps else read_case_with_segments
+            phase = dataclasses.replace(phase, read=read)
+        return Method(
+            init=init,
+            phases=(phase,),
+            stages=whole_volume_stage(
+                task, lambda variables, image: network.predict(variables.params["network"], image)
+            ),
+        )
+
+
+class Network:
+    """The network, the sum of its losses and its predictions, as functions of its parameters."""
+
+    def __init__(self, settings: Multitask, task: Task):
+        self.settings, self.task = settings, task
+        scheme = task.scheme
+        classified = settings.segmentation > 0
+        self._net = MultitaskUNet(
+            widths=settings.widths,
+            landmarks=len(scheme.landmarks),
+            classes=1 + len(scheme.segments) if classified else 0,
+            orientation=settings.orientation > 0,
+            fork_attributes=len(scheme.landmarks) if settings.fork_attributes else 0,
+            segment_attributes=len(scheme.segments) if settings.segment_attributes else 0,
+            head=settings.head,
+            dtype=task.dtype,
+            remat=settings.remat,
+        )
+
+    def init(self, key: Array) -> Params:
+        """Parameters of the body and of every branch that has a weight."""
+        channels = 4 if self.settings.coordinates else 1
+        return self._net.init(key, jnp.zeros((1, *self.task.crop, channels)))
+
+    def _branch(self, params: Params, name: str) -> Callable[[Array], Array]:
+        return lambda x: jnp.asarray(self._net.apply(params, x, method=name))
+
+    def features(self, params: Params, image: Array) -> Array:
+        """Volumes (B, X, Y, Z, 1) -> what all branches share."""
+        image = append_coordinates(image) if self.settings.coordinates else image
+        return self._branch(params, "features")(image)
+
+    def loss(self, params: Params, view: Batch) -> tuple[Array, Metrics]:
+        """The weighted sum of all tasks' losses (section 2.2), and each by itself."""
+        settings = self.settings
+        features = self.features(params, view.image)
+        losses = {"heatmap_loss": (1.0, self.heatmap_loss(params, features, view))}
+        if settings.segmentation:
+            sums = segmentation_sums(
+                features,
+                view.targets[SEGMENTATION],
+                head=self._branch(params, "labels"),
+                slab_voxels=self.task.slab_voxels,
+            )
+            dice = weighted_dice_loss(sums, balance=settings.balance)
+            losses["dice_loss"] = settings.segmentation, dice
+            if settings.label_cross_entropy:
+                nats = segmentation_cross_entropy(sums)
+                losses["label_cross_entropy"] = settings.label_cross_entropy, nats
+        if settings.orientation:
+            axes = self.orientation_loss(params, features, view.targets[SEGMENTATION])
+            losses["orientation_loss"] = settings.orientation, axes
+        losses |= self.attribute_losses(params, features, view)
+        total = sum((weight * value for weight, value in losses.values()), jnp.zeros(()))
+        return total, {name: value for name, (_, value) in losses.items()}
+
+    def heatmap_loss(self, params: Params, features: Array, view: Batch) -> Array:
+        """L2 to the Gaussians of Eq. 2, weighted by background to foreground; or in its place."""
+        settings, task = self.settings, self.task
+        loss: Callable[..., Array] = functools.partial(
+            balanced_heatmap_loss, balance=settings.balance
+        )
+        if settings.heatmap_loss == "cross_entropy":
+            loss = functools.partial(heatmap_cross_entropy, presence=task.presence)
+        return loss(
+            features,
+            view.landmarks_ijk,
+            view.present,
+            absent=view.absent,
+            head=self._branch(params, "heatmaps"),
+            spacing_mm=task.spacing_mm,
+            sigma_mm=settings.sigma_mm,
+            slab_voxels=task.slab_voxels,
+        )
+
+    def attribute_losses(
+        self, params: Params, features: Array, view: Batch
+    ) -> dict[str, tuple[float, Array]]:
+        """Weight and cross-entropy of the two classifications, and of their agreement (Eq. 1)."""
+        settings, scheme = self.settings, self.task.scheme
+        losses: dict[str, tuple[float, Array]] = {}
+        rated = functools.partial(attribute_loss, rare=settings.rare)
+        if not (settings.segment_attributes or settings.fork_attributes):
+            return losses
+        present, absent = view.targets[SEGMENTS_PRESENT], view.targets[SEGMENTS_ABSENT]
+        if settings.segment_attributes:
+            segments = self._branch(params, "segments")(features)
+            loss = rated(segments, present, absent)
+            losses["segment_loss"] = settings.segment_attributes, loss
+        if settings.fork_attributes:
+            forks = self._branch(params, "forks")(features)
+            loss = rated(forks, *scheme.forks(present, absent))
+            losses["fork_loss"] = settings.fork_attributes, loss
+        if settings.consistency:
+            derived = self.derived_forks(segments)
+            loss = self_consistency_loss(forks, derived, jnp.asarray(scheme.may_change))
+            losses["consistency_loss"] = settings.consistency, loss
+        return losses
+
+    def derived_forks(self, segment_logits: Array) -> Array:
+        """y~_l of Eq. 1, (B, K) in [0, 1]: no segment is missing that meets the landmark."""
+        scheme = self.task.scheme
+        if self.settings.derived == "hard":
+            there = segment_logits > 0
+            return scheme.forks(there, ~there)[0].astype(jnp.float32)
+        meets = jnp.asarray(scheme.incidence & scheme.may_be_missing[:, None], jnp.float32)
+        # Of independent segments: the product of their probabilities.
+        return jnp.exp(jax.nn.log_sigmoid(segment_logits) @ meets)
+
+    def orientation_loss(self, params: Params, features: Array, labels: Array) -> Array:
+        """1 - cos^2 to the vessels' axes: the task of the method that the paper compares with."""
+        inside = labels > 0
+        return orientation_loss(
+            features,
+            vessel_axes(inside, self.task.spacing_mm),
+            inside,
+            head=self._branch(params, "axes"),
+            slab_voxels=self.task.slab_voxels,
+        )
+
+    def predict(self, params: Params, image: Array) -> Prediction:
+        """Volumes (B, X, Y, Z, 1) -> landmarks, labels, and probabilities of the attributes."""
+        settings, task = self.settings, self.task
+        features = self.features(params, image)
+        peak, fine, score, evidence = decode(
+            features,
+            self._branch(params, "heatmaps"),
+            spacing_mm=task.spacing_mm,
+            sigma_mm=settings.sigma_mm,
+            softmax=settings.heatmap_loss == "cross_entropy",
+            slab_voxels=task.slab_voxels,
+        )
+        maps: dict[str, Any] = {}
+        if settings.segmentation:
+            labels = self._branch(params, "labels")
+            slabs = map_slabs(
+                lambda slab, _: jnp.argmax(labels(slab), axis=-1).astype(jnp.uint8),
+                features,
+                voxels=task.slab_voxels,
+            )
+            maps[SEGMENTATION] = join_slabs(slabs)
+        probabilities = {}
+        if settings.segment_attributes:
+            logits = self._branch(params, "segments")(features)
+            probabilities[SEGMENTS_PRESENT] = jax.nn.sigmoid(logits)
+        if settings.fork_attributes:
+            probabilities[FORKS] = jax.nn.sigmoid(self._branch(params, "forks")(features))
+        positions = {"argmax": peak, "subvoxel": fine}
+        return Prediction(positions, score, evidence, maps, probabilities)

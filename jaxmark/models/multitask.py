@@ -1,0 +1,115 @@
+"""One residual U-Net with a branch for each of several tasks (Tan et al., ISBI 2022)."""
+
+import functools
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from jaxmark.core.conv import max_pool_2
+from jaxmark.models.blocks import Conv, Pointwise, ResidualBlock, append_coordinates
+from jaxmark.models.unet import UNetBody
+
+
+class MultitaskUNet(nn.Module):
+    """A shared body and a branch a task; a count of 0 leaves a branch out.
+
+    Input `(B, X, Y, Z, C)`; X, Y and Z must be multiples of `2 ** (levels - 1)`. Branches by voxels
+    (`heatmaps`, `labels`, `axes`) work on any part of the features and give float32 channels last;
+    those of attributes look at all of them and give logits `(B, count)`. The paper draws the
+    branches and describes none: their layers are ours.
+    """
+
+    widths: Sequence[int]
+    landmarks: int
+    classes: int = 0  # of the segmentation, the background among them
+    orientation: bool = False
+    fork_attributes: int = 0
+    segment_attributes: int = 0
+    head: int = 0
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+    def setup(self) -> None:
+        self.body = UNetBody(self.widths, dtype=self.dtype, remat=self.remat)
+        by_voxel = functools.partial(Pointwise, hidden=self.head, dtype=self.dtype)
+        self.landmark_branch = by_voxel(self.landmarks)
+        if self.classes:
+            self.label_branch = by_voxel(self.classes)
+        if self.orientation:
+            self.axis_branch = by_voxel(3)
+        depth = len(self.widths) - 1
+        if self.fork_attributes:
+            self.fork_branch = AttributeBranch(self.fork_attributes, depth, self.dtype)
+        if self.segment_attributes:
+            self.segment_branch = AttributeBranch(self.segment_attributes, depth, self.dtype)
+
+    def __call__(self, x: Array) -> list[Array]:
+        """All branches, so that `init` makes parameters for each."""
+        features = self.features(x)
+        made = [self.heatmaps(features)]
+        made += [self.labels(features)] if self.classes else []
+        made += [self.axes(features)] if self.orientation else []
+        made += [self.forks(features)] if self.fork_attributes else []
+        made += [self.segments(features)] if self.segment_attributes else []
+        return made
+
+    def features(self, x: Array) -> Array:
+        """`(B, X, Y, Z, widths[0])`, what all branches share."""
+        return self.body(x)
+
+    def heatmaps(self, features: Array) -> Array:
+        """`(..., landmarks)`"""
+        return self.landmark_branch(features)
+
+    def labels(self, features: Array) -> Array:
+        """Logits `(..., classes)`."""
+        return self.label_branch(features)
+
+    def axes(self, features: Array) -> Array:
+        """Vectors `(..., 3)` of any length."""
+        return self.axis_branch(features)
+
+    def forks(self, features: Array) -> Array:
+        """Logits `(B, fork_attributes)`."""
+        return self.fork_branch(features)
+
+    def segments(self, features: Array) -> Array:
+        """Logits `(B, segment_attributes)`."""
+        return self.segment_branch(features)
+
+
+class AttributeBranch(nn.Module):
+    """Features of a volume to a logit for each attribute, each looking at a place of its own.
+
+    Down by a factor of 2 `depth` times with maxima, which keep thin vessels; then each attribute
+    has a softmax over the voxels, and a linear layer on the features that it picks. Coordinates are
+    among them: right and left look alike.
+    """
+
+    count: int
+    depth: int
+    dtype: DTypeLike = jnp.float32
+    width: int = 64
+
+    @nn.compact
+    def __call__(self, features: Array) -> Array:
+        x = features
+        for level in range(self.depth):
+            x = max_pool_2(x)
+            # Where there are few voxels: on finer levels a block would cost as much as the U-Net.
+            if level == 1 or level == self.depth - 1:
+                x = ResidualBlock(self.width, dtype=self.dtype)(append_coordinates(x))
+        if not self.depth:
+            x = append_coordinates(x)
+        where = Conv(self.count, kernel=1, dtype=self.dtype)(x).astype(jnp.float32)
+        shape = where.shape
+        share = jax.nn.softmax(where.reshape(shape[0], -1, self.count), axis=1)
+        seen = x.astype(jnp.float32).reshape(shape[0], share.shape[1], -1)
+        picked = jnp.einsum("bpn,bpc->bnc", share, seen)
+        kernel = self.param("kernel", nn.initializers.normal(1e-2), (self.count, picked.shape[-1]))
+        bias = self.param("bias", nn.initializers.zeros, (self.count,))
+        return (picked * kernel).sum(-1) + bias

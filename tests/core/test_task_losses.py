@@ -1,0 +1,144 @@
+"""Losses of the multi-task network against float64 NumPy, with and without a head, in slabs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmark.core.losses import (
+    attribute_loss,
+    balanced_heatmap_loss,
+    orientation_loss,
+    segmentation_cross_entropy,
+    segmentation_sums,
+    self_consistency_loss,
+    weighted_dice_loss,
+)
+
+SHAPE = (8, 5, 6)
+PLACE = {"spacing_mm": (1.0, 1.0, 2.0), "sigma_mm": 1.5}
+# All at once, and a plane at a time.
+SLABS = pytest.mark.parametrize("slab_voxels", [10_000, 30])
+
+
+def targets(points):
+    grid = np.stack(np.meshgrid(*(np.arange(n) for n in SHAPE), indexing="ij"), -1)
+    squared = (((grid[..., None, :] - points) * PLACE["spacing_mm"]) ** 2).sum(-1)
+    return np.exp(-squared / (2 * PLACE["sigma_mm"] ** 2))
+
+
+@SLABS
+@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
+def test_balanced_heatmaps(slab_voxels, balance):
+    rng = np.random.default_rng(0)
+    maps, points = rng.normal(size=(2, *SHAPE, 3)), rng.uniform(0, 5, (2, 3, 3))
+    present = np.array([[True, False, True], [True, True, False]])
+    absent = np.array([[False, True, False], [False, False, False]])
+    total = 0.0
+    for b, k in zip(*np.nonzero(present | absent), strict=True):
+        target = targets(points[b])[..., k] * present[b, k]
+        inside = target >= 0.5
+        ratio = ((~inside).sum() / max(inside.sum(), 1)) ** balance
+        weight = np.where(inside, ratio, 1.0)
+        total += (weight * (maps[b, ..., k] - target) ** 2).sum() / weight.sum()
+    loss = functools.partial(
+        balanced_heatmap_loss, balance=balance, slab_voxels=slab_voxels, absent=absent, **PLACE
+    )
+    args = jnp.asarray(points, jnp.float32), present
+    found = jax.jit(loss)(jnp.asarray(maps, jnp.float32), *args)
+    assert found == pytest.approx(total / (present | absent).sum(), rel=1e-5)
+    doubled = loss(jnp.asarray(maps / 2, jnp.float32), *args, head=lambda x: 2 * x)
+    assert doubled == pytest.approx(float(found), rel=1e-5)
+
+
+def segmentation(seed=0, classes=4, missing=None):
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(classes, size=(2, *SHAPE), p=[0.7, 0.1, 0.15, 0.05])
+    if missing is not None:
+        labels[labels == missing] = 0
+    return rng.normal(size=(2, *SHAPE, classes)), labels.astype(np.uint8)
+
+
+@SLABS
+@pytest.mark.parametrize("balance", [0.0, 1.0])
+@pytest.mark.parametrize("missing", [None, 2])
+def test_weighted_dice_and_cross_entropy(slab_voxels, balance, missing):
+    logits, labels = segmentation(missing=missing)
+    softmax = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    one_hot = np.eye(4)[labels]
+    axes = (0, 1, 2, 3)
+    voxels = one_hot.sum(axes)
+    dice = (2 * (softmax * one_hot).sum(axes) + 1) / (softmax.sum(axes) + voxels + 1)
+    there = voxels > 0
+    weight = (voxels[0] / np.where(there, voxels, 1)) ** balance
+    weight[~there] = weight[there].mean()
+    expected = 1 - (weight * dice).sum() / weight.sum()
+
+    def losses(x, head=None):
+        sums = segmentation_sums(x, jnp.asarray(labels), head=head, slab_voxels=slab_voxels)
+        return weighted_dice_loss(sums, balance=balance), segmentation_cross_entropy(sums)
+
+    found, nats = jax.jit(losses)(jnp.asarray(logits, jnp.float32))
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert nats == pytest.approx(-np.log((softmax * one_hot).sum(-1)).mean(), rel=1e-5)
+    by_head = losses(jnp.asarray(logits / 2, jnp.float32), lambda x: 2 * x)
+    assert np.allclose(by_head, (found, nats), rtol=1e-5)
+
+
+def test_dice_is_nothing_for_a_perfect_segmentation():
+    _, labels = segmentation()
+    logits = 30.0 * jnp.asarray(np.eye(4)[labels])
+    sums = segmentation_sums(logits, jnp.asarray(labels))
+    assert abs(weighted_dice_loss(sums)) < 1e-4 and segmentation_cross_entropy(sums) < 1e-4
+
+
+def test_the_gradient_of_dice_is_that_of_the_plain_formula():
+    logits, labels = segmentation()
+    one_hot = jnp.asarray(np.eye(4)[labels])
+
+    def plain(x):
+        p, axes = jax.nn.softmax(x), (0, 1, 2, 3)
+        n = one_hot.sum(axes)
+        dice = (2 * (p * one_hot).sum(axes) + 1) / (p.sum(axes) + n + 1)
+        return 1 - (n[0] / n * dice).sum() / (n[0] / n).sum()
+
+    def fused(x):
+        return weighted_dice_loss(segmentation_sums(x, jnp.asarray(labels), slab_voxels=30))
+
+    x = jnp.asarray(logits, jnp.float32)
+    np.testing.assert_allclose(jax.grad(fused)(x), jax.grad(plain)(x), atol=1e-7, rtol=1e-3)
+
+
+def test_attributes_that_are_not_known_have_no_say():
+    logits = jnp.array([[2.0, -1.0, 5.0]])
+    present, absent = jnp.array([[True, False, False]]), jnp.array([[False, True, False]])
+    yes, no = np.log1p(np.exp(-2.0)), np.log1p(np.exp(-1.0))
+    assert attribute_loss(logits, present, absent) == pytest.approx((yes + no) / 2)
+    found = attribute_loss(logits, present, absent, rare=3.0)
+    assert found == pytest.approx((yes + 3 * no) / 4)
+    nothing = jnp.zeros((1, 3), bool)
+    assert attribute_loss(logits, nothing, nothing) == 0
+
+
+def test_self_consistency_is_over_the_landmarks_that_may_change():
+    logits, derived = jnp.array([[1.0, -2.0, 9.0]]), jnp.array([[1.0, 0.25, 0.0]])
+    first, second = -np.log(1 / (1 + np.exp(-1.0))), 1 / (1 + np.exp(2.0))
+    second = -(0.25 * np.log(second) + 0.75 * np.log(1 - second))
+    found = self_consistency_loss(logits, derived, np.array([True, True, False]))
+    assert found == pytest.approx((first + second) / 2, rel=1e-5)
+
+
+@SLABS
+def test_orientation_has_no_sign_and_no_length(slab_voxels):
+    rng = np.random.default_rng(0)
+    vectors, axes = rng.normal(size=(2, 1, *SHAPE, 3)).astype(np.float32)
+    axes /= np.linalg.norm(axes, axis=-1, keepdims=True)
+    inside = rng.random((1, *SHAPE)) < 0.3
+    cosine = (vectors * axes).sum(-1) / np.linalg.norm(vectors, axis=-1)
+    expected = (1 - cosine**2)[inside].mean()
+    for x in (vectors, -7 * vectors):
+        found = orientation_loss(jnp.asarray(x), axes, inside, slab_voxels=slab_voxels)
+        assert found == pytest.approx(expected, rel=1e-4)
+    assert orientation_loss(jnp.asarray(vectors), axes, np.zeros_like(inside)) == 0
