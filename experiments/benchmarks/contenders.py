@@ -221,10 +221,10 @@ class JaxContender:
         def train(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
             return phase.step(state, batch, jax.random.fold_in(key, state.step))
 
-        def predict(variables: Variables, image: Array) -> tuple[Array, Array]:
+        def predict(variables: Variables, image: Array) -> tuple[Any, ...]:
             found = method.stages[0].run(variables, {"image": image})
             # XLA leaves sub-voxel decoding out, as nothing asks for it.
-            return found.positions_ijk["argmax"], found.score
+            return found.positions_ijk["argmax"], found.score, found.maps, found.probabilities
 
         if work == "inference":
             return jax.jit(predict).lower(state.variables, batch.image)

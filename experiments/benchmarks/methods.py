@@ -13,9 +13,22 @@ import numpy as np
 from experiments.benchmarks.common import WORKS, Options, Row, Spec
 from experiments.benchmarks.contenders import JaxContender, task
 from experiments.benchmarks.timing import Worker, WorkerError, interleave, job, median_ms, ratio
+from jaxmark.core.anatomy import Scheme, Segment
 from jaxmark.methods.adversarial import Adversarial
 from jaxmark.methods.heatmap import HeatmapRegression
-from jaxmark.methods.method import LandmarkSets, Method, Settings, State
+from jaxmark.methods.method import (
+    BY_SEGMENT,
+    LABEL_MAPS,
+    LABELS,
+    SEGMENTATION,
+    SEGMENTS_ABSENT,
+    SEGMENTS_PRESENT,
+    LandmarkSets,
+    Method,
+    Settings,
+    State,
+)
+from jaxmark.methods.multitask import Multitask
 from jaxmark.methods.noothout import RegressionClassification
 from jaxmark.methods.scn import RECIPES, SpatialConfiguration, training_memory
 
@@ -93,8 +106,34 @@ def noothout(spec: Spec) -> RegressionClassification:
     )
 
 
+def multitask(spec: Spec) -> Multitask:
+    """All four tasks of the paper."""
+    return Multitask(widths=spec.widths, head=spec.head)
+
+
+TARGETS = {SEGMENTATION: LABELS, SEGMENTS_PRESENT: BY_SEGMENT, SEGMENTS_ABSENT: BY_SEGMENT}
+
+
+def segmented(scheme: Scheme) -> Scheme:
+    """The landmarks with 20 segments that may be missing, as many as the Circle of Willis has."""
+    names = scheme.landmarks
+    ends = [(names[i % len(names)], names[(i + 1) % len(names)]) for i in range(20)]
+    segments = tuple(Segment(f"segment {i}", end, True) for i, end in enumerate(ends))
+    return dataclasses.replace(scheme, segments=segments)
+
+
+def example_segments(spec: Spec) -> dict[str, np.ndarray]:
+    """A batch of label maps as noise, a twentieth of the voxels in some segment."""
+    rng = np.random.default_rng(0)
+    shape = (spec.batch, *(n + 2 * spec.margin for n in spec.volume))
+    labels = rng.integers(1, 21, shape, np.uint8) * (rng.random(shape, np.float32) < 0.05)
+    there = rng.random((spec.batch, 20)) < 0.9
+    return {SEGMENTATION: labels, SEGMENTS_PRESENT: there, SEGMENTS_ABSENT: ~there}
+
+
 CONTENDERS = {
     "heatmap": Contender(heatmap, ("generator",)),
+    "multitask": Contender(multitask, ("network",)),
     "adversarial": Contender(adversarial, ("generator", "discriminator"), 1, ("step",)),
     "SCN 2019": Contender(lambda spec: scn(spec, "2019"), ("scn",)),
     "SCN 2019, remat": Contender(lambda spec: scn(spec, "2019", True), ("scn",), 0, ("step",)),
@@ -164,6 +203,10 @@ class MethodContender(JaxContender):
         self.phase = CONTENDERS[name].phase
         self.settings = CONTENDERS[name].settings(spec)
         super().__init__(spec, name)
+        if self.settings.needs & {LABEL_MAPS}:
+            self.batch = self.batch.replace(  # type: ignore[attr-defined]
+                targets=jax.device_put(example_segments(spec))
+            )
 
     def method(self, dtype: str) -> Method:
         """By its public way."""
@@ -175,6 +218,8 @@ class MethodContender(JaxContender):
             np.ones(shape, bool),
         )
         found = dataclasses.replace(task(self.spec, jnp.dtype(dtype)), unpaired=others)
+        if self.settings.needs & {LABEL_MAPS}:
+            found = dataclasses.replace(found, scheme=segmented(found.scheme), targets=TARGETS)
         return self.settings.build(found)
 
     def initial(self) -> State:

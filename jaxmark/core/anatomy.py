@@ -73,15 +73,23 @@ class Scheme:
 
     @cached_property
     def mirrored_segments(self) -> np.ndarray:
-        """(S,) int: index of each segment's mirror image, which joins the mirrored landmarks.
+        """(S,) int: index of each segment's mirror image, its own for one in the middle.
 
-        A segment without one is its own. ValueError where two segments have the same ends.
+        Two whose names differ in R and L, or right and left, are mirror images; else the one that
+        alone joins the mirrored landmarks.
         """
+        names = [segment.name for segment in self.segments]
+        twin = dict(_pairs(names))
+        twin |= {left: right for right, left in twin.items()}
         ends = [frozenset(self.landmark(end) for end in s.ends) for s in self.segments]
-        if len(set(ends)) < len(ends):
-            raise ValueError(f"{self.name}: two segments have the same ends")
-        twins = [frozenset(int(self.mirrored[end]) for end in of_one) for of_one in ends]
-        return np.array([ends.index(t) if t in ends else i for i, t in enumerate(twins)], int)
+        found = []
+        for i, name in enumerate(names):
+            image = frozenset(int(self.mirrored[end]) for end in ends[i])
+            alone = ends.count(image) == 1 and ends.count(ends[i]) == 1
+            found.append(names.index(twin[name]) if name in twin else i)
+            if name not in twin and alone:
+                found[-1] = ends.index(image)
+        return np.array(found, int)
 
     def forks(self, present: Any, absent: Any) -> tuple[Any, Any]:
         """Which landmarks are bifurcations, and which are none, as far as segments are known.
@@ -118,9 +126,12 @@ def scheme_of(landmarks: Sequence[str], segments: Sequence[Segment] = ()) -> Sch
     """
     if tuple(landmarks) == COW19.landmarks and tuple(segments) in ((), COW19.segments):
         return COW19
-    known = set(landmarks)
-    pairs = [(name, twin) for name in landmarks if (twin := _left_of(name)) in known]
-    return Scheme("own", tuple(landmarks), tuple(pairs), tuple(segments))
+    return Scheme("own", tuple(landmarks), tuple(_pairs(landmarks)), tuple(segments))
+
+
+def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """(right, left) among names."""
+    return [(name, twin) for name in names if (twin := _left_of(name)) in names]
 
 
 # Words, or letters by themselves, that say where something is.

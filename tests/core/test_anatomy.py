@@ -102,7 +102,15 @@ def test_mirrored_segments_join_mirrored_landmarks():
     assert alone == ["ACoA", "BA"]
 
 
-def test_segments_with_the_same_ends_have_no_mirror_images():
-    twice = Scheme("loops", ("a",), (), (Segment("one", ("a",)), Segment("two", ("a",))))
-    with pytest.raises(ValueError, match="two segments have the same ends"):
-        _ = twice.mirrored_segments
+def test_segments_without_ends_are_mirrored_by_their_names():
+    named = [Segment("left PCA", ()), Segment("BA", ()), Segment("right PCA", ())]
+    assert scheme_of(("a",), named).mirrored_segments.tolist() == [2, 1, 0]
+
+
+def test_segments_without_sides_in_their_names_are_mirrored_by_their_ends():
+    names = ("a R", "a L", "middle")
+    arms = [Segment("one", ("a R", "middle")), Segment("two", ("a L", "middle"))]
+    assert scheme_of(names, arms).mirrored_segments.tolist() == [1, 0]
+    # Of two with the same ends it is not known which is whose.
+    doubled = [*arms, Segment("three", ("a L", "middle"))]
+    assert scheme_of(names, doubled).mirrored_segments.tolist() == [0, 1, 2]
