@@ -16,22 +16,19 @@ people's landmarks, each set in its own scanner's frame (`experiments/phantoms/r
 """
 
 import dataclasses
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 
 from experiments import cow
-from experiments.rows import Row, train_and_compare
+from experiments.tables import Table
 from jaxmark.config import Experiment
 from jaxmark.methods.adversarial import Adversarial
 from jaxmark.methods.heatmap import HeatmapRegression
 from jaxmark.methods.noothout import RegressionClassification
 from jaxmark.methods.scn import SpatialConfiguration
-from jaxmark.results.compare import Published, as_text, write_comparison
-from jaxmark.system.errors import InputError
+from jaxmark.results.compare import Published
 
 # Of Table 1 of the paper: MRE (SD) mm, and SDR in % at 2, 3, 4, 5 and 6 mm.
 PAPER: dict[str, Published] = {
@@ -147,14 +144,21 @@ SIZES: dict[str, Callable[[], Experiment]] = {
 }
 
 
+TABLE = Table(
+    name="cow_table1",
+    sizes=SIZES,
+    rows=ROWS,
+    reference=REFERENCE,
+    note="Synthetic scans, the same splits for all rows; beside it the paper's figures, of other "
+    "data.",
+    published=PAPER,
+    extra=EXTRA,
+)
+
+
 def get_config(preset: str = "small/D-MRA-CTA-dagger") -> Experiment:
     """`SIZE/ROW`; ValueError for one that does not exist."""
-    size, _, row = preset.partition("/")
-    if size not in SIZES or row not in (*ROWS, *EXTRA):
-        raise ValueError(
-            f"there is no preset {preset!r}, but SIZE/ROW with SIZE of {', '.join(SIZES)} and ROW "
-            f"of {', '.join((*ROWS, *EXTRA))}"
-        )
+    size, row = TABLE.split(preset)
     experiment = SIZES[size]()
     full = experiment.method
     experiment.name = f"cow_table1_{size}_{row.lower().replace('%', '')}"
@@ -182,65 +186,20 @@ def get_config(preset: str = "small/D-MRA-CTA-dagger") -> Experiment:
     return experiment
 
 
-def _flags() -> None:
-    flags.DEFINE_enum("preset", "small", list(SIZES), "Size of scans and length of training.")
-    flags.DEFINE_list("rows", list(ROWS), "Which rows.")
-    flags.DEFINE_list("seeds", ["0"], "Each row is trained with each of these, and averaged.")
-    flags.DEFINE_string("workdir", None, "Folder of all runs; default: runs/cow_table1_PRESET.")
-    flags.DEFINE_string("real_landmarks", None, "CSV of real people's landmarks: one row more.")
-
-
 def main(argv: Sequence[str]) -> None:
-    """Exit code 1 for a flag that can't be, or where a row's training ends with an error."""
+    """See `Table.run`."""
     values = flags.FLAGS
-    try:
-        names = list(values.rows)
-        for name in names:
-            if name not in (*ROWS, HEATMAPS, CELLS, LATER):
-                known = ", ".join((*ROWS, HEATMAPS, CELLS, LATER))
-                raise InputError("--rows", f"{name!r} is not one of {known}")
-        if not all(seed.isdecimal() for seed in values.seeds):
-            raise InputError("--seeds", f"{','.join(values.seeds)!r} is not whole numbers")
-        if len(argv) > 1:
-            raise InputError("command line", f"unexpected argument {argv[1]!r}")
-        if values.real_landmarks:
-            names.append(REAL)
-        folder = Path(values.workdir or f"runs/cow_table1_{values.preset}")
-        rows = [
-            table_row(values.preset, name, values.seeds, folder, values.real_landmarks)
-            for name in names
-        ]
-        found = train_and_compare(rows, REFERENCE)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    page = write_comparison(
-        found,
-        folder,
-        title=f"Table 1, {values.preset}",
-        note="Synthetic scans, the same splits for all rows; beside it the paper's figures, of "
-        "other data.",
-        published=PAPER,
-    )
-    print(as_text(found, PAPER))
-    print(f"table: {page}")
-
-
-def table_row(
-    size: str, name: str, seeds: Sequence[str], folder: Path, real_landmarks: str | None = None
-) -> Row:
-    """How a row is trained: with each seed in `folder/NAME-SEED`.
-
-    `real_landmarks` is the table of the row `REAL` alone.
-    """
-    return Row(
-        name=name,
-        config=f"experiments/cow_table1.py:{size}/{name}",
-        homes={seed: folder / f"{name}-{seed}" for seed in seeds},
-        overrides=[f"--config.data.unpaired={real_landmarks}"] if name == REAL else [],
+    real = values.real_landmarks
+    TABLE.run(
+        argv,
+        f"Table 1, {values.preset}",
+        more=[REAL] if real else [],
+        hidden=[REAL],
+        overrides={REAL: [f"--config.data.unpaired={real}"]},
     )
 
 
 if __name__ == "__main__":
-    _flags()
+    TABLE.define_flags()
+    flags.DEFINE_string("real_landmarks", None, "CSV of real people's landmarks: one row more.")
     app.run(main)

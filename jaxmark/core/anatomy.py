@@ -131,7 +131,8 @@ def scheme_of(landmarks: Sequence[str], segments: Sequence[Segment] = ()) -> Sch
 
 def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
     """(right, left) among names."""
-    return [(name, twin) for name in names if (twin := _left_of(name)) in names]
+    twins = {name: _left_of(name) for name in names}
+    return [(name, twin) for name, twin in twins.items() if twin is not None and twin in twins]
 
 
 # Words, or letters by themselves, that say where something is.

@@ -1,0 +1,107 @@
+"""A paper's table as one command: its flags, its rows trained one after the other, and the page.
+
+What is finished is not done again, and a row that was stopped continues.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments.rows import Row, train_and_compare
+from jaxmark.config import Experiment
+from jaxmark.results.compare import Published, as_text, write_comparison
+from jaxmark.system.errors import InputError
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one experiment file, whose presets are `SIZE/ROW`."""
+
+    name: str  # of the file, experiments/NAME.py, and of the runs' folder
+    sizes: Mapping[str, Callable[[], Experiment]]
+    rows: Sequence[str]
+    reference: str  # the row that the others are compared with
+    note: str
+    published: Mapping[str, Published]
+    extra: Sequence[str] = ()  # rows that are trained where they are asked for
+
+    def split(self, preset: str) -> tuple[str, str]:
+        """Size and row; ValueError for a preset that does not exist."""
+        size, _, row = preset.partition("/")
+        if size not in self.sizes or row not in (*self.rows, *self.extra):
+            listed = ", ".join((*self.rows, *self.extra))
+            raise ValueError(
+                f"there is no preset {preset!r}, but SIZE/ROW with SIZE of "
+                f"{', '.join(self.sizes)} and ROW of {listed}"
+            )
+        return size, row
+
+    def define_flags(self) -> None:
+        """Those that every table has."""
+        flags.DEFINE_enum(
+            "preset", "small", list(self.sizes), "Size of scans and length of training."
+        )
+        flags.DEFINE_list("rows", list(self.rows), "Which rows.")
+        flags.DEFINE_list("seeds", ["0"], "Each row is trained with each of these, and averaged.")
+        flags.DEFINE_string("workdir", None, f"Folder of all runs; default: runs/{self.name}_*.")
+
+    def row(self, size: str, name: str, seeds: Sequence[str], folder: Path, *overrides: str) -> Row:
+        """How a row is trained: with each seed in `folder/NAME-SEED`."""
+        homes = {seed: folder / f"{name}-{seed}" for seed in seeds}
+        return Row(name, f"experiments/{self.name}.py:{size}/{name}", homes, list(overrides))
+
+    def run(
+        self,
+        argv: Sequence[str],
+        title: str,
+        *,
+        suffix: str = "",
+        more: Sequence[str] = (),
+        hidden: Sequence[str] = (),
+        overrides: Mapping[str, Sequence[str]] | None = None,
+        always: Sequence[str] = (),
+    ) -> None:
+        """Train the rows that the flags ask for and write the table.
+
+        Exit code 1 for a flag that can't be, or where a row's training ends with an error.
+
+        Args:
+          suffix: of the runs' folder.
+          more: rows beside those of --rows; `hidden` ones are not to be asked for by it.
+          overrides: row -> arguments of `jaxmark.main` for it alone; `always` are for all.
+        """
+        values: Any = flags.FLAGS
+        try:
+            known = [name for name in (*self.rows, *self.extra) if name not in hidden]
+            for name in values.rows:
+                if name not in known:
+                    raise InputError("--rows", f"{name!r} is not one of {', '.join(known)}")
+            if not all(seed.isdecimal() for seed in values.seeds):
+                raise InputError("--seeds", f"{','.join(values.seeds)!r} is not whole numbers")
+            if len(argv) > 1:
+                raise InputError("command line", f"unexpected argument {argv[1]!r}")
+            folder = Path(values.workdir or f"runs/{self.name}_{values.preset}{suffix}")
+            rows = [
+                self.row(
+                    values.preset,
+                    name,
+                    values.seeds,
+                    folder,
+                    *always,
+                    *(overrides or {}).get(name, ()),
+                )
+                for name in (*values.rows, *more)
+            ]
+            found = train_and_compare(rows, self.reference)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        page = write_comparison(
+            found, folder, title=title, note=self.note, published=self.published
+        )
+        print(as_text(found, self.published))
+        print(f"table: {page}")

@@ -1,0 +1,68 @@
+"""The ablation's rows: each has one task more than the one before, and all else is the same."""
+
+import pytest
+
+from experiments import cow_multitask
+from jaxmark.config import to_json, validate
+from jaxmark.core.anatomy import COW19
+from jaxmark.methods.method import LABEL_MAPS, SEGMENTS, Task
+
+TASKS = (
+    "segmentation",
+    "fork_attributes",
+    "segment_attributes",
+    "consistency",
+    "orientation",
+)
+
+
+def config(row, size="small"):
+    return to_json(cow_multitask.get_config(f"{size}/{row}"))
+
+
+@pytest.mark.parametrize("size", cow_multitask.SIZES)
+@pytest.mark.parametrize("row", cow_multitask.TABLE.rows)
+def test_every_row_is_an_experiment_that_fits_its_volumes(size, row):
+    experiment = validate(cow_multitask.get_config(f"{size}/{row}"))
+    data = experiment.data
+    task = Task(COW19, data.crop, data.margins, data.spacing_mm, experiment.augment)
+    assert experiment.method.build(task).phases
+    assert experiment.phantom.scheme is COW19
+
+
+@pytest.mark.parametrize("size", cow_multitask.SIZES)
+def test_rows_add_one_task_after_the_other(size):
+    rows = {row: config(row, size) for row in cow_multitask.TABLE.rows}
+    on = {row: [t for t in TASKS if tree["method"][t]] for row, tree in rows.items()}
+    assert on == {
+        "Heatmaps": [],
+        "Segmentation": ["segmentation"],
+        "Forks": ["segmentation", "fork_attributes"],
+        "Segments": ["segmentation", "fork_attributes", "segment_attributes"],
+        "Multitask": ["segmentation", "fork_attributes", "segment_attributes", "consistency"],
+        "Orientation": ["segmentation", "orientation"],
+    }
+    for tree in rows.values():
+        for part in ("data", "phantom", "augment", "train", "predict"):
+            assert tree[part] == rows["Multitask"][part]
+
+
+def test_what_a_row_does_not_learn_it_does_not_read():
+    needs = {
+        row: cow_multitask.get_config(f"tiny/{row}").method.needs for row in ("Heatmaps", "Forks")
+    }
+    assert needs == {"Heatmaps": frozenset(), "Forks": {SEGMENTS, LABEL_MAPS}}
+
+
+def test_the_paper_s_settings():
+    method = cow_multitask.get_config("paper/Multitask").method
+    assert (method.learning_rate, method.beta1, method.heatmap_loss) == (1e-4, 0.5, "balanced_l2")
+    # 150 epochs of 25 healthy people and 25 with aneurysms or stenoses, one at a time.
+    phantom = cow_multitask.get_config("paper/Multitask").phantom
+    assert method.steps == 150 * phantom.train == 7500 and phantom.test == 20
+
+
+@pytest.mark.parametrize("preset", ["small", "small/All", "huge/Forks"])
+def test_other_rows_and_sizes_are_refused(preset):
+    with pytest.raises(ValueError, match="there is no preset"):
+        cow_multitask.get_config(preset)
