@@ -4,6 +4,7 @@ The number of devices is fixed when JAX starts, so this file is also a program: 
 few steps, predicts, and writes what came out, and the tests compare.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -20,20 +21,32 @@ import pytest
 from running import QUICK, free_port
 
 from jaxmark.config import Augment
-from jaxmark.core.anatomy import scheme_of
+from jaxmark.core.anatomy import Segment, scheme_of
 from jaxmark.data.cases import Volume
 from jaxmark.inference.predictor import Predictor
 from jaxmark.methods.adversarial import Adversarial
 from jaxmark.methods.heatmap import HeatmapRegression
-from jaxmark.methods.method import Batch, LandmarkSets, Task
+from jaxmark.methods.method import (
+    BY_SEGMENT,
+    LABELS,
+    SEGMENTATION,
+    SEGMENTS_ABSENT,
+    SEGMENTS_PRESENT,
+    Batch,
+    LandmarkSets,
+    Task,
+)
+from jaxmark.methods.multitask import Multitask
 from jaxmark.methods.noothout import RegressionClassification
 from jaxmark.system.devices import data_mesh, put_batch
 from jaxmark.system.processes import done, join
 from jaxmark.training.sharding import sharded_init, sharded_step
 
+TARGETS = {SEGMENTS_PRESENT: BY_SEGMENT, SEGMENTS_ABSENT: BY_SEGMENT, SEGMENTATION: LABELS}
 # Losses of the generator alone, and the phase with a discriminator.
-KINDS = ("weighted_l2", "cross_entropy", "adversarial", "patches", "patches_local")
+KINDS = ("weighted_l2", "cross_entropy", "adversarial", "patches", "patches_local", "multitask")
 CROP, MARGIN, SPACING_MM, NAMES = (16, 16, 8), 2, (1.0, 1.0, 2.0), ("a", "b", "c")
+SEGMENTS = (Segment("ab", ("a", "b"), True), Segment("bc", ("b", "c"), True), Segment("c", ("c",)))
 FULL = tuple(n + 2 * MARGIN for n in CROP)
 BATCH, STEPS, RATE = 8, 3, 1e-3
 # Runs that are compared with one device; each takes seconds to compile, so not all there could be.
@@ -89,6 +102,10 @@ def build(kind, rng):
             local_learning_rate=RATE,
         )
         return settings.build(task), int(kind == "patches_local")
+    if kind == "multitask":
+        task = dataclasses.replace(task, scheme=scheme_of(NAMES, SEGMENTS), targets=TARGETS)
+        # Yes or no would turn with a bit.
+        return Multitask(**common, orientation=0.1, derived="soft", beta1=0.9).build(task), 0
     return HeatmapRegression(**common, loss=kind).build(task), 0
 
 
@@ -100,12 +117,17 @@ def run(kind, mesh):
     points = rng.uniform(4, 8, (STEPS, BATCH, len(NAMES), 3)).astype(np.float32)
     state_of = rng.random((STEPS, BATCH, len(NAMES)))
     present, absent = state_of < 0.7, state_of > 0.85
+    targets = {}
+    if kind == "multitask":
+        labels = rng.integers(0, 4, (STEPS, BATCH, *FULL), np.uint8)
+        values = (present, absent, labels)
+        targets = dict(zip(TARGETS, values, strict=True))
 
     def batch(step):
         share = BATCH // jax.process_count()
         mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
         local = (images[step, mine], points[step, mine], present[step, mine])
-        local += (absent[step, mine],)
+        local += (absent[step, mine], {name: t[step, mine] for name, t in targets.items()})
         return Batch(*put_batch(mesh, local))
 
     key = jax.random.key(0)
