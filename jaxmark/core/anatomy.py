@@ -73,15 +73,26 @@ class Scheme:
 
     @cached_property
     def mirrored_segments(self) -> np.ndarray:
-        """(S,) int: index of each segment's mirror image, which joins the mirrored landmarks.
+        """(S,) int: index of each segment's mirror image.
 
-        A segment without one is its own. ValueError where two segments have the same ends.
+        It joins the mirrored landmarks. Of segments whose ends are not known, or those of others as
+        well, it is the one whose name differs in R or L, or in the words right and left; a segment
+        without a mirror image is its own.
         """
         ends = [frozenset(self.landmark(end) for end in s.ends) for s in self.segments]
-        if len(set(ends)) < len(ends):
-            raise ValueError(f"{self.name}: two segments have the same ends")
-        twins = [frozenset(int(self.mirrored[end]) for end in of_one) for of_one in ends]
-        return np.array([ends.index(t) if t in ends else i for i, t in enumerate(twins)], int)
+        by_ends = {of_one: i for i, of_one in enumerate(ends) if of_one and ends.count(of_one) == 1}
+        by_name = {segment.name: i for i, segment in enumerate(self.segments)}
+        twin = np.arange(len(ends))
+        paired = np.zeros(len(ends), bool)
+        for of_one, i in by_ends.items():
+            other = by_ends.get(frozenset(int(self.mirrored[end]) for end in of_one))
+            if other is not None:
+                twin[i], paired[i] = other, True
+        for name, i in by_name.items():
+            other = by_name.get(_left_of(name) or "")
+            if other is not None and not paired[[i, other]].any():
+                twin[[i, other]] = other, i
+        return twin
 
     def forks(self, present: Any, absent: Any) -> tuple[Any, Any]:
         """Which landmarks are bifurcations, and which are none, as far as segments are known.

@@ -102,7 +102,13 @@ def test_mirrored_segments_join_mirrored_landmarks():
     assert alone == ["ACoA", "BA"]
 
 
-def test_segments_with_the_same_ends_have_no_mirror_images():
-    twice = Scheme("loops", ("a",), (), (Segment("one", ("a",)), Segment("two", ("a",))))
-    with pytest.raises(ValueError, match="two segments have the same ends"):
-        _ = twice.mirrored_segments
+def test_segments_that_ends_do_not_tell_are_paired_by_their_names():
+    def twins(*segments):
+        return Scheme("own", ("A R", "A L"), (("A R", "A L"),), segments).mirrored_segments.tolist()
+
+    # A label table may know no ends.
+    assert twins(Segment("P1 L", ()), Segment("BA", ()), Segment("P1 R", ())) == [2, 1, 0]
+    assert twins(Segment("one", ("A R",)), Segment("two", ("A R",))) == [0, 1]
+    # Ends come before names, whatever a segment is called.
+    right, left = Segment("x", ("A R",)), Segment("y L", ("A L",))
+    assert twins(right, left, Segment("y R", ())) == [1, 0, 2]
