@@ -22,7 +22,7 @@ from jaxmark.system.errors import InputError
 # Prepared label maps are uint8, and 0 is the background.
 MAX_SEGMENTS = 255
 # What nobody takes for a segment. nnU-Net's networks do not learn from voxels to "ignore".
-_BACKGROUND, IGNORED = "background", "ignore"
+_BACKGROUND, _IGNORED = "background", "ignore"
 _LARGEST = 2**31
 _YES_OR_NO = {"yes": True, "no": False, "true": True, "false": False, "1": True, "0": False}
 
@@ -36,6 +36,11 @@ class Label:
     ends: tuple[str, ...] | None = None  # landmarks
     may_be_missing: bool | None = None
 
+    @property
+    def is_background(self) -> bool:
+        """Whether it is no segment: 0, or what is called so."""
+        return self.value == 0 or self.name.lower() in (_BACKGROUND, _IGNORED)
+
 
 def find_label_tables(root: Path) -> list[Path]:
     """The label tables in a cohort's folder."""
@@ -48,7 +53,7 @@ def find_label_tables(root: Path) -> list[Path]:
 
 
 def read_label_tables(paths: Sequence[Path]) -> tuple[Label, ...]:
-    """The labels of a table, in the order of their values, without the background.
+    """The labels of a table, in the order of their values.
 
     Tables with the same values and names are one: BIDS has one a case, and a `labels.csv` may state
     ends that nnU-Net's file has no place for.
@@ -60,7 +65,7 @@ def read_label_tables(paths: Sequence[Path]) -> tuple[Label, ...]:
     tables = {path: _read(path) for path in paths}
     (first, chosen), *others = tables.items()
     for path, labels in others:
-        if [(x.value, x.name) for x in labels] != [(x.value, x.name) for x in chosen]:
+        if _segments(labels) != _segments(chosen):
             raise InputError(path, f"names other labels than {first}; keep one of the tables")
         if any(label.ends is not None or label.may_be_missing is not None for label in labels):
             chosen = labels
@@ -74,21 +79,21 @@ def _read(path: Path) -> tuple[Label, ...]:
         if label.value in found:
             both = f"{short(found[label.value])} and {short(label.name)}"
             raise InputError(path, f"label {label.value} comes twice, as {both}")
-        if label.name in found.values() and not _is_background(label):
+        if label.name in found.values() and not label.is_background:
             raise InputError(path, f"two labels are called {short(label.name)}")
         if not label.name or not label.name.isprintable():
             raise InputError(path, f"the name of label {label.value} is {short(label.name)}")
         found[label.value] = label.name
-    segments = sorted((x for x in labels if not _is_background(x)), key=lambda label: label.value)
+    segments = len(_segments(labels))
     if not segments:
         raise InputError(path, "names no label beside the background")
-    if len(segments) > MAX_SEGMENTS:
-        raise InputError(path, f"names {len(segments)} labels; {MAX_SEGMENTS} at most can be used")
-    return tuple(segments)
+    if segments > MAX_SEGMENTS:
+        raise InputError(path, f"names {segments} labels; {MAX_SEGMENTS} at most can be used")
+    return tuple(sorted(labels, key=lambda label: label.value))
 
 
-def _is_background(label: Label) -> bool:
-    return label.value == 0 or label.name.lower() == _BACKGROUND
+def _segments(labels: Sequence[Label]) -> list[tuple[int, str]]:
+    return [(label.value, label.name) for label in labels if not label.is_background]
 
 
 def _value(path: Path, where: str, value: Any) -> int:

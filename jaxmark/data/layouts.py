@@ -279,6 +279,9 @@ def _bids(root: Path, suffix: str) -> Layout:
     known = {image.case for image in images}
     found: dict[tuple[Path, str], list[Path]] = {}
     for file in files:
+        # The standard's table of the labels of a label map.
+        if file.name.endswith("dseg.tsv"):
+            continue
         if file.name.startswith("sub-") and (name := _landmark_name(file)[0]):
             found.setdefault((file.parent, name), []).append(file)
     labels: dict[str, Path] = {}

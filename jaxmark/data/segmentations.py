@@ -21,7 +21,7 @@ from jaxmark.core.grids import Grid
 from jaxmark.data.attributes import read_attributes
 from jaxmark.data.cohort import SPLITS, Cohort
 from jaxmark.data.formats.safeguards import distances_mm, rounded
-from jaxmark.data.label_tables import IGNORED, Label, find_label_tables, read_label_tables
+from jaxmark.data.label_tables import Label, find_label_tables, read_label_tables
 from jaxmark.data.labels import nearest
 from jaxmark.data.layouts import find_label_maps
 from jaxmark.data.notes import Note, first_few, summed_up
@@ -123,18 +123,16 @@ def _segments(
         )
         raise InputError(root, f"has {has}: {_NO_TABLE}")
     table = tables[0]
-    labels = {label.name: label for label in read_label_tables(tables)}
+    given = read_label_tables(tables)
+    labels = {label.name: label for label in given if not label.is_background}
     known = {segment.name: segment for segment in COW19.segments}
     lacking = [name for name in known if name not in labels]
-    if not lacking:
-        chosen = [labels[name] for name in known]
-    else:
-        chosen = [label for label in labels.values() if label.name.lower() != IGNORED]
+    chosen = [labels[name] for name in known] if not lacking else [*labels.values()]
     if 0 < len(lacking) < len(known):
         few = ", ".join(map(repr, lacking[:_NAMED])) + " and more" * (len(lacking) > _NAMED)
         what = "segments are the table's, which lacks some of the Circle of Willis"
         notes.append(Note(f"{table.name} (no {few})", what))
-    others = [label for label in labels.values() if label not in chosen]
+    others = [label for label in given if label not in chosen and label.value]
     what = "no segments, taken as background in label maps"
     notes += [Note(f"{label.name!r} of {table.name}", what) for label in others]
     segments = tuple(_segment(table, label, known, landmarks) for label in chosen)
