@@ -7,61 +7,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import refused
+from segmented import (
+    CASES,
+    IN_ORDER,
+    NAMES,
+    PLACE,
+    SEGMENTS,
+    SHAPE,
+    labels_of,
+    write_cohort,
+    write_segmented,
+)
 
 from jaxmark.config import Data
 from jaxmark.core.anatomy import COW19, Segment
-from jaxmark.core.geometry import compose_affine
 from jaxmark.core.grids import Grid
 from jaxmark.data.attributes import read_attributes, write_attributes
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.label_tables import Label, read_label_tables
-from jaxmark.data.landmarks import write_mrk_json
 from jaxmark.data.layouts import find_label_maps
 from jaxmark.data.scans import write_scan
 from jaxmark.data.segmentations import read_label_map, read_segments
 
-NAMES = ("A R", "A L", "tip")
-SEGMENTS = (
-    Segment("one R", ("A R", "tip"), True),
-    Segment("one L", ("A L", "tip"), True),
-    Segment("stem", ("tip",)),
-)
-PLACE = compose_affine(np.diag([1.0, 1.2, 1.5]), np.array([-6.0, -4, 3]))
-SHAPE = (9, 8, 7)
-TABLE = (
-    "label,name,ends,may_be_missing\n"
-    "0,background,,\n5,one R,A R;tip,yes\n3,one L,A L; tip,yes\n9,stem,tip,no\n12,Background,,\n"
-)
-CASES = ("a", "b", "c", "d")
-IN_ORDER = ["one L", "one R", "stem"]
-
-
-def write_cohort(root, cases=CASES, images="images/{}.nii.gz", landmarks="landmarks/{}.mrk.json"):
-    rng = np.random.default_rng(0)
-    for case in cases:
-        image = rng.integers(0, 99, SHAPE).astype(np.int16)
-        write_scan(root / images.format(case), image, PLACE)
-        points = dict(zip(NAMES, rng.uniform(-2, 2, (3, 3)) + [-2, 0, 7], strict=True))
-        write_mrk_json(root / landmarks.format(case), points)
-    splits = {"train": list(cases[:2]), "val": [cases[2]], "test": [cases[3]]}
-    (root / "splits.json").write_text(json.dumps(splits))
-
-
-def labels_of(values=(5, 3, 9)):
-    labels = np.zeros(SHAPE, np.uint8)
-    for i, value in enumerate(values):
-        labels[2 + i, 2:5, 3] = value
-    return labels
-
 
 @pytest.fixture
 def root(tmp_path):
-    root = tmp_path / "cohort"
-    write_cohort(root)
-    for case in CASES[:3]:
-        write_scan(root / "segmentations" / f"{case}.nii.gz", labels_of(), PLACE)
-    (root / "segmentations" / "labels.csv").write_text(TABLE)
-    return root
+    return write_segmented(tmp_path / "cohort")
 
 
 def found(root, maps=True, **settings):
