@@ -34,6 +34,7 @@ from jaxmark.data.cohort import read_cohort
 from jaxmark.data.frame import load_frame, save_frame
 from jaxmark.data.prepare import Prepared, prepare_cohort, prepared_shape
 from jaxmark.data.scans import passed_over
+from jaxmark.data.segmentations import read_segments
 from jaxmark.data.unpaired import place_unpaired, read_unpaired
 from jaxmark.inference import calibration
 from jaxmark.inference.model import TrainedModel
@@ -391,10 +392,14 @@ def _prepare(
     notes = [*cohort.notes]
     needed = experiment.method.needs
     sets = read_unpaired(data, cohort.names, notes) if UNPAIRED in needed else None
+    segments = None
+    if needed & {SEGMENTS, LABEL_MAPS}:
+        segments = read_segments(cohort, data, maps=LABEL_MAPS in needed)
+        notes += segments.notes
     for line in notes:
         say(printable(f"note: {line}"))
     begin = time.monotonic()
-    prepared = prepare_cohort(cohort, data)
+    prepared = prepare_cohort(cohort, data, segments)
     sizes = ", ".join(f"{len(cases)} {split}" for split, cases in prepared.splits.items())
     say(
         f"prepared cases: {sizes}; {len(prepared.landmarks)} landmarks; "

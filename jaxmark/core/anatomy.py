@@ -85,10 +85,9 @@ class Scheme:
         found = []
         for i, name in enumerate(names):
             image = frozenset(int(self.mirrored[end]) for end in ends[i])
-            alone = ends.count(image) == 1 and ends.count(ends[i]) == 1
-            found.append(names.index(twin[name]) if name in twin else i)
-            if name not in twin and alone:
-                found[-1] = ends.index(image)
+            known = ends.count(image) == 1 == ends.count(ends[i])
+            other = names.index(twin[name]) if name in twin else ends.index(image) if known else i
+            found.append(i if name not in twin and names[other] in twin else other)
         return np.array(found, int)
 
     def forks(self, present: Any, absent: Any) -> tuple[Any, Any]:

@@ -1,8 +1,13 @@
-"""Grids of voxels in the world."""
+"""Grids of voxels in the world, and labels that move from one to another."""
 
 from dataclasses import dataclass
 
 import numpy as np
+
+# Voxels at a time: their indices take 24 bytes each.
+_SLAB_VOXELS = 2**18
+# Of a voxel: what rounding may do to a place halfway between two voxels.
+_TIE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -11,3 +16,35 @@ class Grid:
 
     shape: tuple[int, int, int]
     ijk_to_lps: np.ndarray
+
+
+def nearest_labels(labels: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
+    """Labels (X, Y, Z) on the grid `source`, on `target`: those of the nearest voxels, 0 outside.
+
+    A voxel reaches half an index beyond its centre; halfway between two the one of the higher index
+    is meant, as in ITK. Any two affine grids will do; memory beyond the result is that of a slab.
+
+    Returns:
+      An array of `target`'s shape and the labels' type.
+
+    Raises:
+      ValueError: the labels have another shape than `source`.
+    """
+    if labels.shape != tuple(source.shape):
+        raise ValueError(f"labels {labels.shape} on a grid of {tuple(source.shape)} voxels")
+    matrix = np.linalg.inv(source.ijk_to_lps) @ target.ijk_to_lps
+    nx, ny, nz = target.shape
+    found = np.zeros(target.shape, labels.dtype)
+    planes = max(1, _SLAB_VOXELS // (ny * nz))
+    y, z = np.arange(ny)[:, None], np.arange(nz)
+    for start in range(0, nx, planes):
+        x = np.arange(start, min(start + planes, nx))[:, None, None]
+        inside = np.ones((len(x), ny, nz), bool)
+        nearest = []
+        for (a, b, c, offset), size in zip(matrix[:3], source.shape, strict=True):
+            index = np.floor((a * x + (offset + 0.5 + _TIE)) + b * y + c * z)
+            inside &= (index >= 0) & (index < size)
+            nearest.append(index)
+        i, j, k = (index[inside].astype(np.intp) for index in nearest)
+        found[start : start + planes][inside] = labels[i, j, k]
+    return found

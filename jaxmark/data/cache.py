@@ -1,9 +1,15 @@
 """The folder in which what was computed from scans is kept for later runs."""
 
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from jaxmark.config import Data
+from jaxmark.system.errors import InputError
+
+T = TypeVar("T")
 
 
 def cache_folder(data: Data) -> Path:
@@ -12,3 +18,23 @@ def cache_folder(data: Data) -> Path:
         return Path(data.cache)
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "jaxmark"
+
+
+def in_cache(read: Callable[[Path], T], places: dict[str, Path]) -> tuple[dict[str, T], list[str]]:
+    """Case -> what an earlier run made of it, and what is wrong with the rest that is there."""
+
+    def found(path: Path) -> T | InputError | None:
+        try:
+            return read(path) if path.exists() else None
+        except InputError as error:
+            return error
+
+    # Reading and checksums let other threads run.
+    with ThreadPoolExecutor() as pool:
+        results = dict(zip(places, pool.map(found, places.values()), strict=True))
+    whole = {
+        name: result
+        for name, result in results.items()
+        if result is not None and not isinstance(result, InputError)
+    }
+    return whole, [str(result) for result in results.values() if isinstance(result, InputError)]

@@ -1,11 +1,6 @@
 """Prepared cases: a folder each, with `image.npy` and `case.json`, and the way back to the scan."""
 
 import dataclasses
-import io
-import os
-import re
-import shutil
-import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from jaxmark.core.grids import Grid
+from jaxmark.data.arrays import check_crc32, npy, read_npy, write_folder
 from jaxmark.system.errors import InputError
-from jaxmark.system.files import json_text, naming, read_sealed, sealed
-from jaxmark.system.interrupts import unfinished
+from jaxmark.system.files import json_text, read_sealed, sealed
 
 SCHEMA_VERSION = 3
 
-# One case's part of a batch, or a batch, by the names of `methods.method.Batch`.
+# One case's part of a batch, or a batch, by the names of `methods.method.Batch`, and of its
+# targets there.
 HostBatch = dict[str, Any]
 
 # Field -> what the file calls it.
@@ -47,13 +43,25 @@ class CaseSegments:
     # segment. None: the case has no label map.
     file: Path | None = None
     crc32: int | None = None  # of that file
-    # The label map that someone made, on the scan's own grid, and what each segment is there.
+    # The label map that someone made, on the scan's own grid; what each segment is there, and how
+    # many voxels it has.
     source: Path | None = None
     values: tuple[int, ...] = ()  # (S,)
+    voxels: tuple[int, ...] = ()  # (S,)
+
+    @property
+    def unseen(self) -> int:
+        """How many segments are stated to be present and have no voxel in the label map."""
+        return int((self.present & (np.array(self.voxels) == 0)).sum()) if self.voxels else 0
 
     def label_map(self) -> np.ndarray:
-        """(X, Y, Z) uint8 on the grid of the prepared image."""
-        raise NotImplementedError
+        """(X, Y, Z) uint8 on the grid of the prepared image; InputError where it is damaged."""
+        assert self.file is not None, "a case without a label map"
+        try:
+            return read_npy(self.file, np.uint8)
+        except (OSError, ValueError) as error:
+            problem = f"damaged prepared label map ({error}); delete its folder"
+            raise InputError(self.file, problem) from error
 
 
 def _unknown() -> np.ndarray:
@@ -96,7 +104,7 @@ class PreparedCase:
         """(X, Y, Z) float16; background near 0, bright structures near 1."""
         path = self.folder / "image.npy"
         try:
-            return _read_npy(path)
+            return read_npy(path, np.float16)
         except (OSError, ValueError) as error:
             raise InputError(
                 path, f"damaged prepared image ({error}); delete its folder"
@@ -104,43 +112,12 @@ class PreparedCase:
 
     def check_image(self) -> None:
         """InputError where `image.npy` is not the file that was written."""
-        path = self.folder / "image.npy"
-        checksum = 0
-        try:
-            with path.open("rb") as file:
-                while piece := file.read(1 << 20):
-                    checksum = zlib.crc32(piece, checksum)
-        except OSError as error:
-            raise InputError(path, f"cannot be read: {error.strerror}") from error
-        if checksum != self.image_crc32:
-            raise InputError(path, "is damaged: its checksum is another one")
-
-
-# As `np.save` writes it. Not read by numpy, which uses Python's own parser: in 3.11 two threads
-# must not be in that at once (cpython issue 106905), and damaged headers end it in many ways.
-_HEADER = re.compile(
-    rb"\{'descr': '<f2', 'fortran_order': False, 'shape': "
-    rb"\(([1-9][0-9]{0,8}), ([1-9][0-9]{0,8}), ([1-9][0-9]{0,8})\), \} *\n"
-)
-
-
-def _read_npy(path: Path) -> np.ndarray:
-    """The array that `save_case` has written, in any number of threads."""
-    with path.open("rb") as file:
-        prefix = file.read(10)
-        header = file.read(int.from_bytes(prefix[8:], "little"))
-        found = _HEADER.fullmatch(header)
-        if prefix[:8] != b"\x93NUMPY\x01\x00" or found is None:
-            raise ValueError("not an array that jaxmark writes")
-        return np.fromfile(file, "<f2").reshape(tuple(map(int, found.groups())))
+        check_crc32(self.folder / "image.npy", self.image_crc32)
 
 
 def save_case(case: PreparedCase, image: np.ndarray, made_from: Path) -> None:
     """Write `case.folder` whole or not at all; an OSError names it."""
-    case.folder.parent.mkdir(parents=True, exist_ok=True)
-    # In memory first: `np.save` to a file does not say that the disk is full.
-    content = io.BytesIO()
-    np.save(content, image.astype(np.float16), allow_pickle=False)
+    array = npy(image.astype(np.float16))
     tree = sealed(
         {
             "schema_version": SCHEMA_VERSION,
@@ -157,23 +134,13 @@ def save_case(case: PreparedCase, image: np.ndarray, made_from: Path) -> None:
                 for key, size in (("extent_mm", case.extent_mm), ("voxel_mm", case.voxel_mm))
                 if np.isfinite(size).all()
             },
-            "image_crc32": zlib.crc32(content.getbuffer()),
+            "image_crc32": zlib.crc32(array),
             "made_from": str(made_from),
             # Cases of before there were notes lack them.
             **({"notes": list(case.notes)} if case.notes else {}),
         }
     )
-    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=case.folder.parent))
-    with unfinished(temporary), naming(case.folder, temporary):
-        try:
-            (temporary / "image.npy").write_bytes(content.getbuffer())
-            (temporary / "case.json").write_text(json_text(tree), encoding="utf-8")
-            if case.folder.exists():
-                shutil.rmtree(case.folder)
-            os.replace(temporary, case.folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    write_folder(case.folder, {"image.npy": array, "case.json": json_text(tree).encode()})
 
 
 def load_case(folder: Path) -> PreparedCase:
@@ -223,18 +190,19 @@ def read_case(case: PreparedCase, rng: np.random.Generator) -> HostBatch:
     }
 
 
-def read_case_with_segments(case: PreparedCase, rng: np.random.Generator) -> HostBatch:
-    """As `read_case`, with which segments the case has."""
-    assert case.segments is not None
-    targets = {"segments_present": case.segments.present, "segments_absent": case.segments.absent}
-    return {**read_case(case, rng), "targets": targets}
+def read_case_and_attributes(case: PreparedCase, rng: np.random.Generator) -> HostBatch:
+    """As `read_case`, with which segments the person has, (S,) bool each."""
+    assert case.segments is not None, "segments that no method has asked for"
+    known = {"segments_present": case.segments.present, "segments_absent": case.segments.absent}
+    return {**read_case(case, rng), "targets": known}
 
 
 def read_segmented_case(case: PreparedCase, rng: np.random.Generator) -> HostBatch:
-    """As `read_case_with_segments`, with the label map."""
+    """As `read_case_and_attributes`, with the label map, (X, Y, Z) uint8."""
+    batch = read_case_and_attributes(case, rng)
     assert case.segments is not None
-    read = read_case_with_segments(case, rng)
-    return {**read, "targets": {**read["targets"], "segmentation": case.segments.label_map()}}
+    batch["targets"]["segmentation"] = case.segments.label_map()
+    return batch
 
 
 def _notes(lines: object) -> tuple[str, ...]:

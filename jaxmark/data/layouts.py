@@ -1,4 +1,4 @@
-"""What a folder holds: which images, and where their landmarks are, in any of three layouts.
+"""What a folder holds: which images, and where landmarks and label maps are, in three layouts.
 
 jaxmark's own, which a folder `images/` tells:
 
@@ -6,29 +6,34 @@ jaxmark's own, which a folder `images/` tells:
 root/images/<case>.nii.gz            or another format of `scans`, or a folder of DICOM slices
 root/landmarks/<case>.mrk.json       or .fcsv or .csv; or all cases in one root/landmarks.csv, or in
                                      voxels in nnLandmark's root/all_landmarks_voxel.json
+root/segmentations/<case>.nii.gz     label maps, or another format; for methods that learn from them
 ```
 
-nnU-Net's raw data, which `imagesTr/` or `imagesTs/` tells; landmarks as above, or in `labels*/`:
+nnU-Net's raw data, which `imagesTr/` or `imagesTs/` tells; landmarks and label maps as above, or in
+`labels*/`:
 
 ```
 root/dataset.json                    names of channels, ending of files; optional
 root/imagesTr/<case>_0000.nii.gz     the digits are the channel; imagesTs/ too
 root/labelsTr/<case>.mrk.json        labelsTs/ too
+root/labelsTr/<case>.nii.gz
 ```
 
-BIDS, which `dataset_description.json` or folders `sub-*` tell; landmarks as above, or beside the
-image or anywhere in `derivatives/`, in files whose names begin with the case's:
+BIDS, which `dataset_description.json` or folders `sub-*` tell; landmarks and label maps as above,
+or anywhere in `derivatives/`, landmarks also beside the image, in files whose names begin with the
+case's:
 
 ```
 root/sub-01/anat/sub-01_T1w.nii.gz                    case sub-01
 root/sub-02/ses-1/anat/sub-02_ses-1_angio.nii.gz      case sub-02_ses-1
 root/derivatives/afids/sub-01/sub-01_desc-groundtruth_afids.fcsv
+root/derivatives/arteries/sub-01/sub-01_dseg.nii.gz
 ```
 """
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -106,6 +111,33 @@ def find_layout(root: Path, suffix: str = "", series: str = "") -> Layout:
     for case, image in layout.images.items():
         check_case(image, case)
     return dataclasses.replace(layout, images=_of_series(root, layout.images, series))
+
+
+def find_label_maps(root: Path, cases: Collection[str]) -> dict[str, Path]:
+    """Case -> its label map; they are found, not read.
+
+    Args:
+      cases: those that have images: in BIDS they decide what a name means.
+
+    Raises:
+      InputError: a case has two label maps, or there are some in two places; see also `find_scans`.
+    """
+    places: list[dict[str, Path]] = []
+    for names in (("segmentations",), ("labelsTr", "labelsTs")):
+        maps: dict[str, Path] = {}
+        for folder in filter(Path.is_dir, (root / name for name in names)):
+            for case, path in find_scans(folder).items():
+                _add(maps, case, path, "label map")
+        places.append(maps)
+    maps = {}
+    for path in sorted(root.glob("derivatives/**/sub-*_dseg.*")):
+        if (name := case_name(path)).endswith("_dseg"):
+            _add(maps, _bids_case(name.removesuffix("_dseg"), cases), path, "label map")
+    found = [maps for maps in (*places, maps) if maps]
+    if len(found) > 1:
+        first, second = (next(iter(maps.values())).relative_to(root) for maps in found[:2])
+        raise InputError(root, f"has label maps in two places, {first} and {second}; keep one")
+    return found[0] if found else {}
 
 
 def _of_series(root: Path, images: dict[str, Path], series: str) -> dict[str, Path]:
@@ -247,6 +279,9 @@ def _bids(root: Path, suffix: str) -> Layout:
     known = {image.case for image in images}
     found: dict[tuple[Path, str], list[Path]] = {}
     for file in files:
+        # The standard's table of the labels of a label map.
+        if file.name.endswith("dseg.tsv"):
+            continue
         if file.name.startswith("sub-") and (name := _landmark_name(file)[0]):
             found.setdefault((file.parent, name), []).append(file)
     labels: dict[str, Path] = {}
@@ -268,12 +303,12 @@ def _bids_folders(root: Path) -> Iterator[tuple[str, Path]]:
             yield "_".join(folder.relative_to(root).parts[:-1]), folder
 
 
-def _bids_case(name: str, known: set[str]) -> str:
-    """Whose landmarks the file of this name holds: of the known cases, or as the name says."""
+def _bids_case(name: str, known: Collection[str]) -> str:
+    """Whose file has this name: of the known cases, or as the name says."""
     parts = name.split("_")
     session = len(parts) > 1 and parts[1].startswith("ses-")
     stated = "_".join(parts[: 2 if session else 1])
-    # Landmarks of a session, of a person whose image is in no session.
+    # A file of a session, of a person whose image is in no session.
     return parts[0] if parts[0] in known and stated not in known else stated
 
 

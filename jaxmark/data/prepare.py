@@ -8,23 +8,33 @@ import csv
 import dataclasses
 import functools
 import io
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 
 from jaxmark.config import Data
+from jaxmark.core.anatomy import COW19, Segment
 from jaxmark.core.geometry import apply_affine, pick_template
+from jaxmark.core.grids import Grid
 from jaxmark.data.annotations import annotation_doubts
-from jaxmark.data.cache import cache_folder
-from jaxmark.data.cases import PreparedCase, load_case, save_case
+from jaxmark.data.cache import cache_folder, in_cache
+from jaxmark.data.cases import CaseSegments, PreparedCase, load_case, save_case
 from jaxmark.data.cohort import SPLITS, Cohort, RawCase, check_inside
 from jaxmark.data.frame import Alignment, Frame
 from jaxmark.data.left_out import LeftOut, left_out, untrained
+from jaxmark.data.notes import first_few
 from jaxmark.data.registration import Kind, register
 from jaxmark.data.scans import read_scan
+from jaxmark.data.segmentations import CohortSegments
+from jaxmark.data.segments import (
+    SegmentsJob,
+    load_checked,
+    load_segments,
+    prepare_segments,
+    segments_job,
+)
 from jaxmark.data.transforms import read_transform
 from jaxmark.system.errors import InputError, about
 from jaxmark.system.files import read_sealed, sealed, write_json
@@ -40,8 +50,6 @@ _FAILED_SD, _FAILED_SHARE = 3.0, 0.1
 
 # What is said of many is said of so many by name.
 _NAMED = 5
-
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +155,13 @@ class Prepared:
         if len(noted) > _NAMED:
             more = f"{len(noted) - _NAMED} more cases have notes, {len(noted)} of "
             lines.append(f"{more}{len(self.cases)} in all: see preparation/cases.csv")
+        unseen = {n: c.segments.unseen for n, c in self.cases.items() if c.segments is not None}
+        if total := sum(unseen.values()):
+            cases_ = [name for name, count in unseen.items() if count]
+            lines.append(
+                f"{first_few(cases_)}: {total} segments are stated to be present and have no voxel "
+                "in the label map (too thin, or outside of the scan)"
+            )
         if self.template_notes:
             lines.append(f"config.data.template: {'; '.join(self.template_notes)}")
         return lines
@@ -155,9 +170,11 @@ class Prepared:
         """Every case's preparation as CSV."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
+        segmented = any(case.segments is not None for case in self.cases.values())
         writer.writerow(
             ["case", "split", "quality", "margin", "coverage", "landmarks_outside", "doubts"]
             + ["cached_as", "notes"]
+            + ["segments"] * segmented
         )
         doubts = self.doubts()
         for split in SPLITS:
@@ -169,6 +186,7 @@ class Prepared:
                     # Changes with whatever a picture of the case shows.
                     + [f"{case.folder.parent.parent.name}/{case.folder.name}"]
                     + ["; ".join(case.notes)]
+                    + [_segments_cell(case.segments)] * segmented
                 )
         return text.getvalue()
 
@@ -178,8 +196,21 @@ class Prepared:
         return int(((ijk < 0) | (ijk > np.asarray(self.frame.shape) - 1)).any(-1).sum())
 
 
-def prepare_cohort(cohort: Cohort, data: Data) -> Prepared:
+def _segments_cell(segments: CaseSegments | None) -> str:
+    """Of `Prepared.table`."""
+    if segments is None:
+        return ""
+    present, absent = int(segments.present.sum()), int(segments.absent.sum())
+    told = f"{present} present, {absent} absent, {len(segments.present) - present - absent} unknown"
+    # Changes with whatever a picture shows of them.
+    return told if segments.file is None else f"{told}, {segments.file.parent.name}"
+
+
+def prepare_cohort(cohort: Cohort, data: Data, segments: CohortSegments | None = None) -> Prepared:
     """Prepare every case of the splits, or find it in the cache.
+
+    Args:
+      segments: what is known of each case's, where the method learns from that.
 
     Raises:
       InputError, or an ExceptionGroup of them where several files are wrong: all files are checked
@@ -224,12 +255,29 @@ def prepare_cohort(cohort: Cohort, data: Data) -> Prepared:
     # Jobs travel to other processes, which read the template themselves, once.
     light = dataclasses.replace(frame, template=None)
     files = {name: folder / "alignments" / f"{key}.json" for name, key in keys.items()}
-    known, unaligned = _in_cache(read_alignment, files)
-    whole, unprepared = _in_cache(_read_case, homes)
+    known, unaligned = in_cache(read_alignment, files)
+    whole, unprepared = in_cache(_read_case, homes)
     unknown = [source for source in sources if source.name not in known]
     missing = [source for source in sources if source.name not in whole]
 
-    with worker_pool(data.workers, len(missing) + len(unknown)) as pool:
+    def to_segment(places: dict[str, np.ndarray]) -> dict[str, SegmentsJob]:
+        """Case -> its segments, where the prepared image lies there; nothing without any."""
+        if segments is None:
+            return {}
+        known = {name: Grid(frame.shape, place) for name, place in places.items()}
+        beside = folder / "segments"
+        return {
+            n: segments_job(cohort.cases[n], segments, grid, beside) for n, grid in known.items()
+        }
+
+    # Where others lie is not known yet.
+    places = {name: case.ijk_to_lps for name, case in whole.items()}
+    segmented, unsegmented = in_cache(
+        load_checked, {name: job.home for name, job in to_segment(places).items()}
+    )
+    maps = len(sources) - len(segmented) if segments is not None else 0
+
+    with worker_pool(data.workers, len(missing) + len(unknown) + maps) as pool:
         found = parallel(
             pool,
             _check_and_align,
@@ -242,6 +290,16 @@ def prepare_cohort(cohort: Cohort, data: Data) -> Prepared:
             grid_to_common=place_grid(train, [aligned[s.name].matrix for s in train], data),
             quality_limit=quality_limit([aligned[s.name].quality for s in train]),
             untrained=untrained(cohort),
+            segments=_of_frame(segments),
+        )
+        places = {name: a.matrix @ frame.grid_to_common for name, a in aligned.items()} | places
+        jobs = to_segment(places)
+        # Before any case is written: a label map may be wrong.
+        parallel(
+            pool,
+            prepare_segments,
+            [job for name, job in jobs.items() if name not in segmented],
+            "resampling label maps",
         )
         parallel(
             pool,
@@ -254,11 +312,20 @@ def prepare_cohort(cohort: Cohort, data: Data) -> Prepared:
             "resampling scans",
         )
     cases = {name: load_case(home) for name, home in homes.items()}
-    mended = (*unaligned, *unprepared)
+    for name, job in jobs.items():
+        cases[name] = dataclasses.replace(cases[name], segments=load_segments(job.home))
+    mended = (*unaligned, *unprepared, *unsegmented)
     # That of a case is said there.
     own = any(template == source.scan for source in sources)
     notes = frame.template.notes if frame.template is not None and not own else ()
     return Prepared(cohort.names, cases, cohort.splits, frame, mended, notes, left_out(cohort))
+
+
+def _of_frame(segments: CohortSegments | None) -> tuple[Segment, ...]:
+    """What a model needs to know its scheme: those of the Circle of Willis go without saying."""
+    if segments is None or segments.segments == COW19.segments:
+        return ()
+    return segments.segments
 
 
 def choose_template(train: Sequence[RawCase], data: Data) -> Path | None:
@@ -351,26 +418,6 @@ def identity(source: RawCase) -> dict[str, Any]:
             )
         ],
     }
-
-
-def _in_cache(read: Callable[[Path], T], places: dict[str, Path]) -> tuple[dict[str, T], list[str]]:
-    """Case -> what an earlier run made of it, and what is wrong with the rest that is there."""
-
-    def found(path: Path) -> T | InputError | None:
-        try:
-            return read(path) if path.exists() else None
-        except InputError as error:
-            return error
-
-    # Reading and checksums let other threads run.
-    with ThreadPoolExecutor() as pool:
-        results = dict(zip(places, pool.map(found, places.values()), strict=True))
-    whole = {
-        name: result
-        for name, result in results.items()
-        if result is not None and not isinstance(result, InputError)
-    }
-    return whole, [str(result) for result in results.values() if isinstance(result, InputError)]
 
 
 def _read_case(folder: Path) -> PreparedCase:

@@ -300,6 +300,20 @@ def read_scan(path: Path) -> Scan:
         return _mended(path, _scan(*_read(path)))
 
 
+def read_voxels(path: Path) -> Content:
+    """As `read_scan`, with voxels as they are in the file, of its type: for label maps.
+
+    Neither NaN nor voxels that are all the same are refused or mended.
+
+    Raises:
+      InputError: as `read_scan`, but for what voxels may be.
+    """
+    with readable(path), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        content = _read(path)
+        place, turned = straightened(content.voxels.shape, content.ijk_to_lps)
+        return Content(content.voxels, place, (*content.notes, *turned))
+
+
 def write_scan(path: Path, voxels: np.ndarray, ijk_to_lps: np.ndarray) -> None:
     """Writes a volume; the extension of `path` says how. The file appears whole or not at all.
 

@@ -39,7 +39,7 @@ from jaxmark.core.losses import (
 )
 from jaxmark.core.orientation import vessel_axes
 from jaxmark.core.slabs import join_slabs, map_slabs
-from jaxmark.data.cases import read_case_with_segments, read_segmented_case
+from jaxmark.data.cases import read_case_and_attributes, read_segmented_case
 from jaxmark.methods.method import (
     FORKS,
     GRADIENT,
@@ -187,7 +187,7 @@ class Multitask:
         phase = Phase("train", self.steps, step)
         if self.needs:
             maps = LABEL_MAPS in self.needs
-            read = read_segmented_case if maps else read_case_with_segments
+            read = read_segmented_case if maps else read_case_and_attributes
             phase = dataclasses.replace(phase, read=read)
         return Method(
             init=init,

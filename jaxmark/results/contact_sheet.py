@@ -1,6 +1,7 @@
 """The aligned cohort at a glance: every prepared case beside the others, with the same marks.
 
-Beside the mean landmarks a case's own are drawn: where it is annotated, and where others are.
+Beside the mean landmarks a case's own are drawn: where it is annotated, and where others are; and
+its label map, where the method learns from it.
 """
 
 import dataclasses
@@ -99,7 +100,11 @@ def _tile(case: PreparedCase, doubtful: bool) -> figures.Tile:
     ijk = case.landmarks_ijk
     inside = ((ijk >= -0.5) & (ijk <= np.array(image.shape) - 0.5)).all(-1, keepdims=True)
     own = np.where(inside, ijk, np.nan)
-    return figures.Tile(f"{name}{quality}", image.max(2), image.max(1), doubtful, own)
+    tile = figures.Tile(f"{name}{quality}", image.max(2), image.max(1), doubtful, own)
+    if case.segments is None or case.segments.file is None:
+        return tile
+    labels = case.segments.label_map()
+    return dataclasses.replace(tile, labels=(labels.max(2), labels.max(1)))
 
 
 def _mean_landmarks(train: list[PreparedCase]) -> np.ndarray:

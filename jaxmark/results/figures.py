@@ -159,12 +159,16 @@ class Tile:
     coronal: np.ndarray  # (X, Z)
     doubtful: bool
     own_ijk: np.ndarray | None = None  # (K, 3) voxels: its own landmarks, NaN for what it lacks
+    # (X, Y) and (X, Z) uint8: projections of its label map, 0 where there is no label.
+    labels: tuple[np.ndarray, np.ndarray] | None = None
 
 
 _SHEET_MARKS = (
     "number: quality of the registration; blue dots: mean landmarks; yellow rings: the case's own "
     "landmarks; red frame: doubtful, see cases.csv"
 )
+_SHEET_LABELS = "; tinted: segments of its label map"
+_LABEL_OPACITY = 0.5
 
 
 def contact_sheet(
@@ -194,18 +198,15 @@ def contact_sheet(
         for number, tile in enumerate(tiles):
             row, column = divmod(number, columns)
             x, y = column * wide * 1.03, row * high + 0.13 * high
-            # Downwards: the face is at the top of the axial view, the head of the coronal one.
-            axes.imshow(
-                tile.axial.T, cmap="gray", extent=(x, x + nx, y + high_y, y), vmin=0, vmax=1
-            )
             right = x + 1.04 * nx
-            axes.imshow(
-                tile.coronal.T[::-1],
-                cmap="gray",
-                extent=(right, right + nx, y + high_z, y),
-                vmin=0,
-                vmax=1,
-            )
+            # Downwards: the face is at the top of the axial view, the head of the coronal one.
+            places = ((x, x + nx, y + high_y, y), (right, right + nx, y + high_z, y))
+            for view, extent in zip((tile.axial.T, tile.coronal.T[::-1]), places, strict=True):
+                axes.imshow(view, cmap="gray", extent=extent, vmin=0, vmax=1)
+            if tile.labels is not None:
+                tints = (_tint(tile.labels[0].T), _tint(tile.labels[1].T[::-1]))
+                for tint, extent in zip(tints, places, strict=True):
+                    axes.imshow(tint, extent=extent, interpolation="nearest")
             for ijk, ring in ((tile.own_ijk, True), (marks_ijk, False)):
                 if ijk is None:
                     continue
@@ -230,8 +231,16 @@ def contact_sheet(
         axes.set_ylim(rows * high, 0)
         axes.set_aspect("equal")
         figure.text(0.01, 1 - 0.2 / height, title, size=12, weight="bold", color="white")
-        figure.text(0.01, 1 - 0.4 / height, _SHEET_MARKS, size=9, color="white")
+        tinted = _SHEET_LABELS * any(tile.labels is not None for tile in tiles)
+        figure.text(0.01, 1 - 0.4 / height, _SHEET_MARKS + tinted, size=9, color="white")
         return _bytes(figure, "png")
+
+
+def _tint(labels: np.ndarray) -> np.ndarray:
+    """(H, W) uint8 -> (H, W, 4): a colour a label, and nothing where there is none."""
+    colors = matplotlib.colormaps["tab20"](np.arange(256) % 20)
+    colors[:, 3] = np.where(np.arange(256) > 0, _LABEL_OPACITY, 0)
+    return colors[labels]
 
 
 def per_landmark_bars(

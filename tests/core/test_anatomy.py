@@ -114,3 +114,15 @@ def test_segments_without_sides_in_their_names_are_mirrored_by_their_ends():
     # Of two with the same ends it is not known which is whose.
     doubled = [*arms, Segment("three", ("a L", "middle"))]
     assert scheme_of(names, doubled).mirrored_segments.tolist() == [0, 1, 2]
+
+
+def test_segments_that_ends_do_not_tell_are_paired_by_their_names():
+    def twins(*segments):
+        return Scheme("own", ("A R", "A L"), (("A R", "A L"),), segments).mirrored_segments.tolist()
+
+    # A label table may know no ends.
+    assert twins(Segment("P1 L", ()), Segment("BA", ()), Segment("P1 R", ())) == [2, 1, 0]
+    assert twins(Segment("one", ("A R",)), Segment("two", ("A R",))) == [0, 1]
+    # Names come before ends.
+    right, left = Segment("x", ("A R",)), Segment("y L", ("A L",))
+    assert twins(right, left, Segment("y R", ())) == [0, 2, 1]

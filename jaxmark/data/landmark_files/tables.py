@@ -39,8 +39,8 @@ _NO = ("0", "false", "no")
 
 
 @dataclass(frozen=True)
-class _Table:
-    """A header and what is below it."""
+class Table:
+    """A header and what is below it, whatever the table is about."""
 
     path: Path
     header: list[str]
@@ -79,7 +79,7 @@ def read_cases(path: Path, known: Collection[str] = ()) -> dict[str, Content]:
         its ending.
     """
     table = _read(path)
-    return _contents(table, _cases(table, known))
+    return _contents(table, read_case_column(table, known)[1])
 
 
 def is_predicted(path: Path) -> bool:
@@ -131,7 +131,12 @@ def _cell(value: float | str | None) -> str:
 # Lines and cells
 
 
-def _read(path: Path) -> _Table:
+def read_cells(path: Path) -> Table:
+    """The cells of a table, with whatever separates them.
+
+    Raises:
+      InputError: it has no header, or a row with another number of cells; see also `rows`.
+    """
     delimiter, skip = _delimiter(path)
     found = rows(path, delimiter, skip)
     start = next((i for i, (_, row) in enumerate(found) if row[0][:1] != "#"), len(found))
@@ -139,7 +144,7 @@ def _read(path: Path) -> _Table:
     if start == len(found):
         raise InputError(path, "has no header line")
     header = found[start][1]
-    table = _Table(path, header, [], delimiter, frame_of(path, stated.get("frame", "")))
+    table = Table(path, header, [], delimiter, frame_of(path, stated.get("frame", "")))
     for line, row in found[start + 1 :]:
         # Spreadsheets write as many cells as their widest line has, or leave out empty ones.
         cells = row if any(row[len(header) :]) else row[: len(header)]
@@ -150,11 +155,17 @@ def _read(path: Path) -> _Table:
         table.rows.append((line, cells))
     if delimiter != ",":
         table.note(f"cells are taken as separated by {_DELIMITERS[delimiter]}")
-    together = None if columns.has_axes(header) else columns.together(header)
+    return table
+
+
+def _read(path: Path) -> Table:
+    """A table of landmarks: coordinates are in columns of their own."""
+    table = read_cells(path)
+    together = None if columns.has_axes(table.header) else columns.together(table.header)
     return table if together is None else _apart(table, together)
 
 
-def _apart(table: _Table, column: int) -> _Table:
+def _apart(table: Table, column: int) -> Table:
     """With three columns in place of one that holds lists of three numbers."""
     title = table.header[column]
     split: list[tuple[int, list[str]]] = []
@@ -206,8 +217,15 @@ def _fitness(header: str, delimiter: str) -> tuple[int, int]:
 # Cases
 
 
-def _cases(table: _Table, known: Collection[str]) -> list[str]:
-    """Whose landmarks each row holds."""
+def read_case_column(table: Table, known: Collection[str]) -> tuple[int, list[str]]:
+    """The column that names the case, and whose each row is.
+
+    Args:
+      known: as in `read_cases`.
+
+    Raises:
+      InputError: no column names the case, or two do, differently.
+    """
     path, header = table.path, table.header
     weak = () if columns.has_axes(header) else ("name", "label")
     candidates = {i: table.column(i) for i in columns.case_columns(path, header, weak)}
@@ -234,7 +252,7 @@ def _cases(table: _Table, known: Collection[str]) -> list[str]:
     changed = ", without the endings of files" * (cells != table.column(first))
     if changed or not exact:
         table.note(f"column {header[first]!r} is taken as the case{changed}")
-    return cells
+    return first, cells
 
 
 def _as_known(cells: list[str], known: Collection[str]) -> list[str]:
@@ -254,7 +272,7 @@ def _as_known(cells: list[str], known: Collection[str]) -> list[str]:
 class _Numbers:
     """Reads coordinates: with decimal points, or all with commas where these separate no cells."""
 
-    def __init__(self, table: _Table):
+    def __init__(self, table: Table):
         self._table = table
         self._points = False
         self.commas = False
@@ -270,7 +288,7 @@ class _Numbers:
         return numbers(self._table.path, where, cells, names)
 
 
-def _contents(table: _Table, cases: Sequence[str] | None) -> dict[str, Content]:
+def _contents(table: Table, cases: Sequence[str] | None) -> dict[str, Content]:
     """Case -> its landmarks; the one case is "" where no column names it."""
     path, header = table.path, table.header
     name_column = columns.landmark_column(path, header)
@@ -317,7 +335,7 @@ def _contents(table: _Table, cases: Sequence[str] | None) -> dict[str, Content]:
 
 
 def _one_row_a_landmark(
-    table: _Table,
+    table: Table,
     cases: Sequence[str] | None,
     name_column: int,
     axes: columns.Axes,
@@ -354,7 +372,7 @@ def _one_row_a_landmark(
 
 
 def _one_row_a_case(
-    table: _Table, cases: Sequence[str] | None, wide: columns.Wide, read: _Numbers
+    table: Table, cases: Sequence[str] | None, wide: columns.Wide, read: _Numbers
 ) -> dict[str, Landmarks]:
     """Case -> landmarks; of empty cells nobody knows what they mean: not annotated."""
     path, header = table.path, table.header
@@ -378,7 +396,7 @@ def _one_row_a_case(
     return found
 
 
-def _case(table: _Table, cases: Sequence[str] | None, row: int) -> str:
+def _case(table: Table, cases: Sequence[str] | None, row: int) -> str:
     if cases is None:
         return ""
     check_case(table.path, cases[row], f"line {table.rows[row][0]}")

@@ -4,6 +4,8 @@
 root/images/<case>.nii.gz         int16: MRA intensities, or HU
 root/landmarks/<case>.mrk.json    the landmarks of `COW19`, LPS mm
 root/segmentations/<case>.nii.gz  uint8: 1 + index of the segment, 21 a vessel beyond the scheme
+root/segmentations/dataset.json   names of these, as nnU-Net has them
+root/attributes.csv               which segments each person has
 root/anatomy/<case>.json          segments and bifurcations that exist; centrelines, tangents, radii
 root/unpaired.csv                 landmarks of people without a scan
 root/phantom.json                 how it was made, and whose data the shapes rest on
@@ -13,6 +15,7 @@ root/splits.json                  written last
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,6 +26,7 @@ import numpy as np
 from jaxmark.bounds import LENGTHS, VOXELS, at_least, one_of, setting
 from jaxmark.core.anatomy import COW19, Scheme
 from jaxmark.core.geometry import apply_affine
+from jaxmark.data.attributes import write_attributes
 from jaxmark.data.landmarks import Landmarks, write_mrk_json, write_table
 from jaxmark.data.phantoms.cow.anatomy import Anatomy, Vessel
 from jaxmark.data.phantoms.cow.images import render_cta, render_mra
@@ -46,6 +50,7 @@ _FILES = {
     "segmentations": ".nii.gz",
     "anatomy": ".json",
 }
+_LABELS, _ATTRIBUTES = "segmentations/dataset.json", "attributes.csv"
 
 
 @dataclass
@@ -151,6 +156,9 @@ def write_cohort(root: Path, phantom: CirclePhantom, workers: int = 0) -> None:
         for number, name in enumerate(names)
         if not all((root / folder / f"{name}{end}").exists() for folder, end in _FILES.items())
     ]
+    # Cohorts of earlier versions lack these two files, and nothing else.
+    if not all((root / name).exists() for name in (_LABELS, _ATTRIBUTES)):
+        _write_names(root, phantom, names)
     if not todo and (root / "splits.json").exists():
         return
     small = len(todo) * np.prod(phantom.shape) < _VOXELS_WORTH_PROCESSES
@@ -163,6 +171,19 @@ def write_cohort(root: Path, phantom: CirclePhantom, workers: int = 0) -> None:
         {"schema_version": 1, "scheme": COW19.name, "phantom": settings, "shape": attribution()},
     )
     write_text_atomic(root / "splits.json", json.dumps(splits, indent=1))
+
+
+def _write_names(root: Path, phantom: CirclePhantom, names: Sequence[str]) -> None:
+    """Write what the segmentations' labels are, and which segments everybody has."""
+    segments = [segment.name for segment in COW19.segments]
+    labels = ["background", *segments, "other vessel"]
+    tree = {"labels": {name: value for value, name in enumerate(labels)}, "file_ending": ".nii.gz"}
+    write_json(root / _LABELS, tree)
+    present = {}
+    for number, name in enumerate(names):
+        rng = np.random.default_rng([phantom.seed, _ANATOMY, number])
+        present[name] = _draw_person(phantom, rng).segment_present
+    write_attributes(root / _ATTRIBUTES, segments, present)
 
 
 def _draw_person(phantom: CirclePhantom, rng: np.random.Generator) -> Anatomy:

@@ -10,6 +10,7 @@ import pytest
 from jaxmark.config import Data
 from jaxmark.core.anatomy import COW19
 from jaxmark.core.geometry import apply_affine
+from jaxmark.data.attributes import read_attributes
 from jaxmark.data.cohort import check_inside, read_cohort
 from jaxmark.data.landmarks import read_table
 from jaxmark.data.phantoms.cow.cohort import CirclePhantom, draw_unpaired, make_case, write_cohort
@@ -91,6 +92,32 @@ def test_an_interrupted_cohort_is_finished(root, tmp_path):
     write_cohort(tmp_path, SMALL, workers=1)
     assert digests(tmp_path) == whole
     assert (tmp_path / "images" / "phantom-000.nii.gz").stat().st_mtime_ns == kept
+
+
+def test_a_cohort_of_an_earlier_version_gets_what_it_lacks(root, tmp_path):
+    write_cohort(tmp_path, SMALL, workers=1)
+    whole = digests(tmp_path)
+    added = [tmp_path / "attributes.csv", tmp_path / "segmentations" / "dataset.json"]
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    for path in added:
+        path.unlink()
+    write_cohort(tmp_path, SMALL, workers=1)
+    assert digests(tmp_path) == whole
+    # Nothing else is written again.
+    assert [p for p in times if p.stat().st_mtime_ns != times[p] and p not in added] == []
+
+
+def test_labels_and_attributes_are_what_segmentations_and_people_have(root):
+    known = json.loads((root / "segmentations" / "dataset.json").read_text())["labels"]
+    assert list(known) == ["background", *(s.name for s in COW19.segments), "other vessel"]
+    assert list(known.values()) == list(range(22))
+    names = [segment.name for segment in COW19.segments]
+    cases = [f"phantom-{number:03d}" for number in range(5)]
+    states, notes = read_attributes(root / "attributes.csv", names, cases)
+    assert list(states) == cases and notes == ()
+    for number, case in enumerate(cases):
+        present = make_case(SMALL, number).anatomy.segment_present
+        np.testing.assert_array_equal(states[case], np.where(present, 1, -1))
 
 
 def test_modality_resolution_and_pathology_leave_the_anatomy_alone():

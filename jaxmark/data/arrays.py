@@ -1,0 +1,80 @@
+"""Arrays in a cache: folders that are written whole or not at all, with checksums."""
+
+import io
+import os
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from jaxmark.system.errors import InputError
+from jaxmark.system.files import naming
+from jaxmark.system.interrupts import unfinished
+
+# As `np.save` writes it. Not read by numpy, which uses Python's own parser: in 3.11 two threads
+# must not be in that at once (cpython issue 106905), and damaged headers end it in many ways.
+_HEADER = re.compile(
+    rb"\{'descr': '(<f2|\|u1)', 'fortran_order': False, 'shape': "
+    rb"\(([1-9][0-9]{0,8}), ([1-9][0-9]{0,8}), ([1-9][0-9]{0,8})\), \} *\n"
+)
+
+
+def npy(array: np.ndarray) -> memoryview:
+    """The `.npy` file of an array (X, Y, Z), float16 or uint8; in memory.
+
+    `np.save` to a file does not say that the disk is full.
+    """
+    content = io.BytesIO()
+    np.save(content, np.ascontiguousarray(array), allow_pickle=False)
+    return content.getbuffer()
+
+
+def read_npy(path: Path, dtype: type[np.generic]) -> np.ndarray:
+    """The array (X, Y, Z) of a file that `npy` made, in any number of threads.
+
+    Raises:
+      OSError, ValueError: the file cannot be read, or is no such file.
+    """
+    with path.open("rb") as file:
+        prefix = file.read(10)
+        header = file.read(int.from_bytes(prefix[8:], "little"))
+        found = _HEADER.fullmatch(header)
+        if prefix[:8] != b"\x93NUMPY\x01\x00" or found is None:
+            raise ValueError("not an array that jaxmark writes")
+        kind, *shape = found.groups()
+        if np.dtype(kind.decode()) != dtype:
+            raise ValueError(f"an array of another type than {np.dtype(dtype)}")
+        return np.fromfile(file, dtype).reshape(tuple(map(int, shape)))
+
+
+def check_crc32(path: Path, crc32: int | None) -> None:
+    """InputError where the file is not the one that was written."""
+    checksum = 0
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                checksum = zlib.crc32(piece, checksum)
+    except OSError as error:
+        raise InputError(path, f"cannot be read: {error.strerror}") from error
+    if checksum != crc32:
+        raise InputError(path, "is damaged: its checksum is another one")
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes | memoryview]) -> None:
+    """Write files into `folder`, in place of what is there, all or none; an OSError names it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+    with unfinished(temporary), naming(folder, temporary):
+        try:
+            for name, content in files.items():
+                (temporary / name).write_bytes(content)
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(temporary, folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
