@@ -112,11 +112,6 @@ def find_scans(folder: Path) -> dict[str, Path]:
     return _by_name(_scans_among(entries(folder)))
 
 
-def find_scans_below(folder: Path) -> dict[str, Path]:
-    """The scans of `search_below`."""
-    return search_below(folder).scans
-
-
 def search_below(folder: Path) -> Found:
     """As `find_scans`, of the folder itself and of all folders below it.
 

@@ -24,7 +24,7 @@ from jaxmark.config import Data
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.landmarks import write_mrk_json
 from jaxmark.data.layouts import find_layout
-from jaxmark.data.scans import find_scans, find_scans_below, from_image, read_scan
+from jaxmark.data.scans import find_scans, from_image, read_scan, search_below
 from jaxmark.results.batch import scans_at
 from jaxmark.system.fingerprints import file_state
 
@@ -205,7 +205,7 @@ def test_several_multi_frame_files_of_a_folder_are_scans(tmp_path):
     written(tmp_path / "P/IM3", volume(description="T1"))
     # An ultrasound's frames are no slices.
     written(tmp_path / "P/IM4", volume(sop_class=f"{STORAGE}3.1"))
-    found = find_scans_below(tmp_path)
+    found = search_below(tmp_path).scans
     assert found == {f"P-{part}": tmp_path / "P" / f"IM{n}" for part, n in
                      (("T1", 3), ("TOF-IM1", 1), ("TOF-IM2", 2))}  # fmt: skip
     refused(lambda: read_scan(tmp_path / "P"), "holds 3 DICOM series", "'T1', IM3 (5 frames)")
@@ -226,7 +226,7 @@ def test_what_lies_beside_a_series_is_named(tmp_path):
         "not part of this scan: series 'localizer', number 0, 1.2.826.99 (3 slices): fewer than 4 "
         "slices; KO (a key object selection); PDF (an encapsulated document); PR (a presentation"
     )
-    assert find_scans_below(tmp_path) == {"P1": folder}
+    assert search_below(tmp_path).scans == {"P1": folder}
     # A directory, in a name that is not its own.
     record = element(4, 0x1220, "SQ", element(4, 0x1430, "CS", "PATIENT"))
     written(folder / "A", part10("1.2.840.10008.1.3.10", record))
@@ -277,7 +277,7 @@ def test_damage_is_not_left_out(tmp_path):
         (folder / "IM7").unlink(missing_ok=True)
         path = written(folder / "IM7.dcm", content)
         refused(lambda: read_scan(folder), path, problem)  # noqa: B023
-        assert find_scans_below(tmp_path) == {"P1": folder}
+        assert search_below(tmp_path).scans == {"P1": folder}
     path.unlink()
     refused(lambda: read_scan(folder), folder, "a slice is missing")
 
@@ -321,9 +321,9 @@ def patient(folder: Path) -> Path:
 
 def test_each_series_is_a_scan_of_a_batch(tmp_path):
     folder = patient(tmp_path / "P1")
-    found = find_scans_below(tmp_path)
+    found = search_below(tmp_path).scans
     assert list(found) == ["P1-T1", "P1-TOF_3D_multi-slab"]
-    assert found == find_scans_below(folder)
+    assert found == search_below(folder).scans
     same(read_scan(found["P1-TOF_3D_multi-slab"]))
     same(read_scan(found["P1-T1"]), VOXELS[:, :, :4])
     (note,) = read_scan(found["P1-T1"]).notes
@@ -337,7 +337,7 @@ def test_each_series_is_a_scan_of_a_batch(tmp_path):
     # Two patients have the same series.
     patient(tmp_path / "Q" / "P1")
     patient(tmp_path / "R" / "P1")
-    assert {"Q-P1-T1", "R-P1-T1"} <= set(find_scans_below(tmp_path))
+    assert {"Q-P1-T1", "R-P1-T1"} <= set(search_below(tmp_path).scans)
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_names_of_series_never_meet(tmp_path, kinds, names):
     for n, (description, number) in enumerate(kinds):
         uid = f"1.2.826.30.{100 + n}"
         series(tmp_path / "P", uid, f"{n}-", description=description, number=number)
-    found = find_scans_below(tmp_path)
+    found = search_below(tmp_path).scans
     assert sorted(found) == sorted(f"P-{name}" for name in names)
     assert len(set(found.values())) == len(kinds)
     for path in found.values():
