@@ -332,9 +332,7 @@ def test_scans_below_a_folder(tmp_path: Path) -> None:
         "c": tmp_path / "c.mha",
     }
     assert list(found) == sorted(found)
-    np.testing.assert_array_equal(
-        read_scan(found["B-1-SE1"]).voxels, voxels()
-    )
+    np.testing.assert_array_equal(read_scan(found["B-1-SE1"]).voxels, voxels())
     assert find_scans(tmp_path) == {"c": tmp_path / "c.mha"}
 
 
