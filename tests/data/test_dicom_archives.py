@@ -413,7 +413,8 @@ def test_of_a_batch_the_series_that_the_config_names(tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.err == (
         "warning: left out, no DICOM volume that is 't1' (config.data.series; "
-        f"--config.data.series= predicts all): {tmp_path}/P2: 'T2', number 6, 1.2.826.9 (5 slices)\n"
+        f"--config.data.series= predicts all): {tmp_path}/P2: 'T2', number 6, 1.2.826.9 (5 "
+        "slices)\n"
     )
     # Files of the scans' folders that are other series, but not those of the folder just named.
     assert "note: " in captured.out and "2 files look like images and are not read" in captured.out
