@@ -253,7 +253,7 @@ def prepare_cohort(cohort: Cohort, data: Data) -> Prepared:
             ],
             "resampling scans",
         )
-    cases = {name: load_case(home) for name, home in homes.items()}
+    cases = {name: whole.get(name) or load_case(home) for name, home in homes.items()}
     mended = (*unaligned, *unprepared)
     # That of a case is said there.
     own = any(template == source.scan for source in sources)
