@@ -3,11 +3,13 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from running import TINY, free_port, jaxmark
+from running import PROGRAM, ROOT, TINY, free_port, jaxmark
 
 from experiments.dicom_files import single
 from jaxmark.core.geometry import apply_affine
@@ -157,6 +159,16 @@ def test_a_model_of_one_dicom_series_predicts_that_and_says_what_it_leaves_out(f
     assert "holds no DICOM volume that is 'T7'" in line and "'TOF'" in line and "'T2'" in line
 
 
+def test_help_lists_the_flags_also_of_the_installed_command():
+    for program in (["-m", "jaxmark.main"], ["-c", PROGRAM]):
+        result = subprocess.run(
+            [sys.executable, *program, "-h"], capture_output=True, encoding="utf-8", cwd=ROOT
+        )
+        assert "Exit codes: 0 done" in result.stdout and result.stderr == ""
+        for flag in ("--config", "--workdir", "--mode", "--checkpoint", "--input", "--output"):
+            assert f"\n  {flag}: " in result.stdout
+
+
 def test_without_a_preset_the_device_chooses_and_a_cohort_is_written(tmp_path):
     result = jaxmark(
         "--config=experiments/cow.py",
@@ -169,6 +181,7 @@ def test_without_a_preset_the_device_chooses_and_a_cohort_is_written(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("preset 'small', since the device is a cpu")
+    assert f"cow_small: phantom in {tmp_path}, " in result.stdout
     for folder, suffix in (("images", "nii.gz"), ("segmentations", "nii.gz"), ("anatomy", "json")):
         names = {path.name for path in (tmp_path / folder).iterdir()}
         assert names == {f"phantom-000.{suffix}", f"phantom-001.{suffix}"}

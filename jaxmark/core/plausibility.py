@@ -43,7 +43,7 @@ class Contradiction:
     landmarks: tuple[int, ...]
     # How far off it is, or the worst of its points, as annotated; mm.
     off_mm: float
-    # What would be usual, or what is left after the exchange; mm.
+    # Up to what it would be usual, or what is left after the exchange; mm.
     then_mm: float
 
 
@@ -146,8 +146,8 @@ class _Compared:
         far = tuple(int(k) for k in np.argsort(-excess) if excess[k] > 1)
         if not far:
             return None
-        column = np.delete(self._off_mm[:, far[0]], case)
-        return Contradiction("far", far, self._off_mm[case, far[0]], float(np.nanmax(column)))
+        worst_mm = float(self._off_mm[case, far[0]])
+        return Contradiction("far", far, worst_mm, worst_mm / float(excess[far[0]]))
 
     def _together(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(N, K, 3) cases moved to their median, and that."""

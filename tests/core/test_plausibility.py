@@ -48,7 +48,7 @@ def test_every_mistake_is_named_for_what_it_is(size):
     points[3, 5] += [0, 25, 0]
     (case, one), = found(points).items()  # fmt: skip
     assert (case, one.kind, one.landmarks) == (3, "far", (5,))
-    assert 20 < one.off_mm < 30 and one.then_mm < 8
+    assert 20 < one.off_mm < 30 and 4 < one.then_mm < one.off_mm
 
     points = cohort(size)
     points[4, [1, 9]] = points[4, [9, 1]]
@@ -76,6 +76,16 @@ def test_a_case_has_no_say_in_how_far_off_others_usually_are(size):
     points[size // 2] = SHAPE[rng.permutation(len(SHAPE))] + rng.normal(0, 20, SHAPE.shape)
     known = {case: one.kind for case, one in found(points).items()}
     assert known.keys() == {size // 2} and known[size // 2] == "far"
+
+
+def test_what_would_be_usual_is_less_than_what_is_doubted():
+    """Also where the same landmark is far off in two cases: neither is what the other should be."""
+    points = cohort(12, spread_mm=0.5)
+    points[[2, 7], 5] += [[0, 21, 0], [0, 20, 0]]
+    for case, one in found(points).items():
+        assert case in (2, 7) and one.landmarks == (5,)
+        assert one.then_mm < 10 < 19 < one.off_mm
+    assert len(found(points)) == 2
 
 
 def test_the_quantile_of_the_others_is_that_of_numpy():
