@@ -29,7 +29,7 @@ _EXCHANGED, _RIGHT_AGAIN, _GAIN, _PAIRS_TRIED = 3.0, 2.8, 12.0, 3
 # they are to each other; the others themselves must agree, to this share of their size.
 _NEARER, _AS_NEAR, _AGREE = 0.55, 2.0, 0.3
 _FITS, _ROUNDS, _CANDIDATES = 4, 3, 8
-# About so many cases, evenly spaced among all, are enough to find where all are then brought to.
+# About so many cases, evenly spaced among all, choose what all are brought to at first.
 _SOME = 100
 
 
@@ -161,7 +161,7 @@ class _Compared:
             return float(np.nan_to_num(_nan_median(_nan_median(off, 1), 0), nan=np.inf))
 
         reference = points[min(tried, key=distance)]
-        for cases in (*[some] * (_ROUNDS - 1), points):
+        for cases in (some, *[points] * (_ROUNDS - 1)):
             moved = self._moved_to(reference, cases)
             reference = _median(moved)
         return moved, reference
