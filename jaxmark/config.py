@@ -39,7 +39,8 @@ class Data:
     # "0000").
     suffix: str = ""
     # Which DICOM series of a case whose folder holds several volumes: its description, number, UID
-    # or the end of the UID. Empty: each folder must hold one volume.
+    # or the end of the UID. Empty: each folder must hold one volume. Of folders of new scans those
+    # series alone are predicted; empty: all.
     series: str = ""
     # Frame of landmark files that don't state theirs: "LPS", "RAS" or "" (then they must).
     frame: str = setting("", one_of("", "LPS", "RAS"))

@@ -1,12 +1,15 @@
 """The command line: `python -m jaxmark.main --config=FILE[:preset] --workdir=DIR --mode=run`.
 
-The only place that knows flags. What takes long to import is imported where it is used: help, and
-worker processes, which import this module, need none of it.
+`--config.data.root=FOLDER` and the like set any field of the experiment: see `jaxmark/config.py`.
 
 Exit codes: 0 done, 1 bad input (one line on stderr a problem), 2 some scans of a batch failed and
 the others are done, 3 stopped by SIGTERM or SIGINT: what was done is saved, and the same command
 continues.
 """
+
+# The text above is what --help prints. This is the only module that knows flags. What takes long to
+# import is imported where it is used: help, and worker processes, which import this module, need
+# none of it.
 
 # ruff: noqa: E402
 
@@ -55,15 +58,24 @@ _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "This is one of the processes of a cluster's job (SLURM, Open MPI, ...)."
 )
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", "", "The same without a cluster: HOST:PORT, where process 0 listens; needs:"
+    "coordinator",
+    "",
+    "As --distributed, without a cluster: HOST:PORT, where process 0 listens; needs --processes "
+    "and --process.",
 )
-_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
-_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is: 0 to processes - 1.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: how many there are.")
+_PROCESS = flags.DEFINE_integer(
+    "process", None, "With --coordinator: which of them this is, 0 to processes - 1."
+)
 
 
 def console() -> None:
     """Entry point of the `jaxmark` command."""
     interrupts.leave_on_signals()
+    # absl's help is of the program that was started: its flags are then those of this module.
+    sys.modules["__main__"].__doc__ = __doc__
+    for flag in flags.FLAGS.get_key_flags_for_module(__name__):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     # absl knows --help alone.
     sys.argv[1:] = ["--help" if argument == "-h" else argument for argument in sys.argv[1:]]
     app.run(_main, flags_parser=_parse)
@@ -335,7 +347,8 @@ def announce(request: Request, mode: str) -> None:
     )
     devices = jax.devices()
     name, kind = request.experiment.name, devices[0].device_kind
-    say(f"{name}: {mode} in {request.workdir}, {len(devices)} x {kind} ({devices[0].platform})")
+    place = (mode == "phantom" and request.output) or request.workdir
+    say(f"{name}: {mode} in {place}, {len(devices)} x {kind} ({devices[0].platform})")
     if devices[0].platform == "cpu":
         say(f"huge pages for large buffers (--[no]huge_pages): {huge_pages.state()}")
 

@@ -33,7 +33,6 @@ from jaxmark.data.cases import PreparedCase
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.frame import load_frame, save_frame
 from jaxmark.data.prepare import Prepared, prepare_cohort, prepared_shape
-from jaxmark.data.scans import passed_over
 from jaxmark.data.segmentations import read_segments
 from jaxmark.data.unpaired import place_unpaired, read_unpaired
 from jaxmark.inference import calibration
@@ -310,10 +309,7 @@ def predict_batch(
     config = workdir / "config.json"
     if not config.is_file():
         raise InputError(workdir, f"holds no trained model: there is no {config.name}")
-    sources = batch.scans_at(Path(scans))
-    if Path(scans).is_dir():
-        if left_out := passed_over(Path(scans), sources.values(), below=True):
-            say(printable(f"note: {scans}: {left_out}"))
+    sources = batch.scans_at(Path(scans), experiment.data.series)
     # Each process predicts scans of its own.
     model = load_model(workdir, experiment)
     _say_untrained(model.frame.untrained)

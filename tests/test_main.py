@@ -3,12 +3,16 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from running import TINY, free_port, jaxmark
+from running import PROGRAM, ROOT, TINY, free_port, jaxmark
 
+from experiments.dicom_files import single
+from jaxmark.core.geometry import apply_affine
 from jaxmark.data.landmarks import read_landmarks
 from jaxmark.data.scans import read_scan
 from jaxmark.system.huge_pages import obstacle
@@ -106,6 +110,65 @@ def test_raw_scans_are_predicted_as_prepared_cases_are(finished, tmp_path):
     assert "1 were done before; 1 failed" in again.stdout
 
 
+def test_a_model_of_one_dicom_series_predicts_that_and_says_what_it_leaves_out(finished, tmp_path):
+    folder, _ = finished
+    work = shutil.copytree(folder / "work", tmp_path / "work")
+    stored = json.loads((work / "config.json").read_text())
+    stored["data"]["series"] = "TOF"
+    (work / "config.json").write_text(json.dumps(stored))
+    scan = read_scan(next((folder / "cache").glob("phantom-*/images/phantom-005.nii.gz")))
+    at = scan.ijk_to_lps
+    six = np.concatenate([at[:3, 0], at[:3, 1]]) / np.repeat(scan.spacing_mm[:2], 3)
+    for number, (patient, name) in enumerate([("P1", "TOF"), ("P1", "T1"), ("P2", "T2")]):
+        (tmp_path / "in" / patient).mkdir(parents=True, exist_ok=True)
+        for k in range(scan.voxels.shape[2]):
+            content = single(
+                np.round(scan.voxels[:, :, k].T).astype(np.int16),
+                apply_affine(at, np.array([0, 0, k])),
+                six,
+                scan.spacing_mm[1::-1],
+                uid=f"1.2.826.{number + 1}",
+                description=name,
+            )
+            (tmp_path / "in" / patient / f"{name}{k}.dcm").write_bytes(content)
+    arguments = (f"--checkpoint={work}", "--mode=predict", f"--input={tmp_path / 'in'}")
+    arguments += (f"--output={tmp_path / 'out'}", "--config.data.workers=1")
+
+    result = jaxmark(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert [p.name for p in (tmp_path / "out").glob("*.fcsv")] == ["P1-TOF.fcsv"]
+    found = read_landmarks(tmp_path / "out" / "P1-TOF.mrk.json")
+    expected = read_landmarks(folder / "work" / "predictions" / "phantom-005.mrk.json")
+    for name, position in expected.items():
+        # Voxels are whole numbers in DICOM.
+        np.testing.assert_allclose(found[name], position, atol=0.5)
+    slices = scan.voxels.shape[2]
+    assert f"P2: 'T2', 1.2.826.3 ({slices} slices)" in result.stderr
+    assert "--config.data.series= predicts all" in result.stderr
+    assert "look like images" not in result.stdout
+
+    # What the message says to do, does it.
+    result = jaxmark(*arguments, "--config.data.series=")
+    assert result.returncode == 0, result.stderr
+    assert "landmarks of 2 scans" in result.stdout and "1 were done before" in result.stdout
+    names = {p.name for p in (tmp_path / "out").glob("*.fcsv")}
+    assert names == {"P1-TOF.fcsv", "P1-T1.fcsv", "P2.fcsv"}
+    result = jaxmark(*arguments, "--config.data.series=T7")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert "holds no DICOM volume that is 'T7'" in line and "'TOF'" in line and "'T2'" in line
+
+
+def test_help_lists_the_flags_also_of_the_installed_command():
+    for program in (["-m", "jaxmark.main"], ["-c", PROGRAM]):
+        result = subprocess.run(
+            [sys.executable, *program, "-h"], capture_output=True, encoding="utf-8", cwd=ROOT
+        )
+        assert "Exit codes: 0 done" in result.stdout and result.stderr == ""
+        for flag in ("--config", "--workdir", "--mode", "--checkpoint", "--input", "--output"):
+            assert f"\n  {flag}: " in result.stdout
+
+
 def test_without_a_preset_the_device_chooses_and_a_cohort_is_written(tmp_path):
     result = jaxmark(
         "--config=experiments/cow.py",
@@ -118,6 +181,7 @@ def test_without_a_preset_the_device_chooses_and_a_cohort_is_written(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("preset 'small', since the device is a cpu")
+    assert f"cow_small: phantom in {tmp_path}, " in result.stdout
     for folder, suffix in (("images", "nii.gz"), ("segmentations", "nii.gz"), ("anatomy", "json")):
         names = {path.name for path in (tmp_path / folder).iterdir()}
         assert names == {f"phantom-000.{suffix}", f"phantom-001.{suffix}"}

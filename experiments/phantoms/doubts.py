@@ -23,7 +23,7 @@ from jaxmark.core.geometry import apply_affine
 from jaxmark.data.cases import Volume
 from jaxmark.data.frame import PreparedScan
 from jaxmark.data.phantoms.cow.cohort import CirclePhantom, make_case
-from jaxmark.data.scans import Scan, find_scans_below, read_scan
+from jaxmark.data.scans import Scan, read_scan, search_below
 from jaxmark.inference.model import TrainedModel
 from jaxmark.workflow import load_model
 
@@ -114,7 +114,7 @@ def kinds(
     shape = (np.array(model.frame.shape) - 1) / 2
     centre_mm = apply_affine(model.frame.grid_to_common, shape)
     for folder in folders:
-        files = [folder] if folder.is_file() else list(find_scans_below(folder).values())
+        files = [folder] if folder.is_file() else list(search_below(folder).scans.values())
         yield f"{folder.name}, as they lie", map(read_scan, files)
         yield f"{folder.name}, centred", (centred(read_scan(file), centre_mm) for file in files)
 

@@ -29,6 +29,8 @@ _EXCHANGED, _RIGHT_AGAIN, _GAIN, _PAIRS_TRIED = 3.0, 2.8, 12.0, 3
 # they are to each other; the others themselves must agree, to this share of their size.
 _NEARER, _AS_NEAR, _AGREE = 0.55, 2.0, 0.3
 _FITS, _ROUNDS, _CANDIDATES = 4, 3, 8
+# About so many cases, evenly spaced among all, choose what all are brought to at first.
+_SOME = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Contradiction:
     landmarks: tuple[int, ...]
     # How far off it is, or the worst of its points, as annotated; mm.
     off_mm: float
-    # What would be usual, or what is left after the exchange; mm.
+    # Up to what it would be usual, or what is left after the exchange; mm.
     then_mm: float
 
 
@@ -96,13 +98,14 @@ class _Compared:
         # (N, K), in spreads: 1 is what half of all points keep to.
         self._z = self._off_mm / self._spread_mm
         self._typical_mm = _nan_median(self._off_mm, 1)
+        self._ordered_z, self._ordered_typical_mm = map(_ordered, (self._z, self._typical_mm))
         self._size_mm = _nan_median(np.linalg.norm(reference - _median(reference), axis=-1), 0)
 
     def whole(
         self, case: int, points: np.ndarray, kind: str, judged: np.ndarray
     ) -> Contradiction | None:
         """Whether these points of the case fit far better than its own."""
-        others = float(_nan_median(np.delete(self._typical_mm, case), 0))
+        others = quantile_of_others(self._ordered_typical_mm, self._typical_mm[case], 0.5)
         own = float(_nan_median(self._off_mm[case, judged], 0))
         middle = self._middle[case]
         then_mm = np.linalg.norm(self._move(points, middle) - middle, axis=-1)
@@ -135,36 +138,36 @@ class _Compared:
 
     def far(self, case: int) -> Contradiction | None:
         """Points far beyond the other cases' spread, the farthest first."""
-        others = np.delete(self._z, case, 0)
-        known = others[np.isfinite(others)]
-        if not known.size:
+        usual = quantile_of_others(self._ordered_z, self._z[case], _NEARLY_ALL)
+        if np.isnan(usual):
             return None
-        limit = np.maximum(
-            _FAR + _FAR_MORE / np.maximum(self._others, 1),
-            _TAILS * np.quantile(known, _NEARLY_ALL),
-        )
+        limit = np.maximum(_FAR + _FAR_MORE / np.maximum(self._others, 1), _TAILS * usual)
         excess = np.nan_to_num(self._z[case] / limit)
         far = tuple(int(k) for k in np.argsort(-excess) if excess[k] > 1)
         if not far:
             return None
-        column = np.delete(self._off_mm[:, far[0]], case)
-        return Contradiction("far", far, self._off_mm[case, far[0]], float(np.nanmax(column)))
+        worst_mm = float(self._off_mm[case, far[0]])
+        return Contradiction("far", far, worst_mm, worst_mm / float(excess[far[0]]))
 
     def _together(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(N, K, 3) cases moved to their median, and that."""
         counts = np.isfinite(points).all(-1).sum(1)
         tried = np.argsort(-counts, kind="stable")[:_CANDIDATES]
+        known = points[counts > 0] if counts.any() else points
+        some = known[:: -(-len(known) // _SOME) or 1]
 
         def distance(start: int) -> float:
-            moved = np.stack([self._move(own, points[start]) for own in points])
-            off = np.linalg.norm(moved - points[start], axis=-1)
+            off = np.linalg.norm(self._moved_to(points[start], some) - points[start], axis=-1)
             return float(np.nan_to_num(_nan_median(_nan_median(off, 1), 0), nan=np.inf))
 
         reference = points[min(tried, key=distance)]
-        for _ in range(_ROUNDS):
-            moved = np.stack([self._move(own, reference) for own in points])
+        for cases in (some, *[points] * (_ROUNDS - 1)):
+            moved = self._moved_to(reference, cases)
             reference = _median(moved)
         return moved, reference
+
+    def _moved_to(self, reference: np.ndarray, cases: np.ndarray) -> np.ndarray:
+        return np.stack([self._move(own, reference) for own in cases])
 
     def _move(self, points: np.ndarray, reference: np.ndarray) -> np.ndarray:
         """The points (K, 3) as near to the reference as most of them come."""
@@ -210,6 +213,29 @@ def _robust_fit(points: np.ndarray, reference: np.ndarray, both: np.ndarray) -> 
         scale = max(2 * float(np.median(off[both])), 1e-9)
         weights = np.where(both, 1 / (1 + (np.nan_to_num(off) / scale) ** 2) ** 2, 0.0)
     return matrix
+
+
+def _ordered(values: np.ndarray) -> np.ndarray:
+    """All that are finite, sorted."""
+    return np.sort(values[np.isfinite(values)])
+
+
+def quantile_of_others(ordered: np.ndarray, own: np.ndarray, share: float) -> float:
+    """A quantile, interpolated linearly, of sorted values without some that are among them.
+
+    As of the rest, sorted again; but that would take the square of the cases' number for all. NaN
+    where nothing is left.
+    """
+    own = _ordered(np.atleast_1d(own))
+    left = len(ordered) - len(own)
+    if not left:
+        return float("nan")
+    # Where its own values stand; of equal ones each has a place of its own.
+    places = np.searchsorted(ordered, own) + np.arange(len(own)) - np.searchsorted(own, own)
+    at = share * (left - 1)
+    rank = np.array([np.floor(at), np.ceil(at)], int)
+    low, high = ordered[rank + np.searchsorted(places - np.arange(len(own)), rank, side="right")]
+    return float(low + (high - low) * (at - rank[0]))
 
 
 def _median(points: np.ndarray) -> np.ndarray:

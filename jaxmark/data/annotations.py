@@ -35,7 +35,7 @@ def _words(found: Contradiction, landmarks: Sequence[str]) -> str:
         others += f" and {len(names) - _NAMED} more" * (len(names) > _NAMED)
         return (
             f"landmark {names[0]} is {found.off_mm:.1f} mm from where the other cases have it "
-            f"(theirs are at most {found.then_mm:.1f} mm off){others}"
+            f"(up to {found.then_mm:.1f} mm would be usual){others}"
         )
     what, then = {
         "negated": (

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxmark.config import Data
 from jaxmark.core.geometry import apply_affine
+from jaxmark.data.landmark_files import voxel_json
 from jaxmark.data.landmarks import Content, Landmarks, in_lps, read_content, read_tables
 from jaxmark.data.layouts import landmark_files
 from jaxmark.data.notes import Note
@@ -24,6 +25,8 @@ from jaxmark.data.places import scan_places
 from jaxmark.system.errors import InputError
 
 _MAX_NAME = 200
+# So much may two spacings of one image differ, as a share: some files round to two digits.
+_SAME_SPACING = 0.01
 # What 3D Slicer calls lists that nobody named; it numbers them, too: F_1.
 _LISTS = (
     "f",
@@ -65,7 +68,8 @@ def read_labels(
 
     Raises:
       InputError: a file is not readable, or states another frame or unit than the config and all
-        files do; nobody states the frame; a case has no scan.
+        files do; nobody states the frame; a case has no scan; an image's voxels have another size
+        than is stated beside its landmarks.
     """
     contents, notes = _read(place, scans or {})
     for case, content in contents.items():
@@ -80,6 +84,7 @@ def read_labels(
             first, "holds voxel indices, but there are no images here: write millimetres"
         )
     places = scan_places({case: (scans or {})[case] for case in in_voxels}, data)
+    _check_spacings(contents, places)
     in_mm = {case: content for case, content in contents.items() if case not in places}
     landmarks = _all_in_lps(in_mm, data.frame, notes)
     landmarks |= {case: _from_voxels(contents[case].points, at) for case, at in places.items()}
@@ -201,6 +206,37 @@ def _in_voxels(contents: Mapping[str, Content], data: Data, notes: list[Note]) -
             notes += [Note(contents[case].file.name, what) for case in silent]
     asked = silent if data.units == "voxels" else []
     return [case for case, content in contents.items() if content.unit == "voxels" or case in asked]
+
+
+def _check_spacings(contents: Mapping[str, Content], places: Mapping[str, np.ndarray]) -> None:
+    """Refuses images whose voxels have another size than is stated beside the landmarks.
+
+    One of both is wrong, and with it all millimetres of the case: those of its landmarks, and those
+    that the image is resampled by.
+    """
+    wrong = []
+    for case, at in places.items():
+        own = np.linalg.norm(at[:3, :3], axis=0)
+        for key, stated in contents[case].spacings_mm.items():
+            if (np.abs(stated / own - 1) > _SAME_SPACING).any():
+                wrong.append((case, key, stated, own))
+    if not wrong:
+        return
+    case, key, stated, own = wrong[0]
+    file = contents[case].file.with_name(voxel_json.SPACING)
+    cases = len({case for case, *_ in wrong})
+    more = f" (and {cases - 1} more)" * (cases > 1)
+    turned = np.allclose(stated[::-1], own, rtol=_SAME_SPACING)
+    raise InputError(
+        file,
+        f"case {case!r}{more}: {key} is {_by(stated)} mm, but its image's voxels have {_by(own)} mm"
+        + "; stated as z, y, x? Then the landmarks may be, too" * turned
+        + "; one of them is wrong: mend the image's header, or this entry (null: not known)",
+    )
+
+
+def _by(spacing_mm: np.ndarray) -> str:
+    return " x ".join(f"{length:.4g}" for length in spacing_mm)
 
 
 def _from_voxels(points: Landmarks, ijk_to_lps: np.ndarray) -> Landmarks:

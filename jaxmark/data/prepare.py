@@ -311,7 +311,7 @@ def prepare_cohort(cohort: Cohort, data: Data, segments: CohortSegments | None =
             ],
             "resampling scans",
         )
-    cases = {name: load_case(home) for name, home in homes.items()}
+    cases = {name: whole.get(name) or load_case(home) for name, home in homes.items()}
     for name, job in jobs.items():
         cases[name] = dataclasses.replace(cases[name], segments=load_segments(job.home))
     mended = (*unaligned, *unprepared, *unsegmented)

@@ -97,6 +97,8 @@ class Found:
     scans: dict[str, Path]
     # Folders of DICOM files without a volume, and what those files are.
     left_out: dict[Path, str]
+    # Folders of DICOM volumes none of which is called as asked for, and what they are.
+    other_series: dict[Path, str]
 
 
 def find_scans(folder: Path) -> dict[str, Path]:
@@ -112,12 +114,7 @@ def find_scans(folder: Path) -> dict[str, Path]:
     return _by_name(_scans_among(entries(folder)))
 
 
-def find_scans_below(folder: Path) -> dict[str, Path]:
-    """The scans of `search_below`."""
-    return search_below(folder).scans
-
-
-def search_below(folder: Path) -> Found:
+def search_below(folder: Path, series: str = "") -> Found:
     """As `find_scans`, of the folder itself and of all folders below it.
 
     Scans of one name are called by their paths from `folder` on instead, joined by "-". A folder
@@ -127,26 +124,41 @@ def search_below(folder: Path) -> Found:
     are not followed: there are no loops, and nothing is found twice or elsewhere. Links to files
     are, as in `find_scans`.
 
+    Args:
+      series: of DICOM volumes those alone that are called so (`dicom_series.called`), by the names
+        that they have without it; "": all. Scans in other formats have no series: all are found.
+
     Raises:
       InputError: as `find_scans`.
     """
     # Names, paths, and the folders that the name is lengthened by.
     scans: list[tuple[str, Path, tuple[str, ...]]] = []
     left_out: dict[Path, str] = {}
+    other_series: dict[Path, str] = {}
+    not_meant: set[Path] = set()
     for parent, found in _folders_below(folder):
         above = parent.relative_to(folder).parts
         scans += [(name, path, above) for name, path in _images(found)]
-        volumes, other = _dicom_scans(parent)
+        contents = dicom_series.contents(dicom_series.slice_files(parent))
+        volumes = _dicom_scans(parent, contents)
         scans += [(name, path, above[:-1]) for name, path in volumes]
-        if other:
-            left_out[parent] = other
+        if not volumes and (beside := contents.beside(None)):
+            left_out[parent] = f"no DICOM volume: {named(beside)}"
+        meant = dicom_series.called(series, contents.volumes) if series else contents.volumes
+        if contents.volumes and not meant:
+            if contents.unknown:
+                # What is damaged may be of the series that is meant: reading says so.
+                continue
+            other_series[parent] = named([str(volume) for volume in contents.volumes])
+        pairs = zip(volumes, contents.volumes, strict=False)
+        not_meant |= {path for (_, path), volume in pairs if volume not in meant}
     count = Counter(_as_a_file(name) for name, _, _ in scans)
 
     def full_name(name: str, above: tuple[str, ...]) -> str:
         return name if count[_as_a_file(name)] == 1 else "-".join((*above, name))
 
-    full = ((full_name(name, above), path) for name, path, above in scans)
-    return Found(_by_name(full), left_out)
+    full = ((full_name(name, above), path) for name, path, above in scans if path not in not_meant)
+    return Found(_by_name(full), left_out, other_series)
 
 
 def passed_over(folder: Path, scans: Collection[Path], *, below: bool = False) -> str:
@@ -220,22 +232,16 @@ def _without_copies(named: Iterable[tuple[str, Path]]) -> list[tuple[str, Path]]
     ]
 
 
-def _dicom_scans(folder: Path) -> tuple[list[tuple[str, Path]], str]:
-    """Names and paths of the volumes among a folder's own files, and why there are none."""
-    files = dicom_series.slice_files(folder)
-    if not files:
-        return [], ""
+def _dicom_scans(folder: Path, contents: dicom_series.Contents) -> list[tuple[str, Path]]:
+    """Names and paths of the volumes among a folder's own files, in the order of `contents`."""
     name = folder.resolve().name
-    contents = dicom_series.contents(files)
     volumes = contents.volumes
     if len(volumes) > 1:
         parts = dicom_series.part_names(volumes)
         paths = [dicom_series.series_path(folder, series) for series in volumes]
-        return [(f"{name}-{part}", path) for part, path in zip(parts, paths, strict=True)], ""
+        return [(f"{name}-{part}", path) for part, path in zip(parts, paths, strict=True)]
     # What is damaged is not left out: reading says so.
-    if volumes or contents.unknown:
-        return [(name, folder)], ""
-    return [], f"no DICOM volume: {named(contents.beside(None))}"
+    return [(name, folder)] if volumes or contents.unknown else []
 
 
 def case_name(path: Path) -> str:

@@ -46,7 +46,7 @@ from jaxmark.results.predictions import (
 from jaxmark.system.errors import InputError, printable
 from jaxmark.system.files import read_json, replacing, write_json
 from jaxmark.system.fingerprints import file_state
-from jaxmark.system.messages import counted, warn
+from jaxmark.system.messages import counted, say, warn
 from jaxmark.system.parallel import ahead, worker_pool
 from jaxmark.system.processes import from_primary, gather, own_share, primary
 
@@ -82,11 +82,14 @@ class Outcome:
         )
 
 
-def scans_at(path: Path) -> dict[str, Path]:
-    """Name -> scan: the scan at `path`, or all below it; says what DICOM folders are left out.
+def scans_at(path: Path, series: str = "") -> dict[str, Path]:
+    """Name -> scan: the scan at `path`, or all below it; says what is left out and passed over.
+
+    Args:
+      series: of DICOM series below a folder those alone that are called so: `search_below`.
 
     Raises:
-      InputError: there is nothing, or no scan, or one slice of a series.
+      InputError: there is nothing, or no scan, or one slice of a series, or no series so called.
     """
     if not path.exists():
         raise InputError(path, "no such file or folder (--input)")
@@ -95,14 +98,30 @@ def scans_at(path: Path) -> dict[str, Path]:
         if not name and (flaw := file_flaw(path)):
             raise InputError(path, flaw)
         return {name or path.name: path}
-    found = search_below(path)
+    found = search_below(path, series)
     left_out = [f"{folder}: {what}" for folder, what in found.left_out.items()]
+    known = [*found.scans.values(), *found.left_out, *found.other_series]
+    over = passed_over(path, known, below=True)
     if not found.scans:
-        lines = ["holds no scans (--input)", named(left_out), passed_over(path, (), below=True)]
+        lines = ["holds no scans (--input)", named(left_out), over]
+        if found.other_series:
+            lines[0] = f"holds {_other_series(found.other_series, series)}"
         raise InputError(path, "; ".join(filter(None, lines)))
-    if left_out and primary():
-        warn(printable(f"left out, {named(left_out)}"))
+    if primary():
+        if left_out:
+            warn(printable(f"left out, {named(left_out)}"))
+        if found.other_series:
+            warn(printable(f"left out, {_other_series(found.other_series, series)}"))
+        if over:
+            say(printable(f"note: {path}: {over}"))
     return found.scans
+
+
+def _other_series(folders: dict[Path, str], series: str) -> str:
+    """What is said of folders without the series that is meant, and what to do about them."""
+    held = named([f"{folder}: {what}" for folder, what in folders.items()])
+    every = "config.data.series; --config.data.series= predicts all"
+    return f"no DICOM volume that is {series!r} ({every}): {held}"
 
 
 def predict_scans(model: TrainedModel, sources: dict[str, Path], folder: Path) -> Outcome:

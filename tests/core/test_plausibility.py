@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxmark.core.geometry import rotation_from_quaternion
-from jaxmark.core.plausibility import contradictions
+from jaxmark.core.plausibility import contradictions, quantile_of_others
 
 NEGATION = np.array([-1.0, -1.0, 1.0])
 # Three in the middle, then pairs of right (x < 0) and left.
@@ -18,7 +18,8 @@ MIRRORED = np.array([0, 1, 2, 4, 3, 6, 5, 8, 7, 10, 9])
 
 def cohort(size=10, seed=0, spread_mm=1.5):
     rng = np.random.default_rng(seed)
-    return SHAPE + rng.normal(0, spread_mm, (size, *SHAPE.shape))
+    # Without tails: among hundreds of cases some would be far off.
+    return SHAPE + spread_mm * np.clip(rng.standard_normal((size, *SHAPE.shape)), -2, 2)
 
 
 def found(points, mirrored=MIRRORED):
@@ -30,7 +31,7 @@ def test_good_cases_are_not_doubted():
     assert sum(counts) <= 1
 
 
-@pytest.mark.parametrize("size", [5, 10, 45])
+@pytest.mark.parametrize("size", [5, 10, 45, 320])
 def test_every_mistake_is_named_for_what_it_is(size):
     points = cohort(size)
     points[1] = points[1] * NEGATION
@@ -47,7 +48,7 @@ def test_every_mistake_is_named_for_what_it_is(size):
     points[3, 5] += [0, 25, 0]
     (case, one), = found(points).items()  # fmt: skip
     assert (case, one.kind, one.landmarks) == (3, "far", (5,))
-    assert 20 < one.off_mm < 30 and one.then_mm < 8
+    assert 20 < one.off_mm < 30 and 4 < one.then_mm < one.off_mm
 
     points = cohort(size)
     points[4, [1, 9]] = points[4, [9, 1]]
@@ -65,6 +66,39 @@ def test_heads_that_lie_elsewhere_are_no_contradiction():
     ]
     # Nor do they hide a point that is far off.
     assert {case: one.kind for case, one in found(np.stack(turned)).items()} == {3: "far"}
+
+
+@pytest.mark.parametrize("size", [6, 30, 260])
+def test_a_case_has_no_say_in_how_far_off_others_usually_are(size):
+    """A whole case that fits nothing is found among few cases and among many."""
+    points = cohort(size, spread_mm=0.5)
+    rng = np.random.default_rng(3)
+    points[size // 2] = SHAPE[rng.permutation(len(SHAPE))] + rng.normal(0, 20, SHAPE.shape)
+    known = {case: one.kind for case, one in found(points).items()}
+    assert known.keys() == {size // 2} and known[size // 2] == "far"
+
+
+def test_what_would_be_usual_is_less_than_what_is_doubted():
+    """Also where the same landmark is far off in two cases: neither is what the other should be."""
+    points = cohort(12, spread_mm=0.5)
+    points[[2, 7], 5] += [[0, 21, 0], [0, 20, 0]]
+    for case, one in found(points).items():
+        assert case in (2, 7) and one.landmarks == (5,)
+        assert one.then_mm < 10 < 19 < one.off_mm
+    assert len(found(points)) == 2
+
+
+def test_the_quantile_of_the_others_is_that_of_numpy():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        values = rng.integers(0, 6, (rng.integers(1, 9), rng.integers(1, 5))).astype(float)
+        values[rng.random(values.shape) < 0.2] = np.nan
+        case, share = rng.integers(len(values)), rng.choice([0.0, 0.5, 0.98, 1.0])
+        others = np.delete(values, case, 0)
+        others = others[np.isfinite(others)]
+        expected = np.quantile(others, share) if others.size else np.nan
+        ordered = np.sort(values[np.isfinite(values)])
+        np.testing.assert_allclose(quantile_of_others(ordered, values[case], share), expected)
 
 
 def test_missing_landmarks_and_small_cohorts_say_nothing():

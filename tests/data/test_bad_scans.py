@@ -33,7 +33,7 @@ from malformed_scans import (
 )
 from test_scans import OF_ITK, image, itk_write, replace, voxels, write_series
 
-from jaxmark.data.scans import EXTENSIONS, find_scans, find_scans_below, read_scan, write_scan
+from jaxmark.data.scans import EXTENSIONS, find_scans, read_scan, search_below, write_scan
 
 
 @pytest.fixture(autouse=True)
@@ -218,7 +218,7 @@ def test_what_may_not_be_read(unprivileged: Path) -> None:
     problem = "cannot be read: Permission denied"
     refused(lambda: find_scans(unprivileged), unprivileged / "below" / "IM0001", problem)
     (unprivileged / "below").chmod(0)
-    for find in (find_scans, find_scans_below):
+    for find in (find_scans, search_below):
         refused(partial(find, unprivileged), unprivileged / "below", problem)
 
 

@@ -24,7 +24,7 @@ from jaxmark.config import Data
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.landmarks import write_mrk_json
 from jaxmark.data.layouts import find_layout
-from jaxmark.data.scans import find_scans, find_scans_below, from_image, read_scan
+from jaxmark.data.scans import find_scans, from_image, read_scan, search_below, write_scan
 from jaxmark.results.batch import scans_at
 from jaxmark.system.fingerprints import file_state
 
@@ -205,7 +205,7 @@ def test_several_multi_frame_files_of_a_folder_are_scans(tmp_path):
     written(tmp_path / "P/IM3", volume(description="T1"))
     # An ultrasound's frames are no slices.
     written(tmp_path / "P/IM4", volume(sop_class=f"{STORAGE}3.1"))
-    found = find_scans_below(tmp_path)
+    found = search_below(tmp_path).scans
     assert found == {f"P-{part}": tmp_path / "P" / f"IM{n}" for part, n in
                      (("T1", 3), ("TOF-IM1", 1), ("TOF-IM2", 2))}  # fmt: skip
     refused(lambda: read_scan(tmp_path / "P"), "holds 3 DICOM series", "'T1', IM3 (5 frames)")
@@ -226,7 +226,7 @@ def test_what_lies_beside_a_series_is_named(tmp_path):
         "not part of this scan: series 'localizer', number 0, 1.2.826.99 (3 slices): fewer than 4 "
         "slices; KO (a key object selection); PDF (an encapsulated document); PR (a presentation"
     )
-    assert find_scans_below(tmp_path) == {"P1": folder}
+    assert search_below(tmp_path).scans == {"P1": folder}
     # A directory, in a name that is not its own.
     record = element(4, 0x1220, "SQ", element(4, 0x1430, "CS", "PATIENT"))
     written(folder / "A", part10("1.2.840.10008.1.3.10", record))
@@ -277,7 +277,7 @@ def test_damage_is_not_left_out(tmp_path):
         (folder / "IM7").unlink(missing_ok=True)
         path = written(folder / "IM7.dcm", content)
         refused(lambda: read_scan(folder), path, problem)  # noqa: B023
-        assert find_scans_below(tmp_path) == {"P1": folder}
+        assert search_below(tmp_path).scans == {"P1": folder}
     path.unlink()
     refused(lambda: read_scan(folder), folder, "a slice is missing")
 
@@ -321,9 +321,9 @@ def patient(folder: Path) -> Path:
 
 def test_each_series_is_a_scan_of_a_batch(tmp_path):
     folder = patient(tmp_path / "P1")
-    found = find_scans_below(tmp_path)
+    found = search_below(tmp_path).scans
     assert list(found) == ["P1-T1", "P1-TOF_3D_multi-slab"]
-    assert found == find_scans_below(folder)
+    assert found == search_below(folder).scans
     same(read_scan(found["P1-TOF_3D_multi-slab"]))
     same(read_scan(found["P1-T1"]), VOXELS[:, :, :4])
     (note,) = read_scan(found["P1-T1"]).notes
@@ -337,7 +337,7 @@ def test_each_series_is_a_scan_of_a_batch(tmp_path):
     # Two patients have the same series.
     patient(tmp_path / "Q" / "P1")
     patient(tmp_path / "R" / "P1")
-    assert {"Q-P1-T1", "R-P1-T1"} <= set(find_scans_below(tmp_path))
+    assert {"Q-P1-T1", "R-P1-T1"} <= set(search_below(tmp_path).scans)
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_names_of_series_never_meet(tmp_path, kinds, names):
     for n, (description, number) in enumerate(kinds):
         uid = f"1.2.826.30.{100 + n}"
         series(tmp_path / "P", uid, f"{n}-", description=description, number=number)
-    found = find_scans_below(tmp_path)
+    found = search_below(tmp_path).scans
     assert sorted(found) == sorted(f"P-{name}" for name in names)
     assert len(set(found.values())) == len(kinds)
     for path in found.values():
@@ -396,6 +396,60 @@ def test_a_cohort_s_case_with_several_series_is_refused_or_chosen(tmp_path):
     (tmp_path / "P2").mkdir(exist_ok=True)
     folder.rename(tmp_path / "P1")
     refused(lambda: layout(tmp_path, series="T1"), "config.data.series: 'T1' chooses among DICOM")
+
+
+def test_of_a_batch_the_series_that_the_config_names(tmp_path, capsys):
+    folder = patient(tmp_path / "P1")
+    series(tmp_path / "P2", "1.2.826.9", description="T2", number="6")
+    written(tmp_path / "P3" / "IM.dcm", volume(description="T1"))
+    for name in "XY":
+        written(tmp_path / "P3" / f"{name}.dcm", volume(description=f"DWI {name}"))
+    write_scan(tmp_path / "P4.nii.gz", VOXELS, AFFINE)
+    every = search_below(tmp_path).scans
+    assert scans_at(tmp_path) == every and len(every) == 7
+    assert capsys.readouterr().err == ""
+    # The names are those without a choice, and what is no DICOM has no series.
+    assert scans_at(tmp_path, "t1") == {n: every[n] for n in ("P1-T1", "P3-T1", "P4")}
+    captured = capsys.readouterr()
+    assert captured.err == (
+        "warning: left out, no DICOM volume that is 't1' (config.data.series; "
+        f"--config.data.series= predicts all): {tmp_path}/P2: 'T2', number 6, 1.2.826.9 (5 "
+        "slices)\n"
+    )
+    # Files of the scans' folders that are other series, but not those of the folder just named.
+    assert "note: " in captured.out and "2 files look like images and are not read" in captured.out
+    assert list(scans_at(tmp_path, "6")) == ["P1-T1", "P2", "P4"]
+    assert list(scans_at(tmp_path, "26.8.11")) == ["P4"]
+    assert list(scans_at(folder, ".8.11")) == ["P1-TOF_3D_multi-slab"]
+    # Both series of a name: each is a scan of a batch.
+    series(folder, "1.2.826.8.13", "C", description="t1", number="7")
+    assert list(scans_at(folder, "T1")) == ["P1-T1-6", "P1-t1-7"]
+    capsys.readouterr()
+
+
+def test_a_batch_without_the_series_that_the_config_names(tmp_path):
+    patient(tmp_path / "P1")
+    written(tmp_path / "P2" / "SR.dcm", single(None, sop_class=f"{STORAGE}88.11"))
+    refused(
+        lambda: scans_at(tmp_path, "T2"),
+        f"{tmp_path}: holds no DICOM volume that is 'T2' (config.data.series; "
+        f"--config.data.series= predicts all): {tmp_path}/P1: 'TOF 3D/multi-slab', number 5, "
+        "1.2.826.8.11 (5 slices); 'T1', number 6, 1.2.826.8.12 (4 slices); "
+        f"{tmp_path}/P2: no DICOM volume: SR.dcm (a structured report)",
+    )
+    # A scan that is named itself is meant, whatever it is called.
+    path = written(tmp_path / "a.dcm", volume(description="T1"))
+    assert scans_at(path, "T2") == {"a": path}
+
+
+def test_damage_is_of_any_series(tmp_path):
+    folder = patient(tmp_path / "P1")
+    path = written(folder / "A7.dcm", b"")
+    (folder / "A7").unlink()
+    assert list(scans_at(tmp_path, "T1")) == ["P1-T1"]
+    for name in ("T1", "T2"):
+        for scan in scans_at(tmp_path, name).values():
+            refused(lambda: read_scan(scan), path, "truncated or damaged")  # noqa: B023
 
 
 def test_one_slice_is_no_scan(tmp_path):

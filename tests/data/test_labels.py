@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from conftest import refused
 from test_cohort import AFFINE, SHAPE, A, B, C, make, states
 from test_landmarks import markup, save
@@ -215,6 +216,66 @@ def test_nnlandmarks_file_of_all_cases(tmp_path: Path) -> None:
 def test_wrong_files_of_voxels(tmp_path: Path, tree: Any, problem: str) -> None:
     with_scans(tmp_path)
     file = save(tmp_path / "all_landmarks_voxel.json", json.dumps(tree))
+    data = Data(root=str(tmp_path), cache=str(tmp_path / "cache"))
+    refused(lambda: read_cohort(data), file, problem)
+
+
+def test_the_spacings_beside_voxels_are_compared_with_the_images(tmp_path: Path) -> None:
+    x, y, z = 0.5, 1.5, 4.0
+    c, s = np.cos(0.4), np.sin(0.4)
+    at = np.eye(4)
+    at[:3, :3] = np.array([[0, c, -s], [0, s, c], [-1, 0, 0]]) * [x, y, z]
+    (tmp_path / "imagesTr").mkdir()
+    for case in ("one", "two"):
+        voxels = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
+        write_scan(tmp_path / "imagesTr" / f"{case}_0000.nii.gz", voxels, at)
+    tree = {"one": {"a": [5, 0, 1.5]}, "two": {"a": [0, 4, 3]}}
+    save(tmp_path / "all_landmarks_voxel.json", json.dumps(tree))
+    data = Data(root=str(tmp_path), cache=str(tmp_path / "cache"))
+    # As NIfTI's header has them, rounded, of any subset of the cases, and of others.
+    header = sitk.ReadImage(str(tmp_path / "imagesTr" / "one_0000.nii.gz")).GetSpacing()
+    for good in (
+        {"one": {"image_spacing": list(header), "annotation_spacing": None}},
+        {"one": {"image_spacing": None, "annotation_spacing": [1.009 * x, y, 0.991 * z]}},
+        {"two": [x, y, z], "three": {"image_spacing": [9, 9, 9]}, "one": {}},
+        {},
+    ):
+        file = save(tmp_path / "spacing.json", json.dumps(good))
+        found = read_cohort(data).cases["one"].landmarks_mm
+        np.testing.assert_allclose(found, [at[:3, :3] @ [5, 0, 1.5]], atol=1e-5)
+    own = "but its image's voxels have 0.5 x 1.5 x 4 mm"
+    for bad, problem in (
+        ({"image_spacing": [x, y, 1.02 * z]}, f"image_spacing is 0.5 x 1.5 x 4.08 mm, {own}"),
+        ({"annotation_spacing": 1.5}, f"annotation_spacing is 1.5 x 1.5 x 1.5 mm, {own}"),
+        (
+            {"image_spacing": list(header), "annotation_spacing": [2 * x, y, z]},
+            f"annotation_spacing is 1 x 1.5 x 4 mm, {own}",
+        ),
+        ({"image_spacing": [z, y, x]}, "stated as z, y, x? Then the landmarks may be, too"),
+        ([1, 1, 1], f"image_spacing is 1 x 1 x 1 mm, {own}"),
+    ):
+        save(tmp_path / "spacing.json", json.dumps({"one": bad}))
+        refused(lambda: read_cohort(data), file, "case 'one': ", problem)
+    save(tmp_path / "spacing.json", json.dumps({"one": [9, 9, 9], "two": {"image_spacing": 9}}))
+    refused(lambda: read_cohort(data), "case 'one' (and 1 more): image_spacing is 9 x 9 x 9")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is not an object like"),
+        ('{"one": 1}', "case 'one' is not an object of spacings"),
+        ('{"one": {"image_spacing": [1, 2]}}', "case 'one': image_spacing is not a list of three"),
+        ('{"one": {"image_spacing": "1"}}', "case 'one': image_spacing is not a list of three"),
+        ('{"one": {"annotation_spacing": [1, 0, 1]}}', "annotation_spacing is not positive"),
+        ('{"one": {"annotation_spacing": [1, 1, Infinity]}}', "annotation_spacing is not finite"),
+    ],
+)
+def test_wrong_files_of_spacings(tmp_path: Path, text: str, problem: str) -> None:
+    with_scans(tmp_path)
+    save(tmp_path / "all_landmarks_voxel.json", json.dumps({"one": {"a": [1, 2, 3]}}))
+    file = save(tmp_path / "spacing.json", text)
     data = Data(root=str(tmp_path), cache=str(tmp_path / "cache"))
     refused(lambda: read_cohort(data), file, problem)
 

@@ -29,9 +29,9 @@ from jaxmark.data.scans import (
     Scan,
     checked_scan,
     find_scans,
-    find_scans_below,
     passed_over,
     read_scan,
+    search_below,
 )
 
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -188,7 +188,7 @@ def test_a_pair_needs_both_files_and_the_header_is_the_scan(tmp_path: Path) -> N
     assert find_scans(tmp_path) == {}
     (tmp_path / "a.img").write_bytes(RAW)
     assert find_scans(tmp_path) == {"a": tmp_path / "a.hdr"}
-    assert find_scans_below(tmp_path) == {"a": tmp_path / "a.hdr"}
+    assert search_below(tmp_path).scans == {"a": tmp_path / "a.hdr"}
     np.testing.assert_array_equal(read_scan(tmp_path / "a.hdr").voxels, VOXELS)
     (tmp_path / "a.img").write_bytes(RAW[:-1])
     refused(lambda: read_scan(tmp_path / "a.hdr"), "a.hdr: truncated or damaged")
@@ -344,7 +344,7 @@ def test_files_that_look_like_images_are_named(tmp_path: Path) -> None:
 def test_parts_of_scans_are_not_passed_over(tmp_path: Path) -> None:
     touch(tmp_path, "a.hdr", "a.img", "b.mhd", "b.raw", "c.nhdr", "c.img", "D.hdr", "D.img.gz")
     write_series(tmp_path / "ct")
-    assert set(found := find_scans_below(tmp_path)) == {"D", "a", "b", "c", "ct"}
+    assert set(found := search_below(tmp_path).scans) == {"D", "a", "b", "c", "ct"}
     assert passed_over(tmp_path, found.values(), below=True) == ""
     touch(tmp_path, "ct/scout.png", "below/x/mr.v")
     line = passed_over(tmp_path, found.values(), below=True)
@@ -361,9 +361,9 @@ def test_a_second_image_in_a_format_that_was_not_read_before_changes_nothing(
     tmp_path: Path, extension: str
 ) -> None:
     touch(tmp_path, "one/a.nii.gz", "two/b.mha")
-    before = find_scans_below(tmp_path)
+    before = search_below(tmp_path).scans
     touch(tmp_path, f"one/a{extension}", "one/a.img")
-    assert find_scans_below(tmp_path) == before
+    assert search_below(tmp_path).scans == before
     assert find_scans(tmp_path / "one") == {"a": before["a"]}
     line = passed_over(tmp_path / "one", [before["a"]])
     assert f"a{extension}" in line

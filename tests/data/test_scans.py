@@ -12,9 +12,9 @@ from jaxmark.data.scans import (
     EXTENSIONS,
     Scan,
     find_scans,
-    find_scans_below,
     from_image,
     read_scan,
+    search_below,
     to_image,
     write_scan,
 )
@@ -322,7 +322,8 @@ def test_scans_below_a_folder(tmp_path: Path) -> None:
     (tmp_path / "c.mha").touch()
     (tmp_path / ".hidden").mkdir()
     (tmp_path / ".hidden" / "d.nii").touch()
-    assert find_scans_below(tmp_path) == {
+    found = search_below(tmp_path).scans
+    assert found == {
         "A-1-SE1": tmp_path / "A" / "1" / "SE1",
         "A-1-SE2-made-SE1": tmp_path / "A" / "1" / "SE2" / "made" / "SE1.nii",
         "B-1-SE1": tmp_path / "B" / "1" / "SE1",
@@ -330,25 +331,25 @@ def test_scans_below_a_folder(tmp_path: Path) -> None:
         "SE2": tmp_path / "A" / "1" / "SE2",
         "c": tmp_path / "c.mha",
     }
-    assert list(find_scans_below(tmp_path)) == sorted(find_scans_below(tmp_path))
-    np.testing.assert_array_equal(read_scan(find_scans_below(tmp_path)["B-1-SE1"]).voxels, voxels())
+    assert list(found) == sorted(found)
+    np.testing.assert_array_equal(read_scan(found["B-1-SE1"]).voxels, voxels())
     assert find_scans(tmp_path) == {"c": tmp_path / "c.mha"}
 
 
 def test_a_folder_that_is_a_series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_series(tmp_path / "ct")
-    assert find_scans_below(folder) == {"ct": folder}
+    assert search_below(folder).scans == {"ct": folder}
     (folder / "ct.nii").touch()
-    refused(lambda: find_scans_below(folder), "'ct'", "second image")
+    refused(lambda: search_below(folder), "'ct'", "second image")
     (folder / "ct.nii").unlink()
     monkeypatch.chdir(folder)
-    assert find_scans_below(Path()) == {"ct": Path()}
+    assert search_below(Path()).scans == {"ct": Path()}
 
 
 def test_several_series_below_are_scans_and_refused_when_read_as_one(tmp_path: Path) -> None:
     folder = write_series(tmp_path / "ct", "1.2.826.1", "a")
     write_series(tmp_path / "ct", "1.2.826.2", "b")
-    found = find_scans_below(tmp_path)
+    found = search_below(tmp_path).scans
     assert list(found) == ["ct-1.2.826.1", "ct-1.2.826.2"]
     for path in found.values():
         np.testing.assert_array_equal(read_scan(path).voxels, voxels())
@@ -368,7 +369,7 @@ def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
     (root / "lost").symlink_to(tmp_path / "nowhere")
     (root / "lost.nii").symlink_to(tmp_path / "nowhere.nii")
     (root / "linked.nii").symlink_to(outside / "b.nii")
-    assert find_scans_below(root) == {
+    assert search_below(root).scans == {
         "a": root / "below" / "a.nii",
         "linked": root / "linked.nii",
         "lost": root / "lost.nii",
@@ -376,22 +377,22 @@ def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
 
 
 def test_finding_below_refuses(tmp_path: Path) -> None:
-    refused(lambda: find_scans_below(tmp_path / "scans"), tmp_path / "scans", "no such folder")
+    refused(lambda: search_below(tmp_path / "scans"), tmp_path / "scans", "no such folder")
     below = tmp_path / "b\x1b[2J"
     below.mkdir()
     (below / "a.nii").touch()
-    assert find_scans_below(tmp_path) == {"a": below / "a.nii"}
+    assert search_below(tmp_path).scans == {"a": below / "a.nii"}
     (tmp_path / "a.nii").touch()
     # Refused where it would become a name: see `check_case`.
-    assert set(find_scans_below(tmp_path)) == {"a", "b\x1b[2J-a"}
+    assert set(search_below(tmp_path).scans) == {"a", "b\x1b[2J-a"}
     (below / "a.nii").rename(below / "A.nii")
-    assert set(find_scans_below(tmp_path)) == {"a", "b\x1b[2J-A"}
+    assert set(search_below(tmp_path).scans) == {"a", "b\x1b[2J-A"}
     (below / "A.nii").rename(below / "a.nii")
     (below / "a.nii").rename(tmp_path / "a.mha")
-    refused(lambda: find_scans_below(tmp_path), "a.nii", "'a'", "second image", "a.mha")
+    refused(lambda: search_below(tmp_path), "a.nii", "'a'", "second image", "a.mha")
     (tmp_path / "a.mha").unlink()
     # Joined names may meet others.
     for name in ("x/y.nii", "z/y.nii", "x-y.nii"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    refused(lambda: find_scans_below(tmp_path), "'x-y'", "second image")
+    refused(lambda: search_below(tmp_path), "'x-y'", "second image")

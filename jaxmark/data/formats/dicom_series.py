@@ -287,29 +287,35 @@ def series_of(path: Path, found: Contents) -> Series:
 
 
 def chosen_series(folder: Path, words: str) -> Path:
-    """The path of the one volume of a folder whose description, number or UID is `words`.
-
-    The end of a UID is enough. Upper and lower case are one.
+    """The path of the one volume of a folder that is `called` so.
 
     Raises:
       InputError: none or several are so called.
     """
     found = contents(slice_files(folder))
-    wanted = words.strip().casefold()
-    tail = "." + wanted.lstrip(".")
-    for matches in (
-        [s for s in found.volumes if s.description.casefold() == wanted],
-        [s for s in found.volumes if s.number == wanted],
-        [s for s in found.volumes if f".{s.uid}".endswith(tail)],
-    ):
-        if len(matches) == 1:
-            return series_path(folder, matches[0])
-        if matches:
-            listed = ", ".join(map(str, matches))
-            problem = f"{len(matches)} DICOM series are {words!r} (config.data.series): {listed}"
-            raise InputError(folder, problem)
+    matches = called(words, found.volumes)
+    if len(matches) == 1:
+        return series_path(folder, matches[0])
+    if matches:
+        listed = ", ".join(map(str, matches))
+        problem = f"{len(matches)} DICOM series are {words!r} (config.data.series): {listed}"
+        raise InputError(folder, problem)
     listed = named(found.beside(None)) or "no DICOM files"
     raise InputError(folder, f"no DICOM volume is {words!r} (config.data.series); it has {listed}")
+
+
+def called(words: str, volumes: Sequence[Series]) -> list[Series]:
+    """Those of some volumes whose description is `words`, else whose number, else whose UID.
+
+    The end of a UID is enough. Upper and lower case are one.
+    """
+    wanted = words.strip().casefold()
+    tail = "." + wanted.lstrip(".")
+    return (
+        [s for s in volumes if s.description.casefold() == wanted]
+        or [s for s in volumes if s.number == wanted]
+        or [s for s in volumes if f".{s.uid}".endswith(tail)]
+    )
 
 
 def series_path(folder: Path, series: Series) -> Path:

@@ -9,8 +9,8 @@ import math
 import re
 import reprlib
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,8 @@ class Content:
     unlikely: frozenset[str] = frozenset()
     # What was guessed or left out.
     notes: tuple[Note, ...] = ()
+    # Of voxels: the image's voxel size (3,) that is stated beside them, by the word for it there.
+    spacings_mm: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def says_unit(self) -> str:
