@@ -77,7 +77,7 @@ def read_segments(cohort: Cohort, data: Data, *, maps: bool) -> CohortSegments:
         `read_label_tables` and `read_attributes`.
     """
     root = Path(data.root).expanduser()
-    label_maps = find_label_maps(root, cohort.cases)
+    label_maps, passed_over = find_label_maps(root, cohort.cases)
     for case, path in label_maps.items():
         if case not in cohort.cases:
             problem = f"case {case!r} has a label map but no image{nearest(case, cohort.cases)}"
@@ -105,7 +105,7 @@ def read_segments(cohort: Cohort, data: Data, *, maps: bool) -> CohortSegments:
         for name in cohort.splits[split]
     }
     _check_training(root, {name: cases[name] for name in cohort.splits["train"]}, maps)
-    return CohortSegments(segments, values, background, cases, summed_up(notes))
+    return CohortSegments(segments, values, background, cases, (*passed_over, *summed_up(notes)))
 
 
 def _segments(
@@ -176,8 +176,10 @@ def _check_training(root: Path, train: dict[str, RawSegments], maps: bool) -> No
 # Label maps
 
 
-def read_label_map(path: Path, scan: Path, grid: Grid, cohort: CohortSegments) -> np.ndarray:
-    """(X, Y, Z) uint8 on the scan's grid: 0, or 1 + index of the segment.
+def read_label_map(
+    path: Path, scan: Path, grid: Grid, cohort: CohortSegments
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """(X, Y, Z) uint8 on the scan's grid: 0, or 1 + index of the segment; and voxels of each.
 
     Args:
       scan, grid: the case's scan and its voxels.
@@ -189,10 +191,10 @@ def read_label_map(path: Path, scan: Path, grid: Grid, cohort: CohortSegments) -
     content = read_voxels(path)
     _check_grid(path, scan, Grid(content.voxels.shape, content.ijk_to_lps), grid)
     voxels = _whole(path, content.voxels)
-    _check_values(path, voxels, {0, *cohort.values, *cohort.background})
+    counts = _count(path, voxels, {0, *cohort.values, *cohort.background})
     index = np.zeros(max(0, *cohort.values, *cohort.background) + 1, np.uint8)
     index[list(cohort.values)] = 1 + np.arange(len(cohort.values))
-    return index[voxels]
+    return index[voxels], tuple(counts.get(value, 0) for value in cohort.values)
 
 
 def _check_grid(path: Path, scan: Path, found: Grid, wanted: Grid) -> None:
@@ -229,15 +231,14 @@ def _whole(path: Path, voxels: np.ndarray) -> np.ndarray:
     return voxels.astype(np.int64)
 
 
-def _check_values(path: Path, voxels: np.ndarray, known: Collection[int]) -> None:
+def _count(path: Path, voxels: np.ndarray, known: Collection[int]) -> dict[int, int]:
+    """Value -> its voxels; InputError where one is not known."""
     values, counts = np.unique(voxels, return_counts=True)
-    strange = [
-        f"{value} ({count} voxels)"
-        for value, count in zip(values.tolist(), counts.tolist(), strict=True)
-        if value not in known
-    ]
+    found = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    strange = [f"{value} ({found[value]} voxels)" for value in found if value not in known]
     if strange:
         more = f" and {len(strange) - _NAMED} more" * (len(strange) > _NAMED)
         what = "the value" if len(strange) == 1 else "values"
         problem = f"holds {what} {', '.join(strange[:_NAMED])}{more}, which no label table names"
         raise InputError(path, problem)
+    return found

@@ -44,7 +44,10 @@ def read_map(root, case="a", **changes):
     grid = Grid(SHAPE, PLACE)
     segments = dataclasses.replace(found(root), **changes)
     scan = root / "images" / f"{case}.nii.gz"
-    return read_label_map(root / "segmentations" / f"{case}.nii.gz", scan, grid, segments)
+    path = root / "segmentations" / f"{case}.nii.gz"
+    labels, voxels = read_label_map(path, scan, grid, segments)
+    np.testing.assert_array_equal(np.bincount(labels.ravel(), minlength=4)[1:], voxels)
+    return labels
 
 
 def test_a_table_states_segments_and_their_values(root):
@@ -97,7 +100,7 @@ def test_the_circle_of_willis_keeps_its_order_whatever_its_labels_are(root, tmp_
 )
 def test_formats_of_tables(tmp_path, name, text):
     path = tmp_path / name
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     assert [label for label in read_label_tables([path]) if not label.is_background] == [
         Label(1, "one"),
         Label(2, "two"),
@@ -144,7 +147,7 @@ def test_tables_that_agree_are_one_and_that_with_ends_counts(root):
 )
 def test_what_is_wrong_with_a_table_is_said(tmp_path, name, text, problem):
     path = tmp_path / name
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     refused(lambda: read_label_tables([path]), path, problem)
 
 
@@ -194,6 +197,12 @@ def test_nnunet_and_bids(tmp_path):
     assert known.cases["sub-b"].label_map.name == "sub-b_desc-cow_dseg.nii.gz"
     table.write_text("index\tname\n1\ty\n2\tx\n")
     refused(lambda: found(bids), table, "names other labels than")
+
+
+def test_what_looks_like_a_label_map_and_is_not_read_is_said(root):
+    (root / "segmentations" / "d.nii.zip").touch()
+    line = found(root).notes[0]
+    assert line.startswith(f"{root}/segmentations: 1 file looks like an image and is not read: d.")
 
 
 def test_label_maps_are_of_a_case_and_in_one_place(root):
@@ -281,7 +290,7 @@ def test_attributes_come_back(tmp_path):
 )
 def test_what_is_wrong_with_attributes_is_said(tmp_path, text, problem):
     path = tmp_path / "attributes.csv"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     refused(lambda: read_attributes(path, IN_ORDER, CASES), path, problem)
 
 

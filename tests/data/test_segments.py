@@ -173,7 +173,7 @@ def test_what_attributes_say_counts_and_voxels_prove_presence(own):
     # Who has no line is as the map tells.
     assert known["a"] == ([True] * 3, [False] * 3)
     assert prepared.notes() == [
-        "b: 1 segments are stated to be present and have no voxel in the label map (too thin, or "
+        "b: 1 segment is stated to be present without a voxel in the label map (too thin, or "
         "outside of the scan)"
     ]
 
@@ -282,6 +282,13 @@ def test_a_scheme_of_its_own_goes_with_the_model(own, phantom, tmp_path):
         prepared = prepare_all(data, segments=segments)
         save_frame(prepared.frame, prepared.landmarks, tmp_path / "plain")
         assert "segments" not in json.loads((tmp_path / "plain" / "frame.json").read_text())
+
+
+def test_the_circle_s_segments_with_landmarks_in_another_order_are_a_scheme_of_their_own(phantom):
+    data = dataclasses.replace(phantom, landmarks=COW19.landmarks[::-1])
+    prepared = prepare_all(data)
+    assert prepared.frame.segments == COW19.segments
+    assert scheme_of(prepared.landmarks, prepared.frame.segments).segments == COW19.segments
 
 
 def test_targets_are_called_as_methods_call_them(own):
