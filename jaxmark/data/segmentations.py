@@ -95,6 +95,14 @@ def read_segments(cohort: Cohort, data: Data, *, maps: bool) -> CohortSegments:
     notes: list[Note] = []
     segments, values, background = _segments(root, cohort.names, bool(label_maps), notes)
     stated: dict[str, np.ndarray] = {}
+    if not given and not any(segment.may_be_missing for segment in segments):
+        notes.append(
+            Note(
+                "label table",
+                "says of no segment that it may be missing, so one without voxels counts as not "
+                "known (labels.csv has a column may_be_missing; or write attributes.csv)",
+            )
+        )
     if given:
         names = [segment.name for segment in segments]
         stated, said = read_attributes(attributes, names, cohort.cases)
@@ -128,7 +136,7 @@ def _segments(
     known = {segment.name: segment for segment in COW19.segments}
     lacking = [name for name in known if name not in labels]
     chosen = [labels[name] for name in known] if not lacking else [*labels.values()]
-    if 0 < len(lacking) < len(known):
+    if 0 < len(lacking) < len(known) and tuple(landmarks) == COW19.landmarks:
         few = ", ".join(map(repr, lacking[:_NAMED])) + " and more" * (len(lacking) > _NAMED)
         what = "segments are the table's, which lacks some of the Circle of Willis"
         notes.append(Note(f"{table.name} (no {few})", what))

@@ -23,11 +23,12 @@ from jaxmark.config import Data
 from jaxmark.core.anatomy import COW19, Segment
 from jaxmark.core.grids import Grid
 from jaxmark.data.attributes import read_attributes, write_attributes
-from jaxmark.data.cohort import read_cohort
+from jaxmark.data.cohort import Cohort, RawCase, read_cohort
 from jaxmark.data.label_tables import Label, read_label_tables
 from jaxmark.data.layouts import find_label_maps
 from jaxmark.data.scans import write_scan
 from jaxmark.data.segmentations import read_label_map, read_segments
+from jaxmark.system.files import write_json
 
 
 @pytest.fixture
@@ -84,7 +85,25 @@ def test_the_circle_of_willis_keeps_its_order_whatever_its_labels_are(root, tmp_
     known = found(root)
     assert known.segments == (Segment("new", ()), Segment("A1 R", (), True))
     assert known.values == (1, 2) and known.background == (3,)
-    assert known.notes[0].startswith("dataset.json (no 'C5 R', 'C5 L', 'C6 R', 'C6 L', 'C7 R' and")
+    assert known.notes == (
+        "'ignore' of dataset.json: no segments, taken as background in label maps",
+    )
+
+
+def test_a_table_of_some_of_the_circle_s_segments_is_told_from_all(tmp_path):
+    names = [segment.name for segment in COW19.segments[::2]]
+    path = tmp_path / "segmentations" / "dataset.json"
+    write_json(path, {"labels": {name: value for value, name in enumerate(names, start=1)}})
+    (tmp_path / "attributes.csv").write_text("case,A1 R\na,yes\n")
+    points = np.zeros((19, 3))
+    case = RawCase("a", path, points, points[:, 0] == 0, points[:, 0] > 0, None, COW19.landmarks)
+    splits = {"train": ("a",), "val": (), "test": ()}
+    cohort = Cohort(COW19.landmarks, {"a": case}, splits)
+    known = read_segments(cohort, Data(root=str(tmp_path)), maps=False)
+    # The right side and the ACoA, with ends as in the whole circle.
+    assert known.segments == COW19.segments[::2]
+    (note,) = known.notes
+    assert note.startswith("dataset.json (no 'C5 L', 'C6 L', 'C7 L', 'M1 L', 'A1 L' and more): seg")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +212,11 @@ def test_nnunet_and_bids(tmp_path):
         table = arteries / case / f"{case}_desc-cow_dseg.tsv"
         table.write_text("index\tname\n1\tx\n2\ty\n")
     known = found(bids)
-    assert [s.name for s in known.segments] == ["x", "y"] and known.notes == ()
+    assert [s.name for s in known.segments] == ["x", "y"]
+    assert known.notes == (
+        "label table: says of no segment that it may be missing, so one without voxels counts as "
+        "not known (labels.csv has a column may_be_missing; or write attributes.csv)",
+    )
     assert known.cases["sub-b"].label_map.name == "sub-b_desc-cow_dseg.nii.gz"
     table.write_text("index\tname\n1\ty\n2\tx\n")
     refused(lambda: found(bids), table, "names other labels than")
