@@ -123,7 +123,7 @@ def _of_json(path: Path) -> list[Label]:
         # The first version of nnU-Net has the value first.
         old = isinstance(value, str) and not value.isdecimal()
         name, number = (value, key) if old else (key, value)
-        where = "labels" if old else f"label {short(name)}"
+        where = "a key of labels" if old else f"label {short(name)}"
         labels.append(Label(_value(path, where, number), name.strip()))
     return labels
 

@@ -148,7 +148,7 @@ def test_tables_that_agree_are_one_and_that_with_ends_counts(root):
         ("dataset.json", '{"labels": {"a": 1, "a": 2}}', "has 'a' twice"),
         ("dataset.json", '{"labels": {"a": 1, "b": 1}}', "label 1 comes twice, as 'a' and 'b'"),
         ("dataset.json", '{"labels": {"a": 4000000000}}', "labels are under 2147483648"),
-        ("dataset.json", '{"labels": {"x": "a"}}', "labels is 'x', not a whole number from 0"),
+        ("dataset.json", '{"labels": {"x": "a"}}', "a key of labels is 'x', not a whole number"),
         ("dataset.json", '{"labels": {"background": 0}}', "names no label beside the background"),
         ("labels.csv", "label,name\n1,a\n2,a\n", "two labels are called 'a'"),
         ("labels.csv", "label,name\n1,a\n2,\n", "the name of label 2 is ''"),
