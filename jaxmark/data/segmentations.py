@@ -31,6 +31,7 @@ from jaxmark.system.errors import InputError
 # Of a voxel: what rounded headers put between the corners of a scan and its label map.
 _APART = 0.1
 _NAMED = 5
+_PLACES = "segmentations/<case>.nii.gz, nnU-Net's labelsTr/, BIDS' derivatives/**/*_dseg.nii.gz"
 _NO_TABLE = (
     "write segmentations/labels.csv (columns label, name, and optionally ends and may_be_missing), "
     "or nnU-Net's dataset.json"
@@ -85,28 +86,21 @@ def read_segments(cohort: Cohort, data: Data, *, maps: bool) -> CohortSegments:
     attributes = root / "attributes.csv"
     given = attributes.exists()
     if not label_maps and (maps or not given):
-        raise InputError(
-            root,
-            "has no label maps (segmentations/<case>.nii.gz, nnU-Net's labelsTr/, BIDS' "
-            "derivatives/**/*_dseg.nii.gz), which the method learns from"
-            + " where there is no attributes.csv"
-            * (not maps),
-        )
+        why = "which" if maps else "and no attributes.csv: one of them"
+        raise InputError(root, f"has no label maps ({_PLACES}), {why} the method learns from")
     notes: list[Note] = []
     segments, values, background = _segments(root, cohort.names, bool(label_maps), notes)
     stated: dict[str, np.ndarray] = {}
-    if not given and not any(segment.may_be_missing for segment in segments):
-        notes.append(
-            Note(
-                "label table",
-                "says of no segment that it may be missing, so one without voxels counts as not "
-                "known (labels.csv has a column may_be_missing; or write attributes.csv)",
-            )
-        )
     if given:
         names = [segment.name for segment in segments]
         stated, said = read_attributes(attributes, names, cohort.cases)
         notes += said
+    elif not any(segment.may_be_missing for segment in segments):
+        what = (
+            "says of no segment that it may be missing, so one without voxels counts as not known"
+        )
+        remedy = "labels.csv has a column may_be_missing; or write attributes.csv"
+        notes.append(Note("label table", f"{what} ({remedy})"))
     cases = {
         name: RawSegments(label_maps.get(name), stated.get(name))
         for split in SPLITS
@@ -124,12 +118,8 @@ def _segments(
     if not tables and not maps and tuple(landmarks) == COW19.landmarks:
         return COW19.segments, (), ()
     if not tables:
-        has = (
-            "label maps, but no table says what their values are"
-            if maps
-            else ("attributes.csv, but no table says which segments there are")
-        )
-        raise InputError(root, f"has {has}: {_NO_TABLE}")
+        has = "label maps" if maps else "attributes.csv"
+        raise InputError(root, f"has {has}, but no table of the segments: {_NO_TABLE}")
     table = tables[0]
     given = read_label_tables(tables)
     labels = {label.name: label for label in given if not label.is_background}

@@ -177,16 +177,31 @@ def test_ends_are_landmarks(root):
     refused(lambda: found(root), table, problem)
 
 
+def test_an_empty_cell_of_a_table_states_nothing(root):
+    names = [segment.name for segment in COW19.segments]
+    table = root / "segmentations" / "labels.csv"
+    rows = [f"{value},{name},," for value, name in enumerate(names, start=1)]
+    rows[8] = "9,A1 R,tip,no"
+    table.write_text("\n".join(["label,name,ends,may_be_missing", *rows, ""]))
+    known = {segment.name: segment for segment in found(root).segments}
+    assert known["A1 R"] == Segment("A1 R", ("tip",), False)
+    # Landmarks of the circle are none of this cohort's.
+    assert known["A1 L"] == Segment("A1 L", (), True)
+
+
 def test_without_a_table_nobody_knows_what_labels_mean(root):
     (root / "segmentations" / "labels.csv").unlink()
-    refused(lambda: found(root), root, "has label maps, but no table says what their values are")
+    problem = (
+        "has label maps, but no table of the segments: write segmentations/labels.csv (columns"
+    )
+    refused(lambda: found(root), root, problem)
     for path in (root / "segmentations").iterdir():
         path.unlink()
     refused(lambda: found(root), root, "has no label maps (segmentations/<case>.nii.gz, nnU-Net's")
-    problem = "which the method learns from where there is no attributes.csv"
+    problem = "_dseg.nii.gz), and no attributes.csv: one of them the method learns from"
     refused(lambda: found(root, maps=False), root, problem)
     (root / "attributes.csv").write_text("case,one R\na,yes\n")
-    problem = "has attributes.csv, but no table says which segments there are: write segmentations"
+    problem = "has attributes.csv, but no table of the segments: write segmentations/labels.csv"
     refused(lambda: found(root, maps=False), root, problem)
 
 
