@@ -31,10 +31,14 @@ from absl import app, flags
 
 from experiments import dicom_files
 from jaxmark.config import Data
+from jaxmark.core.anatomy import Segment
 from jaxmark.core.geometry import compose_affine
+from jaxmark.core.grids import Grid
+from jaxmark.data.attributes import read_attributes
 from jaxmark.data.cases import PreparedCase, load_case, save_case
-from jaxmark.data.cohort import read_cohort
+from jaxmark.data.cohort import RawCase, read_cohort
 from jaxmark.data.frame import Frame, load_frame, save_frame
+from jaxmark.data.label_tables import read_label_tables
 from jaxmark.data.landmarks import (
     read_landmarks,
     read_tables,
@@ -44,6 +48,8 @@ from jaxmark.data.landmarks import (
 )
 from jaxmark.data.prepare import read_alignment
 from jaxmark.data.scans import Scan, read_scan, search_below, to_image, write_scan
+from jaxmark.data.segmentations import CohortSegments, RawSegments, read_label_map
+from jaxmark.data.segments import SegmentsJob, load_segments, prepare_segments
 from jaxmark.data.transforms import read_transform
 from jaxmark.data.unpaired import read_unpaired
 from jaxmark.inference import calibration
@@ -260,6 +266,58 @@ def _read_case(folder: Path) -> object:
     return case.landmarks_ijk, case.image()
 
 
+def _label_tables(folder: Path) -> list[Path]:
+    (folder / "labels.csv").write_text(
+        "label,name,ends,may_be_missing\n0,background,,\n3,stem,tip,no\n7,arm,tip;left,yes\n"
+    )
+    write_json(folder / "dataset.json", {"labels": {"background": 0, "stem": 3, "arm": 7}})
+    (folder / "a_dseg.tsv").write_text("index\tname\tcolor\n3\tstem\tred\n7\tarm\tblue\n")
+    return sorted(folder.iterdir())
+
+
+def _attributes(folder: Path) -> list[Path]:
+    (folder / "wide.csv").write_text("case,stem,arm\na,yes,no\nb,1,\n")
+    (folder / "long.csv").write_text(
+        "Patient;segment;present\na.nii.gz;stem;TRUE\na.nii.gz;arm;absent\nb.nii.gz;arm;0\n"
+    )
+    return sorted(folder.iterdir())
+
+
+def _label_map(path: Path) -> None:
+    scan = _scan(np.random.default_rng(0))
+    write_scan(path, (scan.voxels % 3).astype(np.uint8), scan.ijk_to_lps)
+
+
+def _read_label_map(folder: Path) -> object:
+    scan = _scan(np.random.default_rng(0))
+    segments = CohortSegments((Segment("stem", ()),), (1,), (2,), {})
+    grid = Grid(scan.voxels.shape, scan.ijk_to_lps)
+    return read_label_map(folder / "a.nii", Path("scan.nii"), grid, segments)
+
+
+def _segments(folder: Path) -> list[Path]:
+    """As preparation writes them."""
+    scan = _scan(np.random.default_rng(0))
+    write_scan(folder / "scan.nii", scan.voxels, scan.ijk_to_lps)
+    _label_map(folder / "a.nii")
+    points = np.zeros((0, 3))
+    source = RawCase("a", folder / "scan.nii", points, points[:, 0], points[:, 0], None, ())
+    raw = RawSegments(folder / "a.nii", None)
+    segments = CohortSegments((Segment("stem", ()),), (1,), (2,), {"a": raw})
+    job = SegmentsJob(
+        source, segments, Grid(scan.voxels.shape, scan.ijk_to_lps), folder / "prepared"
+    )
+    prepare_segments(job)
+    return [job.home / "segments.json", job.home / "segmentation.npy"]
+
+
+def _read_segments(folder: Path) -> object:
+    (home,) = (folder / "prepared").iterdir()
+    with_seal(home / "segments.json")
+    segments = load_segments(home)
+    return segments.unseen, segments.file and segments.label_map()
+
+
 def _alignment(path: Path) -> None:
     matrix = np.eye(4).tolist()
     write_json(path, {"schema_version": 2, "matrix": matrix, "quality": 0.9, "margin": None})
@@ -362,6 +420,15 @@ KINDS = {
     "transform .tfm": Kind(_one("a.tfm", _transform), lambda d: read_transform(d / "a.tfm")),
     "transform .mat": Kind(_one("a.mat", _transform), lambda d: read_transform(d / "a.mat")),
     "prepared case": Kind(_case, _read_case),
+    "label tables": Kind(
+        _label_tables, lambda d: [read_label_tables([path]) for path in sorted(d.iterdir())]
+    ),
+    "attributes": Kind(
+        _attributes,
+        lambda d: [read_attributes(path, ("stem", "arm"), "ab") for path in sorted(d.iterdir())],
+    ),
+    "label map": Kind(_one("a.nii", _label_map), _read_label_map),
+    "prepared segments": Kind(_segments, _read_segments),
     "alignment": Kind(
         _one("a.json", _alignment), lambda d: read_alignment(with_seal(d / "a.json"))
     ),

@@ -182,7 +182,7 @@ def load_frame(folder: Path) -> tuple[Frame, tuple[str, ...]]:
     path = folder / "frame.json"
     tree = read_json(path, SCHEMA_VERSION)
     try:
-        limit = tree["quality_limit"]
+        limit, names = tree["quality_limit"], tree["landmarks"]
         frame = Frame(
             register=tree["register"],
             metric=tree["metric"],
@@ -194,13 +194,13 @@ def load_frame(folder: Path) -> tuple[Frame, tuple[str, ...]]:
             intensity=tree["intensity"],
             intensity_range=tuple(tree["intensity_range"]),
             quality_limit=-np.inf if limit is None else limit,
-            untrained=_some_of(tree.get("untrained", []), tree["landmarks"]),
+            untrained=_some_of(tree.get("untrained", []), names),
             segments=tuple(
-                Segment(str(s["name"]), tuple(s["ends"]), bool(s["may_be_missing"]))
+                Segment(str(s["name"]), _some_of(s["ends"], names), bool(s["may_be_missing"]))
                 for s in tree.get("segments", [])
             ),
         )
-        return frame, tuple(tree["landmarks"])
+        return frame, tuple(names)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -209,7 +209,7 @@ def load_frame(folder: Path) -> tuple[Frame, tuple[str, ...]]:
 
 def _some_of(names: list[str], known: list[str]) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(name in known for name in names):
-        raise ValueError(f"untrained landmarks {names!r} that are none")
+        raise ValueError(f"landmarks {names!r} that are none")
     return tuple(names)
 
 

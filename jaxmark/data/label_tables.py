@@ -123,7 +123,7 @@ def _of_json(path: Path) -> list[Label]:
         # The first version of nnU-Net has the value first.
         old = isinstance(value, str) and not value.isdecimal()
         name, number = (value, key) if old else (key, value)
-        where = "labels" if old else f"label {short(name)}"
+        where = "a key of labels" if old else f"label {short(name)}"
         labels.append(Label(_value(path, where, number), name.strip()))
     return labels
 
@@ -150,11 +150,11 @@ def _of_cells(table: Table) -> list[Label]:
     return labels
 
 
-def _ends(path: Path, where: str, cell: str) -> tuple[str, ...]:
+def _ends(path: Path, where: str, cell: str) -> tuple[str, ...] | None:
     ends = tuple(end.strip() for end in cell.split(";") if end.strip())
     if len(set(ends)) != len(ends) or len(ends) > 2:
         raise InputError(path, f"{where}: ends is {short(cell)}; a segment has two at most")
-    return ends
+    return ends or None
 
 
 def _yes_or_no(path: Path, where: str, cell: str) -> bool | None:

@@ -113,8 +113,8 @@ def find_layout(root: Path, suffix: str = "", series: str = "") -> Layout:
     return dataclasses.replace(layout, images=_of_series(root, layout.images, series))
 
 
-def find_label_maps(root: Path, cases: Collection[str]) -> dict[str, Path]:
-    """Case -> its label map; they are found, not read.
+def find_label_maps(root: Path, cases: Collection[str]) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """Case -> its label map, found, not read; and lines about what looks like one and is not read.
 
     Args:
       cases: those that have images: in BIDS they decide what a name means.
@@ -123,11 +123,14 @@ def find_label_maps(root: Path, cases: Collection[str]) -> dict[str, Path]:
       InputError: a case has two label maps, or there are some in two places; see also `find_scans`.
     """
     places: list[dict[str, Path]] = []
+    over: tuple[str, ...] = ()
     for names in (("segmentations",), ("labelsTr", "labelsTs")):
         maps: dict[str, Path] = {}
-        for folder in filter(Path.is_dir, (root / name for name in names)):
-            for case, path in find_scans(folder).items():
+        folders = {root / name: find_scans(root / name) for name in names if (root / name).is_dir()}
+        for scans in folders.values():
+            for case, path in scans.items():
                 _add(maps, case, path, "label map")
+        over += _passed_over({folder: list(scans.values()) for folder, scans in folders.items()})
         places.append(maps)
     maps = {}
     for path in sorted(root.glob("derivatives/**/sub-*_dseg.*")):
@@ -137,7 +140,7 @@ def find_label_maps(root: Path, cases: Collection[str]) -> dict[str, Path]:
     if len(found) > 1:
         first, second = (next(iter(maps.values())).relative_to(root) for maps in found[:2])
         raise InputError(root, f"has label maps in two places, {first} and {second}; keep one")
-    return found[0] if found else {}
+    return found[0] if found else {}, over
 
 
 def _of_series(root: Path, images: dict[str, Path], series: str) -> dict[str, Path]:

@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from jaxmark.config import Data
-from jaxmark.core.anatomy import COW19, Segment
+from jaxmark.core.anatomy import COW19, Segment, scheme_of
 from jaxmark.core.geometry import apply_affine, pick_template
 from jaxmark.core.grids import Grid
 from jaxmark.data.annotations import annotation_doubts
@@ -28,13 +28,7 @@ from jaxmark.data.notes import first_few
 from jaxmark.data.registration import Kind, register
 from jaxmark.data.scans import read_scan
 from jaxmark.data.segmentations import CohortSegments
-from jaxmark.data.segments import (
-    SegmentsJob,
-    load_checked,
-    load_segments,
-    prepare_segments,
-    segments_job,
-)
+from jaxmark.data.segments import load_checked, load_segments, prepare_segments, segments_jobs
 from jaxmark.data.transforms import read_transform
 from jaxmark.system.errors import InputError, about
 from jaxmark.system.files import read_sealed, sealed, write_json
@@ -157,10 +151,10 @@ class Prepared:
             lines.append(f"{more}{len(self.cases)} in all: see preparation/cases.csv")
         unseen = {n: c.segments.unseen for n, c in self.cases.items() if c.segments is not None}
         if total := sum(unseen.values()):
-            cases_ = [name for name, count in unseen.items() if count]
+            are = "segment is" if total == 1 else "segments are"
             lines.append(
-                f"{first_few(cases_)}: {total} segments are stated to be present and have no voxel "
-                "in the label map (too thin, or outside of the scan)"
+                f"{first_few(name for name in unseen if unseen[name])}: {total} {are} stated to be "
+                "present without a voxel in the label map (too thin, or outside of the scan)"
             )
         if self.template_notes:
             lines.append(f"config.data.template: {'; '.join(self.template_notes)}")
@@ -222,23 +216,7 @@ def prepare_cohort(cohort: Cohort, data: Data, segments: CohortSegments | None =
     if not train:
         raise InputError(data.root, "the split train has no cases: there is nothing to learn from")
     template = choose_template(train, data)
-    extra = [data.template_transform, data.template_mask, data.shared_mask]
-    settings = {
-        "recipe": RECIPE_VERSION,
-        "landmarks": cohort.names,
-        "register": data.register,
-        "metric": data.metric,
-        "search_degrees": data.search_degrees,
-        "spacing_mm": data.spacing_mm,
-        "crop": data.crop,
-        "margin": data.margin,
-        "intensity": data.intensity,
-        "intensity_range": intensity_range(data),
-        "template": file_state(template) if template else None,
-        "template_in_common": [file_state(Path(path)) for path in extra if path],
-        "train": [identity(source) for source in train],
-    }
-    folder = cache_folder(data) / json_key(settings)
+    folder = cache_folder(data) / json_key(_settings(cohort, data, template))
     keys = {s.name: f"{s.name}-{json_key(identity(s))}" for s in sources}
     homes = {name: folder / "cases" / key for name, key in keys.items()}
     frame = Frame(
@@ -260,21 +238,11 @@ def prepare_cohort(cohort: Cohort, data: Data, segments: CohortSegments | None =
     unknown = [source for source in sources if source.name not in known]
     missing = [source for source in sources if source.name not in whole]
 
-    def to_segment(places: dict[str, np.ndarray]) -> dict[str, SegmentsJob]:
-        """Case -> its segments, where the prepared image lies there; nothing without any."""
-        if segments is None:
-            return {}
-        known = {name: Grid(frame.shape, place) for name, place in places.items()}
-        beside = folder / "segments"
-        return {
-            n: segments_job(cohort.cases[n], segments, grid, beside) for n, grid in known.items()
-        }
-
     # Where others lie is not known yet.
-    places = {name: case.ijk_to_lps for name, case in whole.items()}
-    segmented, unsegmented = in_cache(
-        load_checked, {name: job.home for name, job in to_segment(places).items()}
-    )
+    grids = {name: Grid(frame.shape, case.ijk_to_lps) for name, case in whole.items()}
+    to_segment = functools.partial(segments_jobs, cohort, segments, folder / "segments")
+    jobs = to_segment(grids)
+    segmented, unsegmented = in_cache(load_checked, {name: job.home for name, job in jobs.items()})
     maps = len(sources) - len(segmented) if segments is not None else 0
 
     with worker_pool(data.workers, len(missing) + len(unknown) + maps) as pool:
@@ -290,10 +258,12 @@ def prepare_cohort(cohort: Cohort, data: Data, segments: CohortSegments | None =
             grid_to_common=place_grid(train, [aligned[s.name].matrix for s in train], data),
             quality_limit=quality_limit([aligned[s.name].quality for s in train]),
             untrained=untrained(cohort),
-            segments=_of_frame(segments),
+            segments=_own_segments(cohort.names, segments),
         )
-        places = {name: a.matrix @ frame.grid_to_common for name, a in aligned.items()} | places
-        jobs = to_segment(places)
+        jobs = to_segment(
+            {n: Grid(frame.shape, a.matrix @ frame.grid_to_common) for n, a in aligned.items()}
+            | grids
+        )
         # Before any case is written: a label map may be wrong.
         parallel(
             pool,
@@ -321,11 +291,31 @@ def prepare_cohort(cohort: Cohort, data: Data, segments: CohortSegments | None =
     return Prepared(cohort.names, cases, cohort.splits, frame, mended, notes, left_out(cohort))
 
 
-def _of_frame(segments: CohortSegments | None) -> tuple[Segment, ...]:
-    """What a model needs to know its scheme: those of the Circle of Willis go without saying."""
-    if segments is None or segments.segments == COW19.segments:
+def _own_segments(landmarks: Sequence[str], segments: CohortSegments | None) -> tuple[Segment, ...]:
+    """What a model has to keep to know its scheme: the Circle of Willis it knows."""
+    if segments is None or scheme_of(landmarks, segments.segments) is COW19:
         return ()
     return segments.segments
+
+
+def _settings(cohort: Cohort, data: Data, template: Path | None) -> dict[str, Any]:
+    """All that the prepared cases of a cohort have in common, for their folder in the cache."""
+    extra = [data.template_transform, data.template_mask, data.shared_mask]
+    return {
+        "recipe": RECIPE_VERSION,
+        "landmarks": cohort.names,
+        "register": data.register,
+        "metric": data.metric,
+        "search_degrees": data.search_degrees,
+        "spacing_mm": data.spacing_mm,
+        "crop": data.crop,
+        "margin": data.margin,
+        "intensity": data.intensity,
+        "intensity_range": intensity_range(data),
+        "template": file_state(template) if template else None,
+        "template_in_common": [file_state(Path(path)) for path in extra if path],
+        "train": [identity(cohort.cases[name]) for name in cohort.splits["train"]],
+    }
 
 
 def choose_template(train: Sequence[RawCase], data: Data) -> Path | None:

@@ -31,6 +31,7 @@ from jaxmark.system.errors import InputError
 # Of a voxel: what rounded headers put between the corners of a scan and its label map.
 _APART = 0.1
 _NAMED = 5
+_PLACES = "segmentations/<case>.nii.gz, nnU-Net's labelsTr/, BIDS' derivatives/**/*_dseg.nii.gz"
 _NO_TABLE = (
     "write segmentations/labels.csv (columns label, name, and optionally ends and may_be_missing), "
     "or nnU-Net's dataset.json"
@@ -77,7 +78,7 @@ def read_segments(cohort: Cohort, data: Data, *, maps: bool) -> CohortSegments:
         `read_label_tables` and `read_attributes`.
     """
     root = Path(data.root).expanduser()
-    label_maps = find_label_maps(root, cohort.cases)
+    label_maps, passed_over = find_label_maps(root, cohort.cases)
     for case, path in label_maps.items():
         if case not in cohort.cases:
             problem = f"case {case!r} has a label map but no image{nearest(case, cohort.cases)}"
@@ -85,13 +86,8 @@ def read_segments(cohort: Cohort, data: Data, *, maps: bool) -> CohortSegments:
     attributes = root / "attributes.csv"
     given = attributes.exists()
     if not label_maps and (maps or not given):
-        raise InputError(
-            root,
-            "has no label maps (segmentations/<case>.nii.gz, nnU-Net's labelsTr/, BIDS' "
-            "derivatives/**/*_dseg.nii.gz), which the method learns from"
-            + " where there is no attributes.csv"
-            * (not maps),
-        )
+        why = "which" if maps else "and no attributes.csv: one of them"
+        raise InputError(root, f"has no label maps ({_PLACES}), {why} the method learns from")
     notes: list[Note] = []
     segments, values, background = _segments(root, cohort.names, bool(label_maps), notes)
     stated: dict[str, np.ndarray] = {}
@@ -99,13 +95,19 @@ def read_segments(cohort: Cohort, data: Data, *, maps: bool) -> CohortSegments:
         names = [segment.name for segment in segments]
         stated, said = read_attributes(attributes, names, cohort.cases)
         notes += said
+    elif not any(segment.may_be_missing for segment in segments):
+        what = (
+            "says of no segment that it may be missing, so one without voxels counts as not known"
+        )
+        remedy = "labels.csv has a column may_be_missing; or write attributes.csv"
+        notes.append(Note("label table", f"{what} ({remedy})"))
     cases = {
         name: RawSegments(label_maps.get(name), stated.get(name))
         for split in SPLITS
         for name in cohort.splits[split]
     }
     _check_training(root, {name: cases[name] for name in cohort.splits["train"]}, maps)
-    return CohortSegments(segments, values, background, cases, summed_up(notes))
+    return CohortSegments(segments, values, background, cases, (*passed_over, *summed_up(notes)))
 
 
 def _segments(
@@ -116,19 +118,15 @@ def _segments(
     if not tables and not maps and tuple(landmarks) == COW19.landmarks:
         return COW19.segments, (), ()
     if not tables:
-        has = (
-            "label maps, but no table says what their values are"
-            if maps
-            else ("attributes.csv, but no table says which segments there are")
-        )
-        raise InputError(root, f"has {has}: {_NO_TABLE}")
+        has = "label maps" if maps else "attributes.csv"
+        raise InputError(root, f"has {has}, but no table of the segments: {_NO_TABLE}")
     table = tables[0]
     given = read_label_tables(tables)
     labels = {label.name: label for label in given if not label.is_background}
     known = {segment.name: segment for segment in COW19.segments}
     lacking = [name for name in known if name not in labels]
     chosen = [labels[name] for name in known] if not lacking else [*labels.values()]
-    if 0 < len(lacking) < len(known):
+    if 0 < len(lacking) < len(known) and tuple(landmarks) == COW19.landmarks:
         few = ", ".join(map(repr, lacking[:_NAMED])) + " and more" * (len(lacking) > _NAMED)
         what = "segments are the table's, which lacks some of the Circle of Willis"
         notes.append(Note(f"{table.name} (no {few})", what))
@@ -176,8 +174,10 @@ def _check_training(root: Path, train: dict[str, RawSegments], maps: bool) -> No
 # Label maps
 
 
-def read_label_map(path: Path, scan: Path, grid: Grid, cohort: CohortSegments) -> np.ndarray:
-    """(X, Y, Z) uint8 on the scan's grid: 0, or 1 + index of the segment.
+def read_label_map(
+    path: Path, scan: Path, grid: Grid, cohort: CohortSegments
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """(X, Y, Z) uint8 on the scan's grid: 0, or 1 + index of the segment; and voxels of each.
 
     Args:
       scan, grid: the case's scan and its voxels.
@@ -189,10 +189,10 @@ def read_label_map(path: Path, scan: Path, grid: Grid, cohort: CohortSegments) -
     content = read_voxels(path)
     _check_grid(path, scan, Grid(content.voxels.shape, content.ijk_to_lps), grid)
     voxels = _whole(path, content.voxels)
-    _check_values(path, voxels, {0, *cohort.values, *cohort.background})
+    counts = _count(path, voxels, {0, *cohort.values, *cohort.background})
     index = np.zeros(max(0, *cohort.values, *cohort.background) + 1, np.uint8)
     index[list(cohort.values)] = 1 + np.arange(len(cohort.values))
-    return index[voxels]
+    return index[voxels], tuple(counts.get(value, 0) for value in cohort.values)
 
 
 def _check_grid(path: Path, scan: Path, found: Grid, wanted: Grid) -> None:
@@ -229,15 +229,14 @@ def _whole(path: Path, voxels: np.ndarray) -> np.ndarray:
     return voxels.astype(np.int64)
 
 
-def _check_values(path: Path, voxels: np.ndarray, known: Collection[int]) -> None:
+def _count(path: Path, voxels: np.ndarray, known: Collection[int]) -> dict[int, int]:
+    """Value -> its voxels; InputError where one is not known."""
     values, counts = np.unique(voxels, return_counts=True)
-    strange = [
-        f"{value} ({count} voxels)"
-        for value, count in zip(values.tolist(), counts.tolist(), strict=True)
-        if value not in known
-    ]
+    found = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    strange = [f"{value} ({found[value]} voxels)" for value in found if value not in known]
     if strange:
         more = f" and {len(strange) - _NAMED} more" * (len(strange) > _NAMED)
         what = "the value" if len(strange) == 1 else "values"
         problem = f"holds {what} {', '.join(strange[:_NAMED])}{more}, which no label table names"
         raise InputError(path, problem)
+    return found

@@ -6,6 +6,7 @@ They are not part of the prepared cases, so that methods with and without segmen
 
 import dataclasses
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import numpy as np
 from jaxmark.core.grids import Grid, nearest_labels
 from jaxmark.data.arrays import check_crc32, npy, write_folder
 from jaxmark.data.cases import CaseSegments
-from jaxmark.data.cohort import RawCase
-from jaxmark.data.scans import read_scan
+from jaxmark.data.cohort import Cohort, RawCase
+from jaxmark.data.scans import read_voxels
 from jaxmark.data.segmentations import CohortSegments, RawSegments, read_label_map
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import json_text, read_sealed, sealed
@@ -53,10 +54,24 @@ class SegmentsJob:
         return self.folder / f"{self.source.name}-{json_key(made_from)}"
 
 
-def segments_job(source: RawCase, cohort: CohortSegments, grid: Grid, folder: Path) -> SegmentsJob:
-    """The job of one case; it travels to another process, without the other cases."""
-    alone = {source.name: cohort.cases[source.name]}
-    return SegmentsJob(source, dataclasses.replace(cohort, cases=alone, notes=()), grid, folder)
+def segments_jobs(
+    cohort: Cohort, segments: CohortSegments | None, folder: Path, grids: Mapping[str, Grid]
+) -> dict[str, SegmentsJob]:
+    """Case -> what there is to do, where the prepared image has this grid; nothing without any.
+
+    Jobs travel to other processes: each knows its own case alone.
+    """
+    if segments is None:
+        return {}
+    return {
+        name: SegmentsJob(
+            cohort.cases[name],
+            dataclasses.replace(segments, cases={name: segments.cases[name]}, notes=()),
+            grid,
+            folder,
+        )
+        for name, grid in grids.items()
+    }
 
 
 def prepare_segments(job: SegmentsJob) -> None:
@@ -67,14 +82,13 @@ def prepare_segments(job: SegmentsJob) -> None:
         absent; the scan cannot be read.
       OSError: the folder cannot be written.
     """
-    scan = read_scan(job.source.scan)
+    # Of the scan its place alone is needed.
+    scan = read_voxels(job.source.scan)
     own = Grid(scan.voxels.shape, scan.ijk_to_lps)
     labels = None
     voxels: tuple[int, ...] = ()
-    count = len(job.cohort.segments)
     if job.raw.label_map is not None:
-        labels = read_label_map(job.raw.label_map, job.source.scan, own, job.cohort)
-        voxels = tuple(np.bincount(labels.reshape(-1), minlength=count + 1)[1:].tolist())
+        labels, voxels = read_label_map(job.raw.label_map, job.source.scan, own, job.cohort)
     present, absent = _states(job, voxels)
     tree: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -96,25 +110,28 @@ def load_segments(folder: Path) -> CaseSegments:
     path = folder / "segments.json"
     tree = read_sealed(path, SCHEMA_VERSION)
     try:
-        present = np.asarray(tree["present"], bool)
+        count = len(tree["present"])
         x, y, z = map(int, tree["scan_shape"])
         place = np.asarray(tree["scan_ijk_to_lps"], np.float64).reshape(4, 4)
+        if not ((np.abs(place) < 1e9).all() and np.linalg.matrix_rank(place) == 4):
+            raise ValueError("a place without an inverse")
         found = CaseSegments(
-            present=present,
-            absent=np.asarray(tree["absent"], bool).reshape(present.shape),
+            present=np.asarray(tree["present"], bool).reshape(count),
+            absent=np.asarray(tree["absent"], bool).reshape(count),
             grid=Grid((x, y, z), place),
         )
         if "label_map" not in tree:
             return found
+        values, voxels = (np.asarray(tree[key], int).reshape(count) for key in ("values", "voxels"))
         return dataclasses.replace(
             found,
             file=folder / "segmentation.npy",
             crc32=int(tree["segmentation_crc32"]),
             source=Path(tree["label_map"]),
-            values=tuple(map(int, tree["values"])),
-            voxels=tuple(map(int, tree["voxels"])),
+            values=tuple(values.tolist()),
+            voxels=tuple(voxels.tolist()),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(path, f"damaged prepared segments ({error!r})") from error
 
 

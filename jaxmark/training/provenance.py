@@ -35,7 +35,8 @@ def provenance(
 
 
 def fingerprint(cases: Sequence[PreparedCase], unpaired: LandmarkSets | None) -> dict[str, str]:
-    """What is learned from -> a digest: names and landmarks, to a thousandth of a millimetre.
+    """What is learned from -> a digest: names and landmarks, to a thousandth of a millimetre; of
+    methods that know segments also which there are, and how many voxels each has.
 
     Of where files lie and when they were written it knows nothing.
     """
@@ -46,6 +47,11 @@ def fingerprint(cases: Sequence[PreparedCase], unpaired: LandmarkSets | None) ->
             # Minus zero is zero.
             training.update((np.round(np.nan_to_num(numbers), 3) + 0.0).tobytes())
         training.update(case.present.tobytes() + case.absent.tobytes())
+        if case.segments is not None:
+            known = case.segments
+            training.update(known.present.tobytes() + known.absent.tobytes())
+            # Of the label map as someone made it: on another machine it is resampled otherwise.
+            training.update(repr(known.voxels).encode())
     if unpaired is not None:
         others.update((np.round(unpaired.landmarks_ijk, 3) + 0.0).tobytes())
         others.update(unpaired.present.tobytes())

@@ -23,11 +23,12 @@ from jaxmark.config import Data
 from jaxmark.core.anatomy import COW19, Segment
 from jaxmark.core.grids import Grid
 from jaxmark.data.attributes import read_attributes, write_attributes
-from jaxmark.data.cohort import read_cohort
+from jaxmark.data.cohort import Cohort, RawCase, read_cohort
 from jaxmark.data.label_tables import Label, read_label_tables
 from jaxmark.data.layouts import find_label_maps
 from jaxmark.data.scans import write_scan
 from jaxmark.data.segmentations import read_label_map, read_segments
+from jaxmark.system.files import write_json
 
 
 @pytest.fixture
@@ -44,7 +45,10 @@ def read_map(root, case="a", **changes):
     grid = Grid(SHAPE, PLACE)
     segments = dataclasses.replace(found(root), **changes)
     scan = root / "images" / f"{case}.nii.gz"
-    return read_label_map(root / "segmentations" / f"{case}.nii.gz", scan, grid, segments)
+    path = root / "segmentations" / f"{case}.nii.gz"
+    labels, voxels = read_label_map(path, scan, grid, segments)
+    np.testing.assert_array_equal(np.bincount(labels.ravel(), minlength=4)[1:], voxels)
+    return labels
 
 
 def test_a_table_states_segments_and_their_values(root):
@@ -81,7 +85,25 @@ def test_the_circle_of_willis_keeps_its_order_whatever_its_labels_are(root, tmp_
     known = found(root)
     assert known.segments == (Segment("new", ()), Segment("A1 R", (), True))
     assert known.values == (1, 2) and known.background == (3,)
-    assert known.notes[0].startswith("dataset.json (no 'C5 R', 'C5 L', 'C6 R', 'C6 L', 'C7 R' and")
+    assert known.notes == (
+        "'ignore' of dataset.json: no segments, taken as background in label maps",
+    )
+
+
+def test_a_table_of_some_of_the_circle_s_segments_is_told_from_all(tmp_path):
+    names = [segment.name for segment in COW19.segments[::2]]
+    path = tmp_path / "segmentations" / "dataset.json"
+    write_json(path, {"labels": {name: value for value, name in enumerate(names, start=1)}})
+    (tmp_path / "attributes.csv").write_text("case,A1 R\na,yes\n")
+    points = np.zeros((19, 3))
+    case = RawCase("a", path, points, points[:, 0] == 0, points[:, 0] > 0, None, COW19.landmarks)
+    splits = {"train": ("a",), "val": (), "test": ()}
+    cohort = Cohort(COW19.landmarks, {"a": case}, splits)
+    known = read_segments(cohort, Data(root=str(tmp_path)), maps=False)
+    # The right side and the ACoA, with ends as in the whole circle.
+    assert known.segments == COW19.segments[::2]
+    (note,) = known.notes
+    assert note.startswith("dataset.json (no 'C5 L', 'C6 L', 'C7 L', 'M1 L', 'A1 L' and more): seg")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +119,7 @@ def test_the_circle_of_willis_keeps_its_order_whatever_its_labels_are(root, tmp_
 )
 def test_formats_of_tables(tmp_path, name, text):
     path = tmp_path / name
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     assert [label for label in read_label_tables([path]) if not label.is_background] == [
         Label(1, "one"),
         Label(2, "two"),
@@ -126,7 +148,7 @@ def test_tables_that_agree_are_one_and_that_with_ends_counts(root):
         ("dataset.json", '{"labels": {"a": 1, "a": 2}}', "has 'a' twice"),
         ("dataset.json", '{"labels": {"a": 1, "b": 1}}', "label 1 comes twice, as 'a' and 'b'"),
         ("dataset.json", '{"labels": {"a": 4000000000}}', "labels are under 2147483648"),
-        ("dataset.json", '{"labels": {"x": "a"}}', "labels is 'x', not a whole number from 0"),
+        ("dataset.json", '{"labels": {"x": "a"}}', "a key of labels is 'x', not a whole number"),
         ("dataset.json", '{"labels": {"background": 0}}', "names no label beside the background"),
         ("labels.csv", "label,name\n1,a\n2,a\n", "two labels are called 'a'"),
         ("labels.csv", "label,name\n1,a\n2,\n", "the name of label 2 is ''"),
@@ -144,7 +166,7 @@ def test_tables_that_agree_are_one_and_that_with_ends_counts(root):
 )
 def test_what_is_wrong_with_a_table_is_said(tmp_path, name, text, problem):
     path = tmp_path / name
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     refused(lambda: read_label_tables([path]), path, problem)
 
 
@@ -155,16 +177,31 @@ def test_ends_are_landmarks(root):
     refused(lambda: found(root), table, problem)
 
 
+def test_an_empty_cell_of_a_table_states_nothing(root):
+    names = [segment.name for segment in COW19.segments]
+    table = root / "segmentations" / "labels.csv"
+    rows = [f"{value},{name},," for value, name in enumerate(names, start=1)]
+    rows[8] = "9,A1 R,tip,no"
+    table.write_text("\n".join(["label,name,ends,may_be_missing", *rows, ""]))
+    known = {segment.name: segment for segment in found(root).segments}
+    assert known["A1 R"] == Segment("A1 R", ("tip",), False)
+    # Landmarks of the circle are none of this cohort's.
+    assert known["A1 L"] == Segment("A1 L", (), True)
+
+
 def test_without_a_table_nobody_knows_what_labels_mean(root):
     (root / "segmentations" / "labels.csv").unlink()
-    refused(lambda: found(root), root, "has label maps, but no table says what their values are")
+    problem = (
+        "has label maps, but no table of the segments: write segmentations/labels.csv (columns"
+    )
+    refused(lambda: found(root), root, problem)
     for path in (root / "segmentations").iterdir():
         path.unlink()
     refused(lambda: found(root), root, "has no label maps (segmentations/<case>.nii.gz, nnU-Net's")
-    problem = "which the method learns from where there is no attributes.csv"
+    problem = "_dseg.nii.gz), and no attributes.csv: one of them the method learns from"
     refused(lambda: found(root, maps=False), root, problem)
     (root / "attributes.csv").write_text("case,one R\na,yes\n")
-    problem = "has attributes.csv, but no table says which segments there are: write segmentations"
+    problem = "has attributes.csv, but no table of the segments: write segmentations/labels.csv"
     refused(lambda: found(root, maps=False), root, problem)
 
 
@@ -190,10 +227,20 @@ def test_nnunet_and_bids(tmp_path):
         table = arteries / case / f"{case}_desc-cow_dseg.tsv"
         table.write_text("index\tname\n1\tx\n2\ty\n")
     known = found(bids)
-    assert [s.name for s in known.segments] == ["x", "y"] and known.notes == ()
+    assert [s.name for s in known.segments] == ["x", "y"]
+    assert known.notes == (
+        "label table: says of no segment that it may be missing, so one without voxels counts as "
+        "not known (labels.csv has a column may_be_missing; or write attributes.csv)",
+    )
     assert known.cases["sub-b"].label_map.name == "sub-b_desc-cow_dseg.nii.gz"
     table.write_text("index\tname\n1\ty\n2\tx\n")
     refused(lambda: found(bids), table, "names other labels than")
+
+
+def test_what_looks_like_a_label_map_and_is_not_read_is_said(root):
+    (root / "segmentations" / "d.nii.zip").touch()
+    line = found(root).notes[0]
+    assert line.startswith(f"{root}/segmentations: 1 file looks like an image and is not read: d.")
 
 
 def test_label_maps_are_of_a_case_and_in_one_place(root):
@@ -281,7 +328,7 @@ def test_attributes_come_back(tmp_path):
 )
 def test_what_is_wrong_with_attributes_is_said(tmp_path, text, problem):
     path = tmp_path / "attributes.csv"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     refused(lambda: read_attributes(path, IN_ORDER, CASES), path, problem)
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import refused
 from segmented import CASES, NAMES, PLACE, SEGMENTS, SHAPE, labels_of, write_segmented
 
 from jaxmark import workflow
@@ -32,6 +33,7 @@ from jaxmark.methods.views import augmented
 from jaxmark.results.contact_sheet import write_contact_sheets
 from jaxmark.system.devices import data_mesh, put_batch
 from jaxmark.system.errors import InputError
+from jaxmark.training.provenance import fingerprint
 
 # Segments are in the order of the labels.
 OWN = (SEGMENTS[1], SEGMENTS[0], SEGMENTS[2])
@@ -173,7 +175,7 @@ def test_what_attributes_say_counts_and_voxels_prove_presence(own):
     # Who has no line is as the map tells.
     assert known["a"] == ([True] * 3, [False] * 3)
     assert prepared.notes() == [
-        "b: 1 segments are stated to be present and have no voxel in the label map (too thin, or "
+        "b: 1 segment is stated to be present without a voxel in the label map (too thin, or "
         "outside of the scan)"
     ]
 
@@ -277,11 +279,21 @@ def test_a_scheme_of_its_own_goes_with_the_model(own, phantom, tmp_path):
     scheme = scheme_of(landmarks, frame.segments)
     assert scheme.segments == OWN
     np.testing.assert_array_equal(scheme.mirrored_segments, [1, 0, 2])
+    path = tmp_path / "frame" / "frame.json"
+    path.write_text(path.read_text().replace('"tip"', '"top"', 1))
+    refused(lambda: load_frame(tmp_path / "frame"), path, "lacks a field or has a wrong one")
     # The frames of others stay as they were.
     for data, segments in ((own, False), (phantom, True)):
         prepared = prepare_all(data, segments=segments)
         save_frame(prepared.frame, prepared.landmarks, tmp_path / "plain")
         assert "segments" not in json.loads((tmp_path / "plain" / "frame.json").read_text())
+
+
+def test_the_circle_s_segments_with_landmarks_in_another_order_are_a_scheme_of_their_own(phantom):
+    data = dataclasses.replace(phantom, landmarks=COW19.landmarks[::-1])
+    prepared = prepare_all(data)
+    assert prepared.frame.segments == COW19.segments
+    assert scheme_of(prepared.landmarks, prepared.frame.segments).segments == COW19.segments
 
 
 def test_targets_are_called_as_methods_call_them(own):
@@ -346,6 +358,28 @@ def test_contact_sheets_show_label_maps(own, tmp_path):
     # Another map is another picture, although the images are the same.
     write_scan(Path(own.root) / "segmentations" / "a.nii.gz", labels_of((3,)), PLACE)
     assert write_contact_sheets(prepare_all(own), tmp_path)[0].read_bytes() != tinted
+
+
+@pytest.mark.parametrize("change", ["map", "attributes"])
+def test_other_label_maps_or_attributes_are_other_training_data(change, own):
+    cases = prepare_all(own).split("train")
+    before = fingerprint(cases, None)
+    # As it is for methods that know no segments, and for label maps that lie elsewhere.
+    plain = [dataclasses.replace(case, segments=None) for case in cases]
+    assert fingerprint(plain, None) == fingerprint(
+        prepare_all(own, segments=False).split("train"), None
+    )
+    assert fingerprint(prepare_all(own).split("train"), None) == before
+    if change == "map":
+        labels = labels_of()
+        labels[0, 0, 0] = 5
+        write_scan(Path(own.root) / "segmentations" / "a.nii.gz", labels, PLACE)
+    else:
+        (Path(own.root) / "segmentations" / "a.nii.gz").unlink()
+        (Path(own.root) / "attributes.csv").write_text("case,stem\na,yes\n")
+    after = fingerprint(prepare_all(own, maps=False).split("train"), None)
+    assert after["training cases"] != before["training cases"]
+    assert after["unpaired landmarks"] == before["unpaired landmarks"]
 
 
 @dataclasses.dataclass
