@@ -24,6 +24,8 @@ _FREEDOM = 4.0
 _STEPS = 20
 # Where a spline is to go through its targets: so little that two in one place do no harm.
 _THROUGH_MM = 1e-6
+# Nothing is known as exactly as a radius of 0 says.
+_LEAST_RADIUS_MM = 1e-3
 # Points that lie this near to a plane, relative to their extent, lie in it.
 _FLAT = 1e-6
 
@@ -63,9 +65,9 @@ class Transform:
         """Points of the moving scan (..., 3) in the fixed one, to first order about `near`.
 
         `near` (..., 3) are points of the fixed scan that map close to `points`. Exact for linear
-        maps.
+        maps that have an inverse.
         """
-        step = np.linalg.solve(self.jacobian(near), (points - self(near))[..., None])
+        step = np.linalg.pinv(self.jacobian(near)) @ (points - self(near))[..., None]
         return near + step[..., 0]
 
 
@@ -95,6 +97,7 @@ def variance_of_radii(radius_mm: np.ndarray, coverage: float) -> np.ndarray:
     """
     known = radius_mm[np.isfinite(radius_mm)]
     radius = np.where(np.isfinite(radius_mm), radius_mm, known.max() if len(known) else np.inf)
+    radius = np.maximum(radius, _LEAST_RADIUS_MM)
     return radius**2 / (2 * special.gammaincinv(1.5, coverage))
 
 

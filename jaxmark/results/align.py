@@ -174,11 +174,11 @@ class Alignment:
         before, after, alone = map(
             self.rms_mm, (self.before_mm, self.after_mm, self.leave_one_out_mm)
         )
-        left_out = f"; left-out landmarks {alone:.2f} mm" if np.isfinite(alone) else ""
+        unused = f" ({len(self.left_out)} not used)" * bool(self.left_out)
+        others = f", {alone:.2f} mm by the others (leave-one-out)" if np.isfinite(alone) else ""
         return (
-            f"{self.kind} map by {len(self.landmarks)} landmarks, {len(self.left_out)} left out: "
-            f"RMS residual {before:.2f} mm before, {after:.2f} mm after{left_out}; "
-            f"written to {folder}"
+            f"{self.kind} map by {len(self.landmarks)} landmarks{unused}: RMS residual "
+            f"{before:.2f} mm before, {after:.2f} mm after{others}; written to {folder}"
         )
 
 
@@ -303,7 +303,7 @@ def _doubts(alignment: Alignment) -> Iterator[str]:
     elif stretch.max() > _MOST_STRETCH or stretch.min() < _LEAST_STRETCH:
         yield f"the map stretches lengths by {stretch.min():.2f} to {stretch.max():.2f}"
     elif alignment.folded:
-        yield f"the map folds {100 * alignment.folded:.1f} % of the fixed scan"
+        yield f"the map folds {100 * alignment.folded:.2g} % of the fixed scan"
 
 
 def _table(alignment: Alignment) -> str:
@@ -419,8 +419,8 @@ def _plane(
 
 
 def _shown(scan: Scan, plane: np.ndarray) -> np.ndarray:
-    """(W, H) in [0, 1] by percentiles of the scan."""
-    low, high = np.percentile(scan.voxels[::2, ::2, ::2], (0.5, 99.5))
+    """(W, H) in [0, 1] by percentiles of the scan, below the few brightest: vessels, bone."""
+    low, high = np.percentile(scan.voxels[::2, ::2, ::2], (0.5, 98.0))
     return np.clip((plane[:, :, 0] - low) / max(high - low, 1e-9), 0, 1)
 
 

@@ -244,7 +244,7 @@ def checkerboard(planes: Sequence[Plane], title: str, rows: tuple[str, str]) -> 
     A row before and one after the alignment, with the titles `rows`. All landmarks are projected
     onto each plane, the pairs joined by lines. Views as in `overlay`.
     """
-    width, left, gap, top, bottom, between = 14.0, 0.65, 0.7, 0.95, 0.55, 0.75
+    width, left, gap, top, bottom, between = 14.0, 0.65, 0.7, 0.95, 0.55, 1.0
     sizes = np.array(
         [(p.extent_mm[1] - p.extent_mm[0], p.extent_mm[3] - p.extent_mm[2]) for p in planes]
     )

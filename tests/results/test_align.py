@@ -119,7 +119,7 @@ def test_the_moving_scan_lies_on_the_fixed_one(kind, pair, capsys):
     assert tree["doubts"] == list(result.doubts) == []
     assert Image.open(out / "checkerboard.png").size[0] == 1400
     line = capsys.readouterr().out.splitlines()[-1]
-    assert f"{kind} map by 10 landmarks, 0 left out" in line and "0.00 mm after" in line
+    assert f"{kind} map by 10 landmarks: RMS residual " in line and "0.00 mm after" in line
 
 
 def test_the_table_has_the_pairs_and_what_is_left_of_their_distances(pair):
@@ -189,7 +189,16 @@ def test_exchanged_sides_and_landmarks_outside_are_said(pair):
     assert expected in doubts
 
 
-def test_landmarks_in_common_are_used_and_the_others_named(pair):
+def test_a_map_that_flattens_is_said_and_drawn(pair):
+    folder, _, places = pair
+    flat = {n.replace(" ", "_"): [*p[:2], 0.0] for n, p in zip(NAMES, places["fixed"], strict=True)}
+    changed(folder, "moving", **flat)
+    doubts = run(folder, transform="affine").doubts
+    assert any(line.startswith("the map stretches lengths by 0.00 to ") for line in doubts)
+    assert (folder / "out" / "checkerboard.png").exists()
+
+
+def test_landmarks_in_common_are_used_and_the_others_named(pair, capsys):
     folder, _, places = pair
     fixed = dict(zip(NAMES, places["fixed"], strict=True))
     moving = dict(zip(NAMES, places["moving"], strict=True))
@@ -200,6 +209,7 @@ def test_landmarks_in_common_are_used_and_the_others_named(pair):
     write_mrk_json(folder / "moving.mrk.json", moving)
     result = run(folder)
     assert result.landmarks == NAMES[2:] and result.kind == "similarity"
+    assert "similarity map by 8 landmarks (3 not used): " in capsys.readouterr().out
     file = {name: folder / f"{name}.mrk.json" for name in ("fixed", "moving")}
     assert result.left_out == {
         "point a": "fixed: absent",
