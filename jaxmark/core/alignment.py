@@ -2,8 +2,8 @@
 
 A map takes points of the fixed scan to points of the moving one, as ITK's transforms do: that is
 what sampling the moving scan on the fixed one's grid asks for. `K` landmarks; all lengths are mm.
-What is called `variance` is (K,) mm^2 along each axis, of a pair's difference; it weighs the pairs
-by 1 / variance. None: nothing is known of it, and all pairs weigh the same.
+What is called `variance` is (K,) mm^2 along each axis, of a pair's difference but for gross errors;
+pairs weigh 1 / variance. None: nothing is known of it, and all pairs weigh the same.
 """
 
 import dataclasses
@@ -85,10 +85,11 @@ class Fit:
 
 
 def variance_of_radii(radius_mm: np.ndarray, coverage: float) -> np.ndarray:
-    """(K,) variance along each axis of errors that stay within `radius_mm` with this probability.
+    """(K,) squared scale along each axis of errors that stay in `radius_mm` with this probability.
 
-    For Gaussian errors, alike in all directions: their lengths follow a chi distribution with 3
-    degrees of freedom.
+    Errors of detected landmarks have heavy tails (most are small, a few are of another vessel), so
+    they are taken to follow the t distribution of `fit`, alike in all directions: a third of their
+    squared length, in units of the squared scale, follows F with 3 and 4 degrees of freedom.
 
     Args:
       radius_mm: (K,); infinite: not known, which counts as the largest known one. All infinite: the
@@ -98,7 +99,7 @@ def variance_of_radii(radius_mm: np.ndarray, coverage: float) -> np.ndarray:
     known = radius_mm[np.isfinite(radius_mm)]
     radius = np.where(np.isfinite(radius_mm), radius_mm, known.max() if len(known) else np.inf)
     radius = np.maximum(radius, _LEAST_RADIUS_MM)
-    return radius**2 / (2 * special.gammaincinv(1.5, coverage))
+    return radius**2 / (3 * special.fdtri(3.0, _FREEDOM, coverage))
 
 
 def fit_affine(
@@ -161,14 +162,12 @@ def choose_smoothing(source: np.ndarray, target: np.ndarray, variance: np.ndarra
       source, target: (K, 3).
       variance: (K,) positive, mm^2.
     """
-    count, middle = len(source), source.mean(0)
-    if count <= 4:
+    rest = _contrasts(source)
+    if not rest.shape[1]:
         return 1.0
-    affine = np.column_stack([np.ones(count), source - middle])
-    rest = np.linalg.qr(affine, mode="complete")[0][:, 4:]
     whiten = np.linalg.inv(np.linalg.cholesky(rest.T @ (variance[:, None] * rest)))
     bending, axes = np.linalg.eigh(-whiten @ rest.T @ _distances(source) @ rest @ whiten.T)
-    squared = ((axes.T @ whiten @ rest.T @ (target - middle)) ** 2).sum(1)
+    squared = ((axes.T @ whiten @ rest.T @ target) ** 2).sum(1)
     # From the stiffest on, so that of equally likely ones this is the first.
     candidates = bending.max() * np.geomspace(1e4, 1e-6, 300)[:, None]
     spread = 1 + np.maximum(bending, 0) / candidates
@@ -198,11 +197,9 @@ def fit(
     if kind == "thin_plate" and variance is None:
         transform = fit_thin_plate(source, target, np.full(len(source), _THROUGH_MM))
         return Fit(transform, np.full(len(source), 1 / len(source)), trust, None)
-    weights = trust / spread / (trust / spread).sum()
     if kind == "thin_plate":
-        smoothing = choose_smoothing(source, target, spread / trust)
-        transform = fit_thin_plate(source, target, smoothing * spread / trust)
-        return Fit(transform, weights, trust, smoothing)
+        return _fit_spline(source, target, spread, trust)
+    weights = trust / spread / (trust / spread).sum()
     return Fit(Transform(_fit_linear(kind, source, target, weights)), weights, trust)
 
 
@@ -231,6 +228,32 @@ def _fit_linear(
     if kind in ("rigid", "similarity"):
         return fit_rigid(source, target, weights, scale=kind == "similarity")
     return fit_affine(source, target, weights)
+
+
+def _fit_spline(
+    source: np.ndarray, target: np.ndarray, variance: np.ndarray, trust: np.ndarray
+) -> Fit:
+    """The smoothed spline, with trust in what it can follow; `trust` is the affine map's, to start.
+
+    A pair is judged by how far its target lies from where all others put it, in units of the
+    standard deviation that the random field of `choose_smoothing`, and the pair's own error, give
+    that distance.
+    """
+    rest = _contrasts(source)
+    for _ in range(_STEPS if rest.shape[1] else 0):
+        smoothing = choose_smoothing(source, target, variance / trust)
+        field = np.diag(smoothing * variance / trust) - _distances(source)
+        # Leaving one out, in closed form (Dubrule 1983): the error is `coefficient / precision`.
+        inverse = rest @ np.linalg.inv(rest.T @ field @ rest) @ rest.T
+        precision, coefficients = np.maximum(np.diag(inverse), 1e-12), inverse @ target
+        # With the variance as stated, not as trust has left it.
+        expected = 1 / smoothing + precision * variance * (1 - 1 / trust)
+        squared = (coefficients**2).sum(1) / precision / expected
+        trust = np.minimum(1.0, (_FREEDOM + 3) / (_FREEDOM + squared))
+    smoothing = choose_smoothing(source, target, variance / trust)
+    transform = fit_thin_plate(source, target, smoothing * variance / trust)
+    weights = trust / variance / (trust / variance).sum()
+    return Fit(transform, weights, trust, smoothing)
 
 
 def _trust(
@@ -265,6 +288,12 @@ def _trust(
         trust = np.minimum(1.0, (_FREEDOM + 3) / (_FREEDOM + (far / scale) ** 2))
         far = residuals(trust)
     return trust
+
+
+def _contrasts(points: np.ndarray) -> np.ndarray:
+    """(K, K - 4) orthonormal columns: what no affine function of the points (K, 3) explains."""
+    affine = np.column_stack([np.ones(len(points)), points - points.mean(0)])
+    return np.linalg.qr(affine, mode="complete")[0][:, 4:]
 
 
 def _distances(points: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import random_rotation
 from scipy.interpolate import RBFInterpolator
-from scipy.stats import chi
+from scipy.stats import f as f_distribution
 
 from jaxmark import main
 from jaxmark.core.alignment import (
@@ -200,6 +200,40 @@ def test_a_spline_with_radii_does_not_follow_a_pair_far_off():
     assert found.trust.argmin() == 5
 
 
+def test_a_spline_trusts_what_it_can_follow():
+    rng = np.random.default_rng(16)
+    fixed, known = landmarks(rng, 20), np.full(20, 0.1)
+    # Bent far more than errors, and smoothly: no affine map, yet no pair is wrong.
+    moving = fixed + 12 * np.sin(fixed[:, [1, 2, 0]] / 25)
+    bent = fit("thin_plate", fixed, moving, known)
+    assert bent.trust.min() > 0.3 > fit("affine", fixed, moving, known).trust.min()
+    assert np.linalg.norm(bent.transform(fixed) - moving, axis=1).max() < 1
+    moving[5] += [0, 0, 60]
+    assert fit("thin_plate", fixed, moving, known).trust.argmin() == 5
+
+
+def test_leaving_one_out_in_closed_form_is_what_trust_stands_on():
+    # One step by hand: errors at left-out pairs, over what the field and their own errors explain.
+    rng = np.random.default_rng(17)
+    fixed, variance = landmarks(rng, 9), np.full(9, 0.01)
+    moving = fixed + rng.normal(0, 4, (9, 3))
+    found = fit("thin_plate", fixed, moving, variance)
+    each = found.smoothing * variance / found.trust
+    for k in range(9):
+        others = np.arange(9) != k
+        spline = fit_thin_plate(fixed[others], moving[others], each[others])
+        error = ((spline(fixed[k]) - moving[k]) ** 2).sum()
+        # The variance of universal kriging, with covariance -a |r|.
+        columns = np.column_stack([np.ones(8), fixed[others]])
+        distances = np.linalg.norm(fixed[others][:, None] - fixed[others], axis=-1)
+        system = np.zeros((12, 12))
+        system[:8, :8] = np.diag(each[others]) - distances
+        system[:8, 8:], system[8:, :8] = columns, columns.T
+        right = np.concatenate([-np.linalg.norm(fixed[others] - fixed[k], axis=1), [1], fixed[k]])
+        expected = -right @ np.linalg.solve(system, right) / found.smoothing + variance[k]
+        assert np.isclose(found.trust[k], min(1, 7 / (4 + error / expected)), rtol=0.02)
+
+
 def test_leave_one_out_is_the_error_at_what_was_left_out():
     rng = np.random.default_rng(10)
     fixed = landmarks(rng, 8)
@@ -260,12 +294,14 @@ def test_the_jacobian_is_the_derivative_and_points_are_pulled_back():
 
 
 def test_a_radius_is_a_quantile_of_the_error():
-    # scipy's chi distribution, and errors that are drawn.
+    # Errors that are drawn: multivariate t with 4 degrees of freedom.
+    rng = np.random.default_rng(15)
     radius = np.array([1.0, 4.0])
-    expected = (radius / chi(3).ppf(0.9)) ** 2
-    np.testing.assert_allclose(variance_of_radii(radius, 0.9), expected, rtol=1e-9)
-    errors = np.sqrt(expected[1]) * np.random.default_rng(15).normal(0, 1, (20000, 3))
-    assert abs((np.linalg.norm(errors, axis=1) < 4).mean() - 0.9) < 0.01
+    scale = np.sqrt(variance_of_radii(radius, 0.9))
+    heavy = rng.normal(0, 1, (50000, 3)) / np.sqrt(rng.chisquare(4, (50000, 1)) / 4)
+    for r, s in zip(radius, scale, strict=True):
+        assert abs((np.linalg.norm(s * heavy, axis=1) < r).mean() - 0.9) < 0.01
+    np.testing.assert_allclose((radius / scale) ** 2, 3 * f_distribution(3, 4).ppf(0.9))
 
 
 def test_an_unknown_radius_counts_as_the_largest_known_one():
