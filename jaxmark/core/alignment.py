@@ -197,9 +197,11 @@ def fit(
     if kind == "thin_plate" and variance is None:
         transform = fit_thin_plate(source, target, np.full(len(source), _THROUGH_MM))
         return Fit(transform, np.full(len(source), 1 / len(source)), trust, None)
-    if kind == "thin_plate":
-        return _fit_spline(source, target, spread, trust)
     weights = trust / spread / (trust / spread).sum()
+    if kind == "thin_plate":
+        smoothing = choose_smoothing(source, target, spread / trust)
+        transform = fit_thin_plate(source, target, smoothing * spread / trust)
+        return Fit(transform, weights, trust, smoothing)
     return Fit(Transform(_fit_linear(kind, source, target, weights)), weights, trust)
 
 
@@ -228,32 +230,6 @@ def _fit_linear(
     if kind in ("rigid", "similarity"):
         return fit_rigid(source, target, weights, scale=kind == "similarity")
     return fit_affine(source, target, weights)
-
-
-def _fit_spline(
-    source: np.ndarray, target: np.ndarray, variance: np.ndarray, trust: np.ndarray
-) -> Fit:
-    """The smoothed spline, with trust in what it can follow; `trust` is the affine map's, to start.
-
-    A pair is judged by how far its target lies from where all others put it, in units of the
-    standard deviation that the random field of `choose_smoothing`, and the pair's own error, give
-    that distance.
-    """
-    rest = _contrasts(source)
-    for _ in range(_STEPS if rest.shape[1] else 0):
-        smoothing = choose_smoothing(source, target, variance / trust)
-        field = np.diag(smoothing * variance / trust) - _distances(source)
-        # Leaving one out, in closed form (Dubrule 1983): the error is `coefficient / precision`.
-        inverse = rest @ np.linalg.inv(rest.T @ field @ rest) @ rest.T
-        precision, coefficients = np.maximum(np.diag(inverse), 1e-12), inverse @ target
-        # With the variance as stated, not as trust has left it.
-        expected = 1 / smoothing + precision * variance * (1 - 1 / trust)
-        squared = (coefficients**2).sum(1) / precision / expected
-        trust = np.minimum(1.0, (_FREEDOM + 3) / (_FREEDOM + squared))
-    smoothing = choose_smoothing(source, target, variance / trust)
-    transform = fit_thin_plate(source, target, smoothing * variance / trust)
-    weights = trust / variance / (trust / variance).sum()
-    return Fit(transform, weights, trust, smoothing)
 
 
 def _trust(
