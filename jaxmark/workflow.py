@@ -7,9 +7,8 @@
 
 or `run_stages(experiment, "runs/mine")`, which also keeps others out of the work dir meanwhile.
 `load_model("runs/mine")` finds landmarks in scans never seen, `align` brings two scans together by
-theirs. The command line (`main`) is made of
-these; they know no flags, print lines of progress, and raise `InputError` for what the user can
-mend.
+theirs. The command line (`main`) is made of these; they know no flags, print lines of progress, and
+raise `InputError` for what the user can mend.
 """
 
 import contextlib
@@ -27,7 +26,7 @@ from tqdm import tqdm
 
 from jaxmark import trained
 from jaxmark.config import SCHEMA_VERSION, Data, Experiment, check_same, moved, to_json, validate
-from jaxmark.core.alignment import Kind
+from jaxmark.core.alignment import KINDS, Kind
 from jaxmark.core.anatomy import scheme_of
 from jaxmark.data import left_out
 from jaxmark.data.cache import cache_folder
@@ -336,6 +335,8 @@ def align(
       InputError, or an ExceptionGroup of them: a scan or a landmark file can't be read; there is no
         model; the landmarks in common are too few, or lie on a line or in a plane.
     """
+    if transform not in KINDS:
+        raise InputError("transform", f"{transform!r} is not one of {', '.join(KINDS)}")
     folder = Path(folder)
     given = [(Path(fixed), fixed_landmarks), (Path(moving), moving_landmarks)]
     inputs = [(path, None if file is None else Path(file)) for path, file in given]

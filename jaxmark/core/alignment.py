@@ -7,6 +7,7 @@ pairs weigh 1 / variance. None: nothing is known of it, and all pairs weigh the 
 """
 
 import dataclasses
+import math
 from typing import Literal, get_args
 
 import numpy as np
@@ -21,6 +22,8 @@ LEAST_PAIRS: dict[Kind, int] = {"rigid": 3, "similarity": 3, "affine": 4, "thin_
 
 # Degrees of freedom of the t distribution that errors of landmarks are taken to have.
 _FREEDOM = 4.0
+# Half of such errors, of scale 1 along each axis, are longer.
+_MEDIAN = math.sqrt(3 * special.fdtri(3.0, _FREEDOM, 0.5))
 _STEPS = 20
 # Where a spline is to go through its targets: so little that two in one place do no harm.
 _THROUGH_MM = 1e-6
@@ -88,8 +91,8 @@ def variance_of_radii(radius_mm: np.ndarray, coverage: float) -> np.ndarray:
     """(K,) squared scale along each axis of errors that stay in `radius_mm` with this probability.
 
     Errors of detected landmarks have heavy tails (most are small, a few are of another vessel), so
-    they are taken to follow the t distribution of `fit`, alike in all directions: a third of their
-    squared length, in units of the squared scale, follows F with 3 and 4 degrees of freedom.
+    they are taken to follow the multivariate t distribution with 4 degrees of freedom, as `fit`
+    does: a third of their squared length, over the squared scale, follows F with 3 and 4.
 
     Args:
       radius_mm: (K,); infinite: not known, which counts as the largest known one. All infinite: the
@@ -239,7 +242,7 @@ def _trust(
 
     An MM-estimate (Yohai 1987): least absolute residuals give a scale that a few pairs far off do
     not change; with it, weights of the multivariate t distribution (Lange, Little & Taylor 1989).
-    Residuals are in units of the pairs' standard deviations, and their scale is at least `floor`. A
+    Residuals are in units of the roots of `variance`, and their scale is at least `floor`. A
     spline would follow what is far off: its pairs are judged by the affine map.
     """
     count, weights = len(source), 1 / variance
@@ -256,8 +259,7 @@ def _trust(
         return np.ones(count)
     for _ in range(_STEPS):
         far = residuals(1 / np.maximum(far, 1e-3 * far.mean()))
-    # 1.54 is the median of a chi distribution with 3 degrees of freedom.
-    scale = max(float(np.median(np.sort(far)[fitted:])) / 1.54, floor, 1e-3 * float(far.mean()))
+    scale = max(float(np.median(np.sort(far)[fitted:])) / _MEDIAN, floor, 1e-3 * far.mean())
     trust = np.ones(count)
     for _ in range(_STEPS):
         # Not above 1: how well a pair agrees by chance is no reason to trust it more.

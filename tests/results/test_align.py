@@ -335,6 +335,7 @@ def test_a_scan_without_landmarks_and_model_is_refused(pair):
     folder, _, _ = pair
     scans = (folder / "fixed.nii.gz", folder / "moving.nii.gz", folder / "out")
     refused(lambda: align(*scans), scans[0], "has no landmark file, and no trained model is named")
+    refused(lambda: align(*scans, transform="warp"), "transform: 'warp' is not one of rigid, sim")
     refused(lambda: align(*scans, workdir=folder), folder, "holds no trained model")
     assert not (folder / "out").exists()
 
