@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -36,8 +36,13 @@ from jaxmark.system import huge_pages
 from jaxmark.system.errors import InputError, UnwritableError
 from jaxmark.system.messages import say
 
+if TYPE_CHECKING:
+    from jaxmark.core.alignment import Kind
+
 STAGES = ("prepare", "train", "predict", "evaluate", "report")
-MODES = ("run", *STAGES, "phantom")
+MODES = ("run", *STAGES, "phantom", "align")
+# `core.alignment.KINDS`, which takes long to import.
+TRANSFORMS = ("rigid", "similarity", "affine", "thin_plate")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="FILE.py[:preset]", lock_config=True
@@ -47,10 +52,23 @@ _MODE = flags.DEFINE_enum(
     "mode", "run", MODES, "run: all stages that follow, continuing an earlier run."
 )
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "With --input: the work dir of the trained model; needs no --config."
+    "checkpoint", None, "With --input, or to align: the trained model's work dir; no --config."
 )
 _INPUT = flags.DEFINE_string("input", None, "With --mode=predict: a scan, or a folder of scans.")
-_OUTPUT = flags.DEFINE_string("output", None, "With --input or --mode=phantom: where to write.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "With --input, --mode=phantom or --mode=align: where to write."
+)
+_FIXED = flags.DEFINE_string("fixed", None, "With --mode=align: the scan that stays as it is.")
+_MOVING = flags.DEFINE_string("moving", None, "With --mode=align: the scan brought onto it.")
+_FIXED_LANDMARKS = flags.DEFINE_string(
+    "fixed_landmarks", None, "With --mode=align: a landmark file instead of what the model finds."
+)
+_MOVING_LANDMARKS = flags.DEFINE_string(
+    "moving_landmarks", None, "The same of the moving scan; with both no model is needed."
+)
+_TRANSFORM = flags.DEFINE_enum(
+    "transform", None, TRANSFORMS, "With --mode=align: the kind of map; default: similarity."
+)
 _HUGE_PAGES = flags.DEFINE_bool(
     "huge_pages", True, "On a CPU: fetch large buffers in huge pages, which is faster."
 )
@@ -108,7 +126,10 @@ def _main(argv: Sequence[str]) -> None:
         if len(argv) > 1:
             hint = f": did you mean --mode={argv[1]}?" * (argv[1] in MODES)
             raise InputError("command line", f"unexpected argument {argv[1]!r}{hint}")
-        if _CONFIG.value is None:
+        pair = Pair.asked_for(_MODE.value)
+        if _CONFIG.value is None and (pair is None or pair.needs_model):
+            if pair is not None:
+                raise InputError("--checkpoint", f"is required with --mode=align: {Pair.NEEDED}")
             raise InputError("--config", "is required: an experiment file, FILE.py[:preset]")
         import jax
 
@@ -123,18 +144,22 @@ def _main(argv: Sequence[str]) -> None:
         # A process that others have met can't start again.
         if platform == "cpu" and _HUGE_PAGES.value and not distributed:
             huge_pages.restart_with_huge_pages()
-        experiment = validate(for_device(_CONFIG.value, platform))
+        experiment = None
+        if _CONFIG.value is not None:
+            experiment = validate(for_device(_CONFIG.value, platform))
+        named = Path("runs") / experiment.name if experiment else Path()
         request = Request(
-            experiment=experiment,
-            workdir=Path(_CHECKPOINT.value or _WORKDIR.value or Path("runs") / experiment.name),
+            given=experiment,
+            workdir=Path(_CHECKPOINT.value or _WORKDIR.value or named),
             input=_INPUT.value,
             output=_OUTPUT.value,
             checkpoint=_CHECKPOINT.value,
+            pair=pair,
         )
         begin = time.monotonic()
         announce(request, _MODE.value)
         code = COMMANDS[_MODE.value](request)
-        if request.input is None:
+        if request.input is None and request.pair is None:
             say(f"done in {(time.monotonic() - begin) / 60:.1f} minutes")
         processes.done()
         if distributed:
@@ -260,14 +285,65 @@ def unknown_field(argv: Sequence[str]) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
+class Pair:
+    """The two scans that --mode=align is about; the fields have the names of their flags."""
+
+    fixed: str
+    moving: str
+    fixed_landmarks: str | None
+    moving_landmarks: str | None
+    transform: "Kind"
+
+    NEEDED: ClassVar[str] = (
+        "the work dir of a trained model, or else --fixed_landmarks and --moving_landmarks"
+    )
+
+    @classmethod
+    def asked_for(cls, mode: str) -> "Pair | None":
+        """What the flags say; None in other modes. InputError for flags that do not go together."""
+        values: dict[str, Any] = {
+            field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(cls)
+        }
+        if mode != "align":
+            for name, value in values.items():
+                if value is not None:
+                    raise InputError(f"--{name}", "goes with --mode=align")
+            return None
+        for name in ("fixed", "moving", "output"):
+            if not flags.FLAGS[name].value:
+                what = "the folder of the results" if name == "output" else "a scan"
+                raise InputError(f"--{name}", f"is required with --mode=align: {what}")
+        if _INPUT.value is not None:
+            raise InputError("--input", "goes with --mode=predict; here it is --fixed and --moving")
+        if _DISTRIBUTED.value or _COORDINATOR.value:
+            raise InputError("--distributed", "does not go with --mode=align, which is one process")
+        pair = cls(**{**values, "transform": values["transform"] or "similarity"})
+        if _CHECKPOINT.value is not None and not pair.needs_model:
+            raise InputError("--checkpoint", "is of no use: both scans have landmark files")
+        return pair
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether landmarks have to be found."""
+        return self.fixed_landmarks is None or self.moving_landmarks is None
+
+
+@dataclasses.dataclass(frozen=True)
 class Request:
     """What the command line asks for, beside its mode."""
 
-    experiment: Experiment
+    given: Experiment | None  # None: to align scans that have landmark files
     workdir: Path
     input: str | None
     output: str | None
     checkpoint: str | None
+    pair: Pair | None
+
+    @property
+    def experiment(self) -> Experiment:
+        """Of commands that need one."""
+        assert self.given is not None
+        return self.given
 
     def no_scans(self) -> None:
         """InputError for flags of a command about raw scans."""
@@ -320,12 +396,31 @@ def _phantom(request: Request) -> int:
     return 0
 
 
+def _align(request: Request) -> int:
+    from jaxmark import workflow
+
+    pair = request.pair
+    assert pair is not None and request.output is not None
+    workflow.align(
+        pair.fixed,
+        pair.moving,
+        request.output,
+        transform=pair.transform,
+        workdir=request.workdir if pair.needs_model else None,
+        experiment=request.given,
+        fixed_landmarks=pair.fixed_landmarks,
+        moving_landmarks=pair.moving_landmarks,
+    )
+    return 0
+
+
 # Mode -> what is done; returns the exit code.
 COMMANDS: dict[str, Callable[[Request], int]] = {
     "run": _stages(*STAGES),
     **{stage: _stages(stage) for stage in STAGES},
     "predict": _predict,
     "phantom": _phantom,
+    "align": _align,
 }
 
 
@@ -338,7 +433,7 @@ def announce(request: Request, mode: str) -> None:
     processes.check_alike(
         "command",
         [
-            to_json(request.experiment),
+            to_json(request.given) if request.given else None,
             str(request.workdir),
             mode,
             request.input,
@@ -346,9 +441,10 @@ def announce(request: Request, mode: str) -> None:
         ],
     )
     devices = jax.devices()
-    name, kind = request.experiment.name, devices[0].device_kind
+    kind = devices[0].device_kind
     place = (mode == "phantom" and request.output) or request.workdir
-    say(f"{name}: {mode} in {place}, {len(devices)} x {kind} ({devices[0].platform})")
+    what = f"{request.given.name}: {mode} in {place}" if request.given else mode
+    say(f"{what}, {len(devices)} x {kind} ({devices[0].platform})")
     if devices[0].platform == "cpu":
         say(f"huge pages for large buffers (--[no]huge_pages): {huge_pages.state()}")
 

@@ -6,9 +6,9 @@
     print(evaluate(run)["mre_mm"], report(run))
 
 or `run_stages(experiment, "runs/mine")`, which also keeps others out of the work dir meanwhile.
-`load_model("runs/mine")` finds landmarks in scans never seen. The command line (`main`) is made of
-these; they know no flags, print lines of progress, and raise `InputError` for what the user can
-mend.
+`load_model("runs/mine")` finds landmarks in scans never seen, `align` brings two scans together by
+theirs. The command line (`main`) is made of these; they know no flags, print lines of progress, and
+raise `InputError` for what the user can mend.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from jaxmark import trained
 from jaxmark.config import SCHEMA_VERSION, Data, Experiment, check_same, moved, to_json, validate
+from jaxmark.core.alignment import KINDS, Kind
 from jaxmark.core.anatomy import Scheme, scheme_of
 from jaxmark.data import left_out
 from jaxmark.data.cache import cache_folder
@@ -52,6 +53,7 @@ from jaxmark.methods.method import (
     Task,
     Variables,
 )
+from jaxmark.results import align as alignment
 from jaxmark.results import batch, contact_sheet, predictions
 from jaxmark.results import evaluate as evaluation
 from jaxmark.results import report as reports
@@ -61,7 +63,8 @@ from jaxmark.system.errors import InputError, printable
 from jaxmark.system.files import read_json, write_json, write_text_atomic
 from jaxmark.system.fingerprints import json_key
 from jaxmark.system.lock import locked
-from jaxmark.system.messages import say
+from jaxmark.system.messages import say, warn
+from jaxmark.system.parallel import parallel
 from jaxmark.training.checkpoints import load_variables
 from jaxmark.training.loop import train as train_method
 from jaxmark.training.provenance import check_moved
@@ -306,9 +309,7 @@ def predict_batch(
     """Landmarks of a raw scan, or of all below a folder, by the model in a work dir, as files."""
     workdir, folder = Path(workdir), Path(folder)
     # What is quickly seen first: loading the model takes seconds, finding scans may take minutes.
-    config = workdir / "config.json"
-    if not config.is_file():
-        raise InputError(workdir, f"holds no trained model: there is no {config.name}")
+    _check_trained(workdir)
     sources = batch.scans_at(Path(scans), experiment.data.series)
     # Each process predicts scans of its own.
     model = load_model(workdir, experiment)
@@ -317,6 +318,72 @@ def predict_batch(
         outcome = batch.predict_scans(model, sources, folder)
     say(outcome.summary(folder))
     return outcome
+
+
+def align(
+    fixed: str | Path,
+    moving: str | Path,
+    folder: str | Path,
+    *,
+    transform: Kind = "similarity",
+    workdir: str | Path | None = None,
+    experiment: Experiment | None = None,
+    fixed_landmarks: str | Path | None = None,
+    moving_landmarks: str | Path | None = None,
+) -> alignment.Alignment:
+    """Bring the moving scan onto the fixed one by the landmarks of both, as files in a folder.
+
+    A scan's landmarks are those of its landmark file, where one is given, or else what the model in
+    the work dir finds; what the model states about each decides its weight. No intensity is
+    compared.
+
+    Args:
+      fixed, moving: a scan each: a file, or a folder with one DICOM volume.
+      transform: "rigid", "similarity", "affine" or "thin_plate".
+      workdir: of the trained model; not needed where both scans have landmark files.
+      experiment: how the model is used, as in `load_model`.
+
+    Raises:
+      InputError, or an ExceptionGroup of them: a scan or a landmark file can't be read; there is no
+        model; the landmarks in common are too few, or lie on a line or in a plane.
+    """
+    if transform not in KINDS:
+        raise InputError("transform", f"{transform!r} is not one of {', '.join(KINDS)}")
+    folder = Path(folder)
+    given = [(Path(fixed), fixed_landmarks), (Path(moving), moving_landmarks)]
+    inputs = [(path, None if file is None else Path(file)) for path, file in given]
+    by_model = [path for path, file in inputs if file is None]
+    # What is quickly seen first: loading the model takes seconds.
+    if by_model:
+        if workdir is None:
+            raise InputError(by_model[0], "has no landmark file, and no trained model is named")
+        _check_trained(Path(workdir))
+    sides = parallel(None, alignment.read_side, inputs, "reading")
+    if by_model:
+        model = load_model(Path(str(workdir)), experiment)
+        found = dict(
+            zip(by_model, parallel(None, model.predict, by_model, "finding landmarks"), strict=True)
+        )
+        sides = [
+            side.with_prediction(found[path], str(workdir)) if file is None else side
+            for side, (path, file) in zip(sides, inputs, strict=True)
+        ]
+    result = alignment.align_sides(sides[0], sides[1], transform)
+    for line in result.notes:
+        say(printable(f"note: {line}"))
+    for line in result.doubts:
+        warn(printable(line))
+    say(printable(f"resampling {moving} on the grid of {fixed}"))
+    with owned(folder):
+        alignment.write_alignment(result, folder)
+    say(result.summary(folder))
+    return result
+
+
+def _check_trained(workdir: Path) -> None:
+    config = workdir / "config.json"
+    if not config.is_file():
+        raise InputError(workdir, f"holds no trained model: there is no {config.name}")
 
 
 def _say_untrained(landmarks: Sequence[str]) -> None:

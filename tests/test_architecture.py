@@ -33,7 +33,13 @@ LIBRARIES = {
     "tensorboardX": ("training/records.py",),
 }
 # Mathematics and files that need no JAX: they run in worker processes.
-WITHOUT_JAX = ("data", "core/metrics.py", "core/calibration.py", "core/geometry.py")
+WITHOUT_JAX = (
+    "data",
+    "core/metrics.py",
+    "core/calibration.py",
+    "core/geometry.py",
+    "core/alignment.py",
+)
 # The one import that points up: where experiment files of people look for the first phantom.
 UPWARD = {("config.py", "jaxmark.data.phantoms.cow.cohort")}
 

@@ -169,6 +169,46 @@ def test_help_lists_the_flags_also_of_the_installed_command():
             assert f"\n  {flag}: " in result.stdout
 
 
+def test_two_scans_are_aligned_by_what_the_model_finds(finished, tmp_path):
+    folder, _ = finished
+    images = next((folder / "cache").glob("phantom-*/images"))
+    fixed, moving = (images / f"phantom-00{number}.nii.gz" for number in (4, 5))
+    arguments = (
+        "--mode=align",
+        f"--checkpoint={folder / 'work'}",
+        f"--fixed={fixed}",
+        f"--moving={moving}",
+        f"--output={tmp_path / 'out'}",
+    )
+    result = jaxmark(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert "similarity map by " in result.stdout and "finding landmarks" in result.stderr
+    tree = json.loads((tmp_path / "out" / "alignment.json").read_text())
+    assert tree["fixed"] == {"scan": str(fixed), "landmarks": str(folder / "work")}
+    moved = read_scan(tmp_path / "out" / "phantom-005_on_phantom-004.nii.gz")
+    np.testing.assert_allclose(moved.ijk_to_lps, read_scan(fixed).ijk_to_lps, atol=1e-4)
+    # The pairs are the predictions of the two scans.
+    row = table(tmp_path / "out" / "residuals.csv")[0]
+    expected = read_landmarks(folder / "work" / "predictions" / "phantom-005.mrk.json")
+    found = [float(row[f"moving_{axis}_lps_mm"]) for axis in "xyz"]
+    np.testing.assert_allclose(found, expected[row["landmark"]], atol=1e-6)
+
+    # An annotated scan instead of a predicted one; with both annotated, no model.
+    landmarks = images.parent / "landmarks"
+    files = (
+        f"--fixed_landmarks={landmarks / 'phantom-004.mrk.json'}",
+        f"--moving_landmarks={landmarks / 'phantom-005.mrk.json'}",
+    )
+    result = jaxmark(*arguments, files[0])
+    assert result.returncode == 0, result.stderr
+    result = jaxmark(*(a for a in arguments if "checkpoint" not in a), *files)
+    assert result.returncode == 0, result.stderr
+    assert "finding landmarks" not in result.stderr
+    result = jaxmark(*arguments, *files)
+    assert result.returncode == 1
+    assert "--checkpoint: is of no use: both scans have landmark files" in result.stderr
+
+
 def test_without_a_preset_the_device_chooses_and_a_cohort_is_written(tmp_path):
     result = jaxmark(
         "--config=experiments/cow.py",
@@ -251,6 +291,11 @@ MISTAKES = {
     "--checkpoint=somewhere": "--checkpoint: goes with --mode=predict and --input",
     "--input=experiments": "--output: is required with --input",
     "--input=experiments --output=/tmp": "holds no trained model: there is no config.json",
+    "--fixed=a": "--fixed: goes with --mode=align",
+    "--mode=align --output=c": "--fixed: is required with --mode=align: a scan",
+    "--mode=align --fixed=a --moving=b": "--output: is required with --mode=align",
+    "--mode=align --fixed=a --moving=b --output=c": "holds no trained model: there is no config",
+    "--mode=align --fixed=a --moving=b --output=c --transform=warp": "flag --transform=warp: value",
     "stray": "command line: unexpected argument 'stray'",
     "--config.method.sigma_mm=-1": "config.method.sigma_mm: -1.0 is not positive",
     "--config.predict.split=val --config.phantom.val=0": "the split 'val' has no cases",

@@ -11,11 +11,13 @@ them over threads, and round as these fall.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import numpy as np
 from scipy import ndimage
 
+from jaxmark.core.alignment import Transform
 from jaxmark.core.geometry import (
     apply_affine,
     compose_affine,
@@ -112,10 +114,8 @@ def resample(scan: Scan, shape: tuple[int, int, int], grid_to_lps: np.ndarray) -
     Returns:
         (X, Y, Z) float32 of that shape.
     """
-    outside = np.percentile(scan.voxels[::2, ::2, ::2], _LOW_PERCENTILE)
     grid_to_ijk = np.linalg.inv(scan.ijk_to_lps) @ grid_to_lps
-    ratio = np.linalg.norm(grid_to_ijk[:3, :3], axis=1)
-    sigma = 0.5 * np.sqrt(np.maximum(ratio**2 - 1, 0))
+    sigma = _smoothing(grid_to_ijk)
 
     # Smooth only what the grid will see, and what the smoothing reaches from there.
     size = np.array(scan.voxels.shape)
@@ -134,9 +134,55 @@ def resample(scan: Scan, shape: tuple[int, int, int], grid_to_lps: np.ndarray) -
         # Blends to the outside over one voxel, so that a node which rounding puts just over the
         # edge keeps its value.
         mode="grid-constant",
-        cval=outside,
+        cval=_background(scan),
         prefilter=False,
     )
+
+
+def warp(
+    scan: Scan, shape: tuple[int, int, int], grid_to_lps: np.ndarray, transform: Transform
+) -> np.ndarray:
+    """As `resample`, on an affine grid in another world, from which `transform` leads to the scan.
+
+    Where the transform bends, the smoothing is that of its affine part.
+
+    Args:
+        grid_to_lps: (4, 4), ijk of the grid to LPS mm of the transform's fixed scan.
+    """
+    if transform.is_linear:
+        return resample(scan, shape, transform.matrix @ grid_to_lps)
+    lps_to_ijk = np.linalg.inv(scan.ijk_to_lps)
+    sigma = _smoothing(lps_to_ijk @ transform.matrix @ grid_to_lps)
+    smooth = ndimage.gaussian_filter(scan.voxels, sigma, mode="nearest", truncate=3.0)
+    warped, outside = np.empty(shape, np.float32), _background(scan)
+    for k, points in enumerate(slices_of(shape, grid_to_lps)):
+        ijk = apply_affine(lps_to_ijk, transform(points))
+        warped[..., k] = ndimage.map_coordinates(
+            smooth,
+            np.moveaxis(ijk, -1, 0),
+            order=1,
+            mode="grid-constant",
+            cval=outside,
+            prefilter=False,
+        )
+    return warped
+
+
+def slices_of(shape: tuple[int, int, int], grid_to_lps: np.ndarray) -> Iterator[np.ndarray]:
+    """(X, Y, 3) mm of the nodes of an affine grid, slice after slice along its last axis."""
+    x, y = np.indices(shape[:2], np.float64)
+    for k in range(shape[2]):
+        yield apply_affine(grid_to_lps, np.stack([x, y, np.full_like(x, k)], -1))
+
+
+def _smoothing(grid_to_ijk: np.ndarray) -> np.ndarray:
+    """(3,) standard deviations in voxels, as `resample` states them."""
+    ratio = np.linalg.norm(grid_to_ijk[:3, :3], axis=1)
+    return 0.5 * np.sqrt(np.maximum(ratio**2 - 1, 0))
+
+
+def _background(scan: Scan) -> float:
+    return float(np.percentile(scan.voxels[::2, ::2, ::2], _LOW_PERCENTILE))
 
 
 def covered(scan: Scan, shape: tuple[int, int, int], grid_to_lps: np.ndarray) -> np.ndarray:

@@ -341,12 +341,21 @@ def write_scan(path: Path, voxels: np.ndarray, ijk_to_lps: np.ndarray) -> None:
     # ITK would write the nearest right-angled axes to NIfTI, and say nothing.
     if not at_right_angles(ijk_to_lps[:3, :3]):
         raise ValueError("cannot write axes that are not at right angles")
-    image = to_image(voxels, ijk_to_lps)
+    write_image(path, to_image(voxels, ijk_to_lps))
+
+
+def write_image(path: Path, image: sitk.Image) -> None:
+    """Writes any image of SimpleITK, compressed but for `.nii`; the file appears whole or not.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
     with replacing(path) as temporary:
         try:
             sitk.WriteImage(image, str(temporary), useCompression=path.suffix != ".nii")
             if _extension(path) in (".nii", ".nii.gz"):
-                nifti.check_written(temporary, voxels.nbytes)
+                size = image.GetNumberOfPixels() * image.GetSizeOfPixelComponent()
+                nifti.check_written(temporary, size * image.GetNumberOfComponentsPerPixel())
         except (RuntimeError, EOFError, zlib.error) as error:
             # ITK does not say why.
             full = shutil.disk_usage(path.parent).free < _LITTLE_BYTES
@@ -355,8 +364,11 @@ def write_scan(path: Path, voxels: np.ndarray, ijk_to_lps: np.ndarray) -> None:
 
 
 def to_image(voxels: np.ndarray, ijk_to_lps: np.ndarray) -> sitk.Image:
-    """A SimpleITK image (a copy) of voxels (X, Y, Z) of any type and their place (4, 4)."""
-    image = sitk.GetImageFromArray(voxels.transpose(2, 1, 0))
+    """A SimpleITK image (a copy) of voxels of any type and their place (4, 4).
+
+    Voxels are numbers (X, Y, Z), or vectors (X, Y, Z, C).
+    """
+    image = sitk.GetImageFromArray(np.swapaxes(voxels, 0, 2), isVector=voxels.ndim == 4)
     spacing_mm = np.linalg.norm(ijk_to_lps[:3, :3], axis=0)
     image.SetSpacing(spacing_mm.tolist())
     image.SetDirection((ijk_to_lps[:3, :3] / spacing_mm).ravel().tolist())

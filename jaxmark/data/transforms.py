@@ -1,4 +1,9 @@
-"""Transform files of ITK, which ANTs, elastix, 3D Slicer and SimpleITK write."""
+"""Transform files of ITK, which ANTs, elastix, 3D Slicer and SimpleITK read and write.
+
+They map points of the fixed scan to points of the moving one, LPS mm: what resampling the moving
+scan on the fixed one's grid asks for. 3D Slicer inverts what it loads, so that there a moving scan
+under the transform is seen where the fixed one is.
+"""
 
 import struct
 from pathlib import Path
@@ -6,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from jaxmark.core.alignment import Transform
 from jaxmark.core.geometry import apply_affine, compose_affine
 from jaxmark.data.formats.safeguards import ITK_ERRORS
+from jaxmark.data.registration import slices_of
+from jaxmark.data.scans import to_image, write_image
 from jaxmark.system.errors import InputError
-from jaxmark.system.files import read_bytes
+from jaxmark.system.files import read_bytes, write_text_atomic
 
 _EXTENSIONS = (".tfm", ".txt", ".mat")
 # Far apart, so that what is not affine shows.
@@ -68,3 +76,40 @@ def matrix_of(transform: sitk.Transform) -> np.ndarray:
         for point in ((0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
     )
     return compose_affine(np.stack(ends, 1) - origin[:, None], origin)
+
+
+def write_transform(path: Path, matrix: np.ndarray) -> None:
+    """Writes an affine map (4, 4) as ITK's text, `.tfm`, to the last bit.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    parameters = [*matrix[:3, :3].ravel(), *matrix[:3, 3]]
+    lines = [
+        "#Insight Transform File V1.0",
+        "#Transform 0",
+        "Transform: AffineTransform_double_3_3",
+        f"Parameters: {' '.join(repr(float(number)) for number in parameters)}",
+        "FixedParameters: 0 0 0",
+        "",
+    ]
+    write_text_atomic(path, "\n".join(lines))
+
+
+def write_displacements(
+    path: Path, transform: Transform, shape: tuple[int, int, int], grid_to_lps: np.ndarray
+) -> None:
+    """Writes a transform as an image of displacements in mm on a grid, float32, such as `.mha`.
+
+    ITK takes points between the nodes linearly, and does not move those outside of the grid.
+
+    Args:
+      grid_to_lps: (4, 4), with axes at right angles: ijk of the grid to LPS mm of the fixed scan.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    field = np.empty((*shape, 3), np.float32)
+    for k, points in enumerate(slices_of(shape, grid_to_lps)):
+        field[:, :, k] = transform(points) - points
+    write_image(path, to_image(field, grid_to_lps))

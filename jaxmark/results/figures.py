@@ -82,17 +82,16 @@ def overlay(
     truth_mm = None if truth_ijk is None else np.asarray(truth_ijk) * spacing_mm
     if faint is None:
         faint = np.zeros(len(predicted_mm), bool)
-    # (name, horizontal axis, vertical axis, whether the vertical one points up)
-    views = (("coronal", 0, 2, True), ("sagittal", 1, 2, True), ("axial", 0, 1, False))
-    ends = (("R", "L"), ("A", "P"), ("I", "S"))
+    # (name, horizontal axis, vertical axis)
+    views = (("coronal", 0, 2), ("sagittal", 1, 2), ("axial", 0, 1))
 
     # Inches: the panels share what the margins leave of the width.
     key_rows = -(-len(names) // _KEY_COLUMNS)
     width, left, gap, top, bottom = 14.0, 0.65, 0.7, 0.75, 0.55
     key_height = 0.2 * key_rows + 0.1 * bool(key_rows)
     room = width - left - gap * (len(views) - 1) - 0.25
-    widest = sum(size_mm[across] for _, across, _, _ in views)
-    highest = max(size_mm[upright] for _, _, upright, _ in views)
+    widest = sum(size_mm[across] for _, across, _ in views)
+    highest = max(size_mm[upright] for _, _, upright in views)
     # A long and thin volume would become a picture of several screens.
     scale = min(room / widest, 10.0 / highest)
     height = highest * scale + top + bottom + key_height
@@ -101,7 +100,7 @@ def overlay(
         figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
         figure.text(left / width, 1 - 0.3 / height, title, size=13, weight="bold", va="center")
         x = left
-        for name, across, upright, up in views:
+        for name, across, upright in views:
             panel = size_mm[across] * scale, size_mm[upright] * scale
             y = height - top - panel[1]
             axes = figure.add_axes(
@@ -117,26 +116,8 @@ def overlay(
                 faint,
                 numbered=bool(names),
             )
-            if not up:
-                axes.invert_yaxis()
-            low, high = ends[upright] if up else ends[upright][::-1]
-            for letter, place in zip(
-                (*ends[across], low, high),
-                ((0.03, 0.5), (0.97, 0.5), (0.5, 0.04), (0.5, 0.96)),
-                strict=True,
-            ):
-                axes.text(
-                    *place,
-                    letter,
-                    transform=axes.transAxes,
-                    ha="center",
-                    va="center",
-                    color="#ffd166",
-                    weight="bold",
-                )
+            _name_sides(axes, across, upright)
             axes.set_title(name, loc="left")
-            axes.set_xlabel(f"{'xyz'[across]} (mm)", labelpad=2)
-            axes.set_ylabel(f"{'xyz'[upright]} (mm)", labelpad=2)
         for number, name in enumerate(names):
             column, row = divmod(number, key_rows)
             figure.text(
@@ -241,6 +222,72 @@ def _tint(labels: np.ndarray) -> np.ndarray:
     colors = matplotlib.colormaps["tab20"](np.arange(256) % 20)
     colors[:, 3] = np.where(np.arange(256) > 0, _LABEL_OPACITY, 0)
     return colors[labels]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plane:
+    """Two scans, and their K landmarks, on one plane of the fixed scan's world."""
+
+    name: str
+    across: int  # LPS axis that is horizontal
+    upright: int  # LPS axis that is vertical
+    extent_mm: tuple[float, float, float, float]  # left, right, low, high
+    # (W, H) in [0, 1]: the fixed scan; the moving one as it lies, and mapped
+    fixed: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+    # (K, 2) mm: landmarks of the fixed scan; those of the moving one as they lie, and mapped
+    fixed_mm: np.ndarray
+    before_mm: np.ndarray
+    after_mm: np.ndarray
+
+
+# Of the moving scan on a checkerboard: white is this.
+_MOVING_TINT = np.array([1.0, 0.82, 0.5])
+_SQUARES = 8  # along the shorter side of a plane
+
+
+def checkerboard(planes: Sequence[Plane], title: str, rows: tuple[str, str]) -> bytes:
+    """PNG, 1400 pixels wide: squares of the fixed scan (grey) and of the moving one (yellow).
+
+    A row before and one after the alignment, with the titles `rows`. All landmarks are projected
+    onto each plane, the pairs joined by lines. Views as in `overlay`.
+    """
+    width, left, gap, top, bottom, between = 14.0, 0.65, 0.7, 0.95, 0.55, 1.0
+    sizes = np.array(
+        [(p.extent_mm[1] - p.extent_mm[0], p.extent_mm[3] - p.extent_mm[2]) for p in planes]
+    )
+    room = width - left - gap * (len(planes) - 1) - 0.25
+    scale = min(room / sizes[:, 0].sum(), 7.0 / sizes[:, 1].max())
+    high = sizes[:, 1].max() * scale
+    height = 2 * high + top + between + bottom
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
+        figure.text(left / width, 1 - 0.3 / height, title, size=13, weight="bold", va="center")
+        for row, label in enumerate(rows):
+            upper = height - top - row * (high + between)
+            figure.text(left / width, (upper + 0.35) / height, label, size=11, va="center")
+            x = left
+            for plane, size in zip(planes, sizes * scale, strict=True):
+                place = (x, upper - size[1], *size)
+                axes = figure.add_axes(
+                    tuple(v / by for v, by in zip(place, (width, height) * 2, strict=True)),
+                    label=f"{plane.name} {row}",
+                )
+                x += size[0] + gap
+                _draw_checkerboard(axes, plane, after=bool(row))
+                axes.set_title(plane.name, loc="left", size=9, pad=3)
+        handles = [
+            _dot("fixed", TRUTH, 5, "none"),
+            _dot("moving", PREDICTION, 3.5, PREDICTION),
+        ]
+        figure.legend(
+            handles=handles,
+            loc="upper right",
+            bbox_to_anchor=(1 - 0.2 / width, 1 - 0.08 / height),
+            ncols=len(handles),
+        )
+        return _bytes(figure, "png")
 
 
 def per_landmark_bars(
@@ -477,18 +524,67 @@ def _mark(
             axes.text(x + abs(aside), y + aside, str(number), size=7, color=PREDICTION)
 
 
+def _name_sides(axes: Axes, across: int, upright: int) -> None:
+    """Letters at the four sides of a plane along two LPS axes, and the axes' names.
+
+    The head is up; in an axial plane, the face.
+    """
+    if upright == 1:
+        axes.invert_yaxis()
+    ends = (("R", "L"), ("A", "P"), ("I", "S"))
+    low, high = ends[upright][::-1] if upright == 1 else ends[upright]
+    for letter, place in zip(
+        (*ends[across], low, high),
+        ((0.03, 0.5), (0.97, 0.5), (0.5, 0.04), (0.5, 0.96)),
+        strict=True,
+    ):
+        axes.text(
+            *place,
+            letter,
+            transform=axes.transAxes,
+            ha="center",
+            va="center",
+            color="#ffd166",
+            weight="bold",
+        )
+    axes.set_xlabel(f"{'xyz'[across]} (mm)", labelpad=2)
+    axes.set_ylabel(f"{'xyz'[upright]} (mm)", labelpad=2)
+
+
+def _draw_checkerboard(axes: Axes, plane: Plane, *, after: bool) -> None:
+    moving, moving_mm = (plane.after, plane.after_mm) if after else (plane.before, plane.before_mm)
+    square = max(1, min(plane.fixed.shape) // _SQUARES)
+    i, j = np.indices(plane.fixed.shape) // square
+    is_moving = ((i + j) % 2 == 1)[..., None]
+    colors = np.where(is_moving, moving[..., None] * _MOVING_TINT, plane.fixed[..., None])
+    axes.imshow(
+        np.swapaxes(colors, 0, 1),
+        origin="lower",
+        aspect="equal",
+        extent=plane.extent_mm,
+        interpolation="nearest",
+    )
+    axes.autoscale(False)
+    for start, end in np.stack([plane.fixed_mm, moving_mm], axis=1):
+        axes.plot(*zip(start, end, strict=True), color="#ffe066", lw=1.1, zorder=3)
+    axes.plot(*plane.fixed_mm.T, "o", ms=5, mfc="none", mec=TRUTH, mew=1.1, zorder=4)
+    axes.scatter(moving_mm[:, 0], moving_mm[:, 1], s=8, color=PREDICTION, linewidths=0, zorder=5)
+    _name_sides(axes, plane.across, plane.upright)
+
+
+def _dot(label: str, color: str, size: float, fill: str) -> Line2D:
+    """An entry of a legend."""
+    return Line2D([], [], marker="o", ls="", ms=size, mec=color, mfc=fill, label=label)
+
+
 def _overlay_legend(
     figure: Figure, width: float, height: float, *, truth: bool, faint: bool
 ) -> None:
-
-    def dot(label: str, color: str, size: float, fill: str) -> Line2D:
-        return Line2D([], [], marker="o", ls="", ms=size, mec=color, mfc=fill, label=label)
-
-    handles = [dot("prediction", PREDICTION, 3.5, PREDICTION)]
+    handles = [_dot("prediction", PREDICTION, 3.5, PREDICTION)]
     if faint:
-        handles.append(dot("probably absent", "#2c9c40", 4.5, "none"))
+        handles.append(_dot("probably absent", "#2c9c40", 4.5, "none"))
     if truth:
-        handles.insert(0, dot("truth", TRUTH, 6, TRUTH))
+        handles.insert(0, _dot("truth", TRUTH, 6, TRUTH))
         handles.append(Line2D([], [], color="#d8c24a", label="error"))
     figure.legend(
         handles=handles,
