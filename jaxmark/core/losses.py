@@ -173,7 +173,7 @@ class SegmentationSums:
     overlap: Array  # (C,) probability of the true class, where that is the class
     predicted: Array  # (C,) probability of the class
     voxels: Array  # (C,) voxels of the class
-    surprise: Array  # () -log probability of the true class
+    surprise: Array  # (C,) -log probability of the true class, where that is the class
 
 
 def segmentation_sums(
@@ -201,7 +201,7 @@ def segmentation_sums(
             overlap=jnp.where(is_true, probability, 0.0).sum(axes),
             predicted=probability.sum(axes),
             voxels=is_true.astype(jnp.float32).sum(axes),
-            surprise=log_sum.sum() - jnp.where(is_true, logits, 0.0).sum(),
+            surprise=jnp.where(is_true, log_sum - logits, 0.0).sum(axes),
         )
 
     slabs = map_slabs(sums, prediction, voxels=slab_voxels)
@@ -209,23 +209,33 @@ def segmentation_sums(
 
 
 def weighted_dice_loss(sums: SegmentationSums, *, balance: float = 1.0) -> Array:
-    """1 - Dice, a weighted mean over the classes (Tan et al. 2022); class 0 is the background.
+    """1 - Dice of all classes together, each with its weight (Tan et al. 2022).
 
-    A class weighs the ratio of background voxels to its own, raised to `balance`: 1 as in the
-    paper, 0 for a plain mean. One that the batch lacks has no ratio and weighs as much as the mean
-    of the others (ours): what is predicted of it is wrong.
+    Overlaps and sizes are weighted before they are summed, so that with a `balance` of 1, as in the
+    paper, every segment says as much as the background; see `class_weights`.
     """
-    dice = (2 * sums.overlap + 1) / (sums.predicted + sums.voxels + 1)
+    weight = class_weights(sums, balance)
+    overlap = (weight * sums.overlap).sum()
+    sizes = (weight * (sums.predicted + sums.voxels)).sum()
+    return 1 - (2 * overlap + 1) / (sizes + 1)
+
+
+def segmentation_cross_entropy(sums: SegmentationSums, *, balance: float = 0.0) -> Array:
+    """Cross-entropy of the softmax in nats, mean over all voxels, each with its class's weight."""
+    weight = class_weights(sums, balance)
+    return (weight * sums.surprise).sum() / (weight * sums.voxels).sum()
+
+
+def class_weights(sums: SegmentationSums, balance: float) -> Array:
+    """(C,): ratio of background voxels, class 0, to a class's own, to the power of `balance`.
+
+    A class that the batch lacks has no ratio, and weighs as much as the mean of the others (ours):
+    what is predicted of it is wrong.
+    """
     there = sums.voxels > 0
     ratio = (sums.voxels[0] / jnp.maximum(sums.voxels, 1)) ** balance
     mean = jnp.where(there, ratio, 0.0).sum() / jnp.maximum(there.sum(), 1)
-    weight = jnp.where(there, ratio, mean)
-    return 1 - (weight * dice).sum() / weight.sum()
-
-
-def segmentation_cross_entropy(sums: SegmentationSums) -> Array:
-    """Cross-entropy of the softmax, mean over all voxels, in nats."""
-    return sums.surprise / sums.voxels.sum()
+    return jnp.where(there, ratio, mean)
 
 
 def attribute_loss(logits: Array, present: Array, absent: Array, *, rare: float = 1.0) -> Array:

@@ -86,8 +86,8 @@ class Multitask:
     sigma_mm: float = setting(1.5, POSITIVE)
     # "balanced_l2" (the paper's) or "cross_entropy" (of a softmax over all voxels; ours).
     heatmap_loss: str = setting("balanced_l2", either("balanced_l2", "cross_entropy"))
-    # Power of the ratio of background to foreground voxels that weighs the squared error and Dice;
-    # the paper: 1. 0: all voxels, and all segments, alike.
+    # Power of the ratio of background to foreground voxels that weighs the squared error, Dice and
+    # the cross-entropy of labels; the paper: 1. 0: all voxels alike.
     balance: float = setting(1.0, NOT_NEGATIVE)
     # Weights of the tasks in the sum of losses; the heatmaps' is 1.
     segmentation: float = setting(1.0, NOT_NEGATIVE)
@@ -245,7 +245,7 @@ class Network:
             dice = weighted_dice_loss(sums, balance=settings.balance)
             losses["dice_loss"] = settings.segmentation, dice
             if settings.label_cross_entropy:
-                nats = segmentation_cross_entropy(sums)
+                nats = segmentation_cross_entropy(sums, balance=settings.balance)
                 losses["label_cross_entropy"] = settings.label_cross_entropy, nats
         if settings.orientation:
             axes = self.orientation_loss(params, features, view.targets[SEGMENTATION])

@@ -70,19 +70,21 @@ def test_weighted_dice_and_cross_entropy(slab_voxels, balance, missing):
     one_hot = np.eye(4)[labels]
     axes = (0, 1, 2, 3)
     voxels = one_hot.sum(axes)
-    dice = (2 * (softmax * one_hot).sum(axes) + 1) / (softmax.sum(axes) + voxels + 1)
     there = voxels > 0
     weight = (voxels[0] / np.where(there, voxels, 1)) ** balance
     weight[~there] = weight[there].mean()
-    expected = 1 - (weight * dice).sum() / weight.sum()
+    overlap, sizes = weight * (softmax * one_hot).sum(axes), weight * (softmax.sum(axes) + voxels)
+    expected = 1 - (2 * overlap.sum() + 1) / (sizes.sum() + 1)
+    surprise = -np.log((softmax * one_hot).sum(-1))
 
     def losses(x, head=None):
         sums = segmentation_sums(x, jnp.asarray(labels), head=head, slab_voxels=slab_voxels)
-        return weighted_dice_loss(sums, balance=balance), segmentation_cross_entropy(sums)
+        of_labels = segmentation_cross_entropy(sums, balance=balance)
+        return weighted_dice_loss(sums, balance=balance), of_labels
 
     found, nats = jax.jit(losses)(jnp.asarray(logits, jnp.float32))
     assert found == pytest.approx(expected, rel=1e-5)
-    assert nats == pytest.approx(-np.log((softmax * one_hot).sum(-1)).mean(), rel=1e-5)
+    assert nats == pytest.approx(np.average(surprise, weights=weight[labels]), rel=1e-5)
     by_head = losses(jnp.asarray(logits / 2, jnp.float32), lambda x: 2 * x)
     assert np.allclose(by_head, (found, nats), rtol=1e-5)
 
@@ -101,8 +103,8 @@ def test_the_gradient_of_dice_is_that_of_the_plain_formula():
     def plain(x):
         p, axes = jax.nn.softmax(x), (0, 1, 2, 3)
         n = one_hot.sum(axes)
-        dice = (2 * (p * one_hot).sum(axes) + 1) / (p.sum(axes) + n + 1)
-        return 1 - (n[0] / n * dice).sum() / (n[0] / n).sum()
+        overlap, sizes = (n[0] / n * (p * one_hot).sum(axes)).sum(), (n[0] / n * (p.sum(axes) + n))
+        return 1 - (2 * overlap + 1) / (sizes.sum() + 1)
 
     def fused(x):
         return weighted_dice_loss(segmentation_sums(x, jnp.asarray(labels), slab_voxels=30))
