@@ -30,10 +30,12 @@ LIBRARIES = {
     "absl": ("main.py",),
     "ml_collections": ("main.py",),
     "matplotlib": ("results/figures.py",),
+    "skimage": ("core/segmentation.py",),
     "tensorboardX": ("training/records.py",),
 }
 # Mathematics and files that need no JAX: they run in worker processes.
 WITHOUT_JAX = ("data", "core/metrics.py", "core/calibration.py", "core/geometry.py")
+WITHOUT_JAX += ("core/anatomy.py", "core/grids.py", "core/segmentation.py")
 # The one import that points up: where experiment files of people look for the first phantom.
 UPWARD = {("config.py", "jaxmark.data.phantoms.cow.cohort")}
 
