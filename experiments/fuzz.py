@@ -49,7 +49,8 @@ from jaxmark.data.unpaired import read_unpaired
 from jaxmark.inference import calibration
 from jaxmark.inference.likeness import PROFILE_SIZE, Usual
 from jaxmark.results import batch
-from jaxmark.results.evaluate import Points, evaluate, read_points, read_summary
+from jaxmark.results.evaluate import evaluate, read_summary
+from jaxmark.results.measures.points import Points, read_points
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import sealed, write_json
 from jaxmark.trained import get_config

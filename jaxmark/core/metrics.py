@@ -159,14 +159,23 @@ def share(
     `held`, `counted` (N, A) bool, of A things in each scan. Gives `share` and `interval` (95 %,
     whole scans drawn, None with fewer than two that count).
     """
-    counts, sums = counted.sum(1), (held & counted).sum(1)
+    mean = average(np.where(counted, held, np.nan), seed, samples=samples)
+    return {"share": mean["mean"], "interval": mean["interval"]}
+
+
+def average(values: np.ndarray, seed: int, *, samples: int = 10_000) -> dict[str, Any]:
+    """The mean of A numbers in each of N scans, with its uncertainty.
+
+    `values` (N, A), NaN where there is none. Gives `mean` and `interval`, as in `share`.
+    """
+    counts, sums = np.isfinite(values).sum(1), np.nansum(values, axis=1)
     interval = None
     if (counts > 0).sum() >= 2:
         drawn = _drawn(counts[counts > 0].size, seed, samples)
-        shares = (drawn @ sums[counts > 0]) / (drawn @ counts[counts > 0])
-        interval = np.quantile(shares, [0.025, 0.975]).tolist()
+        means = (drawn @ sums[counts > 0]) / (drawn @ counts[counts > 0])
+        interval = np.quantile(means, [0.025, 0.975]).tolist()
     return {
-        "share": float(sums.sum() / counts.sum()) if counts.sum() else None,
+        "mean": float(sums.sum() / counts.sum()) if counts.sum() else None,
         "interval": interval,
     }
 

@@ -13,9 +13,10 @@ import shutil
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import SimpleITK as sitk
@@ -300,7 +301,26 @@ def read_scan(path: Path) -> Scan:
         return _mended(path, _scan(*_read(path)))
 
 
-def write_scan(path: Path, voxels: np.ndarray, ijk_to_lps: np.ndarray) -> None:
+def read_voxels(path: Path) -> Content:
+    """As `read_scan`, with voxels as they are in the file, of its type: for label maps.
+
+    Neither NaN nor voxels that are all the same are refused or mended.
+
+    Raises:
+      InputError: as `read_scan`, but for what voxels may be.
+    """
+    with readable(path), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        content = _read(path)
+        place, turned = straightened(content.voxels.shape, content.ijk_to_lps)
+        return Content(content.voxels, place, (*content.notes, *turned))
+
+
+def write_scan(
+    path: Path,
+    voxels: np.ndarray,
+    ijk_to_lps: np.ndarray,
+    fields: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Writes a volume; the extension of `path` says how. The file appears whole or not at all.
 
     NIfTI keeps the affine in float32, the other formats keep it to about 1e-16.
@@ -309,6 +329,7 @@ def write_scan(path: Path, voxels: np.ndarray, ijk_to_lps: np.ndarray) -> None:
       path: ends in .nii, .nii.gz, .mha or .nrrd (.mhd would be two files).
       voxels: (X, Y, Z) float32, uint8 or int16; the type is kept.
       ijk_to_lps: (4, 4) voxel indices -> LPS mm, with axes at right angles.
+      fields: what else a header says; the formats but NIfTI keep it.
 
     Raises:
       ValueError: an extension, type, shape or affine that cannot be written.
@@ -322,6 +343,8 @@ def write_scan(path: Path, voxels: np.ndarray, ijk_to_lps: np.ndarray) -> None:
     if not at_right_angles(ijk_to_lps[:3, :3]):
         raise ValueError("cannot write axes that are not at right angles")
     image = to_image(voxels, ijk_to_lps)
+    for key, value in fields.items():
+        image.SetMetaData(key, value)
     with replacing(path) as temporary:
         try:
             sitk.WriteImage(image, str(temporary), useCompression=path.suffix != ".nii")

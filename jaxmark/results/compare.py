@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxmark.core import metrics
 from jaxmark.results import figures
-from jaxmark.results.evaluate import Points, read_points, read_summary
+from jaxmark.results.evaluate import read_summary
+from jaxmark.results.measures.points import Points, read_points
 from jaxmark.results.page import chart, interval, mm, p_value, page, percent, table
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import write_json, write_text_atomic

@@ -4,6 +4,7 @@ Only matplotlib's object interface is used: no window system, and no state that 
 Charts are SVG with a transparent ground, so that a page can show them on its own.
 """
 
+import colorsys
 import dataclasses
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ OWN = "#ffd166"
 
 # Of the names below a picture with numbered points.
 _KEY_COLUMNS = 6
+# Of the colours of segments.
+_COLOR_COLUMNS = 10
 
 # The type of a key is a list of all that matplotlib knows, which a plain dict is not.
 _STYLE: Any = {
@@ -67,12 +70,14 @@ def overlay(
     truth_ijk: np.ndarray | None = None,
     names: Sequence[str] = (),
     faint: np.ndarray | None = None,
+    segments: "Segmentation | None" = None,
 ) -> bytes:
     """PNG, 1400 pixels wide: three maximum intensity projections with landmarks on them.
 
     `image` (X, Y, Z), x towards the patient's left, y towards the back, z towards the head;
     `predicted_ijk`, `truth_ijk` (K, 3) voxels, NaN for what is not to be drawn. With `names` points
-    are numbered and a key stands below; `faint` (K,) are drawn as rings. Views as a radiologist has
+    are numbered and a key stands below; `faint` (K,) are drawn as rings. `segments` are translucent
+    colours below the points, in each view the one nearest to who looks. Views as a radiologist has
     them: the patient's right is on the left of the coronal and axial ones, the head is up, the face
     is on the left of the sagittal and at the top of the axial one. All are drawn to one scale.
     """
@@ -89,7 +94,10 @@ def overlay(
     # Inches: the panels share what the margins leave of the width.
     key_rows = -(-len(names) // _KEY_COLUMNS)
     width, left, gap, top, bottom = 14.0, 0.65, 0.7, 0.75, 0.55
-    key_height = 0.2 * key_rows + 0.1 * bool(key_rows)
+    drawn = [] if segments is None else segments.drawn()
+    color_rows = -(-len(drawn) // _COLOR_COLUMNS)
+    color_height = 0.2 * color_rows + 0.1 * bool(color_rows)
+    key_height = 0.2 * key_rows + 0.1 * bool(key_rows) + color_height
     room = width - left - gap * (len(views) - 1) - 0.25
     widest = sum(size_mm[across] for _, across, _, _ in views)
     highest = max(size_mm[upright] for _, _, upright, _ in views)
@@ -109,6 +117,8 @@ def overlay(
             )
             x += panel[0] + gap
             _project(axes, image, spacing_mm, across, upright)
+            if segments is not None:
+                _tint(axes, segments, spacing_mm, across, upright)
             plane = [across, upright]
             _mark(
                 axes,
@@ -146,8 +156,42 @@ def overlay(
                 size=9,
                 va="center",
             )
-        _overlay_legend(figure, width, height, truth=truth_mm is not None, faint=bool(faint.any()))
+        for number, (name, color) in enumerate(drawn):
+            column, row = divmod(number, color_rows)
+            x = (left + column * (width - left) / _COLOR_COLUMNS) / width
+            y = (color_height - 0.2 * row - 0.1) / height
+            figure.add_artist(Line2D([x], [y], marker="s", ms=7, color=color))
+            figure.text(x + 0.12 / width, y, _shortened(name, 18), size=9, va="center")
+        if len(predicted_mm):
+            _overlay_legend(
+                figure, width, height, truth=truth_mm is not None, faint=bool(faint.any())
+            )
         return _bytes(figure, "png")
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation:
+    """A label map over a volume: `labels` (X, Y, Z), 0 or 1 + index into the S `names`."""
+
+    labels: np.ndarray
+    names: Sequence[str]
+
+    def drawn(self) -> list[tuple[str, Any]]:
+        """Names and colours of the segments that have a voxel."""
+        there = np.bincount(self.labels.ravel(), minlength=len(self.names) + 1)[1:] > 0
+        rows = zip(self.names, segment_colors(len(self.names)), there, strict=True)
+        return [(name, color) for name, color, here in rows if here]
+
+
+def segment_colors(count: int) -> np.ndarray:
+    """(count, 3) RGB in [0, 1]: hues that neighbours in a list, such as R and L, do not share."""
+    golden = (np.sqrt(5) - 1) / 2
+    return np.array(
+        [
+            colorsys.hls_to_rgb(index * golden % 1, (0.5, 0.65, 0.57)[index % 3], 0.9)
+            for index in range(count)
+        ]
+    ).reshape(count, 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -443,6 +487,28 @@ def _project(
     )
 
 
+def _tint(
+    axes: Axes, segments: Segmentation, spacing_mm: Sequence[float], across: int, upright: int
+) -> None:
+    """Draw a label map over a projection of its volume."""
+    (through,) = {0, 1, 2} - {across, upright}
+    # One looks from the left, from the front, and from below.
+    depth = np.moveaxis(segments.labels, through, 0)[:: -1 if through == 0 else 1]
+    first = (depth > 0).argmax(axis=0)
+    nearest = np.take_along_axis(depth, first[None], axis=0)[0].T
+    colors = np.zeros((len(segments.names) + 1, 4))
+    colors[1:, :3], colors[1:, 3] = segment_colors(len(segments.names)), 0.5
+    half = np.array([spacing_mm[across], spacing_mm[upright]]) / 2
+    far = np.array(nearest.shape[::-1]) * 2 * half - half
+    axes.imshow(
+        colors[nearest],
+        origin="lower",
+        aspect="equal",
+        extent=(-half[0], far[0], -half[1], far[1]),
+        interpolation="nearest",
+    )
+
+
 def _mark(
     axes: Axes,
     predicted_mm: np.ndarray,
@@ -489,8 +555,8 @@ def _overlay_legend(
     )
 
 
-def _shortened(name: str) -> str:
-    return name if len(name) <= 30 else name[:29] + "…"
+def _shortened(name: str, longest: int = 30) -> str:
+    return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
 def _column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:

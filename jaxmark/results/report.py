@@ -15,7 +15,8 @@ from jaxmark.core import metrics
 from jaxmark.core.geometry import apply_affine
 from jaxmark.data.cases import PreparedCase
 from jaxmark.results import figures
-from jaxmark.results.evaluate import Points, read_floor_errors, read_points, read_summary
+from jaxmark.results.evaluate import read_summary
+from jaxmark.results.measures.points import Points, read_floor_errors, read_points
 from jaxmark.results.page import chart, data_uri, interval, mm, p_value, page, percent, table
 from jaxmark.results.predictions import read_learned
 from jaxmark.system.files import json_text, read_json, write_text_atomic
