@@ -13,21 +13,19 @@ from pathlib import Path
 import numpy as np
 
 from jaxmark.core.grids import Grid
-from jaxmark.data.scans import read_voxels, write_scan
+from jaxmark.data.scans import LABEL_MAPS, SLICER_SEGMENTATION, read_voxels, write_scan
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import write_json
-
-FOLDER = "segmentations"
 
 
 def slicer_file(folder: Path, case: str) -> Path:
     """Where a case's segmentation for 3D Slicer is."""
-    return folder / f"{case}.seg.nrrd"
+    return folder / f"{case}{SLICER_SEGMENTATION}"
 
 
 def label_map_file(folder: Path, case: str) -> Path:
     """Where a case's label map for other tools is."""
-    return folder / FOLDER / f"{case}.nii.gz"
+    return folder / LABEL_MAPS / f"{case}.nii.gz"
 
 
 def write_slicer_segmentation(
@@ -68,7 +66,7 @@ def write_slicer_segmentation(
 def write_dataset(folder: Path, names: Sequence[str], cases: int) -> None:
     """Writes `dataset.json` beside the label maps of a folder's cases."""
     write_json(
-        folder / FOLDER / "dataset.json",
+        folder / LABEL_MAPS / "dataset.json",
         {
             "schema_version": 1,
             "channel_names": {"0": "image"},
