@@ -53,10 +53,11 @@ from jaxmark.methods.method import (
     Task,
     Variables,
 )
-from jaxmark.results import batch, contact_sheet, predictions
+from jaxmark.results import batch, contact_sheet, predictions, shown_cases
 from jaxmark.results import evaluate as evaluation
 from jaxmark.results import report as reports
 from jaxmark.results.measures.points import read_points
+from jaxmark.results.measures.segmentation import read_maps
 from jaxmark.system import processes
 from jaxmark.system.devices import data_mesh, local_mesh, platform
 from jaxmark.system.errors import InputError, printable
@@ -255,10 +256,19 @@ def report(run: Run) -> Path:
     if processes.primary():
         _, cases = run.evaluated()
         points = read_points(run.workdir / "evaluation")
-        overlays = reports.overlay_cases(points, cases)
-        reports.write_report(run.workdir, overlays, run.experiment.method.metrics)
+        overlays = shown_cases.overlay_cases(points, cases)
+        kinds, maps = run.experiment.method.metrics, _label_cases(run, cases)
+        reports.write_report(run.workdir, overlays, kinds, maps)
         say(f"report: {page}")
     return page
+
+
+def _label_cases(run: Run, cases: Sequence[PreparedCase]) -> list[shown_cases.LabelCase]:
+    """Cases to be shown with their label maps; none without predicted or without true ones."""
+    evaluated = run.workdir / "evaluation"
+    if evaluation.read_summary(evaluated).get("segmentation") is None:
+        return []
+    return shown_cases.label_cases(read_maps(evaluated), cases, run.workdir / "predictions")
 
 
 # What follows `prepare`, in order.

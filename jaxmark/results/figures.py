@@ -38,7 +38,7 @@ _KEY_COLUMNS = 6
 _COLOR_COLUMNS = 10
 
 # The type of a key is a list of all that matplotlib knows, which a plain dict is not.
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 10,
     "axes.edgecolor": "#999999",
     "axes.labelcolor": INK,
@@ -105,7 +105,7 @@ def overlay(
     scale = min(room / widest, 10.0 / highest)
     height = highest * scale + top + bottom + key_height
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
         figure.text(left / width, 1 - 0.3 / height, title, size=13, weight="bold", va="center")
         x = left
@@ -166,7 +166,7 @@ def overlay(
             _overlay_legend(
                 figure, width, height, truth=truth_mm is not None, faint=bool(faint.any())
             )
-        return _bytes(figure, "png")
+        return rendered(figure, "png")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +230,7 @@ def contact_sheet(
     rows = -(-len(tiles) // columns)
     width = 14.0
     scale = width / (columns * wide * 1.03)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         height = rows * high * scale + 0.5
         figure = Figure(figsize=(width, height), dpi=100, facecolor="black")
         axes = figure.add_axes((0.01, 0.0, 0.98, 1 - 0.5 / height))
@@ -275,7 +275,7 @@ def contact_sheet(
         axes.set_aspect("equal")
         figure.text(0.01, 1 - 0.2 / height, title, size=12, weight="bold", color="white")
         figure.text(0.01, 1 - 0.4 / height, _SHEET_MARKS, size=9, color="white")
-        return _bytes(figure, "png")
+        return rendered(figure, "png")
 
 
 def per_landmark_bars(
@@ -290,7 +290,7 @@ def per_landmark_bars(
     rows = np.arange(len(per_landmark))
     mean = _column(per_landmark, "mre_mm")
     spread = np.nan_to_num(_column(per_landmark, "sd_mm"))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 1.1 + 0.2 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         axes.barh(rows, mean, height=0.62, color=METHOD, alpha=0.85, label="mean")
@@ -333,7 +333,7 @@ def per_landmark_bars(
             loc="outside upper left",
             ncols=len(labels),
         )
-        return _bytes(figure, "svg")
+        return rendered(figure, "svg")
 
 
 def landmark_dots(methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
@@ -343,7 +343,7 @@ def landmark_dots(methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
     """
     names = [str(row["name"]) for row in next(iter(methods.values()))]
     places = np.arange(len(names))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 1.3 + 0.28 * len(names)), layout="constrained")
         axes = figure.add_subplot()
         axes.hlines(places, 0, 1, "#eeeeee", lw=6, transform=axes.get_yaxis_transform())
@@ -360,7 +360,7 @@ def landmark_dots(methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
         axes.grid(axis="x")
         axes.set_xlabel("mean radial error (mm, logarithmic)")
         figure.legend(loc="outside upper left", ncols=4)
-        return _bytes(figure, "svg")
+        return rendered(figure, "svg")
 
 
 def sdr_curve(
@@ -377,7 +377,7 @@ def sdr_curve(
     # Errors below a tenth of a millimetre are below what annotators agree on.
     least = float(np.clip(np.quantile(everything, 0.005), 0.1, 1.0))
     most = max(float(everything.max()), 10 * least)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for threshold in thresholds_mm:
@@ -410,7 +410,7 @@ def sdr_curve(
         axes.grid(axis="y")
         axes.set_xlabel("radius (mm, logarithmic); dashed: SDR thresholds")
         axes.set_ylabel("points within the radius")
-        return _bytes(figure, "svg")
+        return rendered(figure, "svg")
 
 
 # What a log's numbers of one kind are drawn in: title, and how the axis is divided.
@@ -435,7 +435,7 @@ def training_curves(records: Sequence[Mapping[str, Any]], kinds: Mapping[str, st
     if not panels and not validations:
         return None
     warnings = [int(r["step"]) for r in records if r.get("kind") == "warning"]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         count = len(panels) + bool(validations)
         figure = Figure(figsize=(10, 0.6 + 2.6 * count), layout="constrained")
         grid = figure.subplots(count, sharex=True, squeeze=False)[:, 0]
@@ -463,7 +463,7 @@ def training_curves(records: Sequence[Mapping[str, Any]], kinds: Mapping[str, st
                 size=9,
             )
         grid[-1].set_xlabel("step" + ("; red: a warning" if warnings else ""))
-        return _bytes(figure, "svg")
+        return rendered(figure, "svg")
 
 
 def _project(
@@ -682,7 +682,8 @@ def _plain_log_ticks(axes: Axes, which: str) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _bytes(figure: Figure, kind: str) -> bytes:
+def rendered(figure: Figure, kind: str) -> bytes:
+    """A figure as a file: "svg", or "png"."""
     file = io.BytesIO()
     if kind == "svg":
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})

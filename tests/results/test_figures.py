@@ -126,7 +126,7 @@ def test_curve_is_the_share_within_the_radius(monkeypatch):
         drawn["x"], drawn["y"] = line.get_data()
         return b""
 
-    monkeypatch.setattr(figures, "_bytes", keep)
+    monkeypatch.setattr(figures, "rendered", keep)
     errors = np.array([[3.0, 1.0], [np.nan, 2.0], [8.0, np.nan]])
     figures.sdr_curve(errors, {}, (2,))
     for radius, share in ((1.0, 0.25), (2.5, 0.5), (3.0, 0.75), (8.0, 1.0)):

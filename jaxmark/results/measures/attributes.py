@@ -80,9 +80,9 @@ def figures(told: dict[str, Attributes], scheme: Scheme) -> dict[str, Any]:
 
     `segments` and `landmarks`: `metrics.attributes` over `all` and over those that `may_change`
     (segments that may be missing, and landmarks where they meet), and rows of each one (`each`):
-    `name`, `n_true`, `n_false`, `right_true`, `right_false`. `self_consistency`: how often the
-    predicted fork is the one that follows from the predicted segments, over landmarks that may
-    change.
+    `name`, `may_change`, `n_true`, `n_false`, `right_true`, `right_false`. `self_consistency`: how
+    often the predicted fork is the one that follows from the predicted segments, over landmarks
+    that may change.
     """
     segments, landmarks = told[SEGMENT], told[LANDMARK]
     follows = scheme.landmark_attributes(segments.said) == landmarks.said
@@ -102,6 +102,7 @@ def _of_kind(told: Attributes, may_change: np.ndarray) -> dict[str, Any]:
         "each": [
             {
                 "name": name,
+                "may_change": bool(may_change[a]),
                 "n_true": int((told.known & told.true)[:, a].sum()),
                 "n_false": int((told.known & ~told.true)[:, a].sum()),
                 "right_true": int((right & told.true)[:, a].sum()),
