@@ -56,8 +56,8 @@ class Row:
     # `metrics.paired_comparison` with the reference, of errors and of confusions; None for itself.
     error_test: dict[str, Any] | None = None
     confusion_test: dict[str, Any] | None = None
-    # By the names of `SEGMENT_MEASURES`: (N, S) or (N, K), means over the runs, NaN where nothing is
-    # measured. Empty of methods that know of no segments.
+    # By the names of `SEGMENT_MEASURES`: means over the runs, (N, S) or (N, K), NaN where there is
+    # nothing to measure. Empty of methods that know of no segments.
     segments: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     # By the same names, with the reference; in rows that both have.
     segment_tests: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)

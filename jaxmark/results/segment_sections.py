@@ -106,8 +106,8 @@ def variants_section(found: Mapping[str, Any] | None, workdir: Path) -> str:
 def _accuracies(found: Mapping[str, Any]) -> str:
     lines = []
     for kind, what, few in (
-        ("segments", "segments", "segments, may be missing"),
-        ("landmarks", "bifurcations", "bifurcations, may be none"),
+        ("segments", "segments", "those that may be missing"),
+        ("landmarks", "bifurcations", "those that may be none"),
     ):
         for part, name in (("all", f"all {what}"), ("may_change", few)):
             row = found[kind][part]
@@ -117,14 +117,15 @@ def _accuracies(found: Mapping[str, Any]) -> str:
     head = ["", "there", "not there", "accuracy", "balanced accuracy", "sensitivity", "specificity"]
     note = (
         "A probability of 0.5 decides. Sensitivity: of those that are there. Specificity: of those "
-        "that are not. Balanced accuracy: the mean of both. Published accuracies are over all, what "
-        "everyone has among them. In brackets the 95 % interval, whole scans drawn."
+        "that are not. Balanced accuracy: the mean of both. Published accuracies are over all, "
+        "what everyone has among them. In brackets the 95 % interval, whole scans drawn."
     )
     return table(head, lines, range(1, len(head))) + f"<p>{escape(note)}</p>\n"
 
 
 def _confusions(found: Mapping[str, Any]) -> str:
-    head = ["segment", "there", "said to be missing", "missing", "said to be there"]
+    head = ["segment", "there", "of these said to be missing", "missing"]
+    head.append("of these said to be there")
     rows = [
         [
             row["name"],
