@@ -42,7 +42,9 @@ from jaxmark.inference.segments import knows_segments
 from jaxmark.results import figures
 from jaxmark.results.predictions import (
     DOUBTS,
+    attributes_file,
     doubts_by_landmark,
+    read_attributes,
     segment_files,
     write_markups,
     write_predictions,
@@ -366,9 +368,12 @@ def _describe(job: _Writing) -> dict[str, Any]:
 
 def _is_done(model: TrainedModel, name: str, path: Path, folder: Path) -> bool:
     """Whether this scan, as it is now, was predicted by this model; what is stale is deleted."""
-    record, *files = _files(folder, name, segments=knows_segments(model.experiment.method))
+    segments = knows_segments(model.experiment.method)
+    record, *files = _files(folder, name, segments=segments)
     try:
         tree = read_record(record, model.landmarks)
+        if segments:
+            read_attributes(attributes_file(folder, name), model.scheme)
         made_from = json.loads(json.dumps(file_state(path)))
         same = tree["model"] == model.identity and tree["made_from"] == made_from
     except InputError:

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -108,15 +108,24 @@ def write_segments_table(
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["case", "variant", DOUBTS, *names])
     for case in cases:
-        tree = read_json(attributes_file(folder, case), ATTRIBUTES_VERSION)
-        shares = (tree["segments"][name]["present"] for name in names)
-        writer.writerow([case, tree["variant"], "; ".join(tree["doubts"]), *shares])
+        stated = read_attributes(attributes_file(folder, case), scheme)
+        shares = stated.present.tolist()
+        writer.writerow([case, stated.variant, "; ".join(stated.doubts), *shares])
     write_text_atomic(table_folder / "attributes.csv", text.getvalue())
     write_dataset(folder, names, len(cases))
 
 
-def read_attributes(path: Path, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities of a scheme's segments (S,) and of forks at its landmarks (K,), as written.
+class StatedAttributes(NamedTuple):
+    """What a file of attributes says."""
+
+    present: np.ndarray  # (S,) probability of each segment
+    forks: np.ndarray  # (K,) probability that arteries fork at each landmark
+    variant: str
+    doubts: tuple[str, ...]
+
+
+def read_attributes(path: Path, scheme: Scheme) -> StatedAttributes:
+    """What `write_segments` wrote of a case's attributes.
 
     Raises:
       InputError: the file is missing, damaged, or of another scheme.
@@ -135,8 +144,11 @@ def read_attributes(path: Path, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]
             if not ((values >= 0) & (values <= 1)).all():
                 raise ValueError(f"{part}: {key} is no probability")
             found.append(values)
-        return found[0], found[1]
-    except (KeyError, TypeError, ValueError) as error:
+        words = [tree["variant"], *tree["doubts"]]
+        if not all(isinstance(word, str) for word in words):
+            raise ValueError("a word that is no text")
+        return StatedAttributes(found[0], found[1], words[0], tuple(words[1:]))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(path, f"lacks a field or has a wrong one ({error!r})") from error
 
 

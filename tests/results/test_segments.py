@@ -145,9 +145,10 @@ def test_attributes_say_what_the_person_has(tmp_path):
         assert 0 < row["mean_radius_mm"] < max(half)
     assert (rows[2]["volume_mm3"], rows[2]["mean_radius_mm"]) == (0, None)
     np.testing.assert_allclose([row["fork"] for row in tree["landmarks"].values()], FORK)
-    present, forks = read_attributes(attributes_file(out, "one"), SCHEME)
-    np.testing.assert_allclose(present, PRESENT)
-    np.testing.assert_allclose(forks, FORK)
+    stated = read_attributes(attributes_file(out, "one"), SCHEME)
+    np.testing.assert_allclose(stated.present, PRESENT)
+    np.testing.assert_allclose(stated.forks, FORK)
+    assert (stated.variant, stated.doubts) == ("never missing", ())
     (row,) = csv.DictReader((out / "batch" / "attributes.csv").open(newline=""))
     assert (row["case"], row["variant"], row["doubts"]) == ("one", "never missing", "")
     assert float(row["bright"]) == pytest.approx(0.9)
@@ -186,9 +187,13 @@ def test_a_second_start_makes_what_is_missing_and_nothing_else(tmp_path):
         again = predict_scans(here, scans_at(out), out)
         assert (again.written, again.skipped) == (1, 1)
         assert {p: p.read_bytes() for p in before} == before
+    # What is damaged, too.
+    attributes_file(out, "plain").write_text("{}")
+    assert predict_scans(here, scans_at(out), out).written == 1
+    assert {p: p.read_bytes() for p in before} == before
 
 
-@pytest.mark.parametrize("damage", ["gone", "text", "other scheme", "no probability"])
+@pytest.mark.parametrize("damage", ["gone", "text", "other scheme", "no probability", "no words"])
 def test_damaged_attributes_are_refused(tmp_path, damage):
     (_, shape, place), *_ = stored(np.random.default_rng(0))
     write_scan(tmp_path / "in" / "one.nii.gz", scan_on(shape, place).voxels, place)
@@ -199,6 +204,8 @@ def test_damaged_attributes_are_refused(tmp_path, damage):
         path.unlink()
     elif damage == "text":
         path.write_text("[")
+    elif damage == "no words":
+        path.write_text(json.dumps({**tree, "doubts": [1]}))
     elif damage == "no probability":
         tree["segments"]["dim"]["present"] = 1.5
         path.write_text(json.dumps(tree))

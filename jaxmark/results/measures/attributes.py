@@ -65,12 +65,12 @@ def measure(
         SEGMENT: Attributes(
             names,
             tuple(segment.name for segment in scheme.segments),
-            np.stack([segments for segments, _ in stated]),
+            np.stack([of.present for of in stated]),
             present,
             present | absent,
         ),
         LANDMARK: Attributes(
-            names, scheme.landmarks, np.stack([forks for _, forks in stated]), fork, fork | smooth
+            names, scheme.landmarks, np.stack([of.forks for of in stated]), fork, fork | smooth
         ),
     }
 
@@ -148,10 +148,13 @@ def _parse(rows: list[list[str]]) -> Attributes:
         raise ValueError("not every case has a row for every attribute")
     shape = (len(cases), len(names))
     states = np.array([_TRUTHS[row[3]] for row in rows]).reshape(shape)
+    probability = np.array([float(row[4]) for row in rows]).reshape(shape)
+    if not ((probability >= 0) & (probability <= 1)).all():
+        raise ValueError("a probability that is none")
     return Attributes(
         cases=cases,
         names=names,
-        probability=np.array([float(row[4]) for row in rows]).reshape(shape),
+        probability=probability,
         true=states == 1,
         known=states >= 0,
     )
