@@ -45,8 +45,8 @@ class ScanSegments:
         return cls(
             scheme=scheme,
             grid=grid,
-            present=np.asarray(prediction.probabilities[SEGMENTS_PRESENT], float),
-            forks=np.asarray(prediction.probabilities[FORKS], float),
+            present=np.asarray(prediction.probabilities[SEGMENTS_PRESENT]),
+            forks=np.asarray(prediction.probabilities[FORKS]),
             prepared=labels,
             prepared_grid=Grid(labels.shape, found.volume.ijk_to_lps),
         )

@@ -82,14 +82,14 @@ def attributes_of(case: str, segments: ScanSegments, doubts: Sequence[str]) -> d
         "segments": {
             segment.name: {
                 "label": label,
-                "present": float(present),
+                "present": _shortest(present),
                 "volume_mm3": float(volume),
                 "mean_radius_mm": float(radius) if np.isfinite(radius) else None,
             }
             for label, (segment, present, (volume, radius)) in enumerate(rows, start=1)
         },
         "landmarks": {
-            name: {"fork": float(fork)}
+            name: {"fork": _shortest(fork)}
             for name, fork in zip(segments.scheme.landmarks, segments.forks, strict=True)
         },
     }
@@ -113,6 +113,11 @@ def write_segments_table(
         writer.writerow([case, stated.variant, "; ".join(stated.doubts), *shares])
     write_text_atomic(table_folder / "attributes.csv", text.getvalue())
     write_dataset(folder, names, len(cases))
+
+
+def _shortest(probability: np.floating) -> float:
+    """The float of the fewest digits that stand for a probability of the network's precision."""
+    return float(str(probability))
 
 
 class StatedAttributes(NamedTuple):

@@ -172,3 +172,11 @@ def test_ends_of_a_scan_are_no_walls():
     # From the middle of five voxels to the centre of the first one outside.
     assert segmentation.sizes(labels, 1, np.ones(3)).mean_radius_mm[0] == 3
     assert np.isnan(segmentation.sizes(np.ones_like(labels), 1, np.ones(3)).mean_radius_mm[0])
+
+
+def test_voxels_are_counted():
+    labels = np.zeros((6, 5, 4), np.uint8)
+    assert segmentation.voxels(labels, 2).tolist() == [0, 0]
+    labels[1:3, 2:4, 1:3] = 2
+    labels[5, 4, 3] = 1
+    assert segmentation.voxels(labels, 3).tolist() == [1, 8, 0]

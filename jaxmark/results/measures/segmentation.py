@@ -12,7 +12,7 @@ import numpy as np
 from jaxmark.core import metrics
 from jaxmark.core.anatomy import Scheme
 from jaxmark.core.grids import Grid
-from jaxmark.core.segmentation import agreement
+from jaxmark.core.segmentation import agreement, voxels
 from jaxmark.data.cases import CaseSegments, PreparedCase
 from jaxmark.data.segmentation_files import label_map_file, read_label_map
 from jaxmark.system.errors import InputError
@@ -106,7 +106,7 @@ def _compare(job: _Job) -> dict[str, np.ndarray]:
     voxel_mm3 = abs(float(np.linalg.det(job.segments.grid.ijk_to_lps[:3, :3])))
     values = {name: [*getattr(found, name), getattr(found, f"tree_{name}")] for name in _MEASURES}
     for name, labels in zip(_VOLUMES, (truth, predicted), strict=True):
-        count = np.bincount(labels.ravel(), minlength=job.count + 1)[1:]
+        count = voxels(labels, job.count)
         values[name] = [*(count * voxel_mm3), count.sum() * voxel_mm3]
     return {name: np.array(row, float) for name, row in values.items()}
 
