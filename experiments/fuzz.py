@@ -55,7 +55,7 @@ from jaxmark.results import batch
 from jaxmark.results.evaluate import evaluate, read_summary
 from jaxmark.results.measures import attributes, segmentation
 from jaxmark.results.measures.points import Points, read_points
-from jaxmark.results.predictions import attributes_of, read_attributes
+from jaxmark.results.predictions import attributes_of, read_predicted_attributes
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import sealed, write_json
 from jaxmark.trained import get_config
@@ -400,7 +400,7 @@ KINDS = {
     "evaluation": Kind(_evaluation, lambda d: (read_points(d), read_summary(d))),
     "attributes": Kind(
         _one("a.attributes.json", _attributes),
-        lambda d: read_attributes(d / "a.attributes.json", COW19),
+        lambda d: read_predicted_attributes(d / "a.attributes.json", COW19),
     ),
     "measured segments": Kind(
         _measured_segments,

@@ -1,8 +1,13 @@
-"""Grids of voxels in the world."""
+"""Grids of voxels in the world, and labels that move from one to another."""
 
 from dataclasses import dataclass
 
 import numpy as np
+
+# Voxels at a time: their indices take 24 bytes each.
+_SLAB_VOXELS = 2**18
+# Of a voxel: what rounding may do to a place halfway between two voxels.
+_TIE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -14,28 +19,32 @@ class Grid:
 
 
 def nearest_labels(labels: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
-    """A label map on another grid: of each voxel the label of the nearest one, 0 outside.
+    """Labels (X, Y, Z) on the grid `source`, on `target`: those of the nearest voxels, 0 outside.
 
-    `labels` (X, Y, Z) on `source` -> an array of the same type on `target`.
+    A voxel reaches half an index beyond its centre; halfway between two the one of the higher index
+    is meant, as in ITK. Any two affine grids will do; memory beyond the result is that of a slab.
+
+    Returns:
+      An array of `target`'s shape and the labels' type.
+
+    Raises:
+      ValueError: the labels have another shape than `source`.
     """
-    moved = np.zeros(target.shape, labels.dtype)
-    to_source = np.linalg.inv(source.ijk_to_lps) @ target.ijk_to_lps
-    found = np.argwhere(labels)
-    if not len(found):
-        return moved
-    # Only where a label can be: the box of the labels, seen from the target.
-    ends = np.stack([found.min(0) - 1, found.max(0) + 1])
-    corners = np.stack(np.meshgrid(*ends.T, indexing="ij"), -1).reshape(-1, 3)
-    back = np.linalg.inv(to_source)
-    seen = corners @ back[:3, :3].T + back[:3, 3]
-    low = np.clip(np.floor(seen.min(0)).astype(int), 0, target.shape)
-    high = np.clip(np.ceil(seen.max(0)).astype(int) + 1, 0, target.shape)
-    i, j = np.ogrid[low[0] : high[0], low[1] : high[1]]
-    for k in range(low[2], high[2]):
-        at = [np.rint(m[0] * i + m[1] * j + m[2] * k + m[3]).astype(int) for m in to_source[:3]]
-        inside = np.logical_and.reduce(
-            [(x >= 0) & (x < n) for x, n in zip(at, source.shape, strict=True)]
-        )
-        near = labels[tuple(np.where(inside, x, 0) for x in at)]
-        moved[low[0] : high[0], low[1] : high[1], k] = np.where(inside, near, 0)
-    return moved
+    if labels.shape != tuple(source.shape):
+        raise ValueError(f"labels {labels.shape} on a grid of {tuple(source.shape)} voxels")
+    matrix = np.linalg.inv(source.ijk_to_lps) @ target.ijk_to_lps
+    nx, ny, nz = target.shape
+    found = np.zeros(target.shape, labels.dtype)
+    planes = max(1, _SLAB_VOXELS // (ny * nz))
+    y, z = np.arange(ny)[:, None], np.arange(nz)
+    for start in range(0, nx, planes):
+        x = np.arange(start, min(start + planes, nx))[:, None, None]
+        inside = np.ones((len(x), ny, nz), bool)
+        nearest = []
+        for (a, b, c, offset), size in zip(matrix[:3], source.shape, strict=True):
+            index = np.floor((a * x + (offset + 0.5 + _TIE)) + b * y + c * z)
+            inside &= (index >= 0) & (index < size)
+            nearest.append(index)
+        i, j, k = (index[inside].astype(np.intp) for index in nearest)
+        found[start : start + planes][inside] = labels[i, j, k]
+    return found

@@ -44,7 +44,7 @@ from jaxmark.results.predictions import (
     DOUBTS,
     attributes_file,
     doubts_by_landmark,
-    read_attributes,
+    read_predicted_attributes,
     segment_files,
     write_markups,
     write_predictions,
@@ -373,7 +373,7 @@ def _is_done(model: TrainedModel, name: str, path: Path, folder: Path) -> bool:
     try:
         tree = read_record(record, model.landmarks)
         if segments:
-            read_attributes(attributes_file(folder, name), model.scheme)
+            read_predicted_attributes(attributes_file(folder, name), model.scheme)
         made_from = json.loads(json.dumps(file_state(path)))
         same = tree["model"] == model.identity and tree["made_from"] == made_from
     except InputError:

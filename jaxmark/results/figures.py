@@ -118,7 +118,7 @@ def overlay(
             x += panel[0] + gap
             _project(axes, image, spacing_mm, across, upright)
             if segments is not None:
-                _tint(axes, segments, spacing_mm, across, upright)
+                _draw_labels(axes, segments, spacing_mm, across, upright)
             plane = [across, upright]
             _mark(
                 axes,
@@ -487,7 +487,7 @@ def _project(
     )
 
 
-def _tint(
+def _draw_labels(
     axes: Axes, segments: Segmentation, spacing_mm: Sequence[float], across: int, upright: int
 ) -> None:
     """Draw a label map over a projection of its volume."""

@@ -108,7 +108,7 @@ def write_segments_table(
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["case", "variant", DOUBTS, *names])
     for case in cases:
-        stated = read_attributes(attributes_file(folder, case), scheme)
+        stated = read_predicted_attributes(attributes_file(folder, case), scheme)
         shares = stated.present.tolist()
         writer.writerow([case, stated.variant, "; ".join(stated.doubts), *shares])
     write_text_atomic(table_folder / "attributes.csv", text.getvalue())
@@ -129,7 +129,7 @@ class StatedAttributes(NamedTuple):
     doubts: tuple[str, ...]
 
 
-def read_attributes(path: Path, scheme: Scheme) -> StatedAttributes:
+def read_predicted_attributes(path: Path, scheme: Scheme) -> StatedAttributes:
     """What `write_segments` wrote of a case's attributes.
 
     Raises:

@@ -19,7 +19,7 @@ from jaxmark.inference.predictor import Found
 from jaxmark.inference.segments import ScanSegments
 from jaxmark.methods.method import FORKS, SEGMENTATION, SEGMENTS_PRESENT, Prediction
 from jaxmark.results.batch import predict_scans, scans_at
-from jaxmark.results.predictions import attributes_file, read_attributes, segment_files
+from jaxmark.results.predictions import attributes_file, read_predicted_attributes, segment_files
 
 
 def names_of(image):
@@ -145,7 +145,7 @@ def test_attributes_say_what_the_person_has(tmp_path):
         assert 0 < row["mean_radius_mm"] < max(half)
     assert (rows[2]["volume_mm3"], rows[2]["mean_radius_mm"]) == (0, None)
     np.testing.assert_allclose([row["fork"] for row in tree["landmarks"].values()], FORK)
-    stated = read_attributes(attributes_file(out, "one"), SCHEME)
+    stated = read_predicted_attributes(attributes_file(out, "one"), SCHEME)
     np.testing.assert_allclose(stated.present, PRESENT)
     np.testing.assert_allclose(stated.forks, FORK)
     assert (stated.variant, stated.doubts) == ("never missing", ())
@@ -210,4 +210,4 @@ def test_damaged_attributes_are_refused(tmp_path, damage):
         tree["segments"]["dim"]["present"] = 1.5
         path.write_text(json.dumps(tree))
     scheme = COW19 if damage == "other scheme" else SCHEME
-    refused(lambda: read_attributes(path, scheme), "one.attributes.json")
+    refused(lambda: read_predicted_attributes(path, scheme), "one.attributes.json")

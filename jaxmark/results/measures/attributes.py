@@ -12,7 +12,7 @@ import numpy as np
 from jaxmark.core import metrics
 from jaxmark.core.anatomy import Scheme
 from jaxmark.data.cases import PreparedCase
-from jaxmark.results.predictions import attributes_file, read_attributes
+from jaxmark.results.predictions import attributes_file, read_predicted_attributes
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import read_bytes, write_text_atomic
 
@@ -55,7 +55,7 @@ def measure(
         path = attributes_file(predictions, case.name)
         if not path.exists():
             raise InputError(path, "no such file: run --mode=predict")
-        stated.append(read_attributes(path, scheme))
+        stated.append(read_predicted_attributes(path, scheme))
     nothing = np.zeros(len(scheme.segments), bool)
     present = np.stack([nothing if c.segments is None else c.segments.present for c in cases])
     absent = np.stack([nothing if c.segments is None else c.segments.absent for c in cases])
