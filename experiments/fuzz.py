@@ -329,7 +329,7 @@ def _evaluation(folder: Path) -> list[Path]:
     return [folder / "points.csv", folder / "summary.json"]
 
 
-def _attributes(path: Path) -> None:
+def _predicted_attributes(path: Path) -> None:
     grid = Grid((9, 8, 7), np.eye(4))
     labels = np.zeros(grid.shape, np.uint8)
     labels[2:5, 2:5] = 1
@@ -398,8 +398,8 @@ KINDS = {
     ),
     "batch record": Kind(_one("a.json", _record), lambda d: batch.read_record(d / "a.json", NAMES)),
     "evaluation": Kind(_evaluation, lambda d: (read_points(d), read_summary(d))),
-    "attributes": Kind(
-        _one("a.attributes.json", _attributes),
+    "predicted attributes": Kind(
+        _one("a.attributes.json", _predicted_attributes),
         lambda d: read_predicted_attributes(d / "a.attributes.json", COW19),
     ),
     "measured segments": Kind(
