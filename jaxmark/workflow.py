@@ -33,7 +33,7 @@ from jaxmark.data.cases import PreparedCase
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.frame import load_frame, save_frame
 from jaxmark.data.prepare import Prepared, prepare_cohort, prepared_shape
-from jaxmark.data.scans import passed_over
+from jaxmark.data.scans import LABEL_MAPS_FOLDER, passed_over
 from jaxmark.data.unpaired import place_unpaired, read_unpaired
 from jaxmark.inference import calibration
 from jaxmark.inference.model import TrainedModel
@@ -169,7 +169,9 @@ def predict(run: Run) -> None:
         return
     landmarks, settings = run.prepared.landmarks, run.experiment.predict
     if run.knows_segments:
-        predictions.write_segments_table([case.name for case in cases], run.scheme, folder, folder)
+        # Not among the landmarks: the folder may be another cohort's.
+        table = folder / LABEL_MAPS_FOLDER / predictions.ATTRIBUTES
+        predictions.write_segments_table([case.name for case in cases], run.scheme, folder, table)
     promises = {
         name: calibration.load(run.workdir, landmarks, step, name, settings.coverage)
         for name in run.experiment.method.decoders

@@ -55,7 +55,7 @@ EXTENSIONS = tuple(_READERS)
 # Those that earlier versions passed over: cohorts that worked then must work now.
 LATER_EXTENSIONS = (".nhdr", ".hdr", ".mgz", ".mgh")
 # The folder of label maps, and how names of 3D Slicer's segmentations end: these are no scans.
-LABEL_MAPS = "segmentations"
+LABEL_MAPS_FOLDER = "segmentations"
 SLICER_SEGMENTATION = ".seg.nrrd"
 # How names of files end that people take for images, beside `EXTENSIONS`.
 _LIKE_IMAGES = (
@@ -204,7 +204,7 @@ def _folders_below(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
             found = [
                 path
                 for path in entries(parent)
-                if not (path.is_dir() and (path.is_symlink() or path.name == LABEL_MAPS))
+                if not (path.is_dir() and (path.is_symlink() or path.name == LABEL_MAPS_FOLDER))
                 and not path.name.lower().endswith(SLICER_SEGMENTATION)
             ]
             folders += [path for path in found if path.is_dir()]

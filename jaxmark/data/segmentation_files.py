@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxmark.core.grids import Grid
-from jaxmark.data.scans import LABEL_MAPS, SLICER_SEGMENTATION, read_voxels, write_scan
+from jaxmark.data.scans import LABEL_MAPS_FOLDER, SLICER_SEGMENTATION, read_voxels, write_scan
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import write_json
 
@@ -25,7 +25,7 @@ def slicer_file(folder: Path, case: str) -> Path:
 
 def label_map_file(folder: Path, case: str) -> Path:
     """Where a case's label map for other tools is."""
-    return folder / LABEL_MAPS / f"{case}.nii.gz"
+    return folder / LABEL_MAPS_FOLDER / f"{case}.nii.gz"
 
 
 def write_slicer_segmentation(
@@ -66,7 +66,7 @@ def write_slicer_segmentation(
 def write_dataset(folder: Path, names: Sequence[str], cases: int) -> None:
     """Writes `dataset.json` beside the label maps of a folder's cases."""
     write_json(
-        folder / LABEL_MAPS / "dataset.json",
+        folder / LABEL_MAPS_FOLDER / "dataset.json",
         {
             "schema_version": 1,
             "channel_names": {"0": "image"},

@@ -41,6 +41,7 @@ from jaxmark.inference.model import COLUMNS, ScanLandmarks, TrainedModel
 from jaxmark.inference.segments import knows_segments
 from jaxmark.results import figures
 from jaxmark.results.predictions import (
+    ATTRIBUTES,
     DOUBTS,
     attributes_file,
     doubts_by_landmark,
@@ -146,7 +147,7 @@ def predict_scans(model: TrainedModel, sources: dict[str, Path], folder: Path) -
         try:
             _write_batch(outcome, finished, sources, folder)
             if knows_segments(model.experiment.method):
-                write_segments_table(finished, model.scheme, folder, folder / "batch")
+                write_segments_table(finished, model.scheme, folder, folder / "batch" / ATTRIBUTES)
         except OSError:
             # A line of its own has been printed for it.
             if not stopped:

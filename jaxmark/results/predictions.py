@@ -1,7 +1,5 @@
 """Files of predictions: points and segments for 3D Slicer, tables, what a model has learned."""
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,14 +21,17 @@ from jaxmark.inference.predictor import Found
 from jaxmark.inference.segments import ScanSegments
 from jaxmark.methods.method import Method, Params
 from jaxmark.results.figures import segment_colors
+from jaxmark.results.measures.tables import write_rows
 from jaxmark.system.errors import InputError
-from jaxmark.system.files import read_json, write_json, write_text_atomic
+from jaxmark.system.files import read_json, write_json
 
 # In the folder of a split's predictions.
 LEARNED = "learned.json"
 # The last column of a table of predictions: words.
 DOUBTS = "doubts"
 ATTRIBUTES_VERSION = 1
+# The table of all cases.
+ATTRIBUTES = "attributes.csv"
 # Of the points in 3D Slicer: seen on bright vessels and on dark brain.
 COLOR = (0.30, 1.0, 0.42)
 
@@ -95,23 +96,19 @@ def attributes_of(case: str, segments: ScanSegments, doubts: Sequence[str]) -> d
     }
 
 
-def write_segments_table(
-    cases: Sequence[str], scheme: Scheme, folder: Path, table_folder: Path
-) -> None:
-    """What `write_segments` has written into `folder`, in one table, `attributes.csv`.
+def write_segments_table(cases: Sequence[str], scheme: Scheme, folder: Path, table: Path) -> None:
+    """What `write_segments` has written of cases into `folder`, in one table.
 
     A row a case: the variant in words, and each segment's probability. Also `dataset.json`, which
     says what the labels are.
     """
     names = [segment.name for segment in scheme.segments]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", "variant", DOUBTS, *names])
+    rows = []
     for case in cases:
         stated = read_predicted_attributes(attributes_file(folder, case), scheme)
-        shares = stated.present.tolist()
-        writer.writerow([case, stated.variant, "; ".join(stated.doubts), *shares])
-    write_text_atomic(table_folder / "attributes.csv", text.getvalue())
+        words = [stated.variant, "; ".join(stated.doubts)]
+        rows.append([case, *words, *stated.present.tolist()])
+    write_rows(table, ["case", "variant", DOUBTS, *names], rows)
     write_dataset(folder, names, len(cases))
 
 

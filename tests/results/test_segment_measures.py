@@ -12,12 +12,14 @@ from conftest import refused
 from test_report import Page
 
 from jaxmark import workflow
+from jaxmark.config import Data
 from jaxmark.core.anatomy import COW19
 from jaxmark.core.geometry import apply_affine
 from jaxmark.core.grids import Grid
 from jaxmark.core.segmentation import agreement
 from jaxmark.data.cases import CaseSegments, PreparedCase, load_case, save_case
 from jaxmark.data.scans import read_voxels, write_scan
+from jaxmark.data.unpaired import read_unpaired
 from jaxmark.inference import calibration
 from jaxmark.inference.predictor import Predictor
 from jaxmark.inference.segments import ScanSegments
@@ -110,7 +112,7 @@ def test_every_stage_leaves_its_files(run, capsys):
     for case in run.prepared.cases:
         assert (folder / f"{case}.seg.nrrd").exists()
         assert (folder / f"{case}.mrk.json").exists()
-    table = list(csv.DictReader((folder / "attributes.csv").open(newline="")))
+    table = list(csv.DictReader((folder / "segmentations" / "attributes.csv").open(newline="")))
     assert [row["case"] for row in table] == list(run.prepared.cases)
     summary = read_json(run.workdir / "evaluation" / "summary.json", 2)
     assert summary["segmentation"]["n_scans"] == 3
@@ -375,3 +377,12 @@ def test_comparison_has_rows_of_segments_where_all_have_them(run, tmp_path):
     lines = (home / "evaluation" / "attributes.csv").read_text()
     (other / "evaluation" / "attributes.csv").write_text(lines.replace(",no,", ",,"))
     refused(lambda: compare({"base": [other], "ours": [home]}, "base"), "other true segments")
+
+
+def test_predictions_may_be_landmarks_of_another_cohort(run):
+    notes = []
+    folder = run.workdir / "predictions"
+    _, people = read_unpaired(Data(unpaired=str(folder)), SCHEME.landmarks, notes)
+    assert sorted(people) == sorted(run.prepared.cases)
+    print("\n".join(notes))
+    assert all(len(note) < 400 for note in notes)

@@ -1,7 +1,5 @@
 """Which segments people have and where arteries fork, as it is predicted and as it is."""
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +10,9 @@ import numpy as np
 from jaxmark.core import metrics
 from jaxmark.core.anatomy import Scheme
 from jaxmark.data.cases import PreparedCase
+from jaxmark.results.measures.tables import about_damage, cases_and_names, read_rows, write_rows
 from jaxmark.results.predictions import attributes_file, read_predicted_attributes
 from jaxmark.system.errors import InputError
-from jaxmark.system.files import read_bytes, write_text_atomic
 
 ATTRIBUTES = "attributes.csv"
 _COLUMNS = ("case", "name", "kind", "truth", "probability")
@@ -116,45 +114,30 @@ def _of_kind(told: Attributes, may_change: np.ndarray) -> dict[str, Any]:
 def write_attributes(told: dict[str, Attributes], folder: Path) -> None:
     """`attributes.csv`: a row a case and attribute."""
     words = {state: word for word, state in _TRUTHS.items()}
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    rows = []
     for kind, of in told.items():
         states = np.where(of.known, of.true.astype(int), -1)
         for n, case in enumerate(of.cases):
             for a, name in enumerate(of.names):
-                row = [case, name, kind, words[int(states[n, a])], float(of.probability[n, a])]
-                writer.writerow(row)
-    write_text_atomic(folder / ATTRIBUTES, text.getvalue())
+                share = float(of.probability[n, a])
+                rows.append([case, name, kind, words[int(states[n, a])], share])
+    write_rows(folder / ATTRIBUTES, _COLUMNS, rows)
 
 
 def read_attributes_table(folder: Path) -> dict[str, Attributes]:
     """What `write_attributes` wrote; InputError where it is missing or damaged."""
-    path = folder / ATTRIBUTES
-    content = read_bytes(path)
-    try:
-        header, *rows = csv.reader(io.StringIO(content.decode(), newline=""), strict=True)
-        if tuple(header) != _COLUMNS:
-            raise ValueError("its columns are not those of an evaluation")
+    with about_damage(folder / ATTRIBUTES):
+        rows = read_rows(folder / ATTRIBUTES, _COLUMNS)
         return {kind: _parse([r for r in rows if r[2] == kind]) for kind in (SEGMENT, LANDMARK)}
-    except (ValueError, KeyError, IndexError, csv.Error) as error:
-        raise InputError(path, f"is damaged: {error}") from error
 
 
 def _parse(rows: list[list[str]]) -> Attributes:
-    cases = tuple(dict.fromkeys(row[0] for row in rows))
-    names = tuple(dict.fromkeys(row[1] for row in rows))
-    if [tuple(row[:2]) for row in rows] != [(case, name) for case in cases for name in names]:
-        raise ValueError("not every case has a row for every attribute")
+    cases, names = cases_and_names(rows)
     shape = (len(cases), len(names))
+    if unknown := {row[3] for row in rows} - _TRUTHS.keys():
+        raise ValueError(f"a truth that is neither yes nor no: {min(unknown)!r}")
     states = np.array([_TRUTHS[row[3]] for row in rows]).reshape(shape)
     probability = np.array([float(row[4]) for row in rows]).reshape(shape)
     if not ((probability >= 0) & (probability <= 1)).all():
         raise ValueError("a probability that is none")
-    return Attributes(
-        cases=cases,
-        names=names,
-        probability=probability,
-        true=states == 1,
-        known=states >= 0,
-    )
+    return Attributes(cases, names, probability, true=states == 1, known=states >= 0)

@@ -1,8 +1,6 @@
 """Predicted label maps against the true ones, each on its scan's own grid."""
 
-import csv
 import dataclasses
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,8 @@ from jaxmark.core.grids import Grid
 from jaxmark.core.segmentation import agreement, voxels
 from jaxmark.data.cases import CaseSegments, PreparedCase
 from jaxmark.data.segmentation_files import label_map_file, read_label_map
+from jaxmark.results.measures.tables import about_damage, cases_and_names, read_rows, write_rows
 from jaxmark.system.errors import InputError
-from jaxmark.system.files import read_bytes, write_text_atomic
 from jaxmark.system.parallel import parallel, worker_pool
 
 MAPS = "segmentation.csv"
@@ -143,33 +141,23 @@ def figures(maps: Maps) -> dict[str, Any]:
 
 def write_maps(maps: Maps, folder: Path) -> None:
     """`segmentation.csv`: a row a case and segment, and one of all segments together."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    rows = []
     for n, case in enumerate(maps.cases):
         for s, segment in enumerate((*maps.segments, TREE)):
             values = (float(maps.values[name][n, s]) for name in _COLUMNS[2:])
-            writer.writerow([case, segment, *(v if np.isfinite(v) else "" for v in values)])
-    write_text_atomic(folder / MAPS, text.getvalue())
+            rows.append([case, segment, *(v if np.isfinite(v) else "" for v in values)])
+    write_rows(folder / MAPS, _COLUMNS, rows)
 
 
 def read_maps(folder: Path) -> Maps:
     """What `write_maps` wrote; InputError where it is missing or damaged."""
-    path = folder / MAPS
-    text = read_bytes(path)
-    try:
-        header, *rows = csv.reader(io.StringIO(text.decode(), newline=""), strict=True)
-        if tuple(header) != _COLUMNS:
-            raise ValueError("its columns are not those of an evaluation")
-        cases = tuple(dict.fromkeys(row[0] for row in rows))
-        segments = tuple(dict.fromkeys(row[1] for row in rows))
-        expected = [(case, segment) for case in cases for segment in segments]
-        if segments[-1:] != (TREE,) or [tuple(row[:2]) for row in rows] != expected:
-            raise ValueError("not every case has a row for every segment")
+    with about_damage(folder / MAPS):
+        rows = read_rows(folder / MAPS, _COLUMNS)
+        cases, segments = cases_and_names(rows)
+        if segments[-1:] != (TREE,):
+            raise ValueError(f"the last row of a case is not that of {TREE!r}")
         cells = [[float(cell) if cell else np.nan for cell in row[2:]] for row in rows]
         table = np.array(cells).reshape(len(cases), len(segments), len(_COLUMNS) - 2)
-    except (ValueError, IndexError, csv.Error) as error:
-        raise InputError(path, f"is damaged: {error}") from error
     values = {name: table[..., column] for column, name in enumerate(_COLUMNS[2:])}
     return Maps(cases, segments[:-1], values)
 
