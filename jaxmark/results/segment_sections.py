@@ -117,8 +117,9 @@ def _accuracies(found: Mapping[str, Any]) -> str:
     head = ["", "there", "not there", "accuracy", "balanced accuracy", "sensitivity", "specificity"]
     note = (
         "A probability of 0.5 decides. Sensitivity: of those that are there. Specificity: of those "
-        "that are not. Balanced accuracy: the mean of both. Published accuracies are over all, "
-        "what everyone has among them. In brackets the 95 % interval, whole scans drawn."
+        "that are not. Balanced accuracy: the mean of both. Published accuracies are those over "
+        "all, which is easy where everyone has them. In brackets the 95 % interval, scans drawn "
+        "with replacement."
     )
     return table(head, lines, range(1, len(head))) + f"<p>{escape(note)}</p>\n"
 
