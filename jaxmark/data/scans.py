@@ -13,10 +13,9 @@ import shutil
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import SimpleITK as sitk
@@ -327,12 +326,7 @@ def read_voxels(path: Path) -> Content:
         return Content(content.voxels, place, (*content.notes, *turned))
 
 
-def write_scan(
-    path: Path,
-    voxels: np.ndarray,
-    ijk_to_lps: np.ndarray,
-    fields: Mapping[str, str] = MappingProxyType({}),
-) -> None:
+def write_scan(path: Path, voxels: np.ndarray, ijk_to_lps: np.ndarray) -> None:
     """Writes a volume; the extension of `path` says how. The file appears whole or not at all.
 
     NIfTI keeps the affine in float32, the other formats keep it to about 1e-16.
@@ -341,7 +335,6 @@ def write_scan(
       path: ends in .nii, .nii.gz, .mha or .nrrd (.mhd would be two files).
       voxels: (X, Y, Z) float32, uint8 or int16; the type is kept.
       ijk_to_lps: (4, 4) voxel indices -> LPS mm, with axes at right angles.
-      fields: what else a header says; the formats but NIfTI keep it.
 
     Raises:
       ValueError: an extension, type, shape or affine that cannot be written.
@@ -354,14 +347,21 @@ def write_scan(
     # ITK would write the nearest right-angled axes to NIfTI, and say nothing.
     if not at_right_angles(ijk_to_lps[:3, :3]):
         raise ValueError("cannot write axes that are not at right angles")
-    image = to_image(voxels, ijk_to_lps)
-    for key, value in fields.items():
-        image.SetMetaData(key, value)
+    write_image(path, to_image(voxels, ijk_to_lps))
+
+
+def write_image(path: Path, image: sitk.Image) -> None:
+    """Writes any image of SimpleITK, compressed but for `.nii`; the file appears whole or not.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
     with replacing(path) as temporary:
         try:
             sitk.WriteImage(image, str(temporary), useCompression=path.suffix != ".nii")
             if _extension(path) in (".nii", ".nii.gz"):
-                nifti.check_written(temporary, voxels.nbytes)
+                size = image.GetNumberOfPixels() * image.GetSizeOfPixelComponent()
+                nifti.check_written(temporary, size * image.GetNumberOfComponentsPerPixel())
         except (RuntimeError, EOFError, zlib.error) as error:
             # ITK does not say why.
             full = shutil.disk_usage(path.parent).free < _LITTLE_BYTES

@@ -13,7 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from jaxmark.core.grids import Grid
-from jaxmark.data.scans import LABEL_MAPS_FOLDER, SLICER_SEGMENTATION, read_voxels, write_scan
+from jaxmark.data.scans import (
+    LABEL_MAPS_FOLDER,
+    SLICER_SEGMENTATION,
+    read_voxels,
+    to_image,
+    write_image,
+)
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import write_json
 
@@ -60,7 +66,10 @@ def write_slicer_segmentation(
             f"Segment{index}_Layer": "0",
             f"Segment{index}_Extent": extent,
         }
-    write_scan(path, labels, grid.ijk_to_lps, fields)
+    image = to_image(labels, grid.ijk_to_lps)
+    for key, value in fields.items():
+        image.SetMetaData(key, value)
+    write_image(path, image)
 
 
 def write_dataset(folder: Path, names: Sequence[str], cases: int) -> None:
