@@ -126,7 +126,7 @@ def sizes(labels: np.ndarray, segments: int, spacing_mm: np.ndarray) -> Sizes:
 
     The mean radius is the mean distance from the voxels of a segment's skeleton to the centre of
     the nearest voxel of no vessel. That centre lies beyond the wall, and the skeleton beside the
-    middle: of straight tubes at least two voxels wide, at any angle, the figure is 0 to 0.3 voxels
+    middle: of straight tubes at least two voxels wide, at any angle, the figure is 0 to 0.4 voxels
     too small (tested); of a thinner one it means little.
     """
     near = labels[_grown(_box_of(labels > 0))]

@@ -176,7 +176,7 @@ class TrainedModel:
         affine: np.ndarray | None = None,
         frame: str = "",
     ) -> ScanLandmarks:
-        """The landmarks of one scan.
+        """The landmarks of one scan, and its segments where the model knows of any.
 
         Args:
           scan: a file or a folder with one DICOM series; an image of SimpleITK; or an array
