@@ -31,7 +31,7 @@ from absl import app, flags
 
 from experiments import dicom_files
 from jaxmark.config import Data
-from jaxmark.core.anatomy import Segment
+from jaxmark.core.anatomy import COW19, Segment
 from jaxmark.core.geometry import compose_affine
 from jaxmark.core.grids import Grid
 from jaxmark.data.attributes import read_attributes
@@ -54,8 +54,12 @@ from jaxmark.data.transforms import read_transform
 from jaxmark.data.unpaired import read_unpaired
 from jaxmark.inference import calibration
 from jaxmark.inference.likeness import PROFILE_SIZE, Usual
+from jaxmark.inference.segments import ScanSegments
 from jaxmark.results import batch
-from jaxmark.results.evaluate import Points, evaluate, read_points, read_summary
+from jaxmark.results.evaluate import evaluate, read_summary
+from jaxmark.results.measures import attributes, segmentation
+from jaxmark.results.measures.points import Points, read_points
+from jaxmark.results.predictions import attributes_of, read_predicted_attributes
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import sealed, write_json
 from jaxmark.trained import get_config
@@ -381,6 +385,26 @@ def _evaluation(folder: Path) -> list[Path]:
     return [folder / "points.csv", folder / "summary.json"]
 
 
+def _predicted_attributes(path: Path) -> None:
+    grid = Grid((9, 8, 7), np.eye(4))
+    labels = np.zeros(grid.shape, np.uint8)
+    labels[2:5, 2:5] = 1
+    segments = ScanSegments(COW19, grid, np.full(20, 0.75), np.full(19, 0.25), labels, grid)
+    write_json(path, attributes_of("a", segments, ["a doubt"]))
+
+
+def _measured_segments(folder: Path) -> list[Path]:
+    rng = np.random.default_rng(0)
+    columns = ("dice", "cldice", "betti0_error", "volume_true_mm3", "volume_predicted_mm3")
+    values = {name: rng.uniform(size=(3, 4)) for name in columns}
+    segmentation.write_maps(segmentation.Maps(tuple("abc"), NAMES, values), folder)
+    yes = rng.uniform(size=(3, 3)) < 0.5
+    told = attributes.Attributes(tuple("abc"), NAMES, rng.uniform(size=(3, 3)), yes, yes)
+    kinds = (attributes.SEGMENT, attributes.LANDMARK)
+    attributes.write_attributes(dict.fromkeys(kinds, told), folder)
+    return [folder / segmentation.MAPS, folder / attributes.ATTRIBUTES]
+
+
 def _config(path: Path) -> None:
     from experiments.cow import get_config as experiment
     from jaxmark.config import to_json
@@ -439,6 +463,14 @@ KINDS = {
     ),
     "batch record": Kind(_one("a.json", _record), lambda d: batch.read_record(d / "a.json", NAMES)),
     "evaluation": Kind(_evaluation, lambda d: (read_points(d), read_summary(d))),
+    "predicted attributes": Kind(
+        _one("a.attributes.json", _predicted_attributes),
+        lambda d: read_predicted_attributes(d / "a.attributes.json", COW19),
+    ),
+    "measured segments": Kind(
+        _measured_segments,
+        lambda d: (segmentation.read_maps(d), attributes.read_attributes_table(d)),
+    ),
     "config.json": Kind(_one("config.json", _config), lambda d: get_config(str(d))),
 }
 

@@ -34,11 +34,13 @@ from jaxmark.data.cases import PreparedCase
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.frame import load_frame, save_frame
 from jaxmark.data.prepare import Prepared, prepare_cohort, prepared_shape
+from jaxmark.data.scans import LABEL_MAPS_FOLDER
 from jaxmark.data.segmentations import read_segments
 from jaxmark.data.unpaired import place_unpaired, read_unpaired
 from jaxmark.inference import calibration
 from jaxmark.inference.model import TrainedModel
 from jaxmark.inference.predictor import Found, Predictor
+from jaxmark.inference.segments import ScanSegments, knows_segments
 from jaxmark.methods.method import (
     BY_SEGMENT,
     LABEL_MAPS,
@@ -54,9 +56,11 @@ from jaxmark.methods.method import (
     Variables,
 )
 from jaxmark.results import align as alignment
-from jaxmark.results import batch, contact_sheet, predictions
+from jaxmark.results import batch, contact_sheet, predictions, shown_cases
 from jaxmark.results import evaluate as evaluation
 from jaxmark.results import report as reports
+from jaxmark.results.measures.points import read_points
+from jaxmark.results.measures.segmentation import read_maps
 from jaxmark.system import processes
 from jaxmark.system.devices import data_mesh, local_mesh, platform
 from jaxmark.system.errors import InputError, printable
@@ -90,11 +94,24 @@ class Run:
         """The step and the variables that `config.predict.checkpoint` names."""
         return _load_variables(self.method, self.experiment, self.workdir, self.mesh)
 
-    def find(self, variables: Variables, cases: Sequence[PreparedCase], what: str) -> list[Found]:
-        """Landmarks of prepared cases, with a progress bar called `what`."""
+    @property
+    def scheme(self) -> Scheme:
+        """Of the prepared cases."""
+        return scheme_of(self.prepared.landmarks, self.prepared.frame.segments)
+
+    @property
+    def knows_segments(self) -> bool:
+        """Whether the method says which segments there are, and where."""
+        return knows_segments(self.experiment.method)
+
+    def find(
+        self, variables: Variables, cases: Sequence[PreparedCase], what: str
+    ) -> Iterator[Found]:
+        """What the method says of prepared cases, with a progress bar called `what`."""
         found = self.predictor(variables, (case.volume for case in cases))
-        bar = tqdm(found, total=len(cases), desc=what, unit="scan", disable=not processes.primary())
-        return list(bar)
+        yield from tqdm(
+            found, total=len(cases), desc=what, unit="scan", disable=not processes.primary()
+        )
 
     def evaluated(self) -> tuple[str, list[PreparedCase]]:
         """`config.predict.split` and its cases; where it is empty, test, or val without a test."""
@@ -150,21 +167,39 @@ def predict(run: Run) -> None:
     step, variables = run.variables()
     calibrate(run, step, variables)
     say(f"predicting the {len(cases)} cases of split {split!r} with the model of step {step}")
-    found = run.find(variables, cases, "predicting")
+    folder = run.workdir / "predictions"
+    found = _found(run, variables, cases, folder)
     if not processes.primary():
         return
     landmarks, settings = run.prepared.landmarks, run.experiment.predict
+    if run.knows_segments:
+        # Not among the landmarks: the folder may be another cohort's.
+        table = folder / LABEL_MAPS_FOLDER / predictions.ATTRIBUTES
+        predictions.write_segments_table([case.name for case in cases], run.scheme, folder, table)
     promises = {
         name: calibration.load(run.workdir, landmarks, step, name, settings.coverage)
         for name in run.experiment.method.decoders
     }
-    folder = run.workdir / "predictions"
     untrained = run.prepared.frame.untrained
     predictions.write_split(found, landmarks, settings.decoder, promises, folder, untrained)
     _say_untrained(untrained)
     learned = predictions.write_learned(run.method, variables.params, landmarks, folder)
     if learned:
         say(learned)
+
+
+def _found(
+    run: Run, variables: Variables, cases: Sequence[PreparedCase], folder: Path
+) -> list[Found]:
+    """Landmarks of prepared cases; label maps of all would fill the memory, so they are written."""
+    found = []
+    for one, case in zip(run.find(variables, cases, "predicting"), cases, strict=True):
+        if processes.primary() and case.segments is not None:
+            segments = ScanSegments.of(one, run.scheme, case.segments.grid)
+            if segments is not None:
+                predictions.write_segments(case.name, segments, folder)
+        found.append(one.without_maps())
+    return found
 
 
 def calibrate(run: Run, step: int, variables: Variables) -> None:
@@ -187,7 +222,7 @@ def calibrate(run: Run, step: int, variables: Variables) -> None:
             )
     if processes.from_primary("calibration", known):
         return
-    found = run.find(variables, cases, "calibrating") if cases else []
+    found = [f.without_maps() for f in run.find(variables, cases, "calibrating")] if cases else []
     if processes.primary():
         untrained = run.prepared.frame.untrained
         observed = calibration.observe(found, cases, landmarks, step, training, untrained)
@@ -212,8 +247,12 @@ def evaluate(run: Run) -> dict[str, Any]:
         promised=None if split == "val" else settings.coverage,
         predictions=run.workdir / "predictions" / f"landmarks_{settings.decoder}.csv",
         folder=run.workdir / "evaluation",
+        scheme=run.scheme if run.knows_segments else None,
+        workers=run.experiment.data.workers,
     )
     say(evaluation.headline(summary))
+    if run.knows_segments:
+        say(evaluation.segments_headline(summary))
     return summary
 
 
@@ -222,11 +261,20 @@ def report(run: Run) -> Path:
     page = run.workdir / reports.PAGE
     if processes.primary():
         _, cases = run.evaluated()
-        points = evaluation.read_points(run.workdir / "evaluation")
-        overlays = reports.overlay_cases(points, cases)
-        reports.write_report(run.workdir, overlays, run.experiment.method.metrics)
+        points = read_points(run.workdir / "evaluation")
+        overlays = shown_cases.overlay_cases(points, cases)
+        kinds, maps = run.experiment.method.metrics, _label_cases(run, cases)
+        reports.write_report(run.workdir, overlays, kinds, maps)
         say(f"report: {page}")
     return page
+
+
+def _label_cases(run: Run, cases: Sequence[PreparedCase]) -> list[shown_cases.LabelCase]:
+    """Cases to be shown with their label maps; none without predicted or without true ones."""
+    evaluated = run.workdir / "evaluation"
+    if evaluation.read_summary(evaluated).get("segmentation") is None:
+        return []
+    return shown_cases.label_cases(read_maps(evaluated), cases, run.workdir / "predictions")
 
 
 # What follows `prepare`, in order.

@@ -29,16 +29,15 @@ LIBRARIES = {
     "flax": ("models", "methods/method.py", "core/augmentation.py", "core/losses.py"),
     "absl": ("main.py",),
     "ml_collections": ("main.py",),
-    "matplotlib": ("results/figures.py",),
+    "matplotlib": ("results/figures.py", "results/segment_charts.py"),
+    "skimage": ("core/segmentation.py",),
     "tensorboardX": ("training/records.py",),
 }
 # Mathematics and files that need no JAX: they run in worker processes.
 WITHOUT_JAX = (
     "data",
-    "core/metrics.py",
-    "core/calibration.py",
-    "core/geometry.py",
-    "core/alignment.py",
+    *(f"core/{name}.py" for name in ("alignment", "anatomy", "calibration", "geometry", "grids")),
+    *(f"core/{name}.py" for name in ("metrics", "segmentation")),
 )
 # The one import that points up: where experiment files of people look for the first phantom.
 UPWARD = {("config.py", "jaxmark.data.phantoms.cow.cohort")}

@@ -22,6 +22,15 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """What it means that a segment is missing, where the segments `others` are there."""
+
+    missing: str
+    others: tuple[str, ...]
+    meaning: str
+
+
+@dataclass(frozen=True)
 class Scheme:
     """K landmarks and the S segments between them."""
 
@@ -32,6 +41,9 @@ class Scheme:
     symmetric_pairs: tuple[tuple[str, str], ...]
     # In the order of every array of segments; a segmentation's labels count from 1.
     segments: tuple[Segment, ...]
+    variants: tuple[Variant, ...] = ()
+    # What someone has who lacks no segment.
+    complete: str = "no segment missing"
 
     def __post_init__(self) -> None:
         names = [name for pair in self.symmetric_pairs for name in pair]
@@ -106,6 +118,18 @@ class Scheme:
         smooth = (absent[..., :, None] & self.incidence).any(-2)
         unsure = (~present[..., :, None] & uncertain).any(-2)
         return ~smooth & ~unsure, smooth
+
+    def variant(self, present: np.ndarray | Sequence[bool]) -> str:
+        """The anatomical variant of someone with these segments, (S,) bool, in words."""
+        names = [segment.name for segment in self.segments]
+        there = {name for name, here in zip(names, present, strict=True) if here}
+        meanings = {v.missing: v.meaning for v in self.variants if there.issuperset(v.others)}
+        missing = [
+            f"{name} missing" + (f": {meanings[name]}" if name in meanings else "")
+            for name in names
+            if name not in there
+        ]
+        return "; ".join(missing) or self.complete
 
     def landmark_attributes(self, segment_present: np.ndarray | Sequence[bool]) -> np.ndarray:
         """(..., S) bool -> (..., K) bool: no segment is missing that meets the landmark.
@@ -202,4 +226,12 @@ COW19 = Scheme(
         Segment("ACoA", ("A1/A2 R", "A1/A2 L"), may_be_missing=True),
         Segment("BA", ("BA tip",)),
     ),
+    variants=(
+        # The posterior cerebral artery comes from the carotid one, as before birth.
+        Variant("P1 R", ("PCoA R", "P2A R"), "fetal PCA right"),
+        Variant("P1 L", ("PCoA L", "P2A L"), "fetal PCA left"),
+        Variant("A1 R", ("A1 L", "ACoA", "A2 R", "A2 L"), "both A2 from the left"),
+        Variant("A1 L", ("A1 R", "ACoA", "A2 R", "A2 L"), "both A2 from the right"),
+    ),
+    complete="complete circle",
 )

@@ -139,22 +139,80 @@ def coverage(
     here = np.isfinite(errors_mm)
     stated = here & np.isfinite(radius_mm)
     held = stated & (errors_mm <= radius_mm)
-    counts, sums = stated.sum(1), held.sum(1)
-    interval = None
-    if (counts > 0).sum() >= 2:
-        drawn = _drawn(counts[counts > 0].size, seed, samples)
-        shares = (drawn @ sums[counts > 0]) / (drawn @ counts[counts > 0])
-        interval = np.quantile(shares, [0.025, 0.975]).tolist()
     return {
-        "share": float(sums.sum() / counts.sum()) if counts.sum() else None,
-        "interval": interval,
-        "n_points": int(counts.sum()),
+        **share(held, stated, seed, samples=samples),
+        "n_points": int(stated.sum()),
         "n_unstated": int((here & ~stated).sum()),
         "mean_radius_mm": _mean(radius_mm[stated]),
         "per_landmark": [
             {"n": int(s.sum()), "share": _mean(h[s]), "radius_mm": _mean(r[s])}
             for s, h, r in zip(stated.T, held.T, radius_mm.T, strict=True)
         ],
+    }
+
+
+def share(
+    held: np.ndarray, counted: np.ndarray, seed: int, *, samples: int = 10_000
+) -> dict[str, Any]:
+    """The share of what counts that holds, with its uncertainty.
+
+    `held`, `counted` (N, A) bool, of A things in each scan. Gives `share` and `interval` (95 %,
+    whole scans drawn, None with fewer than two that count).
+    """
+    mean = average(np.where(counted, held, np.nan), seed, samples=samples)
+    return {"share": mean["mean"], "interval": mean["interval"]}
+
+
+def average(values: np.ndarray, seed: int, *, samples: int = 10_000) -> dict[str, Any]:
+    """The mean of A numbers in each of N scans, with its uncertainty.
+
+    `values` (N, A), NaN where there is none. Gives `mean` and `interval`, as in `share`.
+    """
+    counts, sums = np.isfinite(values).sum(1), np.nansum(values, axis=1)
+    interval = None
+    if (counts > 0).sum() >= 2:
+        drawn = _drawn(counts[counts > 0].size, seed, samples)
+        means = (drawn @ sums[counts > 0]) / (drawn @ counts[counts > 0])
+        interval = np.quantile(means, [0.025, 0.975]).tolist()
+    return {
+        "mean": float(sums.sum() / counts.sum()) if counts.sum() else None,
+        "interval": interval,
+    }
+
+
+def attributes(
+    said: np.ndarray, true: np.ndarray, known: np.ndarray, seed: int, *, samples: int = 10_000
+) -> dict[str, Any]:
+    """How often A attributes, which are true or false of each scan, are told rightly.
+
+    `said`, `true`, `known` (N, A) bool; what is not known leaves every sum. Gives `accuracy`,
+    `sensitivity` (of the true ones the share that is said to be), `specificity` (of the false ones)
+    and `balanced_accuracy`, the mean of these two: each a `share` with its `interval`, as in
+    `share`, of all scans and attributes together, None where there are no such attributes. The
+    interval of the last is over those draws that have both kinds. Also the counts `n_true` and
+    `n_false`.
+    """
+    right = said == true
+    kinds = known & true, known & ~true
+    both = np.stack([kind.sum(1) for kind in kinds])  # (2, N)
+    hits = np.stack([(kind & right).sum(1) for kind in kinds])
+    balanced: dict[str, Any] = {"share": None, "interval": None}
+    if both.sum(1).all():
+        balanced["share"] = float((hits.sum(1) / both.sum(1)).mean())
+        some = both.any(0)
+        if some.sum() >= 2:
+            drawn = _drawn(int(some.sum()), seed, samples)
+            counts = both[:, some] @ drawn.T  # (2, samples)
+            usable = counts.all(0)
+            rates = (hits[:, some] @ drawn.T)[:, usable] / counts[:, usable]
+            balanced["interval"] = np.quantile(rates.mean(0), [0.025, 0.975]).tolist()
+    return {
+        "n_true": int(both[0].sum()),
+        "n_false": int(both[1].sum()),
+        "accuracy": share(right, known, seed, samples=samples),
+        "sensitivity": share(right, kinds[0], seed, samples=samples),
+        "specificity": share(right, kinds[1], seed, samples=samples),
+        "balanced_accuracy": balanced,
     }
 
 

@@ -53,6 +53,9 @@ _READERS: dict[str, Callable[[Path], Content]] = {
 EXTENSIONS = tuple(_READERS)
 # Those that earlier versions passed over: cohorts that worked then must work now.
 LATER_EXTENSIONS = (".nhdr", ".hdr", ".mgz", ".mgh")
+# The folder of label maps, and how names of 3D Slicer's segmentations end: these are no scans.
+LABEL_MAPS_FOLDER = "segmentations"
+SLICER_SEGMENTATION = ".seg.nrrd"
 # How names of files end that people take for images, beside `EXTENSIONS`.
 _LIKE_IMAGES = (
     (".img", ".img.gz", ".hdr.gz", ".dcm", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -122,7 +125,8 @@ def search_below(folder: Path, series: str = "") -> Found:
     multi-frame file is one, called by the folder and its own description or number; a path that
     `read_scan` understands stands for a series. What is in subfolders are others. Links to folders
     are not followed: there are no loops, and nothing is found twice or elsewhere. Links to files
-    are, as in `find_scans`.
+    are, as in `find_scans`. What is in folders called segmentations, and in files that end in
+    .seg.nrrd, are label maps and no scans.
 
     Args:
       series: of DICOM volumes those alone that are called so (`dicom_series.called`), by the names
@@ -200,12 +204,20 @@ def _stem(path: Path) -> Path:
 
 
 def _folders_below(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """The folder and all below it, each with what is in it; links to folders are left out."""
+    """The folder and all below it, each with what is in it.
+
+    Links to folders are left out, and so are label maps, such as earlier predictions.
+    """
     folders = [folder]
     # Grows while it is gone through.
     for parent in folders:
         with readable(parent):
-            found = [p for p in entries(parent) if not (p.is_dir() and p.is_symlink())]
+            found = [
+                path
+                for path in entries(parent)
+                if not (path.is_dir() and (path.is_symlink() or path.name == LABEL_MAPS_FOLDER))
+                and not path.name.lower().endswith(SLICER_SEGMENTATION)
+            ]
             folders += [path for path in found if path.is_dir()]
         yield parent, found
 

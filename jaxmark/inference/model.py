@@ -19,6 +19,7 @@ from jaxmark.data.landmarks import Landmarks
 from jaxmark.data.scans import Scan, checked_scan, read_scan
 from jaxmark.inference.calibration import Calibration, evidence_of
 from jaxmark.inference.predictor import Found, Predictor
+from jaxmark.inference.segments import ScanSegments
 from jaxmark.methods.method import Variables
 from jaxmark.system.errors import InputError, about
 from jaxmark.system.fingerprints import json_key
@@ -57,6 +58,8 @@ class ScanLandmarks:
     notes: tuple[str, ...] = ()
     # Landmarks that no training case has: nothing is known of them, whatever the network says.
     untrained: tuple[str, ...] = ()
+    # Of models that know of segments.
+    segments: ScanSegments | None = None
 
     @classmethod
     def of(
@@ -68,6 +71,7 @@ class ScanLandmarks:
         doubts: Sequence[str] = (),
         notes: Sequence[str] = (),
         untrained: Sequence[str] = (),
+        segments: ScanSegments | None = None,
     ) -> "ScanLandmarks":
         """What a network found, with what validation cases say of it."""
         presence = calibration.presence(np.asarray(found.prediction.evidence))
@@ -83,6 +87,7 @@ class ScanLandmarks:
             doubts=tuple(doubts),
             notes=tuple(notes),
             untrained=tuple(untrained),
+            segments=segments,
         )
 
     def __iter__(self) -> Iterator[Landmark]:
@@ -171,7 +176,7 @@ class TrainedModel:
         affine: np.ndarray | None = None,
         frame: str = "",
     ) -> ScanLandmarks:
-        """The landmarks of one scan.
+        """The landmarks of one scan, and its segments where the model knows of any.
 
         Args:
           scan: a file or a folder with one DICOM series; an image of SimpleITK; or an array
@@ -206,6 +211,7 @@ class TrainedModel:
             doubts=doubts,
             notes=prepared.notes,
             untrained=untrained,
+            segments=ScanSegments.of(found, self.scheme, prepared.grid),
         )
 
 

@@ -27,6 +27,10 @@ class Found:
         """That of the volume's case."""
         return self.volume.name
 
+    def without_maps(self) -> "Found":
+        """The same without what is as large as a volume: what may be held of many cases."""
+        return dataclasses.replace(self, prediction=self.prediction.replace(maps={}))  # type: ignore[attr-defined]
+
     def landmarks_mm(self, decoder: str) -> np.ndarray:
         """(K, 3) LPS mm of the scan's own world."""
         ijk = np.asarray(self.prediction.positions_ijk[decoder])

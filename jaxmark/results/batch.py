@@ -5,7 +5,9 @@ scan that fails is reported and the others go on; a second start does what is no
 
 ```
 output/<case>.mrk.json, .fcsv, .csv, .png   landmarks in the scan's own LPS mm, and a picture
-output/batch/landmarks.csv                  all cases in one table
+output/<case>.seg.nrrd, .attributes.json    of models that know of segments, as
+output/segmentations/<case>.nii.gz          `data.segmentation_files` and `predictions` say
+output/batch/landmarks.csv, attributes.csv  all cases in one table
 output/batch/batch.json                     what failed and why, and how fast it was
 output/batch/cases/<case>.json              written last: what was made of which scan by which model
 ```
@@ -36,12 +38,19 @@ from jaxmark.data.frame import Frame, PreparedScan, load_frame, prepare_scan
 from jaxmark.data.landmarks import check_case, write_table
 from jaxmark.data.scans import case_name, file_flaw, passed_over, search_below
 from jaxmark.inference.model import COLUMNS, ScanLandmarks, TrainedModel
+from jaxmark.inference.segments import knows_segments
 from jaxmark.results import figures
 from jaxmark.results.predictions import (
+    ATTRIBUTES,
     DOUBTS,
+    attributes_file,
     doubts_by_landmark,
+    read_predicted_attributes,
+    segment_files,
     write_markups,
     write_predictions,
+    write_segments,
+    write_segments_table,
 )
 from jaxmark.system.errors import InputError, printable
 from jaxmark.system.files import read_json, replacing, write_json
@@ -156,6 +165,8 @@ def predict_scans(model: TrainedModel, sources: dict[str, Path], folder: Path) -
         finished = [name for name in named if name in written or name in done]
         try:
             _write_batch(outcome, finished, sources, folder)
+            if knows_segments(model.experiment.method):
+                write_segments_table(finished, model.scheme, folder, folder / "batch" / ATTRIBUTES)
         except OSError:
             # A line of its own has been printed for it.
             if not stopped:
@@ -317,13 +328,15 @@ def _write(job: _Writing) -> OSError | None:
     try:
         write_markups(case, folder, fcsv=True)
         write_predictions(folder / f"{case.name}.csv", [case])
+        if case.segments is not None:
+            write_segments(case.name, case.segments, folder, case.doubts)
         if job.picture:
             with replacing(folder / f"{case.name}.png") as temporary:
                 temporary.write_bytes(_picture(job))
-        write_json(_files(folder, case.name)[0], _describe(job))
+        write_json(_record(folder, case.name), _describe(job))
     except OSError as error:
         with contextlib.suppress(OSError):
-            for file in _files(folder, case.name):
+            for file in _files(folder, case.name, segments=case.segments is not None):
                 file.unlink(missing_ok=True)
         return error
     return None
@@ -344,6 +357,11 @@ def _picture(job: _Writing) -> bytes:
             for name, r, unknown in zip(case.landmarks, radius, untrained, strict=True)
         ],
         faint=np.isin(case.landmarks, case.hidden) & ~untrained,
+        segments=None
+        if case.segments is None
+        else figures.Segmentation(
+            case.segments.prepared, [segment.name for segment in case.segments.scheme.segments]
+        ),
     )
 
 
@@ -370,9 +388,12 @@ def _describe(job: _Writing) -> dict[str, Any]:
 
 def _is_done(model: TrainedModel, name: str, path: Path, folder: Path) -> bool:
     """Whether this scan, as it is now, was predicted by this model; what is stale is deleted."""
-    record, *files = _files(folder, name)
+    segments = knows_segments(model.experiment.method)
+    record, *files = _files(folder, name, segments=segments)
     try:
         tree = read_record(record, model.landmarks)
+        if segments:
+            read_predicted_attributes(attributes_file(folder, name), model.scheme)
         made_from = json.loads(json.dumps(file_state(path)))
         same = tree["model"] == model.identity and tree["made_from"] == made_from
     except InputError:
@@ -413,7 +434,7 @@ def _write_batch(
     outcome: Outcome, done: Sequence[str], sources: dict[str, Path], folder: Path
 ) -> None:
     """The table of all cases that are done, and what became of the batch."""
-    records = {name: read_json(_files(folder, name)[0], SCHEMA_VERSION) for name in done}
+    records = {name: read_json(_record(folder, name), SCHEMA_VERSION) for name in done}
     cases: dict[str, dict[str, Any]] = {name: tree["landmarks"] for name, tree in records.items()}
     points = {
         name: {landmark: np.array(row["lps_mm"]) for landmark, row in rows.items()}
@@ -451,10 +472,15 @@ def _write_batch(
     )
 
 
-def _files(folder: Path, name: str) -> list[Path]:
+def _record(folder: Path, name: str) -> Path:
+    return folder / "batch" / "cases" / f"{name}.json"
+
+
+def _files(folder: Path, name: str, *, segments: bool) -> list[Path]:
     """What is written of a case: its record, and then what is for people."""
     ends = (".mrk.json", ".fcsv", ".csv", ".png")
-    return [folder / "batch" / "cases" / f"{name}.json", *(folder / f"{name}{e}" for e in ends)]
+    files = [_record(folder, name), *(folder / f"{name}{end}" for end in ends)]
+    return files + [*segment_files(folder, name)] * segments
 
 
 def _number(value: float) -> float | None:

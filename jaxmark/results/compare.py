@@ -1,5 +1,6 @@
 """Several evaluated runs on the same cases in one table, with what is known of the differences."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -10,12 +11,23 @@ import numpy as np
 
 from jaxmark.core import metrics
 from jaxmark.results import figures
-from jaxmark.results.evaluate import Points, read_points, read_summary
+from jaxmark.results.evaluate import read_summary
+from jaxmark.results.measures.attributes import LANDMARK, SEGMENT, read_attributes_table
+from jaxmark.results.measures.points import Points, read_points
+from jaxmark.results.measures.segmentation import read_maps
 from jaxmark.results.page import chart, interval, mm, p_value, page, percent, table
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import write_json, write_text_atomic
 
 SCHEMA_VERSION = 1
+
+
+# What is compared of segments: mean Dice of those that the truth has, and shares told rightly.
+SEGMENT_MEASURES = {
+    "dice": "Dice",
+    "segments_right": "segments told rightly",
+    "bifurcations_right": "bifurcations told rightly",
+}
 
 
 class Published(TypedDict):
@@ -44,6 +56,11 @@ class Row:
     # `metrics.paired_comparison` with the reference, of errors and of confusions; None for itself.
     error_test: dict[str, Any] | None = None
     confusion_test: dict[str, Any] | None = None
+    # By the names of `SEGMENT_MEASURES`: means over the runs, (N, S) or (N, K), NaN where there is
+    # nothing to measure. Empty of methods that know of no segments.
+    segments: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    # By the same names, with the reference; in rows that both have.
+    segment_tests: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 def compare(rows: Mapping[str, Sequence[Path]], reference: str) -> list[Row]:
@@ -58,10 +75,8 @@ def compare(rows: Mapping[str, Sequence[Path]], reference: str) -> list[Row]:
     for label, runs in loaded.items():
         for folder, points in zip(rows[label], runs, strict=True):
             check_same_points(folder, points, first)
-    found = [
-        _row(label, runs, [read_summary(folder / "evaluation") for folder in rows[label]])
-        for label, runs in loaded.items()
-    ]
+    found = [_row(label, runs, rows[label]) for label, runs in loaded.items()]
+    _check_same_segments(rows, found)
     base = next((row for row in found if row.label == reference), None)
     if base is None:
         return found
@@ -77,7 +92,8 @@ def check_same_points(folder: Path, points: Points, first: Points) -> None:
         raise InputError(folder / "evaluation", "has other true positions than the first run's")
 
 
-def _row(label: str, runs: Sequence[Points], summaries: Sequence[dict[str, Any]]) -> Row:
+def _row(label: str, runs: Sequence[Points], folders: Sequence[Path]) -> Row:
+    summaries = [read_summary(folder / "evaluation") for folder in folders]
     mres = [summary["mre_mm"] for summary in summaries]
     confused = [metrics.confusions(p.truth_mm, p.predicted_mm, p.present) for p in runs]
     return Row(
@@ -87,7 +103,46 @@ def _row(label: str, runs: Sequence[Points], summaries: Sequence[dict[str, Any]]
         sd_runs_mm=float(np.std(mres, ddof=1)) if len(runs) > 1 else None,
         error_mm=np.mean([points.error_mm() for points in runs], axis=0),
         confused=np.mean(confused, axis=0),
+        segments=_segments(folders, summaries),
     )
+
+
+def _segments(
+    folders: Sequence[Path], summaries: Sequence[Mapping[str, Any]]
+) -> dict[str, np.ndarray]:
+    """What the runs of a method measured of segments, averaged; what one of them lacks is left out.
+
+    Raises:
+      InputError: a table is missing or damaged, or two runs' are not of the same cases.
+    """
+    found: dict[str, list[np.ndarray]] = {}
+    for folder, summary in zip(folders, summaries, strict=True):
+        evaluated = folder / "evaluation"
+        if summary.get("segmentation") is not None:
+            found.setdefault("dice", []).append(read_maps(evaluated).of_present("dice"))
+        if summary.get("attributes") is not None:
+            told = read_attributes_table(evaluated)
+            found.setdefault("segments_right", []).append(told[SEGMENT].right())
+            found.setdefault("bifurcations_right", []).append(told[LANDMARK].right())
+    whole = {name: tables for name, tables in found.items() if len(tables) == len(folders)}
+    for tables in whole.values():
+        for folder, values in zip(folders, tables, strict=True):
+            _check_same_known(folder, values, tables[0])
+    return {name: np.mean(tables, axis=0) for name, tables in whole.items()}
+
+
+def _check_same_segments(folders: Mapping[str, Sequence[Path]], rows: Sequence[Row]) -> None:
+    """InputError where rows can't be compared segment by segment."""
+    for name in SEGMENT_MEASURES:
+        measured = [row for row in rows if name in row.segments]
+        for row in measured:
+            _check_same_known(folders[row.label][0], row.segments[name], measured[0].segments[name])
+
+
+def _check_same_known(folder: Path, values: np.ndarray, first: np.ndarray) -> None:
+    if values.shape != first.shape or (np.isnan(values) != np.isnan(first)).any():
+        problem = "has other true segments than the first run's: evaluate the same cases"
+        raise InputError(folder / "evaluation", problem)
 
 
 def _tested(row: Row, base: Row) -> Row:
@@ -96,6 +151,10 @@ def _tested(row: Row, base: Row) -> Row:
             **vars(row),
             "error_test": metrics.paired_comparison(row.error_mm, base.error_mm, 0),
             "confusion_test": metrics.paired_comparison(row.confused, base.confused, 0),
+            "segment_tests": {
+                name: metrics.paired_comparison(row.segments[name], base.segments[name], 0)
+                for name in row.segments.keys() & base.segments.keys()
+            },
         }
     )
 
@@ -140,6 +199,7 @@ def write_comparison(
             "error_minus_reference": row.error_test,
             "confusion_minus_reference": row.confusion_test,
             "published": published.get(row.label),
+            **({"segments_minus_reference": row.segment_tests} if row.segment_tests else {}),
         }
         for row in rows
     ]
@@ -156,6 +216,7 @@ def tables(rows: Sequence[Row], published: Mapping[str, Published]) -> list[Tabl
     found = [_figures(rows)]
     if any(row.error_test is not None for row in rows):
         found.append(_differences(rows))
+    found += _segment_tables(rows)
     if published:
         found.append(_published(rows, published))
     return found
@@ -194,6 +255,42 @@ def _differences(rows: Sequence[Row]) -> Table:
         "signed-rank test on scans' means."
     )
     return f"Differences from {base}", meaning, head, lines
+
+
+def _segment_tables(rows: Sequence[Row]) -> list[Table]:
+    """Of what all rows have measured of segments; none where that is nothing."""
+    shared = [name for name in SEGMENT_MEASURES if all(name in row.segments for row in rows)]
+    if not shared:
+        return []
+    titles = [SEGMENT_MEASURES[name] for name in shared]
+    head = ["", *(f"{title} (%)" for title in titles)]
+    lines = [
+        [row.label, *(mm(100 * float(np.nanmean(row.segments[name]))) for name in shared)]
+        for row in rows
+    ]
+    meaning = (
+        "Dice: mean over the segments that the truth has. Told rightly: over all segments and "
+        "landmarks whose state is known, also those that everyone has."
+    )
+    found: list[Table] = [("Segments", meaning, head, lines)]
+    tested = [row for row in rows if row.segment_tests]
+    if tested:
+        head = [""]
+        for title in titles:
+            head += [f"{title} (%)", "95 % interval", "p"]
+        lines = []
+        for row in tested:
+            line = [row.label]
+            for name in shared:
+                test = row.segment_tests[name]
+                bounds = test["interval"] and np.multiply(test["interval"], 100)
+                line += [mm(100 * test["difference"]), interval({"interval": bounds})]
+                line.append(p_value(test["p_value"]))
+            lines.append(line)
+        (base,) = (row.label for row in rows if row.error_test is None)
+        meaning = "On the same scans; intervals and p as for the landmarks."
+        found.append((f"Segments: differences from {base}", meaning, head, lines))
+    return found
 
 
 def _published(rows: Sequence[Row], published: Mapping[str, Published]) -> Table:

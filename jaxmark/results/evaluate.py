@@ -1,72 +1,26 @@
-"""Predictions against the truth: every point in `points.csv`, every figure in `summary.json`."""
+"""Predictions against the truth: what is measured as tables, figures as `summary.json`."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxmark.core import metrics
-from jaxmark.core.geometry import apply_affine
+from jaxmark.core.anatomy import Scheme
 from jaxmark.data.cases import PreparedCase
-from jaxmark.data.landmarks import read_table
-from jaxmark.system.errors import InputError
-from jaxmark.system.files import read_bytes, read_json, write_json, write_text_atomic
+from jaxmark.results.measures import attributes, segmentation
+from jaxmark.results.measures.points import (
+    Points,
+    figures,
+    floors_of,
+    points_of,
+    write_points,
+)
+from jaxmark.system.files import read_json, write_json
 from jaxmark.system.messages import counted
 
 SCHEMA_VERSION = 2
-POINTS = "points.csv"
 SUMMARY = "summary.json"
-
-_PREDICTED = tuple(f"{axis}_predicted_lps_mm" for axis in "xyz")
-_TRUE = tuple(f"{axis}_true_lps_mm" for axis in "xyz")
-_STATED = ("score", "presence", "radius_mm", "state")
-_COLUMNS = ("case", "landmark", *_PREDICTED, *_TRUE, "error_mm", *_STATED)
-
-
-@dataclass(frozen=True)
-class Points:
-    """Predicted and true positions of K landmarks in N cases, LPS millimetres of each scanner.
-
-    `truth_mm`, `predicted_mm` (N, K, 3), `present` (N, K) bool: annotated; `absent` (N, K) bool:
-    known not to be there; `score` (N, K) as the method gives it; `presence` (N, K) the stated
-    probability, NaN where none is, and `radius_mm` (N, K) the stated radius, infinite where none
-    is. Truth is meaningless where not present. Raises ValueError for other shapes, for no points,
-    and for a case or a landmark named twice.
-    """
-
-    cases: tuple[str, ...]
-    landmarks: tuple[str, ...]
-    truth_mm: np.ndarray
-    predicted_mm: np.ndarray
-    present: np.ndarray
-    absent: np.ndarray
-    score: np.ndarray
-    presence: np.ndarray
-    radius_mm: np.ndarray
-
-    def __post_init__(self) -> None:
-        table = (len(self.cases), len(self.landmarks))
-        if 0 in table:
-            raise ValueError("no cases or no landmarks to evaluate")
-        for name, shape in (
-            ("truth_mm", (*table, 3)),
-            ("predicted_mm", (*table, 3)),
-            *((name, table) for name in ("present", "absent", "score", "presence", "radius_mm")),
-        ):
-            if np.shape(getattr(self, name)) != shape:
-                raise ValueError(f"{name} has shape {np.shape(getattr(self, name))}, not {shape}")
-        for names in (self.cases, self.landmarks):
-            twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-            if twice:
-                raise ValueError(f"named more than once: {', '.join(twice)}")
-
-    def error_mm(self) -> np.ndarray:
-        """Radial error (N, K) mm, NaN where absent."""
-        return metrics.radial_error_mm(self.truth_mm, self.predicted_mm, self.present)
 
 
 def evaluate(
@@ -76,6 +30,7 @@ def evaluate(
     floors: Mapping[str, np.ndarray],
     folder: Path,
     promised: float | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Score predictions, and predictions that need no network, and write both to `folder`.
 
@@ -84,35 +39,18 @@ def evaluate(
     columns of `Points` one `error_<floor>_mm` for each floor. `summary.json` has the figures of
     `metrics.summarize`, and the same ones of each floor under `floors`. With `promised`, the
     coverage that radii are stated for, it also has `coverage` and `presence`, of that module;
-    without, these are None. Returns that summary.
+    without, these are None. `more` figures, by name, stand behind them. Returns that summary.
     Raises ValueError for a position that is not finite at a present landmark.
     """
     positions = {
         name: np.broadcast_to(floor, points.truth_mm.shape) for name, floor in floors.items()
     }
-
-    def figures(predicted_mm: np.ndarray) -> dict[str, Any]:
-        return metrics.summarize(
-            points.truth_mm, predicted_mm, points.present, thresholds_mm, points.landmarks
-        )
-
     summary = {
         "schema_version": SCHEMA_VERSION,
-        **figures(points.predicted_mm),
-        "floors": {name: figures(floor) for name, floor in positions.items()},
-        "coverage": None,
-        "presence": None,
+        **figures(points, thresholds_mm, positions, promised),
+        **(more or {}),
     }
-    if promised is not None and np.isfinite(points.radius_mm).any():
-        kept = metrics.coverage(points.error_mm(), points.radius_mm, seed=0)
-        summary["coverage"] = {"nominal": promised, **kept}
-    if promised is not None and np.isfinite(points.presence).any():
-        summary["presence"] = metrics.presence(points.presence, points.present, points.absent)
-    floor_errors = {
-        name: metrics.radial_error_mm(points.truth_mm, floor, points.present)
-        for name, floor in positions.items()
-    }
-    write_text_atomic(folder / POINTS, _to_csv(points, floor_errors))
+    write_points(points, positions, folder)
     write_json(folder / SUMMARY, summary)
     return summary
 
@@ -126,48 +64,42 @@ def evaluate_cases(
     predictions: Path,
     folder: Path,
     promised: float | None = None,
+    scheme: Scheme | None = None,
+    workers: int = 1,
 ) -> dict[str, Any]:
     """Score the table `predictions` of prepared cases against their landmarks; see `evaluate`.
 
-    The floors are the mean positions of the training cases `train`: in millimetres of the scanner
-    ("mean_position"), and, where cases were registered, in the prepared grid, from which each
-    case's registration carries them to its scan ("mean_position_registered").
+    The floors are those of `floors_of`. With a `scheme`, of a method that knows of segments, label
+    maps and attributes beside that table are scored as well: see `measures`. `workers` are
+    processes for that, 0: one a CPU core.
 
     Raises InputError for predictions that lack a case, and for cases without any landmark.
     """
-    if not any(case.present.any() for case in cases):
-        raise InputError(predictions, "no case has landmarks to compare with: nothing to evaluate")
-    table = read_table(predictions)
-    stated = _read_stated(predictions)
-    predicted = np.full((len(cases), len(landmarks), 3), np.nan)
-    for row, case in zip(predicted, cases, strict=True):
-        for k, name in enumerate(landmarks):
-            position = table.get(case.name, {}).get(name)
-            if position is None:
-                problem = f"has no position of {name!r} in case {case.name!r}: run --mode=predict"
-                raise InputError(predictions, problem)
-            row[k] = position
-    points = Points(
-        cases=tuple(case.name for case in cases),
-        landmarks=tuple(landmarks),
-        truth_mm=np.stack([case.landmarks_mm for case in cases]),
-        predicted_mm=predicted,
-        present=np.stack([case.present for case in cases]),
-        absent=np.stack([case.absent for case in cases]),
-        **{
-            column: np.array([[values[c.name, name] for name in landmarks] for c in cases])
-            for column, values in stated.items()
-        },
-    )
-    mean_mm = _mean_position([case.landmarks_mm for case in train])
-    mean_ijk = _mean_position([case.landmarks_ijk for case in train])
-    registered = np.stack([apply_affine(case.ijk_to_lps, mean_ijk) for case in cases])
-    floors = {"mean_position": mean_mm}
-    if any(np.isfinite(case.quality) for case in cases):
-        floors["mean_position_registered"] = registered
+    points = points_of(cases, landmarks, predictions)
+    more = {} if scheme is None else _segments(cases, scheme, predictions.parent, folder, workers)
     return evaluate(
-        points, thresholds_mm=thresholds_mm, floors=floors, folder=folder, promised=promised
+        points,
+        thresholds_mm=thresholds_mm,
+        floors=floors_of(train, cases),
+        folder=folder,
+        promised=promised,
+        more=more,
     )
+
+
+def _segments(
+    cases: Sequence[PreparedCase], scheme: Scheme, predictions: Path, folder: Path, workers: int
+) -> dict[str, Any]:
+    """Figures of segments, and their tables; None of what no case has a truth for."""
+    maps = segmentation.measure(cases, scheme, predictions, workers)
+    if maps is not None:
+        segmentation.write_maps(maps, folder)
+    told = attributes.measure(cases, scheme, predictions)
+    attributes.write_attributes(told, folder)
+    return {
+        "segmentation": None if maps is None else segmentation.figures(maps),
+        "attributes": attributes.figures(told, scheme),
+    }
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -189,122 +121,22 @@ def headline(summary: Mapping[str, Any]) -> str:
     )
 
 
-# Columns of a table of predictions, and what an empty cell says.
-_EMPTY = {"score": np.nan, "presence": np.nan, "radius_mm": np.inf}
-
-
-def _read_stated(path: Path) -> dict[str, dict[tuple[str, str], float]]:
-    """Column -> (case, landmark) -> number, of a table that `read_table` has accepted."""
-    with path.open(newline="", encoding="utf-8") as file:
-        try:
-            rows = list(csv.DictReader(file))
-            return {
-                column: {
-                    (r["case"], r["landmark"]): float(r[column]) if r[column] else empty
-                    for r in rows
-                }
-                for column, empty in _EMPTY.items()
-            }
-        except (KeyError, ValueError) as error:
-            problem = f"a column is missing or no number ({error}); run --mode=predict again"
-            raise InputError(path, problem) from error
-
-
-def _mean_position(positions: Sequence[np.ndarray]) -> np.ndarray:
-    """(K, 3) mean over cases; a landmark that no case has is put at the middle of the others."""
-    stacked = np.stack(positions)
-    seen = ~np.isnan(stacked[..., :1])
-    mean = np.where(seen, stacked, 0).sum(0) / np.maximum(seen.sum(0), 1)
-    known = seen.any((0, 2))
-    return np.where(known[:, None], mean, mean[known].mean(0))
+def segments_headline(summary: Mapping[str, Any]) -> str:
+    """What is to be known of segments, in one line."""
+    parts = []
+    if (maps := summary["segmentation"]) is not None:
+        overlap, tree = maps["dice"]["mean"], maps["tree"]["cldice"]["mean"]
+        if overlap is not None:
+            parts.append(f"Dice {overlap:.3f} over {counted(maps['n_present'], 'segment')}")
+        if tree is not None:
+            parts.append(f"clDice of all segments together {tree:.3f}")
+    for kind, what in (("segments", "segments"), ("landmarks", "bifurcations")):
+        share = summary["attributes"][kind]["all"]["accuracy"]["share"]
+        if share is not None:
+            parts.append(f"{what} told rightly {100 * share:.1f} %")
+    return "; ".join(parts) or "no case has a label map or attributes to compare with"
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """The figures that `evaluate` wrote. Raises InputError for a missing or damaged file."""
     return read_json(folder / SUMMARY, SCHEMA_VERSION)
-
-
-def read_points(folder: Path) -> Points:
-    """The points that `evaluate` wrote, bit for bit; truth is NaN where a landmark is absent.
-
-    Raises InputError for a missing or damaged file.
-    """
-    return _read_table(folder / POINTS)[0]
-
-
-def read_floor_errors(folder: Path) -> dict[str, np.ndarray]:
-    """Radial errors (N, K) mm of each floor that `evaluate` was given, NaN where absent.
-
-    Raises InputError for a missing or damaged file.
-    """
-    return _read_table(folder / POINTS)[1]
-
-
-def _to_csv(points: Points, floor_errors: Mapping[str, np.ndarray]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_COLUMNS, *(f"error_{name}_mm" for name in floor_errors)])
-    error = points.error_mm()
-    for n, case in enumerate(points.cases):
-        for k, landmark in enumerate(points.landmarks):
-            here = points.present[n, k]
-            # Python floats are written with the fewest digits that give the same float back.
-            row = [case, landmark, *points.predicted_mm[n, k].tolist()]
-            row += points.truth_mm[n, k].tolist() if here else [""] * 3
-            row += [float(error[n, k]) if here else ""]
-            stated = (points.score[n, k], points.presence[n, k], points.radius_mm[n, k])
-            row += [float(value) if np.isfinite(value) else "" for value in stated]
-            row += ["present" if here else "absent" if points.absent[n, k] else ""]
-            row += [float(floor[n, k]) if here else "" for floor in floor_errors.values()]
-            writer.writerow(row)
-    return text.getvalue()
-
-
-def _read_table(path: Path) -> tuple[Points, dict[str, np.ndarray]]:
-    try:
-        text = read_bytes(path).decode()
-        header, *rows = [*csv.reader(io.StringIO(text, newline=""), strict=True)] or [[]]
-        if tuple(header[: len(_COLUMNS)]) != _COLUMNS:
-            raise ValueError("its columns are not those of an evaluation")
-        return _parse(header, rows)
-    except InputError:
-        raise
-    except (ValueError, csv.Error) as error:
-        raise InputError(path, f"is damaged: {error}") from error
-
-
-def _parse(header: list[str], rows: list[list[str]]) -> tuple[Points, dict[str, np.ndarray]]:
-    """A table's rows as arrays; raises ValueError unless they are a full grid of points."""
-    cases = tuple(dict.fromkeys(row[0] for row in rows if row))
-    landmarks = tuple(dict.fromkeys(row[1] for row in rows if len(row) > 1))
-    expected = [(case, landmark) for case in cases for landmark in landmarks]
-    if [tuple(row[:2]) for row in rows] != expected:
-        raise ValueError("not every case has a row for every landmark")
-    if any(len(row) != len(header) for row in rows):
-        raise ValueError("a row is not as long as the header")
-    shape = (len(cases), len(landmarks))
-    states = np.array([row[_COLUMNS.index("state")] for row in rows]).reshape(shape)
-    if not np.isin(states, ("present", "absent", "")).all():
-        raise ValueError("a state is not 'present', 'absent' or empty")
-    # Of the columns behind the names, this one is no number.
-    del (header := [*header])[_COLUMNS.index("state")]
-    rows = [[*row[: _COLUMNS.index("state")], *row[_COLUMNS.index("state") + 1 :]] for row in rows]
-    numbers = np.array([[float(cell) if cell else np.nan for cell in row[2:]] for row in rows])
-    numbers = numbers.reshape(*shape, len(header) - 2)
-    points = Points(
-        cases=cases,
-        landmarks=landmarks,
-        predicted_mm=numbers[..., :3],
-        truth_mm=numbers[..., 3:6],
-        present=states == "present",
-        absent=states == "absent",
-        score=numbers[..., 7],
-        presence=numbers[..., 8],
-        radius_mm=np.where(np.isnan(numbers[..., 9]), np.inf, numbers[..., 9]),
-    )
-    floors = {
-        name.removeprefix("error_").removesuffix("_mm"): numbers[..., column]
-        for column, name in enumerate(header[2:])
-        if column >= len(_COLUMNS) - 3
-    }
-    return points, floors

@@ -4,6 +4,7 @@ Only matplotlib's object interface is used: no window system, and no state that 
 Charts are SVG with a transparent ground, so that a page can show them on its own.
 """
 
+import colorsys
 import dataclasses
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,9 +34,11 @@ OWN = "#ffd166"
 
 # Of the names below a picture with numbered points.
 _KEY_COLUMNS = 6
+# Of the colours of segments.
+_COLOR_COLUMNS = 10
 
 # The type of a key is a list of all that matplotlib knows, which a plain dict is not.
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 10,
     "axes.edgecolor": "#999999",
     "axes.labelcolor": INK,
@@ -67,12 +70,14 @@ def overlay(
     truth_ijk: np.ndarray | None = None,
     names: Sequence[str] = (),
     faint: np.ndarray | None = None,
+    segments: "Segmentation | None" = None,
 ) -> bytes:
     """PNG, 1400 pixels wide: three maximum intensity projections with landmarks on them.
 
     `image` (X, Y, Z), x towards the patient's left, y towards the back, z towards the head;
     `predicted_ijk`, `truth_ijk` (K, 3) voxels, NaN for what is not to be drawn. With `names` points
-    are numbered and a key stands below; `faint` (K,) are drawn as rings. Views as a radiologist has
+    are numbered and a key stands below; `faint` (K,) are drawn as rings. `segments` are translucent
+    colours below the points, in each view the one nearest to who looks. Views as a radiologist has
     them: the patient's right is on the left of the coronal and axial ones, the head is up, the face
     is on the left of the sagittal and at the top of the axial one. All are drawn to one scale.
     """
@@ -88,7 +93,10 @@ def overlay(
     # Inches: the panels share what the margins leave of the width.
     key_rows = -(-len(names) // _KEY_COLUMNS)
     width, left, gap, top, bottom = 14.0, 0.65, 0.7, 0.75, 0.55
-    key_height = 0.2 * key_rows + 0.1 * bool(key_rows)
+    drawn = [] if segments is None else segments.drawn()
+    color_rows = -(-len(drawn) // _COLOR_COLUMNS)
+    color_height = 0.2 * color_rows + 0.1 * bool(color_rows)
+    key_height = 0.2 * key_rows + 0.1 * bool(key_rows) + color_height
     room = width - left - gap * (len(views) - 1) - 0.25
     widest = sum(size_mm[across] for _, across, _ in views)
     highest = max(size_mm[upright] for _, _, upright in views)
@@ -96,7 +104,7 @@ def overlay(
     scale = min(room / widest, 10.0 / highest)
     height = highest * scale + top + bottom + key_height
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
         figure.text(left / width, 1 - 0.3 / height, title, size=13, weight="bold", va="center")
         x = left
@@ -108,6 +116,8 @@ def overlay(
             )
             x += panel[0] + gap
             _project(axes, image, spacing_mm, across, upright)
+            if segments is not None:
+                _draw_labels(axes, segments, spacing_mm, across, upright)
             plane = [across, upright]
             _mark(
                 axes,
@@ -127,8 +137,42 @@ def overlay(
                 size=9,
                 va="center",
             )
-        _overlay_legend(figure, width, height, truth=truth_mm is not None, faint=bool(faint.any()))
-        return _bytes(figure, "png")
+        for number, (name, color) in enumerate(drawn):
+            column, row = divmod(number, color_rows)
+            x = (left + column * (width - left) / _COLOR_COLUMNS) / width
+            y = (color_height - 0.2 * row - 0.1) / height
+            figure.add_artist(Line2D([x], [y], marker="s", ms=7, color=color))
+            figure.text(x + 0.12 / width, y, _shortened(name, 18), size=9, va="center")
+        if len(predicted_mm):
+            _overlay_legend(
+                figure, width, height, truth=truth_mm is not None, faint=bool(faint.any())
+            )
+        return rendered(figure, "png")
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation:
+    """A label map over a volume: `labels` (X, Y, Z), 0 or 1 + index into the S `names`."""
+
+    labels: np.ndarray
+    names: Sequence[str]
+
+    def drawn(self) -> list[tuple[str, Any]]:
+        """Names and colours of the segments that have a voxel."""
+        there = np.bincount(self.labels.ravel(), minlength=len(self.names) + 1)[1:] > 0
+        rows = zip(self.names, segment_colors(len(self.names)), there, strict=True)
+        return [(name, color) for name, color, here in rows if here]
+
+
+def segment_colors(count: int) -> np.ndarray:
+    """(count, 3) RGB in [0, 1]: hues that neighbours in a list, such as R and L, do not share."""
+    golden = (np.sqrt(5) - 1) / 2
+    return np.array(
+        [
+            colorsys.hls_to_rgb(index * golden % 1, (0.5, 0.65, 0.57)[index % 3], 0.9)
+            for index in range(count)
+        ]
+    ).reshape(count, 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +215,7 @@ def contact_sheet(
     rows = -(-len(tiles) // columns)
     width = 14.0
     scale = width / (columns * wide * 1.03)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         height = rows * high * scale + 0.5
         figure = Figure(figsize=(width, height), dpi=100, facecolor="black")
         axes = figure.add_axes((0.01, 0.0, 0.98, 1 - 0.5 / height))
@@ -214,7 +258,7 @@ def contact_sheet(
         figure.text(0.01, 1 - 0.2 / height, title, size=12, weight="bold", color="white")
         tinted = _SHEET_LABELS * any(tile.labels is not None for tile in tiles)
         figure.text(0.01, 1 - 0.4 / height, _SHEET_MARKS + tinted, size=9, color="white")
-        return _bytes(figure, "png")
+        return rendered(figure, "png")
 
 
 def _tint(labels: np.ndarray) -> np.ndarray:
@@ -261,7 +305,7 @@ def checkerboard(planes: Sequence[Plane], title: str, rows: tuple[str, str]) -> 
     scale = min(room / sizes[:, 0].sum(), 7.0 / sizes[:, 1].max())
     high = sizes[:, 1].max() * scale
     height = 2 * high + top + between + bottom
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
         figure.text(left / width, 1 - 0.3 / height, title, size=13, weight="bold", va="center")
         for row, label in enumerate(rows):
@@ -287,7 +331,7 @@ def checkerboard(planes: Sequence[Plane], title: str, rows: tuple[str, str]) -> 
             bbox_to_anchor=(1 - 0.2 / width, 1 - 0.08 / height),
             ncols=len(handles),
         )
-        return _bytes(figure, "png")
+        return rendered(figure, "png")
 
 
 def per_landmark_bars(
@@ -302,7 +346,7 @@ def per_landmark_bars(
     rows = np.arange(len(per_landmark))
     mean = _column(per_landmark, "mre_mm")
     spread = np.nan_to_num(_column(per_landmark, "sd_mm"))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 1.1 + 0.2 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         axes.barh(rows, mean, height=0.62, color=METHOD, alpha=0.85, label="mean")
@@ -345,7 +389,7 @@ def per_landmark_bars(
             loc="outside upper left",
             ncols=len(labels),
         )
-        return _bytes(figure, "svg")
+        return rendered(figure, "svg")
 
 
 def landmark_dots(methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
@@ -355,7 +399,7 @@ def landmark_dots(methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
     """
     names = [str(row["name"]) for row in next(iter(methods.values()))]
     places = np.arange(len(names))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 1.3 + 0.28 * len(names)), layout="constrained")
         axes = figure.add_subplot()
         axes.hlines(places, 0, 1, "#eeeeee", lw=6, transform=axes.get_yaxis_transform())
@@ -372,7 +416,7 @@ def landmark_dots(methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
         axes.grid(axis="x")
         axes.set_xlabel("mean radial error (mm, logarithmic)")
         figure.legend(loc="outside upper left", ncols=4)
-        return _bytes(figure, "svg")
+        return rendered(figure, "svg")
 
 
 def sdr_curve(
@@ -389,7 +433,7 @@ def sdr_curve(
     # Errors below a tenth of a millimetre are below what annotators agree on.
     least = float(np.clip(np.quantile(everything, 0.005), 0.1, 1.0))
     most = max(float(everything.max()), 10 * least)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for threshold in thresholds_mm:
@@ -422,7 +466,7 @@ def sdr_curve(
         axes.grid(axis="y")
         axes.set_xlabel("radius (mm, logarithmic); dashed: SDR thresholds")
         axes.set_ylabel("points within the radius")
-        return _bytes(figure, "svg")
+        return rendered(figure, "svg")
 
 
 # What a log's numbers of one kind are drawn in: title, and how the axis is divided.
@@ -447,7 +491,7 @@ def training_curves(records: Sequence[Mapping[str, Any]], kinds: Mapping[str, st
     if not panels and not validations:
         return None
     warnings = [int(r["step"]) for r in records if r.get("kind") == "warning"]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         count = len(panels) + bool(validations)
         figure = Figure(figsize=(10, 0.6 + 2.6 * count), layout="constrained")
         grid = figure.subplots(count, sharex=True, squeeze=False)[:, 0]
@@ -475,7 +519,7 @@ def training_curves(records: Sequence[Mapping[str, Any]], kinds: Mapping[str, st
                 size=9,
             )
         grid[-1].set_xlabel("step" + ("; red: a warning" if warnings else ""))
-        return _bytes(figure, "svg")
+        return rendered(figure, "svg")
 
 
 def _project(
@@ -496,6 +540,28 @@ def _project(
         aspect="equal",
         extent=(-half[0], far[0], -half[1], far[1]),
         interpolation="bilinear",
+    )
+
+
+def _draw_labels(
+    axes: Axes, segments: Segmentation, spacing_mm: Sequence[float], across: int, upright: int
+) -> None:
+    """Draw a label map over a projection of its volume."""
+    (through,) = {0, 1, 2} - {across, upright}
+    # One looks from the left, from the front, and from below.
+    depth = np.moveaxis(segments.labels, through, 0)[:: -1 if through == 0 else 1]
+    first = (depth > 0).argmax(axis=0)
+    nearest = np.take_along_axis(depth, first[None], axis=0)[0].T
+    colors = np.zeros((len(segments.names) + 1, 4))
+    colors[1:, :3], colors[1:, 3] = segment_colors(len(segments.names)), 0.5
+    half = np.array([spacing_mm[across], spacing_mm[upright]]) / 2
+    far = np.array(nearest.shape[::-1]) * 2 * half - half
+    axes.imshow(
+        colors[nearest],
+        origin="lower",
+        aspect="equal",
+        extent=(-half[0], far[0], -half[1], far[1]),
+        interpolation="nearest",
     )
 
 
@@ -594,8 +660,8 @@ def _overlay_legend(
     )
 
 
-def _shortened(name: str) -> str:
-    return name if len(name) <= 30 else name[:29] + "…"
+def _shortened(name: str, longest: int = 30) -> str:
+    return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
 def _column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
@@ -721,7 +787,8 @@ def _plain_log_ticks(axes: Axes, which: str) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _bytes(figure: Figure, kind: str) -> bytes:
+def rendered(figure: Figure, kind: str) -> bytes:
+    """A figure as a file: "svg", or "png"."""
     file = io.BytesIO()
     if kind == "svg":
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})

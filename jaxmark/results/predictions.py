@@ -1,16 +1,27 @@
-"""Files of predictions: points for 3D Slicer, tables, what a model learned of each landmark."""
+"""Files of predictions: points and segments for 3D Slicer, tables, what a model has learned."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxmark.core.anatomy import Scheme
 from jaxmark.data.landmarks import write_fcsv, write_mrk_json, write_table
+from jaxmark.data.scans import write_scan
+from jaxmark.data.segmentation_files import (
+    label_map_file,
+    slicer_file,
+    write_dataset,
+    write_slicer_segmentation,
+)
 from jaxmark.inference.calibration import Calibration
 from jaxmark.inference.model import COLUMNS, ScanLandmarks
 from jaxmark.inference.predictor import Found
+from jaxmark.inference.segments import ScanSegments
 from jaxmark.methods.method import Method, Params
+from jaxmark.results.figures import segment_colors
+from jaxmark.results.measures.tables import write_rows
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import read_json, write_json
 
@@ -18,6 +29,9 @@ from jaxmark.system.files import read_json, write_json
 LEARNED = "learned.json"
 # The last column of a table of predictions: words.
 DOUBTS = "doubts"
+ATTRIBUTES_VERSION = 1
+# The table of all cases.
+ATTRIBUTES = "attributes.csv"
 # Of the points in 3D Slicer: seen on bright vessels and on dark brain.
 COLOR = (0.30, 1.0, 0.42)
 
@@ -29,6 +43,115 @@ def write_markups(case: ScanLandmarks, folder: Path, *, fcsv: bool) -> None:
     write_mrk_json(markups, points, descriptions=words, hidden=hidden, color=COLOR)
     if fcsv:
         write_fcsv(folder / f"{case.name}.fcsv", points, descriptions=words, hidden=hidden)
+
+
+def attributes_file(folder: Path, case: str) -> Path:
+    """Where it says which segments a case has."""
+    return folder / f"{case}.attributes.json"
+
+
+def segment_files(folder: Path, case: str) -> tuple[Path, ...]:
+    """All that `write_segments` writes."""
+    return slicer_file(folder, case), label_map_file(folder, case), attributes_file(folder, case)
+
+
+def write_segments(
+    case: str, segments: ScanSegments, folder: Path, doubts: Sequence[str] = ()
+) -> None:
+    """A case's label map on its scan's own grid and its attributes; see `segment_files`.
+
+    Two files of one map: 3D Slicer's holds names and colours, the other one is what nnU-Net and
+    other tools, and jaxmark itself, take.
+    """
+    names = [segment.name for segment in segments.scheme.segments]
+    labels, grid = segments.labels, segments.grid
+    colors = segment_colors(len(names))
+    write_slicer_segmentation(slicer_file(folder, case), labels, grid, names, colors)
+    write_scan(label_map_file(folder, case), labels, grid.ijk_to_lps)
+    write_json(attributes_file(folder, case), attributes_of(case, segments, doubts))
+
+
+def attributes_of(case: str, segments: ScanSegments, doubts: Sequence[str]) -> dict[str, Any]:
+    """What is known of a case's segments and of where arteries fork, as JSON types."""
+    sizes = zip(segments.sizes.volume_mm3, segments.sizes.mean_radius_mm, strict=True)
+    rows = zip(segments.scheme.segments, segments.present, sizes, strict=True)
+    return {
+        "schema_version": ATTRIBUTES_VERSION,
+        "case": case,
+        "variant": segments.variant,
+        "doubts": list(doubts),
+        "segments": {
+            segment.name: {
+                "label": label,
+                "present": _shortest(present),
+                "volume_mm3": float(volume),
+                "mean_radius_mm": float(radius) if np.isfinite(radius) else None,
+            }
+            for label, (segment, present, (volume, radius)) in enumerate(rows, start=1)
+        },
+        "landmarks": {
+            name: {"fork": _shortest(fork)}
+            for name, fork in zip(segments.scheme.landmarks, segments.forks, strict=True)
+        },
+    }
+
+
+def write_segments_table(cases: Sequence[str], scheme: Scheme, folder: Path, table: Path) -> None:
+    """What `write_segments` has written of cases into `folder`, in one table.
+
+    A row a case: the variant in words, and each segment's probability. Also `dataset.json`, which
+    says what the labels are.
+    """
+    names = [segment.name for segment in scheme.segments]
+    rows = []
+    for case in cases:
+        stated = read_predicted_attributes(attributes_file(folder, case), scheme)
+        words = [stated.variant, "; ".join(stated.doubts)]
+        rows.append([case, *words, *stated.present.tolist()])
+    write_rows(table, ["case", "variant", DOUBTS, *names], rows)
+    write_dataset(folder, names, len(cases))
+
+
+def _shortest(probability: np.floating) -> float:
+    """The float of the fewest digits that stand for a probability of the network's precision."""
+    return float(str(probability))
+
+
+class StatedAttributes(NamedTuple):
+    """What a file of attributes says."""
+
+    present: np.ndarray  # (S,) probability of each segment
+    forks: np.ndarray  # (K,) probability that arteries fork at each landmark
+    variant: str
+    doubts: tuple[str, ...]
+
+
+def read_predicted_attributes(path: Path, scheme: Scheme) -> StatedAttributes:
+    """What `write_segments` wrote of a case's attributes.
+
+    Raises:
+      InputError: the file is missing, damaged, or of another scheme.
+    """
+    tree = read_json(path, ATTRIBUTES_VERSION)
+    try:
+        parts = (
+            ("segments", [segment.name for segment in scheme.segments], "present"),
+            ("landmarks", list(scheme.landmarks), "fork"),
+        )
+        found = []
+        for part, names, key in parts:
+            if list(tree[part]) != names:
+                raise ValueError(f"other {part}")
+            values = np.array([float(tree[part][name][key]) for name in names])
+            if not ((values >= 0) & (values <= 1)).all():
+                raise ValueError(f"{part}: {key} is no probability")
+            found.append(values)
+        words = [tree["variant"], *tree["doubts"]]
+        if not all(isinstance(word, str) for word in words):
+            raise ValueError("a word that is no text")
+        return StatedAttributes(found[0], found[1], words[0], tuple(words[1:]))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(path, f"lacks a field or has a wrong one ({error!r})") from error
 
 
 def write_predictions(path: Path, cases: Iterable[ScanLandmarks]) -> None:

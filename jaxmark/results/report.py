@@ -2,7 +2,6 @@
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from importlib import metadata
 from pathlib import Path
@@ -12,12 +11,13 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from jaxmark.core import metrics
-from jaxmark.core.geometry import apply_affine
-from jaxmark.data.cases import PreparedCase
 from jaxmark.results import figures
-from jaxmark.results.evaluate import Points, read_floor_errors, read_points, read_summary
+from jaxmark.results.evaluate import read_summary
+from jaxmark.results.measures.points import Points, read_floor_errors, read_points
 from jaxmark.results.page import chart, data_uri, interval, mm, p_value, page, percent, table
 from jaxmark.results.predictions import read_learned
+from jaxmark.results.segment_sections import segmentation_section, variants_section
+from jaxmark.results.shown_cases import LabelCase, OverlayCase, choose_cases
 from jaxmark.system.files import json_text, read_json, write_text_atomic
 from jaxmark.system.messages import counted
 from jaxmark.training.records import METRICS, SPEED, read_records
@@ -36,63 +36,20 @@ _FIGURES = (
 )
 
 
-@dataclass(frozen=True)
-class OverlayCase:
-    """A prepared case to be shown with its landmarks; arrays as `figures.overlay` takes them."""
-
-    name: str
-    image: np.ndarray
-    spacing_mm: Sequence[float]
-    truth_ijk: np.ndarray
-    predicted_ijk: np.ndarray
-
-
-def choose_cases(points: Points) -> list[tuple[str, str]]:
-    """Labels and names of the best, the median and the worst case by mean error; no case twice.
-
-    Cases without a present landmark are left out, so there may be none.
-    """
-    rows = zip(points.error_mm(), points.cases, strict=True)
-    scored = [(np.nanmean(row), case) for row, case in rows if np.isfinite(row).any()]
-    ranked = [case for _, case in sorted(scored)]
-    if len(ranked) < 2:
-        return [("only", case) for case in ranked]
-    chosen = [("best", ranked[0]), ("worst", ranked[-1])]
-    if len(ranked) > 2:
-        chosen.insert(1, ("median", ranked[(len(ranked) - 1) // 2]))
-    return chosen
-
-
-def overlay_cases(points: Points, cases: Sequence[PreparedCase]) -> list[OverlayCase]:
-    """Pictures for the cases of `choose_cases`, from their prepared images."""
-    by_name = {case.name: case for case in cases}
-    overlays = []
-    for _, name in choose_cases(points):
-        case, row = by_name[name], points.cases.index(name)
-        to_ijk = np.linalg.inv(case.ijk_to_lps)
-        overlays.append(
-            OverlayCase(
-                name=name,
-                image=case.image(),
-                spacing_mm=np.linalg.norm(case.ijk_to_lps[:3, :3], axis=0).tolist(),
-                truth_ijk=case.landmarks_ijk,
-                # What has no truth is not shown beside it.
-                predicted_ijk=np.where(
-                    case.present[:, None], apply_affine(to_ijk, points.predicted_mm[row]), np.nan
-                ),
-            )
-        )
-    return overlays
-
-
-def write_report(workdir: Path, overlays: Sequence[OverlayCase], kinds: Mapping[str, str]) -> Path:
+def write_report(
+    workdir: Path,
+    overlays: Sequence[OverlayCase],
+    kinds: Mapping[str, str],
+    label_cases: Sequence[LabelCase] = (),
+) -> Path:
     """Write `workdir/report/index.html` and return its path.
 
     Reads `config.json`, `evaluation/` and, where they are there, `logs/` and
     `predictions/learned.json` of the work dir.
     `overlays` are the cases to show, usually those of `choose_cases`; `kinds` says what the
-    log's numbers are, as a method's `metrics` do. The page holds its pictures
-    and refers to nothing outside itself. Raises InputError for a missing or damaged file.
+    log's numbers are, as a method's `metrics` do; `label_cases` are those to show with their label
+    maps, of a method that knows of segments. The page holds its pictures and refers to nothing
+    outside itself. Raises InputError for a missing or damaged file.
     """
     config = read_json(workdir / "config.json")
     summary = read_summary(workdir / "evaluation")
@@ -124,6 +81,8 @@ def write_report(workdir: Path, overlays: Sequence[OverlayCase], kinds: Mapping[
                 "Mean radial error of each landmark",
             ),
         ),
+        ("Segmentation", segmentation_section(summary.get("segmentation"), label_cases)),
+        ("Anatomical variants", variants_section(summary.get("attributes"), workdir)),
         ("What was learned of each landmark", _learned(summary, learned)),
         ("What the predictions promise", _promises(summary)),
         (f"The {_WORST_POINTS} worst points", _worst_points_table(points)),

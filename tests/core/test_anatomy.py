@@ -27,6 +27,42 @@ def test_every_segment_has_two_ends_but_the_basilar_artery():
     assert set(ends.values()) == {2}
 
 
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ((), "complete circle"),
+        (("P1 R",), "P1 R missing: fetal PCA right"),
+        (("PCoA L",), "PCoA L missing"),
+        (("A1 R",), "A1 R missing: both A2 from the left"),
+        (("A1 L", "P1 L"), "A1 L missing: both A2 from the right; P1 L missing: fetal PCA left"),
+        (("ACoA",), "ACoA missing"),
+        # Nothing is left that could feed what lies behind.
+        (("PCoA R", "P1 R"), "PCoA R missing; P1 R missing"),
+        (("A1 R", "ACoA"), "A1 R missing; ACoA missing"),
+        (("A1 R", "A1 L"), "A1 R missing; A1 L missing"),
+    ],
+)
+def test_variants_in_words(missing, words):
+    assert COW19.variant([segment.name not in missing for segment in COW19.segments]) == words
+
+
+def test_variants_name_segments_and_have_their_mirror_image():
+    names = {segment.name for segment in COW19.segments}
+    swap = str.maketrans("RL", "LR")
+    for variant in COW19.variants:
+        assert {variant.missing, *variant.others} <= names
+        twin = next(v for v in COW19.variants if v.missing == variant.missing.translate(swap))
+        assert set(twin.others) == {
+            name.translate(swap) if name[-2] == " " else name for name in variant.others
+        }
+
+
+def test_variants_of_an_own_scheme():
+    own = scheme_of(["a", "b"], [Segment("one", ()), Segment("two", ("a",), may_be_missing=True)])
+    assert own.variant([True, False]) == "two missing"
+    assert own.variant([True, True]) == "no segment missing"
+
+
 def test_a_complete_circle_has_all_bifurcations():
     assert attributes() == set()
 

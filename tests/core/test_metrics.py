@@ -219,3 +219,58 @@ def test_presence_by_hand():
     assert found["bins"][6] == {"n": 2, "stated": pytest.approx(0.6), "observed": 0.5}
     assert found["bins"][0] == {"n": 0, "stated": None, "observed": None}
     assert metrics.presence(stated, present, np.zeros((3, 2), bool))["auc"] is None
+
+
+def test_share_by_hand():
+    held = np.array([[True, False, True], [True, True, False], [False, False, False]])
+    counted = np.array([[True, True, False], [True, True, True], [False, False, False]])
+    found = metrics.share(held, counted, seed=0)
+    assert found["share"] == 3 / 5
+    # Either scan twice, or each once: 2 of 4, 4 of 6, or 3 of 5.
+    assert found["interval"] == pytest.approx([1 / 2, 2 / 3])
+    alone = metrics.share(held[:1], counted[:1], seed=0)
+    assert alone == {"share": 1 / 2, "interval": None}
+    assert metrics.share(held, held & False, seed=0) == {"share": None, "interval": None}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_attributes_agree_with_plain_loops(seed):
+    rng = np.random.default_rng(seed)
+    said, true, known = rng.random((3, 7, 5)) < np.array([0.6, 0.7, 0.8])[:, None, None]
+    cells = [(n, a) for n in range(7) for a in range(5) if known[n, a]]
+
+    def rates(scans):
+        """Accuracy, sensitivity, specificity and their mean over scans, some of them repeatedly."""
+        of = [(said[n, a], true[n, a]) for scan in scans for n, a in cells if n == scan]
+        positive = [s for s, t in of if t]
+        negative = [not s for s, t in of if not t]
+        if not (positive and negative):
+            return None
+        sensitivity, specificity = np.mean(positive), np.mean(negative)
+        right = np.mean([s == t for s, t in of])
+        return right, sensitivity, specificity, (sensitivity + specificity) / 2
+
+    found = metrics.attributes(said, true, known, seed=0)
+    names = ("accuracy", "sensitivity", "specificity", "balanced_accuracy")
+    np.testing.assert_allclose([found[name]["share"] for name in names], rates(range(7)))
+    assert found["n_true"] + found["n_false"] == len(cells)
+    # The same intervals, but for chance, from another generator's draws.
+    draws = [rates(rng.integers(0, 7, 7)) for _ in range(2000)]
+    bounds = np.quantile([d for d in draws if d is not None], [0.025, 0.975], axis=0).T
+    np.testing.assert_allclose([found[name]["interval"] for name in names], bounds, atol=0.06)
+
+
+def test_attributes_of_one_kind_alone():
+    said = np.array([[True, True], [True, False]])
+    everything = np.ones((2, 2), bool)
+    found = metrics.attributes(said, everything, everything, seed=0)
+    assert (found["n_true"], found["n_false"]) == (4, 0)
+    assert found["accuracy"]["share"] == found["sensitivity"]["share"] == 3 / 4
+    nothing = {"share": None, "interval": None}
+    assert found["specificity"] == found["balanced_accuracy"] == nothing
+    unknown = metrics.attributes(said, everything, ~everything, seed=0)
+    assert unknown["accuracy"] == nothing and unknown["n_true"] == 0
+    # One scan has no interval; JSON holds what there is.
+    one = metrics.attributes(said[1:], np.array([[True, False]]), everything[1:], seed=0)
+    assert one["balanced_accuracy"] == {"share": 1.0, "interval": None}
+    json.dumps([found, unknown, one], allow_nan=False)

@@ -7,7 +7,8 @@ import pytest
 from conftest import refused
 
 from jaxmark.results.compare import as_text, compare, write_comparison
-from jaxmark.results.evaluate import Points, evaluate
+from jaxmark.results.evaluate import evaluate
+from jaxmark.results.measures.points import Points
 from jaxmark.system.files import read_json
 
 PAPER = {"ours": {"mre_mm": 1.5, "sd_mm": 0.25, "sdr": [80.0, 90.0]}}

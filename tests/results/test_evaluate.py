@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxmark.results import evaluate
+from jaxmark.results.measures.points import Points, read_floor_errors, read_points
 from jaxmark.system.errors import InputError
 
 
@@ -16,7 +17,7 @@ def make_points(scans=3, landmarks=4, seed=0):
     present = np.ones((scans, landmarks), bool)
     present[1, 2] = False
     truth[1, 2] = np.nan
-    return evaluate.Points(
+    return Points(
         cases=('plain, "quoted"', "line\r\nbreak", "ünicode <b>")[:scans],
         landmarks=tuple(f"L{k}" for k in range(landmarks)),
         truth_mm=truth,
@@ -39,7 +40,7 @@ def run(points, folder):
 def test_points_come_back_exactly(tmp_path):
     points = make_points()
     run(points, tmp_path / "evaluation")
-    back = evaluate.read_points(tmp_path / "evaluation")
+    back = read_points(tmp_path / "evaluation")
     assert (back.cases, back.landmarks) == (points.cases, points.landmarks)
     for name in set(vars(points)) - {"cases", "landmarks"}:
         np.testing.assert_array_equal(getattr(back, name), getattr(points, name))
@@ -70,14 +71,14 @@ def test_summary_and_floors(tmp_path):
     floor = summary["floors"]["mean_position"]
     assert summary.keys() - floor.keys() == {"schema_version", "floors", "coverage", "presence"}
     assert summary["coverage"] is None and summary["presence"] is None
-    errors = evaluate.read_floor_errors(tmp_path)["mean_position"]
+    errors = read_floor_errors(tmp_path)["mean_position"]
     np.testing.assert_array_equal(np.isnan(errors), ~points.present)
     assert np.nanmean(errors) == pytest.approx(floor["mre_mm"])
     expected = np.linalg.norm(points.truth_mm[points.present], axis=-1)
     np.testing.assert_allclose(errors[points.present], expected)
 
 
-@pytest.mark.parametrize("reader", [evaluate.read_points, evaluate.read_summary])
+@pytest.mark.parametrize("reader", [read_points, evaluate.read_summary])
 def test_missing_files_are_named(tmp_path, reader):
     with pytest.raises(InputError, match=r"(points\.csv|summary\.json): cannot be read"):
         reader(tmp_path)
@@ -103,7 +104,7 @@ def test_a_damaged_table_is_refused(tmp_path, damage):
     with path.open("w", newline="", encoding="utf-8") as file:
         file.write(damage(text))
     with pytest.raises(InputError, match=r"points\.csv: is damaged"):
-        evaluate.read_points(tmp_path)
+        read_points(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"schema_version": 99}'])
@@ -116,11 +117,11 @@ def test_a_damaged_summary_is_refused(tmp_path, text):
 def test_points_that_make_no_table_are_refused():
     points = make_points()
     with pytest.raises(ValueError, match="score"):
-        evaluate.Points(**{**vars(points), "score": points.score[:1]})
+        Points(**{**vars(points), "score": points.score[:1]})
     with pytest.raises(ValueError, match="more than once: a"):
-        evaluate.Points(**{**vars(points), "cases": ("a", "b", "a")})
+        Points(**{**vars(points), "cases": ("a", "b", "a")})
     with pytest.raises(ValueError, match="no cases"):
-        evaluate.Points((), ("a",), *(np.zeros((0, 1, 3)),) * 2, *(np.zeros((0, 1)),) * 5)
+        Points((), ("a",), *(np.zeros((0, 1, 3)),) * 2, *(np.zeros((0, 1)),) * 5)
 
 
 def test_promises_are_compared_with_what_came(tmp_path):

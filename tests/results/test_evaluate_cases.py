@@ -11,7 +11,8 @@ from jaxmark.data.cohort import read_cohort
 from jaxmark.data.landmarks import write_table
 from jaxmark.data.prepare import prepare_cohort
 from jaxmark.data.scans import write_scan
-from jaxmark.results.evaluate import evaluate_cases, headline, read_points
+from jaxmark.results.evaluate import evaluate_cases, headline
+from jaxmark.results.measures.points import read_points
 from jaxmark.system.errors import InputError
 
 NAMES = ("a", "b")

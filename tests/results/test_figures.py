@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from jaxmark.methods.method import GRADIENT, LENGTH_MM, LOSS, SHARE
 from jaxmark.registry import METHODS
-from jaxmark.results import figures
+from jaxmark.results import figures, segment_charts
 
 SHAPE, SPACING = (40, 30, 20), (1.0, 2.0, 1.5)
 HERE = np.array([True])
@@ -126,7 +126,7 @@ def test_curve_is_the_share_within_the_radius(monkeypatch):
         drawn["x"], drawn["y"] = line.get_data()
         return b""
 
-    monkeypatch.setattr(figures, "_bytes", keep)
+    monkeypatch.setattr(figures, "rendered", keep)
     errors = np.array([[3.0, 1.0], [np.nan, 2.0], [8.0, np.nan]])
     figures.sdr_curve(errors, {}, (2,))
     for radius, share in ((1.0, 0.25), (2.5, 0.5), (3.0, 0.75), (8.0, 1.0)):
@@ -269,3 +269,70 @@ def test_contact_sheet_shows_a_case_s_own_landmarks_beside_the_mean_ones():
 
     assert pixels(sheet, figures.OWN) > 10 > pixels(without, figures.OWN)
     assert pixels(sheet, figures.MARK) == pixels(without, figures.MARK) > 0
+
+
+@pytest.mark.parametrize(
+    ("panel", "axis", "step"),
+    [(0, 1, -1), (1, 0, 1), (2, 2, -1)],
+    ids=["coronal, from the front", "sagittal, from the left", "axial, from below"],
+)
+def test_the_nearest_label_is_seen(panel, axis, step):
+    labels = np.zeros(SHAPE, np.uint8)
+    behind = [slice(16, 24), slice(12, 18), slice(8, 12)]
+    labels[tuple(behind)] = 1
+    nearer = [*behind]
+    width = behind[axis].stop - behind[axis].start
+    nearer[axis] = slice(behind[axis].start + step * width, behind[axis].stop + step * width)
+    labels[tuple(nearer)] = 2
+    shown = figures.Segmentation(labels, ["behind", "nearer", "nowhere"])
+    assert [name for name, _ in shown.drawn()] == ["behind", "nearer"]
+    points = np.zeros((0, 3))
+    png = figures.overlay(np.zeros(SHAPE), SPACING, points, "t", segments=shown)
+    picture = decode(png)
+    colors = figures.segment_colors(3) / 2  # half of it over black
+    boxes = panels(decode(figures.overlay(np.zeros(SHAPE), SPACING, points, "t")))
+    for number, (box, planes) in enumerate(zip(boxes, ((0, 2), (1, 2), (0, 1)), strict=True)):
+        for box_of, color in zip((behind, nearer), colors, strict=False):
+            if number == panel and box_of is behind:
+                with pytest.raises(AssertionError):
+                    place(picture, box, color)
+                continue
+            x, y = place(picture, box, color)
+            across, upright = ((box_of[i].start + box_of[i].stop) / 2 / SHAPE[i] for i in planes)
+            # The head is up, the face at the top of the axial view.
+            expected = across, upright if planes == (0, 1) else 1 - upright
+            assert (x, y) == pytest.approx(expected, abs=0.02)
+
+
+def test_colors_of_neighbours_differ():
+    colors = figures.segment_colors(30)
+    assert colors.shape == (30, 3) and ((colors >= 0) & (colors <= 1)).all()
+    assert np.linalg.norm(np.diff(colors, axis=0), axis=1).min() > 0.5
+    assert figures.segment_colors(0).shape == (0, 3)
+
+
+def test_charts_of_segments_hold_their_numbers(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(segment_charts, "rendered", lambda figure, kind: drawn.append(figure))
+    rows = [
+        {"name": n, "n": k, "dice": d, "cldice": c}
+        for n, k, d, c in (("a", 3, 0.5, 0.75), ("none", 0, None, None), ("b$", 1, 1.0, 0.25))
+    ]
+    segment_charts.overlap_bars(rows)
+    axes = drawn[0].axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [0.5, 1.0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b$"]
+    ticks = [path.vertices[0, 0] for path in axes.collections[0].get_paths()]
+    assert ticks == [0.75, 0.25]
+    share, there = np.array([0.9, 0.2, 0.6]), np.array([True, False, True])
+    segment_charts.probability_dots([("a", share, there), ("b", share[:1], there[:1])])
+    lines = [line for line in drawn[1].axes[0].get_lines() if line.get_marker() in "oD"]
+    assert [line.get_xdata().tolist() for line in lines] == [[0.9, 0.6], [0.9], [0.2], []]
+    # Above its line what is there, below it what is missing: the axis points down.
+    for line, (low, high) in zip(lines, ((-0.5, 0), (0.5, 1), (0, 0.5), (1, 2)), strict=True):
+        assert ((line.get_ydata() > low) & (line.get_ydata() < high)).all()
+
+
+def test_a_chart_of_segments_that_no_case_has():
+    row = {"name": "none", "n": 0, "dice": None, "cldice": None}
+    assert segment_charts.overlap_bars([row]).startswith(b"<?xml")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jaxmark.results import report
-from jaxmark.results.evaluate import Points, evaluate
+from jaxmark.results.evaluate import evaluate
+from jaxmark.results.measures.points import Points
 from jaxmark.system.errors import InputError
 
 EVIL = '<img src="http://example.org/x.png" onerror=alert(1)> & $name'

@@ -1,0 +1,180 @@
+"""What a report says of segments: label maps, which segments people have, where arteries fork."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmark.results import figures, segment_charts
+from jaxmark.results.measures.attributes import SEGMENT, Attributes, read_attributes_table
+from jaxmark.results.page import chart, data_uri, percent, table
+from jaxmark.results.shown_cases import LabelCase
+from jaxmark.system.messages import counted
+
+# Longer lists of cases are cut.
+_MOST_CASES = 100
+# Of label maps, with decimals.
+_MEASURES = (("dice", 3), ("cldice", 3), ("betti0_error", 2))
+
+
+def segmentation_section(found: Mapping[str, Any] | None, label_cases: Sequence[LabelCase]) -> str:
+    """HTML of the figures of `measures.segmentation`, with cases to be shown; empty without any."""
+    if found is None:
+        return ""
+    means = [
+        [what, *(_with_interval(row[name], decimals) for name, decimals in _MEASURES)]
+        for what, row in (
+            (f"each of {counted(found['n_present'], 'segment')}", found),
+            ("all segments of a scan together", found["tree"]),
+        )
+    ]
+    note = (
+        f"Means of {counted(found['n_scans'], 'scan')}, each on its own grid; in brackets the 95 % "
+        "interval, whole scans drawn with replacement. Dice: voxels in common, as a share. clDice: "
+        "how much of the centrelines lies in the other map. Betti-0 error: by how many connected "
+        "pieces the two differ. Segments that the truth does not have are no part of the means: "
+        f"{found['n_invented']} of these have predicted voxels."
+    )
+    head = ["segment", "scans", "Dice", "clDice", "Betti-0 error", "volume, true (mm³)"]
+    head += ["predicted (mm³)", "invented"]
+    rows = [
+        [
+            row["name"],
+            str(row["n"]),
+            *(_number(row[name], decimals) for name, decimals in _MEASURES),
+            *(_number(row[name], 1) for name in ("volume_true_mm3", "volume_predicted_mm3")),
+            str(row["n_invented"]),
+        ]
+        for row in found["per_segment"]
+    ]
+    bars = chart(
+        segment_charts.overlap_bars(found["per_segment"]), "Mean Dice and clDice of each segment"
+    )
+    pictures = "".join(_pictures(case) for case in label_cases)
+    overall = table(["", "Dice", "clDice", "Betti-0 error"], means, (1, 2, 3))
+    each = table(head, rows, range(1, len(head)))
+    return overall + f"<p>{escape(note)}</p>\n" + bars + each + pictures
+
+
+def _pictures(case: LabelCase) -> str:
+    """The same case with the true labels and with the predicted ones."""
+    parts = []
+    for labels, what in ((case.truth, "truth"), (case.predicted, "prediction")):
+        title = f"{case.title}: {what}"
+        png = figures.overlay(
+            case.image,
+            case.spacing_mm,
+            np.zeros((0, 3)),
+            title,
+            segments=figures.Segmentation(labels, case.segments),
+        )
+        parts.append(
+            f'<figure class="scan"><img src="{data_uri(png, "image/png")}" alt="{escape(title)}">'
+            "</figure>\n"
+        )
+    return "".join(parts)
+
+
+def variants_section(found: Mapping[str, Any] | None, workdir: Path) -> str:
+    """HTML of the figures of `measures.attributes`; empty without any.
+
+    Raises:
+      InputError: `evaluation/attributes.csv` of the work dir is missing or damaged.
+    """
+    if found is None:
+        return ""
+    told = read_attributes_table(workdir / "evaluation")[SEGMENT]
+    consistent = found["self_consistency"]
+    agree = (
+        f"The predicted bifurcation is the one that follows from the predicted segments at "
+        f"{_share(consistent)} of the landmarks where it may change."
+    )
+    parts = [_accuracies(found), f"<p>{escape(agree)}</p>\n", _confusions(found)]
+    rows = [
+        (row["name"], told.probability[known, a], told.true[known, a])
+        for a, row in enumerate(found["segments"]["each"])
+        if row["may_change"] and (known := told.known[:, a]).any()
+    ]
+    if rows:
+        dots = segment_charts.probability_dots(rows)
+        parts.append(chart(dots, "Predicted probability of each segment that may be missing"))
+    return "".join([*parts, _missing(told)])
+
+
+def _accuracies(found: Mapping[str, Any]) -> str:
+    lines = []
+    for kind, what, few in (
+        ("segments", "segments", "those that may be missing"),
+        ("landmarks", "bifurcations", "those that may be none"),
+    ):
+        for part, name in (("all", f"all {what}"), ("may_change", few)):
+            row = found[kind][part]
+            counts = [str(row["n_true"]), str(row["n_false"])]
+            rates = ("accuracy", "balanced_accuracy", "sensitivity", "specificity")
+            lines.append([name, *counts, *(_share(row[rate]) for rate in rates)])
+    head = ["", "there", "not there", "accuracy", "balanced accuracy", "sensitivity", "specificity"]
+    note = (
+        "A probability of 0.5 decides. Sensitivity: of those that are there. Specificity: of those "
+        "that are not. Balanced accuracy: the mean of both. Published accuracies are those over "
+        "all, which is easy where everyone has them. In brackets the 95 % interval, scans drawn "
+        "with replacement."
+    )
+    return table(head, lines, range(1, len(head))) + f"<p>{escape(note)}</p>\n"
+
+
+def _confusions(found: Mapping[str, Any]) -> str:
+    head = ["segment", "there", "of these said to be missing", "missing"]
+    head.append("of these said to be there")
+    rows = [
+        [
+            row["name"],
+            str(row["n_true"]),
+            str(row["n_true"] - row["right_true"]),
+            str(row["n_false"]),
+            str(row["n_false"] - row["right_false"]),
+        ]
+        for row in found["segments"]["each"]
+        if row["may_change"]
+    ]
+    return table(head, rows, range(1, len(head))) if rows else ""
+
+
+def _missing(told: Attributes) -> str:
+    """Cases that lack a segment, or are said to."""
+    rows = []
+    for n, a in np.argwhere(told.known & (~told.true | ~told.said)):
+        lacks, said = not told.true[n, a], not told.said[n, a]
+        outcome = "found" if lacks and said else "missed" if lacks else "invented"
+        share = f"{told.probability[n, a]:.3f}"
+        rows.append([told.cases[n], f"{told.names[a]} missing", outcome, share])
+    if not rows:
+        return ""
+    rows.sort(key=lambda row: ("missed", "invented", "found").index(row[2]))
+    counts = ", ".join(
+        f"{sum(row[2] == outcome for row in rows)} {outcome}"
+        for outcome in ("found", "missed", "invented")
+    )
+    more = f" The first {_MOST_CASES} are listed." * (len(rows) > _MOST_CASES)
+    body = table(
+        ["case", "variant", "it was", "probability of the segment"], rows[:_MOST_CASES], (3,)
+    )
+    text = f"Missing segments: {counts}."
+    return f"<details open><summary>{escape(text)}</summary>{body}<p>{more}</p></details>\n"
+
+
+def _with_interval(mean: Mapping[str, Any], decimals: int) -> str:
+    bounds = mean["interval"]
+    spread = f" ({' to '.join(_number(bound, decimals) for bound in bounds)})" if bounds else ""
+    return _number(mean["mean"], decimals) + spread
+
+
+def _share(found: Mapping[str, Any]) -> str:
+    bounds = found["interval"]
+    spread = f" ({' to '.join(f'{100 * bound:.1f}' for bound in bounds)})" if bounds else ""
+    return percent(found["share"]) + spread
+
+
+def _number(value: float | None, decimals: int) -> str:
+    return "–" if value is None else f"{value:.{decimals}f}"
