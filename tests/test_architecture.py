@@ -29,7 +29,7 @@ LIBRARIES = {
     "flax": ("models", "methods/method.py", "core/augmentation.py", "core/losses.py"),
     "absl": ("main.py",),
     "ml_collections": ("main.py",),
-    "matplotlib": ("results/figures.py", "results/segment_charts.py"),
+    "matplotlib": ("results/figures",),
     "skimage": ("core/segmentation.py",),
     "tensorboardX": ("training/records.py",),
 }

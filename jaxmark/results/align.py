@@ -36,7 +36,7 @@ from jaxmark.data.registration import resample, slices_of, warp
 from jaxmark.data.scans import Scan, case_name, read_scan, write_scan
 from jaxmark.data.transforms import write_displacements, write_transform
 from jaxmark.inference.model import ScanLandmarks
-from jaxmark.results import figures
+from jaxmark.results.figures import pictures
 from jaxmark.system.errors import InputError, about
 from jaxmark.system.files import replacing, write_json, write_text_atomic
 
@@ -374,7 +374,7 @@ def _picture(alignment: Alignment) -> bytes:
         grid, shape, extent = _plane(fixed.scan, alignment.fixed_mm.mean(0), across, upright)
         plane = [across, upright]
         planes.append(
-            figures.Plane(
+            pictures.Plane(
                 name=name,
                 across=across,
                 upright=upright,
@@ -391,7 +391,7 @@ def _picture(alignment: Alignment) -> bytes:
         f"before: RMS residual {alignment.rms_mm(alignment.before_mm):.2f} mm",
         f"after ({alignment.kind}): {alignment.rms_mm(alignment.after_mm):.2f} mm",
     )
-    return figures.checkerboard(planes, f"{moving.name} on {fixed.name}", rows)
+    return pictures.checkerboard(planes, f"{moving.name} on {fixed.name}", rows)
 
 
 def _plane(

@@ -39,7 +39,7 @@ from jaxmark.data.landmarks import check_case, write_table
 from jaxmark.data.scans import case_name, file_flaw, passed_over, search_below
 from jaxmark.inference.model import COLUMNS, ScanLandmarks, TrainedModel
 from jaxmark.inference.segments import knows_segments
-from jaxmark.results import figures
+from jaxmark.results.figures import pictures
 from jaxmark.results.predictions import (
     ATTRIBUTES,
     DOUBTS,
@@ -347,7 +347,7 @@ def _picture(job: _Writing) -> bytes:
     radius = (f" ({r:.1f} mm)" if np.isfinite(r) else "" for r in case.radius_mm)
     untrained = np.isin(case.landmarks, case.untrained)
     ijk = apply_affine(np.linalg.inv(prepared.ijk_to_lps), case.positions_mm)
-    return figures.overlay(
+    return pictures.overlay(
         prepared.image,
         np.linalg.norm(prepared.ijk_to_lps[:3, :3], axis=0).tolist(),
         np.where(untrained[:, None], np.nan, ijk),
@@ -359,7 +359,7 @@ def _picture(job: _Writing) -> bytes:
         faint=np.isin(case.landmarks, case.hidden) & ~untrained,
         segments=None
         if case.segments is None
-        else figures.Segmentation(
+        else pictures.Segmentation(
             case.segments.prepared, [segment.name for segment in case.segments.scheme.segments]
         ),
     )

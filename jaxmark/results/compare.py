@@ -10,8 +10,8 @@ from typing import Any, TypedDict
 import numpy as np
 
 from jaxmark.core import metrics
-from jaxmark.results import figures
 from jaxmark.results.evaluate import read_summary
+from jaxmark.results.figures import charts
 from jaxmark.results.measures.attributes import LANDMARK, SEGMENT, read_attributes_table
 from jaxmark.results.measures.points import Points, read_points
 from jaxmark.results.measures.segmentation import read_maps
@@ -183,7 +183,7 @@ def write_comparison(
     `published` are a paper's figures, label -> figures.
     """
     published = published or {}
-    dots = figures.landmark_dots({row.label: row.summary["per_landmark"] for row in rows})
+    dots = charts.landmark_dots({row.label: row.summary["per_landmark"] for row in rows})
     sections = [
         (name, table(head, lines, numbers=range(1, len(head))) + f"<p>{escape(meaning)}</p>\n")
         for name, meaning, head, lines in tables(rows, published)

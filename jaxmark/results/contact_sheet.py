@@ -12,7 +12,7 @@ import numpy as np
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.cohort import SPLITS
 from jaxmark.data.prepare import Prepared
-from jaxmark.results import figures
+from jaxmark.results.figures import pictures
 from jaxmark.system.files import replacing, write_text_atomic
 from jaxmark.system.parallel import parallel, worker_pool
 
@@ -86,11 +86,11 @@ def _draw(sheet: _Sheet) -> None:
     tiles = [_tile(case, doubtful) for case, doubtful in sheet.cases]
     with replacing(sheet.path) as temporary:
         temporary.write_bytes(
-            figures.contact_sheet(tiles, sheet.spacing_mm, sheet.marks, sheet.title)
+            pictures.contact_sheet(tiles, sheet.spacing_mm, sheet.marks, sheet.title)
         )
 
 
-def _tile(case: PreparedCase, doubtful: bool) -> figures.Tile:
+def _tile(case: PreparedCase, doubtful: bool) -> pictures.Tile:
     image = case.image().astype(np.float32)
     low, high = np.percentile(image[::2, ::2, ::2], [_BACKGROUND, _BRIGHT])
     image = np.clip((image - low) / max(high - low, 1e-6), 0, 1)
@@ -100,11 +100,12 @@ def _tile(case: PreparedCase, doubtful: bool) -> figures.Tile:
     ijk = case.landmarks_ijk
     inside = ((ijk >= -0.5) & (ijk <= np.array(image.shape) - 0.5)).all(-1, keepdims=True)
     own = np.where(inside, ijk, np.nan)
-    tile = figures.Tile(f"{name}{quality}", image.max(2), image.max(1), doubtful, own)
+    tile = pictures.Tile(f"{name}{quality}", image.max(2), image.max(1), doubtful, own)
     if case.segments is None or case.segments.file is None:
         return tile
     labels = case.segments.label_map()
-    return dataclasses.replace(tile, labels=(labels.max(2), labels.max(1)))
+    views, count = (labels.max(2), labels.max(1)), len(case.segments.present)
+    return dataclasses.replace(tile, labels=views, segments=count)
 
 
 def _mean_landmarks(train: list[PreparedCase]) -> np.ndarray:

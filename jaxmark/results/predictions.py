@@ -20,7 +20,7 @@ from jaxmark.inference.model import COLUMNS, ScanLandmarks
 from jaxmark.inference.predictor import Found
 from jaxmark.inference.segments import ScanSegments
 from jaxmark.methods.method import Method, Params
-from jaxmark.results.figures import segment_colors
+from jaxmark.results.figures.pictures import segment_colors
 from jaxmark.results.measures.tables import write_rows
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import read_json, write_json

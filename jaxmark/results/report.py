@@ -11,8 +11,8 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from jaxmark.core import metrics
-from jaxmark.results import figures
 from jaxmark.results.evaluate import read_summary
+from jaxmark.results.figures import charts
 from jaxmark.results.measures.points import Points, read_floor_errors, read_points
 from jaxmark.results.page import chart, data_uri, interval, mm, p_value, page, percent, table
 from jaxmark.results.predictions import read_learned
@@ -58,7 +58,7 @@ def write_report(
     log, speed = read_records(workdir / METRICS), read_records(workdir / SPEED)
     learned = read_learned(workdir / "predictions", points.landmarks)
 
-    curves = figures.training_curves(log, kinds)
+    curves = charts.training_curves(log, kinds)
     floors = summary["floors"]
     thresholds = [float(threshold) for threshold in summary["sdr"]]
     sections = [
@@ -66,7 +66,7 @@ def write_report(
         (
             "Success detection rate",
             chart(
-                figures.sdr_curve(points.error_mm(), floor_errors, thresholds),
+                charts.sdr_curve(points.error_mm(), floor_errors, thresholds),
                 "Share of points within a radius",
             ),
         ),
@@ -74,7 +74,7 @@ def write_report(
         (
             "Landmarks",
             chart(
-                figures.per_landmark_bars(
+                charts.per_landmark_bars(
                     summary["per_landmark"],
                     {name: floor["per_landmark"] for name, floor in floors.items()},
                 ),
@@ -229,7 +229,7 @@ def _training(log: Sequence[Mapping[str, Any]], curves: bytes | None) -> str:
 def _overlays(points: Points, overlays: Sequence[OverlayCase]) -> str:
     labels = {case: label for label, case in choose_cases(points)}
     errors = dict(zip(points.cases, points.error_mm(), strict=True))
-    pictures = []
+    drawn = []
     for case in overlays:
         title = f"{labels[case.name]} case: {case.name}" if case.name in labels else case.name
         row = errors.get(case.name)
@@ -239,18 +239,18 @@ def _overlays(points: Points, overlays: Sequence[OverlayCase]) -> str:
             caption = f"worst: {points.landmarks[worst]}, {row[worst]:.2f} mm"
         else:
             caption = ""
-        png = figures.overlay(
+        png = pictures.overlay(
             case.image,
             case.spacing_mm,
             case.predicted_ijk,
             title[:1].upper() + title[1:],
             truth_ijk=case.truth_ijk,
         )
-        pictures.append(
+        drawn.append(
             f'<figure class="scan"><img src="{data_uri(png, "image/png")}" alt="{escape(title)}">'
             f"<figcaption>{escape(caption)}</figcaption></figure>\n"
         )
-    return "".join(pictures)
+    return "".join(drawn)
 
 
 def _worst_points_table(points: Points) -> str:

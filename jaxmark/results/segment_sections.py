@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmark.results import figures, segment_charts
+from jaxmark.results.figures import pictures, segment_charts
 from jaxmark.results.measures.attributes import SEGMENT, Attributes, read_attributes_table
 from jaxmark.results.page import chart, data_uri, percent, table
 from jaxmark.results.shown_cases import LabelCase
@@ -52,10 +52,10 @@ def segmentation_section(found: Mapping[str, Any] | None, label_cases: Sequence[
     bars = chart(
         segment_charts.overlap_bars(found["per_segment"]), "Mean Dice and clDice of each segment"
     )
-    pictures = "".join(_pictures(case) for case in label_cases)
+    drawn = "".join(_pictures(case) for case in label_cases)
     overall = table(["", "Dice", "clDice", "Betti-0 error"], means, (1, 2, 3))
     each = table(head, rows, range(1, len(head)))
-    return overall + f"<p>{escape(note)}</p>\n" + bars + each + pictures
+    return overall + f"<p>{escape(note)}</p>\n" + bars + each + drawn
 
 
 def _pictures(case: LabelCase) -> str:
@@ -63,12 +63,12 @@ def _pictures(case: LabelCase) -> str:
     parts = []
     for labels, what in ((case.truth, "truth"), (case.predicted, "prediction")):
         title = f"{case.title}: {what}"
-        png = figures.overlay(
+        png = pictures.overlay(
             case.image,
             case.spacing_mm,
             np.zeros((0, 3)),
             title,
-            segments=figures.Segmentation(labels, case.segments),
+            segments=pictures.Segmentation(labels, case.segments),
         )
         parts.append(
             f'<figure class="scan"><img src="{data_uri(png, "image/png")}" alt="{escape(title)}">'

@@ -16,7 +16,7 @@ from jaxmark.results.measures.segmentation import Maps, predicted_labels, true_l
 
 @dataclass(frozen=True)
 class OverlayCase:
-    """A prepared case to be shown with its landmarks; arrays as `figures.overlay` takes them."""
+    """A prepared case to be shown with its landmarks; arrays as `pictures.overlay` takes them."""
 
     name: str
     image: np.ndarray

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxmark.data.cases import PreparedCase, load_case, save_case
-from jaxmark.results import contact_sheet, figures
+from jaxmark.results import contact_sheet
+from jaxmark.results.figures import pictures
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_of_many_cases_the_doubtful_and_the_first_are_drawn(prepared, tmp_path, 
         drawn.append(([tile.title for tile in tiles], title))
         return b""
 
-    monkeypatch.setattr(figures, "contact_sheet", keep)
+    monkeypatch.setattr(pictures, "contact_sheet", keep)
     sheets = contact_sheet.write_contact_sheets(prepared, tmp_path, everything=False)
     assert [path.name for path in sheets] == ["contact_sheet_1.png", "contact_sheet_2.png"]
     assert [titles for titles, _ in drawn] == [["c5", "c0"], ["c1", "c2"]]

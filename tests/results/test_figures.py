@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from jaxmark.methods.method import GRADIENT, LENGTH_MM, LOSS, SHARE
 from jaxmark.registry import METHODS
-from jaxmark.results import figures, segment_charts
+from jaxmark.results.figures import charts, pictures, segment_charts, style
 
 SHAPE, SPACING = (40, 30, 20), (1.0, 2.0, 1.5)
 HERE = np.array([True])
@@ -46,7 +46,7 @@ def place(picture, box, color):
 def draw(truth, predicted, present=HERE, image=None):
     image = np.zeros(SHAPE) if image is None else image
     truth, predicted = (np.where(present[:, None], p, np.nan) for p in (truth, predicted))
-    return decode(figures.overlay(image, SPACING, predicted, "a title", truth_ijk=truth))
+    return decode(pictures.overlay(image, SPACING, predicted, "a title", truth_ijk=truth))
 
 
 def test_overlay_shows_landmarks_where_they_are():
@@ -56,7 +56,7 @@ def test_overlay_shows_landmarks_where_they_are():
     assert picture.shape[1] == 1400
     boxes = panels(picture)
     assert len(boxes) == 3
-    for position, color in ((truth[0], figures.TRUTH), (predicted[0], figures.PREDICTION)):
+    for position, color in ((truth[0], style.TRUTH), (predicted[0], style.PREDICTION)):
         x, y, z = (position + 0.5) / SHAPE
         coronal, sagittal, axial = (place(picture, box, color) for box in boxes)
         assert coronal == pytest.approx((x, 1 - z), abs=0.03)
@@ -89,7 +89,7 @@ def test_overlay_leaves_out_absent_landmarks_and_bears_odd_images():
     image = np.full(SHAPE, np.nan)
     picture = draw(np.array([[np.nan] * 3]), np.array([[8, 6, 4]]), np.array([False]), image)
     with pytest.raises(AssertionError):
-        place(picture, panels(picture)[0], figures.PREDICTION)
+        place(picture, panels(picture)[0], style.PREDICTION)
 
 
 def rows_of(count):
@@ -101,21 +101,21 @@ def height_of(svg):
 
 
 def test_bars_stay_apart_however_many():
-    few, many = (figures.per_landmark_bars(rows_of(count)) for count in (5, 60))
+    few, many = (charts.per_landmark_bars(rows_of(count)) for count in (5, 60))
     assert height_of(many) - height_of(few) == pytest.approx(55 * 0.2 * 72)
 
 
 def test_bars_bear_landmarks_that_are_never_there():
     rows = [*rows_of(2), {"name": "never", "mre_mm": None, "sd_mm": None}]
-    assert b"in no scan" in figures.per_landmark_bars(rows, {"floor": rows})
-    assert figures.per_landmark_bars(rows[2:])
+    assert b"in no scan" in charts.per_landmark_bars(rows, {"floor": rows})
+    assert charts.per_landmark_bars(rows[2:])
 
 
 @pytest.mark.parametrize("errors", [np.full((2, 2), np.nan), np.zeros((2, 2)), np.eye(2) * 80])
 def test_curve_of_odd_errors(errors):
-    svg = figures.sdr_curve(errors, {"mean_$position": errors + 1}, (2, 4))
+    svg = charts.sdr_curve(errors, {"mean_$position": errors + 1}, (2, 4))
     assert svg.startswith(b"<?xml")
-    assert figures.sdr_curve(errors, {}, ())
+    assert charts.sdr_curve(errors, {}, ())
 
 
 def test_curve_is_the_share_within_the_radius(monkeypatch):
@@ -126,9 +126,9 @@ def test_curve_is_the_share_within_the_radius(monkeypatch):
         drawn["x"], drawn["y"] = line.get_data()
         return b""
 
-    monkeypatch.setattr(figures, "rendered", keep)
+    monkeypatch.setattr(charts, "rendered", keep)
     errors = np.array([[3.0, 1.0], [np.nan, 2.0], [8.0, np.nan]])
-    figures.sdr_curve(errors, {}, (2,))
+    charts.sdr_curve(errors, {}, (2,))
     for radius, share in ((1.0, 0.25), (2.5, 0.5), (3.0, 0.75), (8.0, 1.0)):
         assert drawn["y"][np.searchsorted(drawn["x"], radius, "right") - 1] == share
 
@@ -153,36 +153,36 @@ def validation(step, mre_mm, phase="pretrain"):
 
 def test_phases_are_laid_end_to_end():
     records = [train(10, loss=3.0), train(20, loss=2.0), train(5, "joint", loss=1.0)]
-    panels, validations, starts = figures._series([*records, validation(5, 1.5, "joint")], KINDS)
+    panels, validations, starts = charts._series([*records, validation(5, 1.5, "joint")], KINDS)
     assert [steps.tolist() for steps, _ in panels["loss"]["loss"]] == [[10, 20], [25]]
     assert [(steps.tolist(), values.tolist()) for steps, values in validations] == [([25], [1.5])]
     assert starts == {"pretrain": 0, "joint": 20}
 
 
 def test_phases_that_count_on_stay_where_they_are():
-    panels, _, _ = figures._series([train(20, loss=3.0), train(30, "joint", loss=2.0)], KINDS)
+    panels, _, _ = charts._series([train(20, loss=3.0), train(30, "joint", loss=2.0)], KINDS)
     assert [steps.tolist() for steps, _ in panels["loss"]["loss"]] == [[20], [30]]
 
 
 def test_a_resumed_run_replaces_what_it_repeats():
     records = [train(10, loss=3.0), train(20, loss=9.0), train(20, loss=2.0), train(30, loss=1.0)]
-    ((steps, values),) = figures._series(records, KINDS)[0]["loss"]["loss"]
+    ((steps, values),) = charts._series(records, KINDS)[0]["loss"]["loss"]
     assert (steps.tolist(), values.tolist()) == ([10, 20, 30], [3, 2, 1])
 
 
 def test_training_curves():
     records = [train(s, loss=1 / (1 + s), loss_d=float("nan"), lr=1.0) for s in range(200)]
-    assert figures.training_curves(records, KINDS).startswith(b"<?xml")
-    assert figures.training_curves([validation(5, 1.5)], KINDS)
-    assert figures.training_curves([], KINDS) is None
-    assert figures.training_curves([train(1, loss=-1.0), {"kind": "start"}], KINDS) is None
+    assert charts.training_curves(records, KINDS).startswith(b"<?xml")
+    assert charts.training_curves([validation(5, 1.5)], KINDS)
+    assert charts.training_curves([], KINDS) is None
+    assert charts.training_curves([train(1, loss=-1.0), {"kind": "start"}], KINDS) is None
 
 
 def test_what_a_gan_logs_is_drawn_and_warnings_are_marked():
     numbers = {"real_accuracy": 0.0, "d_loss": 1.0, "gradient_norm": 2.0, "width_mm": 9.0}
     numbers |= {"loss_of_nothing": 1.0}
     records = [train(10, **numbers), train(20, **numbers)]
-    panels, _, _ = figures._series(records, KINDS)
+    panels, _, _ = charts._series(records, KINDS)
     assert {word: [*curves] for word, curves in panels.items()} == {
         "loss": ["d_loss"],
         # No logarithm: a share may be zero.
@@ -191,54 +191,54 @@ def test_what_a_gan_logs_is_drawn_and_warnings_are_marked():
         "length_mm": ["width_mm"],
     }
     warning = {"kind": "warning", "phase": "joint", "step": 20, "message": "<saturated>"}
-    drawn = figures.training_curves([*records, warning], KINDS)
-    assert figures.TRUTH.encode() in drawn
-    assert figures.TRUTH.encode() not in figures.training_curves(records, KINDS)
+    drawn = charts.training_curves([*records, warning], KINDS)
+    assert style.TRUTH.encode() in drawn
+    assert style.TRUTH.encode() not in charts.training_curves(records, KINDS)
 
 
 def test_smoothing_keeps_a_constant_and_the_length():
-    np.testing.assert_allclose(figures._smooth(np.full(300, 2.0)), 2.0)
-    np.testing.assert_array_equal(figures._smooth(np.array([4.0])), [4.0])
+    np.testing.assert_allclose(charts._smooth(np.full(300, 2.0)), 2.0)
+    np.testing.assert_array_equal(charts._smooth(np.array([4.0])), [4.0])
 
 
 def test_pictures_are_the_same_each_time_and_leave_no_settings():
     before = dict(matplotlib.rcParams)
-    assert figures.per_landmark_bars(rows_of(3)) == figures.per_landmark_bars(rows_of(3))
+    assert charts.per_landmark_bars(rows_of(3)) == charts.per_landmark_bars(rows_of(3))
     assert dict(matplotlib.rcParams) == before
 
 
 def test_overlay_of_a_scan_without_truth_is_numbered_and_shows_what_is_probably_absent():
     predicted = np.array([[8.0, 6, 4], [30, 22, 16]])
     arguments = (np.zeros(SHAPE), SPACING, predicted, "a title")
-    plain = decode(figures.overlay(*arguments))
-    keyed = decode(figures.overlay(*arguments, names=("one", "two $x$ " + "very " * 20)))
-    faint = decode(figures.overlay(*arguments, faint=np.array([False, True])))
+    plain = decode(pictures.overlay(*arguments))
+    keyed = decode(pictures.overlay(*arguments, names=("one", "two $x$ " + "very " * 20)))
+    faint = decode(pictures.overlay(*arguments, faint=np.array([False, True])))
     assert keyed.shape[0] > plain.shape[0] and keyed.shape[1] == plain.shape[1] == 1400
 
     def pixels(picture, color):
         rgb = np.array(matplotlib.colors.to_rgb(color)) * 255
         return (np.abs(picture - rgb).max(axis=2) < 40).sum()
 
-    assert pixels(plain, figures.TRUTH) == 0
+    assert pixels(plain, style.TRUTH) == 0
     # A ring has fewer pixels of full colour than a dot; numbers add some.
-    assert pixels(keyed, figures.PREDICTION) > pixels(plain, figures.PREDICTION)
-    assert 0 < pixels(faint, figures.PREDICTION)
+    assert pixels(keyed, style.PREDICTION) > pixels(plain, style.PREDICTION)
+    assert 0 < pixels(faint, style.PREDICTION)
     assert not np.array_equal(faint, plain)
 
 
 def tile(title, doubtful=False, where=(10, 8, 5)):
     image = np.zeros(SHAPE)
     image[where] = 1
-    return figures.Tile(title, image.max(2), image.max(1), doubtful)
+    return pictures.Tile(title, image.max(2), image.max(1), doubtful)
 
 
 def test_contact_sheet_shows_every_case_with_the_same_marks():
     marks = np.array([[10.0, 8, 5]])
     even = [tile(f"case{n}") for n in range(7)]
-    sheet = decode(figures.contact_sheet(even, SPACING, marks, "cohort"))
+    sheet = decode(pictures.contact_sheet(even, SPACING, marks, "cohort"))
     doubtful = [*even[:6], tile("case6", doubtful=True)]
-    red = decode(figures.contact_sheet(doubtful, SPACING, marks, "cohort"))
-    mark = np.array(matplotlib.colors.to_rgb(figures.MARK)) * 255
+    red = decode(pictures.contact_sheet(doubtful, SPACING, marks, "cohort"))
+    mark = np.array(matplotlib.colors.to_rgb(style.MARK)) * 255
     dots = np.abs(sheet - mark).max(axis=2) < 70
     # One a projection, two a case: as many separate spots.
     _, spots = ndimage.label(ndimage.binary_dilation(dots, iterations=2))
@@ -252,23 +252,23 @@ def test_contact_sheet_shows_every_case_with_the_same_marks():
 
 def test_every_kind_of_metric_has_a_panel():
     kinds = {kind for settings in METHODS.values() for kind in settings.metrics.values()}
-    assert kinds <= set(figures._PANELS)
+    assert kinds <= set(charts._PANELS)
 
 
 def test_contact_sheet_shows_a_case_s_own_landmarks_beside_the_mean_ones():
     marks, own = np.array([[10.0, 8, 5]]), np.array([[20.0, 16, 10], [np.nan] * 3])
     plain = tile("a")
     sheet = decode(
-        figures.contact_sheet([dataclasses.replace(plain, own_ijk=own)], SPACING, marks, "t")
+        pictures.contact_sheet([dataclasses.replace(plain, own_ijk=own)], SPACING, marks, "t")
     )
-    without = decode(figures.contact_sheet([plain], SPACING, marks, "t"))
+    without = decode(pictures.contact_sheet([plain], SPACING, marks, "t"))
 
     def pixels(picture, color):
         rgb = np.array(matplotlib.colors.to_rgb(color)) * 255
         return (np.abs(picture - rgb).max(axis=2) < 70).sum()
 
-    assert pixels(sheet, figures.OWN) > 10 > pixels(without, figures.OWN)
-    assert pixels(sheet, figures.MARK) == pixels(without, figures.MARK) > 0
+    assert pixels(sheet, style.OWN) > 10 > pixels(without, style.OWN)
+    assert pixels(sheet, style.MARK) == pixels(without, style.MARK) > 0
 
 
 @pytest.mark.parametrize(
@@ -284,13 +284,13 @@ def test_the_nearest_label_is_seen(panel, axis, step):
     width = behind[axis].stop - behind[axis].start
     nearer[axis] = slice(behind[axis].start + step * width, behind[axis].stop + step * width)
     labels[tuple(nearer)] = 2
-    shown = figures.Segmentation(labels, ["behind", "nearer", "nowhere"])
+    shown = pictures.Segmentation(labels, ["behind", "nearer", "nowhere"])
     assert [name for name, _ in shown.drawn()] == ["behind", "nearer"]
     points = np.zeros((0, 3))
-    png = figures.overlay(np.zeros(SHAPE), SPACING, points, "t", segments=shown)
+    png = pictures.overlay(np.zeros(SHAPE), SPACING, points, "t", segments=shown)
     picture = decode(png)
-    colors = figures.segment_colors(3) / 2  # half of it over black
-    boxes = panels(decode(figures.overlay(np.zeros(SHAPE), SPACING, points, "t")))
+    colors = pictures.segment_colors(3) / 2  # half of it over black
+    boxes = panels(decode(pictures.overlay(np.zeros(SHAPE), SPACING, points, "t")))
     for number, (box, planes) in enumerate(zip(boxes, ((0, 2), (1, 2), (0, 1)), strict=True)):
         for box_of, color in zip((behind, nearer), colors, strict=False):
             if number == panel and box_of is behind:
@@ -305,10 +305,10 @@ def test_the_nearest_label_is_seen(panel, axis, step):
 
 
 def test_colors_of_neighbours_differ():
-    colors = figures.segment_colors(30)
+    colors = pictures.segment_colors(30)
     assert colors.shape == (30, 3) and ((colors >= 0) & (colors <= 1)).all()
     assert np.linalg.norm(np.diff(colors, axis=0), axis=1).min() > 0.5
-    assert figures.segment_colors(0).shape == (0, 3)
+    assert pictures.segment_colors(0).shape == (0, 3)
 
 
 def test_charts_of_segments_hold_their_numbers(monkeypatch):

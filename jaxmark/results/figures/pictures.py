@@ -1,14 +1,8 @@
-"""Pictures of predictions and of a training run, as the bytes of a PNG or SVG file.
-
-Only matplotlib's object interface is used: no window system, and no state that outlives a call.
-Charts are SVG with a transparent ground, so that a page can show them on its own.
-"""
+"""Pictures of scans with landmarks and label maps, as the bytes of a PNG file."""
 
 import colorsys
 import dataclasses
-import io
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, cycle
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -17,48 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from jaxmark.methods.method import GRADIENT, LENGTH_MM, LOSS, SHARE
-
-# Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
-METHOD = "#0072b2"
-FLOORS = ("#d55e00", "#8a8a8a", "#cc79a7", "#009e73")
-LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-INK = "#333333"
-# Truth is dark and large, prediction light and small: size and brightness tell them apart as well.
-TRUTH = "#f0282d"
-PREDICTION = "#4dff6a"
-MARK = "#00c8ff"
-OWN = "#ffd166"
+from jaxmark.results.figures.style import MARK, OWN, PREDICTION, STYLE, TRUTH, rendered
 
 # Of the names below a picture with numbered points.
 _KEY_COLUMNS = 6
+
+
 # Of the colours of segments.
 _COLOR_COLUMNS = 10
-
-# The type of a key is a list of all that matplotlib knows, which a plain dict is not.
-STYLE: Any = {
-    "font.size": 10,
-    "axes.edgecolor": "#999999",
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.titlesize": 11,
-    "grid.color": "#d5d5d5",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "text.color": INK,
-    "xtick.color": "#666666",
-    "ytick.color": "#666666",
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    # Names come from data: a dollar sign in one is no formula.
-    "text.parse_math": False,
-    # The same figures give the same bytes.
-    "svg.hashsalt": "jaxmark",
-}
 
 
 def overlay(
@@ -186,13 +147,18 @@ class Tile:
     own_ijk: np.ndarray | None = None  # (K, 3) voxels: its own landmarks, NaN for what it lacks
     # (X, Y) and (X, Z) uint8: projections of its label map, 0 where there is no label.
     labels: tuple[np.ndarray, np.ndarray] | None = None
+    segments: int = 0  # how many there are
 
 
 _SHEET_MARKS = (
     "number: quality of the registration; blue dots: mean landmarks; yellow rings: the case's own "
     "landmarks; red frame: doubtful, see cases.csv"
 )
+
+
 _SHEET_LABELS = "; tinted: segments of its label map"
+
+
 _LABEL_OPACITY = 0.5
 
 
@@ -229,7 +195,8 @@ def contact_sheet(
             for view, extent in zip((tile.axial.T, tile.coronal.T[::-1]), places, strict=True):
                 axes.imshow(view, cmap="gray", extent=extent, vmin=0, vmax=1)
             if tile.labels is not None:
-                tints = (_tint(tile.labels[0].T), _tint(tile.labels[1].T[::-1]))
+                shown = tile.labels[0].T, tile.labels[1].T[::-1]
+                tints = (_tint(view, tile.segments) for view in shown)
                 for tint, extent in zip(tints, places, strict=True):
                     axes.imshow(tint, extent=extent, interpolation="nearest")
             for ijk, ring in ((tile.own_ijk, True), (marks_ijk, False)):
@@ -261,10 +228,10 @@ def contact_sheet(
         return rendered(figure, "png")
 
 
-def _tint(labels: np.ndarray) -> np.ndarray:
-    """(H, W) uint8 -> (H, W, 4): a colour a label, and nothing where there is none."""
-    colors = matplotlib.colormaps["tab20"](np.arange(256) % 20)
-    colors[:, 3] = np.where(np.arange(256) > 0, _LABEL_OPACITY, 0)
+def _tint(labels: np.ndarray, count: int) -> np.ndarray:
+    """(H, W) uint8 -> (H, W, 4): the colours of `count` segments, and nothing where there is 0."""
+    colors = np.zeros((256, 4))
+    colors[1 : count + 1, :3], colors[1 : count + 1, 3] = segment_colors(count), _LABEL_OPACITY
     return colors[labels]
 
 
@@ -288,6 +255,8 @@ class Plane:
 
 # Of the moving scan on a checkerboard: white is this.
 _MOVING_TINT = np.array([1.0, 0.82, 0.5])
+
+
 _SQUARES = 8  # along the shorter side of a plane
 
 
@@ -334,194 +303,6 @@ def checkerboard(planes: Sequence[Plane], title: str, rows: tuple[str, str]) -> 
         return rendered(figure, "png")
 
 
-def per_landmark_bars(
-    per_landmark: Sequence[Mapping[str, Any]],
-    floors: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
-) -> bytes:
-    """SVG: each landmark's mean radial error with one standard deviation on either side.
-
-    `per_landmark` are rows of `metrics.summarize`, `floors` those of baselines, drawn as ticks.
-    Rows keep their order, which holds left and right together; each adds to the height.
-    """
-    rows = np.arange(len(per_landmark))
-    mean = _column(per_landmark, "mre_mm")
-    spread = np.nan_to_num(_column(per_landmark, "sd_mm"))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10, 1.1 + 0.2 * len(rows)), layout="constrained")
-        axes = figure.add_subplot()
-        axes.barh(rows, mean, height=0.62, color=METHOD, alpha=0.85, label="mean")
-        # An error is not negative, so neither is its whisker.
-        axes.hlines(
-            rows, np.maximum(mean - spread, 0), mean + spread, INK, lw=1.1, label="± 1 SD of scans"
-        )
-        reach = [*mean, *np.quantile(np.nan_to_num(mean + spread), [0.9])]
-        floor_reach: list[float] = []
-        for color, (name, floor) in zip(cycle(FLOORS), (floors or {}).items(), strict=False):
-            where = _column(floor, "mre_mm")
-            axes.vlines(where, rows - 0.38, rows + 0.38, color, lw=2, label=_words(name))
-            floor_reach.append(np.nanmax(where, initial=0.0))
-        axes.set_yticks(rows, [f"{row['name']}" for row in per_landmark], fontsize=9)
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        # One gross mistake must not squeeze all other bars: arrows mark whiskers that go on. Nor
-        # must a floor far above; the nearest one is shown whole.
-        end = 1.08 * float(np.nanmax([*reach, min(floor_reach, default=0.0), 0.1]))
-        axes.set_xlim(0, end)
-        beyond = rows[np.nan_to_num(mean + spread) > end]
-        axes.plot(np.full(len(beyond), end), beyond, ">", color=INK, ms=5, clip_on=False)
-        for row in rows[np.isnan(mean)]:
-            axes.annotate(
-                "in no scan",
-                (0, row),
-                (4, 0),
-                textcoords="offset points",
-                va="center",
-                size=8,
-                style="italic",
-            )
-        axes.tick_params(axis="y", length=0)
-        axes.grid(axis="x")
-        axes.set_xlabel("radial error (mm)")
-        handles, labels = axes.get_legend_handles_labels()
-        figure.legend(
-            # Patches come last by default.
-            handles[-1:] + handles[:-1],
-            labels[-1:] + labels[:-1],
-            loc="outside upper left",
-            ncols=len(labels),
-        )
-        return rendered(figure, "svg")
-
-
-def landmark_dots(methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
-    """SVG: each landmark's mean radial error by each method, on a logarithmic axis.
-
-    `methods` are labels and rows of `metrics.summarize`, with the same landmarks in each.
-    """
-    names = [str(row["name"]) for row in next(iter(methods.values()))]
-    places = np.arange(len(names))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10, 1.3 + 0.28 * len(names)), layout="constrained")
-        axes = figure.add_subplot()
-        axes.hlines(places, 0, 1, "#eeeeee", lw=6, transform=axes.get_yaxis_transform())
-        shift = np.linspace(-0.28, 0.28, len(methods)) if len(methods) > 1 else [0.0]
-        styles = zip(cycle(LINES), chain(*([m] * len(LINES) for m in "os^Dv")), strict=False)
-        for (label, rows), by, (color, marker) in zip(methods.items(), shift, styles, strict=False):
-            mean = _column(rows, "mre_mm")
-            axes.plot(mean, places + by, marker, color=color, ms=5, label=label)
-        axes.set_xscale("log")
-        _plain_log_ticks(axes, "x")
-        axes.set_yticks(places, names, fontsize=9)
-        axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.tick_params(axis="y", length=0)
-        axes.grid(axis="x")
-        axes.set_xlabel("mean radial error (mm, logarithmic)")
-        figure.legend(loc="outside upper left", ncols=4)
-        return rendered(figure, "svg")
-
-
-def sdr_curve(
-    errors_mm: np.ndarray, floors: Mapping[str, np.ndarray], thresholds_mm: Sequence[float]
-) -> bytes:
-    """SVG: share of points found within a radius, over all radii, with the thresholds marked.
-
-    Errors are mm of any shape, NaN where absent; `floors` those of baselines. The radius is
-    logarithmic: a good method, a baseline and a gross mistake differ by factors of ten.
-    """
-    curves = {"this method": errors_mm, **{_words(name): floor for name, floor in floors.items()}}
-    points = {name: np.sort(e[np.isfinite(e)]) for name, e in curves.items()}
-    everything = np.concatenate([*points.values(), np.asarray(thresholds_mm, float), [1.0]])
-    # Errors below a tenth of a millimetre are below what annotators agree on.
-    least = float(np.clip(np.quantile(everything, 0.005), 0.1, 1.0))
-    most = max(float(everything.max()), 10 * least)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10, 4.2), layout="constrained")
-        axes = figure.add_subplot()
-        for threshold in thresholds_mm:
-            axes.axvline(threshold, color="#aaaaaa", lw=0.9, ls=(0, (2, 2)))
-            axes.text(threshold, 1.015, f"{threshold:g}", ha="center", va="bottom", size=9)
-        colors, dashes = cycle((METHOD, *FLOORS)), chain("-", cycle(("--", "-.", ":")))
-        # Where names stand: at heights of their own, or those of two like curves would collide.
-        heights = np.linspace(0.6, 0.3, len(points))
-        rows = zip(points.items(), colors, dashes, heights, strict=False)
-        for (name, errors), color, dash, height in rows:
-            share = np.arange(errors.size + 1) / max(errors.size, 1)
-            axes.step(
-                np.concatenate([errors, [most]]).clip(least),
-                np.minimum(share + 1 / max(errors.size, 1), 1),
-                where="post",
-                color=color,
-                ls=dash,
-                lw=2.2 if dash == "-" else 1.6,
-            )
-            if errors.size:
-                radius = float(np.quantile(errors, height, method="higher"))
-                # The second baseline is usually the better one, and lies to the left.
-                right = color != FLOORS[1]
-                _name_beside(axes, name, (max(radius, least), height), color, right=right)
-        axes.set_xscale("log")
-        axes.set_xlim(least, most)
-        axes.set_ylim(0, 1.02)
-        _plain_log_ticks(axes, "x")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
-        axes.grid(axis="y")
-        axes.set_xlabel("radius (mm, logarithmic); dashed: SDR thresholds")
-        axes.set_ylabel("points within the radius")
-        return rendered(figure, "svg")
-
-
-# What a log's numbers of one kind are drawn in: title, and how the axis is divided.
-_PANELS = {
-    LOSS: ("training loss", "log"),
-    SHARE: ("cases told rightly", "percent"),
-    GRADIENT: ("gradient", "log"),
-    LENGTH_MM: ("length (mm)", "linear"),
-}
-
-
-def training_curves(records: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) -> bytes | None:
-    """SVG: what was logged over all phases' steps, raw and smoothed, and the validation error.
-
-    `records` are the lines of a log: `kind` "train" with numbers, "validation" with `mre_mm`, and
-    "warning", drawn as a line; all with `phase` and `step`. `kinds` says what the numbers are, as
-    a method's `metrics` do; those of one kind share a panel, and others are not drawn. None where
-    there is nothing to draw.
-    """
-    series, validations, starts = _series(records, kinds)
-    panels = {kind: curves for kind, curves in series.items() if curves}
-    if not panels and not validations:
-        return None
-    warnings = [int(r["step"]) for r in records if r.get("kind") == "warning"]
-    with matplotlib.rc_context(STYLE):
-        count = len(panels) + bool(validations)
-        figure = Figure(figsize=(10, 0.6 + 2.6 * count), layout="constrained")
-        grid = figure.subplots(count, sharex=True, squeeze=False)[:, 0]
-        for axes, (kind, curves) in zip(grid, panels.items(), strict=False):
-            title, scale = _PANELS[kind]
-            _draw_curves(axes, curves, scale)
-            axes.set_ylabel(title)
-        if validations:
-            _draw_validations(grid[-1], validations)
-        for axes in grid:
-            axes.grid(axis="y")
-            axes.margins(x=0.01)
-            axes.set_xlim(left=0)
-            for start in list(starts.values())[1:]:
-                axes.axvline(start, color="#aaaaaa", lw=0.9, ls=(0, (2, 2)))
-            for step in warnings:
-                axes.axvline(step, color=TRUTH, lw=1.2)
-        for phase, start in starts.items():
-            grid[0].annotate(
-                phase,
-                (start, 1),
-                (3, 3),
-                xycoords=grid[0].get_xaxis_transform(),
-                textcoords="offset points",
-                size=9,
-            )
-        grid[-1].set_xlabel("step" + ("; red: a warning" if warnings else ""))
-        return rendered(figure, "svg")
-
-
 def _project(
     axes: Axes, image: np.ndarray, spacing_mm: Sequence[float], across: int, upright: int
 ) -> None:
@@ -552,12 +333,10 @@ def _draw_labels(
     depth = np.moveaxis(segments.labels, through, 0)[:: -1 if through == 0 else 1]
     first = (depth > 0).argmax(axis=0)
     nearest = np.take_along_axis(depth, first[None], axis=0)[0].T
-    colors = np.zeros((len(segments.names) + 1, 4))
-    colors[1:, :3], colors[1:, 3] = segment_colors(len(segments.names)), 0.5
     half = np.array([spacing_mm[across], spacing_mm[upright]]) / 2
     far = np.array(nearest.shape[::-1]) * 2 * half - half
     axes.imshow(
-        colors[nearest],
+        _tint(nearest, len(segments.names)),
         origin="lower",
         aspect="equal",
         extent=(-half[0], far[0], -half[1], far[1]),
@@ -662,137 +441,3 @@ def _overlay_legend(
 
 def _shortened(name: str, longest: int = 30) -> str:
     return name if len(name) <= longest else name[: longest - 1] + "…"
-
-
-def _column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
-    return np.array([np.nan if row[name] is None else row[name] for row in rows], float)
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ").strip() or "unnamed"
-
-
-def _smooth(values: np.ndarray) -> np.ndarray:
-    """Moving mean over about a thirtieth of the curve."""
-    window = np.ones(2 * (len(values) // 60) + 1)
-    weight = np.convolve(np.ones(len(values)), window, "same")
-    return np.convolve(values, window, "same") / weight
-
-
-Curve = tuple[np.ndarray, np.ndarray]
-
-
-def _series(
-    records: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]
-) -> tuple[dict[str, dict[str, list[Curve]]], list[Curve], dict[str, int]]:
-    """Curves by kind and name, validations, one curve a phase, and each phase's first step.
-
-    Phases that count their steps from zero are laid end to end.
-    """
-    lines: dict[str, dict[tuple[str, int], Mapping[str, Any]]] = {}
-    for record in records:
-        if record.get("kind") in ("train", "validation"):
-            # A resumed run repeats steps: what it wrote last is what it went on with.
-            phase = lines.setdefault(str(record.get("phase", "")), {})
-            phase[record["kind"], int(record["step"])] = record
-    panels: dict[str, dict[str, list[Curve]]] = {kind: {} for kind in _PANELS}
-    validations: list[Curve] = []
-    starts: dict[str, int] = {}
-    end = 0
-    for phase_name, phase in lines.items():
-        offset = end if min(step for _, step in phase) < end else 0
-        starts[phase_name] = end
-        end = offset + max(step for _, step in phase)
-        train = {step + offset: line for (of, step), line in phase.items() if of == "train"}
-        for name in dict.fromkeys(name for line in train.values() for name in line):
-            if kind := kinds.get(name):
-                curves = [*_curve(train, name, positive=_PANELS[kind][1] == "log")]
-                if curves:
-                    panels[kind].setdefault(name, []).extend(curves)
-        scored = {step + offset: r for (kind, step), r in phase.items() if kind == "validation"}
-        validations.extend(_curve(scored, "mre_mm", positive=True))
-    return panels, validations, starts
-
-
-def _curve(lines: Mapping[int, Mapping[str, Any]], name: str, *, positive: bool) -> Iterator[Curve]:
-    """Steps and values of one number, if the axis (logarithmic where `positive`) can show any."""
-    values = {step: lines[step].get(name) for step in sorted(lines)}
-    least = 0 if positive else -np.inf
-    shown = {s: v for s, v in values.items() if isinstance(v, (int, float)) and least < v < np.inf}
-    if shown:
-        yield np.array([*shown]), np.array([*shown.values()], float)
-
-
-def _draw_curves(axes: Axes, curves: Mapping[str, Sequence[Curve]], scale: str) -> None:
-    """Lines of several names, each of one piece a phase."""
-    logarithmic = scale == "log"
-    for color, (name, phases) in zip(cycle(LINES), curves.items(), strict=False):
-        for part, (steps, values) in enumerate(phases):
-            smooth = np.exp(_smooth(np.log(values))) if logarithmic else _smooth(values)
-            axes.plot(steps, values, color=color, lw=0.7, alpha=0.3)
-            # One entry in the legend is enough.
-            axes.plot(steps, smooth, color=color, lw=1.8, label=None if part else _words(name))
-        if len(curves) == 1:
-            _name_beside(axes, _words(name), (steps[-1], smooth[-1]), color)
-    if logarithmic:
-        axes.set_yscale("log")
-        _plain_log_ticks(axes, "y")
-    elif scale == "percent":
-        axes.set_ylim(-0.03, 1.03)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
-    if len(curves) > 1:
-        # Beside the panel: within it there is no place that is free in every run.
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-
-
-def _name_beside(
-    axes: Axes, name: str, place: tuple[float, float], color: str, *, right: bool = True
-) -> None:
-    """The name of a curve, to the right or the left of one of its points."""
-    axes.annotate(
-        name,
-        place,
-        (6 if right else -6, 0),
-        textcoords="offset points",
-        ha="left" if right else "right",
-        va="center",
-        color=color,
-        # May stand beside the panel.
-        annotation_clip=False,
-    )
-
-
-def _draw_validations(axes: Axes, curves: Sequence[Curve]) -> None:
-    for steps, values in curves:
-        axes.plot(steps, values, color=METHOD, lw=1.5, marker="o", ms=3.5)
-    steps, values = (np.concatenate(part) for part in zip(*curves, strict=True))
-    best = values.argmin()
-    axes.plot(steps[best], values[best], "o", ms=9, mfc="none", mec=FLOORS[0], mew=1.6)
-    axes.set_title(f"best {values[best]:.2f} mm at step {steps[best]:,}", loc="right", size=9)
-    axes.set_ylabel("validation MRE (mm)")
-    axes.set_yscale("log")
-    _plain_log_ticks(axes, "y")
-
-
-def _plain_log_ticks(axes: Axes, which: str) -> None:
-    """Even ticks within a decade, 1, 2, 5, 10 over a few of them, powers of ten over many."""
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    low, high = axis.get_view_interval()
-    if high < 6 * low:
-        axis.set_major_locator(MaxNLocator(5))
-        axis.set_minor_locator(NullLocator())
-    else:
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 1e3 * low else (1.0,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def rendered(figure: Figure, kind: str) -> bytes:
-    """A figure as a file: "svg", or "png"."""
-    file = io.BytesIO()
-    if kind == "svg":
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    else:
-        # The highest level takes as long as all the drawing, for a tenth of the bytes.
-        figure.savefig(file, format="png", pil_kwargs={"compress_level": 3})
-    return file.getvalue()

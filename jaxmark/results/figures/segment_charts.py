@@ -1,4 +1,4 @@
-"""Charts of label maps and attributes, as SVG; see `figures`."""
+"""Charts of label maps and attributes, as the bytes of an SVG file."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxmark.results.figures import FLOORS, METHOD, STYLE, TRUTH, rendered
+from jaxmark.results.figures.style import FLOORS, METHOD, STYLE, TRUTH, rendered
 
 
 def overlap_bars(per_segment: Sequence[Mapping[str, Any]]) -> bytes:
