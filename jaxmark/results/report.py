@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from jaxmark.core import metrics
 from jaxmark.results.evaluate import read_summary
-from jaxmark.results.figures import charts
+from jaxmark.results.figures import charts, pictures
 from jaxmark.results.measures.points import Points, read_floor_errors, read_points
 from jaxmark.results.page import chart, data_uri, interval, mm, p_value, page, percent, table
 from jaxmark.results.predictions import read_learned
