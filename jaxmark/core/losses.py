@@ -168,12 +168,15 @@ def discriminator_loss(
 
 @struct.dataclass
 class SegmentationSums:
-    """What Dice and cross-entropy need of a softmax over C classes; float32, over a whole batch."""
+    """What Dice, cross-entropy and attributes need of a softmax over C classes; float32."""
 
-    overlap: Array  # (C,) probability of the true class, where that is the class
-    predicted: Array  # (C,) probability of the class
-    voxels: Array  # (C,) voxels of the class
-    surprise: Array  # (C,) -log probability of the true class, where that is the class
+    overlap: Array  # (C,) probability of the true class, where that is the class; of the batch
+    voxels: Array  # (C,) voxels of the class; of the batch
+    surprise: (
+        Array  # (C,) -log probability of the true class, where that is the class; of the batch
+    )
+    predicted: Array  # (B, C) probability of the class
+    peak: Array  # (B, C) largest probability of the class
 
 
 def segmentation_sums(
@@ -199,13 +202,15 @@ def segmentation_sums(
         axes = (0, 1, 2, 3)
         return SegmentationSums(
             overlap=jnp.where(is_true, probability, 0.0).sum(axes),
-            predicted=probability.sum(axes),
             voxels=is_true.astype(jnp.float32).sum(axes),
             surprise=jnp.where(is_true, log_sum - logits, 0.0).sum(axes),
+            predicted=probability.sum((1, 2, 3)),
+            peak=probability.max((1, 2, 3)),
         )
 
     slabs = map_slabs(sums, prediction, voxels=slab_voxels)
-    return jax.tree.map(lambda x: x.sum(0), slabs)
+    total = jax.tree.map(lambda x: x.sum(0), slabs)
+    return total.replace(peak=slabs.peak.max(0))  # type: ignore[no-any-return]
 
 
 def weighted_dice_loss(sums: SegmentationSums, *, balance: float = 1.0) -> Array:
@@ -216,7 +221,7 @@ def weighted_dice_loss(sums: SegmentationSums, *, balance: float = 1.0) -> Array
     """
     weight = class_weights(sums, balance)
     overlap = (weight * sums.overlap).sum()
-    sizes = (weight * (sums.predicted + sums.voxels)).sum()
+    sizes = (weight * (sums.predicted.sum(0) + sums.voxels)).sum()
     return 1 - (2 * overlap + 1) / (sizes + 1)
 
 
