@@ -12,6 +12,7 @@ paper's two cohorts; 150 epochs) for a GPU. Each row has one task more than the 
 - `Forks`: and at which landmarks arteries fork
 - `Segments`: and which segments there are
 - `Multitask`: and that the two classifications agree; the paper's method
+- `Evidence`: and the classifications look at what the segmentation has found (ours)
 - `Orientation`: the comparator, segmentation and the direction of the vessels
 
 `--pathology=0` is for a cohort without any, `--pathology=1` for one with stenoses or aneurysms in
@@ -45,6 +46,7 @@ OFF: dict[str, tuple[str, ...]] = {
     "Forks": ("segment_attributes", "consistency"),
     "Segments": ("consistency",),
     "Multitask": (),
+    "Evidence": (),
     "Orientation": ("fork_attributes", "segment_attributes", "consistency"),
 }
 PATHOLOGY = 0.5  # share of the paper's cohorts together
@@ -121,6 +123,8 @@ def get_config(preset: str = "small/Multitask") -> Experiment:
     off: dict[str, Any] = dict.fromkeys(OFF[row], 0.0)
     if row == "Orientation":
         off["orientation"] = 0.1
+    if row == "Evidence":
+        off["attributes_from"] = "labels"
     experiment.method = dataclasses.replace(experiment.method, **off)
     experiment.name = f"cow_multitask_{size}_{row.lower()}"
     return experiment

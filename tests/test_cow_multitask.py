@@ -40,8 +40,11 @@ def test_rows_add_one_task_after_the_other(size):
         "Forks": ["segmentation", "fork_attributes"],
         "Segments": ["segmentation", "fork_attributes", "segment_attributes"],
         "Multitask": ["segmentation", "fork_attributes", "segment_attributes", "consistency"],
+        "Evidence": ["segmentation", "fork_attributes", "segment_attributes", "consistency"],
         "Orientation": ["segmentation", "orientation"],
     }
+    found = {row: tree["method"]["attributes_from"] for row, tree in rows.items()}
+    assert [row for row, source in found.items() if source == "labels"] == ["Evidence"]
     for tree in rows.values():
         for part in ("data", "phantom", "augment", "train", "predict"):
             assert tree[part] == rows["Multitask"][part]

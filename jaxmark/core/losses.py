@@ -172,9 +172,7 @@ class SegmentationSums:
 
     overlap: Array  # (C,) probability of the true class, where that is the class; of the batch
     voxels: Array  # (C,) voxels of the class; of the batch
-    surprise: (
-        Array  # (C,) -log probability of the true class, where that is the class; of the batch
-    )
+    surprise: Array  # (C,) -log of the same probability; of the batch
     predicted: Array  # (B, C) probability of the class
     peak: Array  # (B, C) largest probability of the class
 
@@ -210,7 +208,7 @@ def segmentation_sums(
 
     slabs = map_slabs(sums, prediction, voxels=slab_voxels)
     total = jax.tree.map(lambda x: x.sum(0), slabs)
-    return total.replace(peak=slabs.peak.max(0))  # type: ignore[no-any-return]
+    return total.replace(peak=slabs.peak.max(0))
 
 
 def weighted_dice_loss(sums: SegmentationSums, *, balance: float = 1.0) -> Array:

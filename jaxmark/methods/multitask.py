@@ -98,6 +98,9 @@ class Multitask:
     orientation: float = setting(0.0, NOT_NEGATIVE)
     # Cross-entropy added to Dice; the paper: 0.
     label_cross_entropy: float = setting(0.0, NOT_NEGATIVE)
+    # What the classifications look at: "features" (four parallel branches, the paper's), or also
+    # "labels": how much the segmentation has found of each segment (ours).
+    attributes_from: str = setting("features", either("features", "labels"))
     # What a missing segment, and a landmark without a fork, weighs; the paper states none: 1.
     rare: float = setting(1.0, POSITIVE)
     # What Eq. 1 derives of segments: "hard" (yes or no, no gradient) or "soft" (probabilities).
@@ -136,6 +139,8 @@ class Multitask:
             yield "consistency", "compares two classifications: both need a weight"
         if self.label_cross_entropy and not self.segmentation:
             yield "label_cross_entropy", "is added to Dice: segmentation needs a weight"
+        if self.attributes_from == "labels" and not self.segmentation:
+            yield "attributes_from", "is labels: segmentation needs a weight"
 
     def misfits(self, task: Task) -> Iterator[Problem]:
         """See `Settings`."""
@@ -212,6 +217,7 @@ class Network:
             orientation=settings.orientation > 0,
             fork_attributes=len(scheme.landmarks) if settings.fork_attributes else 0,
             segment_attributes=len(scheme.segments) if settings.segment_attributes else 0,
+            evidence=2 if settings.attributes_from == "labels" else 0,
             head=settings.head,
             dtype=task.dtype,
             remat=settings.remat,
@@ -222,8 +228,8 @@ class Network:
         channels = 4 if self.settings.coordinates else 1
         return self._net.init(key, jnp.zeros((1, *self.task.crop, channels)))
 
-    def _branch(self, params: Params, name: str) -> Callable[[Array], Array]:
-        return lambda x: jnp.asarray(self._net.apply(params, x, method=name))
+    def _branch(self, params: Params, name: str) -> Callable[..., Array]:
+        return lambda *args: jnp.asarray(self._net.apply(params, *args, method=name))
 
     def features(self, params: Params, image: Array) -> Array:
         """Volumes (B, X, Y, Z, 1) -> what all branches share."""
@@ -235,6 +241,7 @@ class Network:
         settings = self.settings
         features = self.features(params, view.image)
         losses = {"heatmap_loss": (1.0, self.heatmap_loss(params, features, view))}
+        found = None
         if settings.segmentation:
             sums = segmentation_sums(
                 features,
@@ -247,10 +254,11 @@ class Network:
             if settings.label_cross_entropy:
                 nats = segmentation_cross_entropy(sums, balance=settings.balance)
                 losses["label_cross_entropy"] = settings.label_cross_entropy, nats
+            found = self.evidence(sums.peak, sums.predicted)
         if settings.orientation:
             axes = self.orientation_loss(params, features, view.targets[SEGMENTATION])
             losses["orientation_loss"] = settings.orientation, axes
-        losses |= self.attribute_losses(params, features, view)
+        losses |= self.attribute_losses(params, features, found, view)
         total = sum((weight * value for weight, value in losses.values()), jnp.zeros(()))
         return total, {name: value for name, (_, value) in losses.items()}
 
@@ -273,25 +281,54 @@ class Network:
             slab_voxels=task.slab_voxels,
         )
 
+    def evidence(self, peak: Array, predicted: Array) -> tuple[Array, Array] | None:
+        """What the segmentation found, for forks (B, K, 2) and for segments (B, S, 2).
+
+        Of a segment: the logarithms of its largest probability, and of its expected volume in
+        voxels. Of a landmark: of what meets it there and may be missing, that of which there is
+        least. `peak` and `predicted` (B, 1 + S) are of `SegmentationSums`.
+        """
+        if self.settings.attributes_from != "labels":
+            return None
+        scheme = self.task.scheme
+        segments = jnp.stack([jnp.log(peak[:, 1:] + 1e-6), jnp.log1p(predicted[:, 1:])], axis=-1)
+        meets = scheme.incidence & scheme.may_be_missing[:, None]
+        least = jnp.where(meets[..., None], segments[:, :, None], jnp.inf).min(1)
+        # Nothing that may be missing meets the landmark.
+        return jnp.where(meets.any(0)[:, None], least, 0.0), segments
+
+    def attributes(
+        self, params: Params, features: Array, found: tuple[Array, Array] | None
+    ) -> tuple[Array | None, Array | None]:
+        """Logits of forks (B, K) and of segments (B, S); None for a task without a weight."""
+        settings = self.settings
+        for_forks, for_segments = found or (None, None)
+        forks, segments = self._branch(params, "forks"), self._branch(params, "segments")
+        return (
+            forks(features, for_forks) if settings.fork_attributes else None,
+            segments(features, for_segments) if settings.segment_attributes else None,
+        )
+
     def attribute_losses(
-        self, params: Params, features: Array, view: Batch
+        self,
+        params: Params,
+        features: Array,
+        found: tuple[Array, Array] | None,
+        view: Batch,
     ) -> dict[str, tuple[float, Array]]:
         """Weight and cross-entropy of the two classifications, and of their agreement (Eq. 1)."""
         settings, scheme = self.settings, self.task.scheme
         losses: dict[str, tuple[float, Array]] = {}
         rated = functools.partial(attribute_loss, rare=settings.rare)
-        if not (settings.segment_attributes or settings.fork_attributes):
-            return losses
-        present, absent = view.targets[SEGMENTS_PRESENT], view.targets[SEGMENTS_ABSENT]
-        if settings.segment_attributes:
-            segments = self._branch(params, "segments")(features)
-            loss = rated(segments, present, absent)
+        forks, segments = self.attributes(params, features, found)
+        if segments is not None:
+            loss = rated(segments, view.targets[SEGMENTS_PRESENT], view.targets[SEGMENTS_ABSENT])
             losses["segment_loss"] = settings.segment_attributes, loss
-        if settings.fork_attributes:
-            forks = self._branch(params, "forks")(features)
-            loss = rated(forks, *scheme.forks(present, absent))
+        if forks is not None:
+            known = view.targets[SEGMENTS_PRESENT], view.targets[SEGMENTS_ABSENT]
+            loss = rated(forks, *scheme.forks(*known))
             losses["fork_loss"] = settings.fork_attributes, loss
-        if settings.consistency:
+        if settings.consistency and forks is not None and segments is not None:
             derived = self.derived_forks(segments)
             loss = self_consistency_loss(forks, derived, jnp.asarray(scheme.may_change))
             losses["consistency_loss"] = settings.consistency, loss
@@ -331,19 +368,24 @@ class Network:
             slab_voxels=task.slab_voxels,
         )
         maps: dict[str, Any] = {}
+        found = None
         if settings.segmentation:
-            labels = self._branch(params, "labels")
-            slabs = map_slabs(
-                lambda slab, _: jnp.argmax(labels(slab), axis=-1).astype(jnp.uint8),
+            slabs, highest, sums = map_slabs(
+                lambda slab, _: _surveyed(self._branch(params, "labels")(slab)),
                 features,
                 voxels=task.slab_voxels,
             )
             maps[SEGMENTATION] = join_slabs(slabs)
-        probabilities = {}
-        if settings.segment_attributes:
-            logits = self._branch(params, "segments")(features)
-            probabilities[SEGMENTS_PRESENT] = jax.nn.sigmoid(logits)
-        if settings.fork_attributes:
-            probabilities[FORKS] = jax.nn.sigmoid(self._branch(params, "forks")(features))
+            found = self.evidence(highest.max(0), sums.sum(0))
+        forks, segments = self.attributes(params, features, found)
+        logits = {FORKS: forks, SEGMENTS_PRESENT: segments}
+        probabilities = {name: jax.nn.sigmoid(x) for name, x in logits.items() if x is not None}
         positions = {"argmax": peak, "subvoxel": fine}
         return Prediction(positions, score, evidence, maps, probabilities)
+
+
+def _surveyed(logits: Array) -> tuple[Array, Array, Array]:
+    """A slab's labels, and each class's largest probability and their sum (B, C)."""
+    probability = jax.nn.softmax(logits)
+    labels = jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+    return labels, probability.max((1, 2, 3)), probability.sum((1, 2, 3))

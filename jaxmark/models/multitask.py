@@ -29,6 +29,8 @@ class MultitaskUNet(nn.Module):
     orientation: bool = False
     fork_attributes: int = 0
     segment_attributes: int = 0
+    # Numbers that speak for each attribute, beside the features; 0: none.
+    evidence: int = 0
     head: int = 0
     dtype: DTypeLike = jnp.float32
     remat: bool = False
@@ -53,8 +55,12 @@ class MultitaskUNet(nn.Module):
         made = [self.heatmaps(features)]
         made += [self.labels(features)] if self.classes else []
         made += [self.axes(features)] if self.orientation else []
-        made += [self.forks(features)] if self.fork_attributes else []
-        made += [self.segments(features)] if self.segment_attributes else []
+        for branch, count in (
+            (self.forks, self.fork_attributes),
+            (self.segments, self.segment_attributes),
+        ):
+            evidence = jnp.zeros((x.shape[0], count, self.evidence)) if self.evidence else None
+            made += [branch(features, evidence)] if count else []
         return made
 
     def features(self, x: Array) -> Array:
@@ -73,13 +79,13 @@ class MultitaskUNet(nn.Module):
         """Vectors `(..., 3)` of any length."""
         return self.axis_branch(features)
 
-    def forks(self, features: Array) -> Array:
-        """Logits `(B, fork_attributes)`."""
-        return self.fork_branch(features)
+    def forks(self, features: Array, evidence: Array | None = None) -> Array:
+        """Logits `(B, fork_attributes)`; see `AttributeBranch`."""
+        return self.fork_branch(features, evidence)
 
-    def segments(self, features: Array) -> Array:
-        """Logits `(B, segment_attributes)`."""
-        return self.segment_branch(features)
+    def segments(self, features: Array, evidence: Array | None = None) -> Array:
+        """Logits `(B, segment_attributes)`; see `AttributeBranch`."""
+        return self.segment_branch(features, evidence)
 
 
 class AttributeBranch(nn.Module):
@@ -87,7 +93,8 @@ class AttributeBranch(nn.Module):
 
     Down by a factor of 2 `depth` times with maxima, which keep thin vessels; then each attribute
     has a softmax over the voxels, and a linear layer on the features that it picks. Coordinates are
-    among them: right and left look alike.
+    among them: right and left look alike. `evidence` (B, count, E), if there is any, adds a linear
+    function of what else is known of each attribute.
     """
 
     count: int
@@ -96,7 +103,7 @@ class AttributeBranch(nn.Module):
     width: int = 64
 
     @nn.compact
-    def __call__(self, features: Array) -> Array:
+    def __call__(self, features: Array, evidence: Array | None = None) -> Array:
         x = features
         for level in range(self.depth):
             x = max_pool_2(x)
@@ -112,4 +119,10 @@ class AttributeBranch(nn.Module):
         picked = jnp.einsum("bpn,bpc->bnc", share, seen)
         kernel = self.param("kernel", nn.initializers.normal(1e-2), (self.count, picked.shape[-1]))
         bias = self.param("bias", nn.initializers.zeros, (self.count,))
-        return (picked * kernel).sum(-1) + bias
+        logits = (picked * kernel).sum(-1) + bias
+        if evidence is None:
+            return logits
+        slope = self.param("slope", nn.initializers.zeros, (self.count, evidence.shape[-1]))
+        level = self.param("level", nn.initializers.zeros, (self.count,))
+        # Adam moves every parameter at the same pace; these few have the farthest to go.
+        return logits + 10 * ((evidence * slope).sum(-1) + level)
