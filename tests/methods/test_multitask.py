@@ -148,12 +148,43 @@ def test_soft_derivation_multiplies_probabilities_and_has_a_gradient():
     assert slope[0, 0] == 0 and slope[0, 1] > 0
 
 
+def test_evidence_is_what_the_segmentation_found_of_each_segment():
+    network = Network(dataclasses.replace(SMALL, attributes_from="labels"), SPOTS)
+    peak, volume = jnp.array([[1.0, 0.9, 0.2]]), jnp.array([[900.0, 50.0, 3.0]])
+    forks, segments = network.evidence(peak, volume)
+    expected = np.stack([np.log([0.9, 0.2]), np.log1p([50.0, 3.0])], -1)
+    np.testing.assert_allclose(segments[0], expected, rtol=1e-5)
+    # "big" is never missing: "small" alone says whether a and b are forks.
+    np.testing.assert_allclose(forks[0], expected[[1, 1]], rtol=1e-5)
+    assert Network(SMALL, SPOTS).evidence(peak, volume) is None
+
+
+def test_where_little_is_found_of_a_segment_it_is_probably_missing():
+    settings = dataclasses.replace(SMALL, attributes_from="labels")
+    network = Network(settings, SPOTS)
+    params = network.init(jax.random.key(0))
+    branch = params["params"]["segment_branch"]
+    params["params"]["segment_branch"] = {**branch, "slope": jnp.ones((2, 2))}
+    features = network.features(params, jnp.zeros((1, 16, 16, 8, 1)))
+    much, little = (
+        network.attributes(params, features, network.evidence(jnp.full((1, 3), p), volume))
+        for p, volume in ((0.9, jnp.full((1, 3), 50.0)), (0.01, jnp.zeros((1, 3))))
+    )
+    assert (much[1] > 5).all() and (little[1] < -5).all()
+    # Forks have slopes of their own, 0 at the start.
+    np.testing.assert_array_equal(much[0], little[0])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"segment_attributes": 0.0}, r"config\.method\.consistency: compares two classific"),
         ({**OFF, "label_cross_entropy": 1.0}, r"config\.method\.label_cross_entropy: is added"),
         ({"widths": (4, 4, 4, 4, 4)}, r"config\.data\.crop: \(16, 16, 8\) .* multiple of 16"),
+        (
+            {**OFF, "attributes_from": "labels"},
+            r"config\.method\.attributes_from: is labels: segmentation needs a weight",
+        ),
         ({"derived": "maybe"}, r"config\.method\.derived: 'maybe'"),
     ],
 )
