@@ -15,23 +15,28 @@ paper's two cohorts; 150 epochs) for a GPU. Each row has one task more than the 
 - `Evidence`: and the classifications look at what the segmentation has found (ours)
 - `Orientation`: the comparator, segmentation and the direction of the vessels
 
-`--pathology=0` is for a cohort without any, `--pathology=1` for one with stenoses or aneurysms in
+Beside the table, `pathology.csv` has the errors of people with and without stenoses and aneurysms,
+the paper's two test sets. `--pathology=0` is for a cohort without any, `--pathology=1` for one with stenoses or aneurysms in
 everyone. A row by itself:
 
 python -m jaxmark.main --config=experiments/cow_multitask.py:small/Multitask
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import app, flags
 
 from experiments import cow
 from experiments.tables import Table
 from jaxmark.config import Augment, Data, Experiment, Train
-from jaxmark.data.phantoms.cow.cohort import CirclePhantom
+from jaxmark.data.phantoms.cow.cohort import CirclePhantom, has_pathology
 from jaxmark.methods.multitask import Multitask
+from jaxmark.results.measures.points import read_points
+from jaxmark.system.files import write_text_atomic
 
 # Tasks that a row does without.
 OFF: dict[str, tuple[str, ...]] = {
@@ -131,15 +136,37 @@ def get_config(preset: str = "small/Multitask") -> Experiment:
 
 
 def main(argv: Sequence[str]) -> None:
-    """See `Table.run`."""
+    """See `Table.run`; then the errors of people with and without pathology, `pathology.csv`."""
     values = flags.FLAGS
     share = values.pathology
-    TABLE.run(
+    folder, rows = TABLE.run(
         argv,
         f"Tasks, {values.preset}" + ("" if share is None else f", pathology {share:g}"),
         suffix="" if share is None else f"_pathology{share:g}",
         always=[] if share is None else [f"--config.phantom.pathology={share}"],
     )
+    phantom = SIZES[values.preset]().phantom
+    if share is not None:
+        phantom.pathology = share
+    text = by_pathology(phantom, {row.name: list(row.homes.values()) for row in rows})
+    write_text_atomic(folder / "pathology.csv", text)
+    print(text, end="")
+
+
+def by_pathology(phantom: CirclePhantom, homes: Mapping[str, Sequence[Path]]) -> str:
+    """CSV: mean radial error of each row's runs, of people without pathology and with."""
+    lines = ["row,scans_without,mre_mm_without,scans_with,mre_mm_with"]
+    for name, folders in homes.items():
+        runs = [read_points(folder / "evaluation") for folder in folders]
+        numbers = [int(case.removeprefix("phantom-")) for case in runs[0].cases]
+        ill = np.array([has_pathology(phantom, number) for number in numbers])
+        errors = np.mean([points.error_mm() for points in runs], axis=0)
+        cells = [
+            f"{group.sum()},{np.nanmean(errors[group]):.3f}" if group.any() else "0,"
+            for group in (~ill, ill)
+        ]
+        lines.append(",".join([name, *cells]))
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

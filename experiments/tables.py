@@ -64,8 +64,8 @@ class Table:
         hidden: Sequence[str] = (),
         overrides: Mapping[str, Sequence[str]] | None = None,
         always: Sequence[str] = (),
-    ) -> None:
-        """Train the rows that the flags ask for and write the table.
+    ) -> tuple[Path, list[Row]]:
+        """Train the rows that the flags ask for and write the table; its folder, and the rows.
 
         Exit code 1 for a flag that can't be, or where a row's training ends with an error.
 
@@ -105,3 +105,4 @@ class Table:
         )
         print(as_text(found, self.published))
         print(f"table: {page}")
+        return folder, rows

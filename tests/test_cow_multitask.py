@@ -1,11 +1,15 @@
 """The ablation's rows: each has one task more than the one before, and all else is the same."""
 
+import numpy as np
 import pytest
 
 from experiments import cow_multitask
 from jaxmark.config import to_json, validate
 from jaxmark.core.anatomy import COW19
+from jaxmark.data.phantoms.cow.cohort import has_pathology
 from jaxmark.methods.method import LABEL_MAPS, SEGMENTS, Task
+from jaxmark.results.evaluate import evaluate
+from jaxmark.results.measures.points import Points
 
 TASKS = (
     "segmentation",
@@ -63,6 +67,28 @@ def test_the_paper_s_settings():
     # 150 epochs of 25 healthy people and 25 with aneurysms or stenoses, one at a time.
     phantom = cow_multitask.get_config("paper/Multitask").phantom
     assert method.steps == 150 * phantom.train == 7500 and phantom.test == 20
+
+
+def test_errors_are_told_apart_by_pathology(tmp_path):
+    phantom = cow_multitask.get_config("small/Multitask").phantom
+    ill = [has_pathology(phantom, number) for number in range(4)]
+    assert set(ill) == {True, False}
+    truth = np.zeros((4, 1, 3))
+    predicted = truth + np.array([2.0 if there else 1.0 for there in ill])[:, None, None] * [
+        1,
+        0,
+        0,
+    ]
+    points = Points(
+        cases=tuple(f"phantom-{number:03d}" for number in range(4)),
+        landmarks=("a",),
+        truth_mm=truth,
+        predicted_mm=predicted,
+        present=np.ones((4, 1), bool),
+    )
+    evaluate(points, thresholds_mm=(2.0,), floors={}, folder=tmp_path / "evaluation")
+    text = cow_multitask.by_pathology(phantom, {"Heatmaps": [tmp_path]})
+    assert text.splitlines()[1] == f"Heatmaps,{4 - sum(ill)},1.000,{sum(ill)},2.000"
 
 
 @pytest.mark.parametrize("preset", ["small", "small/All", "huge/Forks"])

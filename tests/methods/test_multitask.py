@@ -153,9 +153,9 @@ def test_evidence_is_what_the_segmentation_found_of_each_segment():
     peak, volume = jnp.array([[1.0, 0.9, 0.2]]), jnp.array([[900.0, 50.0, 3.0]])
     forks, segments = network.evidence(peak, volume)
     expected = np.stack([np.log([0.9, 0.2]), np.log1p([50.0, 3.0])], -1)
-    np.testing.assert_allclose(segments[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(segments[0], expected, rtol=1e-4)
     # "big" is never missing: "small" alone says whether a and b are forks.
-    np.testing.assert_allclose(forks[0], expected[[1, 1]], rtol=1e-5)
+    np.testing.assert_allclose(forks[0], expected[[1, 1]], rtol=1e-4)
     assert Network(SMALL, SPOTS).evidence(peak, volume) is None
 
 

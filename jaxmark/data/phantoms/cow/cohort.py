@@ -107,7 +107,7 @@ def make_case(phantom: CirclePhantom, number: int) -> PhantomCase:
     """Case `number` of a cohort: a function of the settings' values and the number alone."""
     rng = np.random.default_rng([phantom.seed, _ANATOMY, number])
     anatomy = _draw_person(phantom, rng)
-    vessels = draw_vessels(rng, anatomy, pathology=bool(rng.random() < phantom.pathology))
+    vessels = draw_vessels(rng, anatomy, pathology=_is_ill(phantom, rng))
     grid = place_grid(phantom)
     lumen = rasterize(vessels, grid)
     render = {"MRA": render_mra, "CTA": render_cta}[phantom.modality]
@@ -122,6 +122,13 @@ def make_case(phantom: CirclePhantom, number: int) -> PhantomCase:
         annotated=annotated,
         absent=absent,
     )
+
+
+def has_pathology(phantom: CirclePhantom, number: int) -> bool:
+    """Whether the person of case `number` has stenoses, and maybe an aneurysm."""
+    rng = np.random.default_rng([phantom.seed, _ANATOMY, number])
+    _draw_person(phantom, rng)
+    return _is_ill(phantom, rng)
 
 
 def draw_unpaired(phantom: CirclePhantom) -> dict[str, Landmarks]:
@@ -188,6 +195,10 @@ def _write_names(root: Path, phantom: CirclePhantom, names: Sequence[str]) -> No
 
 def _draw_person(phantom: CirclePhantom, rng: np.random.Generator) -> Anatomy:
     return draw_anatomy(rng, phantom.rotation_sd_degrees, phantom.translation_sd_mm)
+
+
+def _is_ill(phantom: CirclePhantom, rng: np.random.Generator) -> bool:
+    return bool(rng.random() < phantom.pathology)
 
 
 def _annotated(

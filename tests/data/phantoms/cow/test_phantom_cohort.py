@@ -13,7 +13,14 @@ from jaxmark.core.geometry import apply_affine
 from jaxmark.data.attributes import read_attributes
 from jaxmark.data.cohort import check_inside, read_cohort
 from jaxmark.data.landmarks import read_table
-from jaxmark.data.phantoms.cow.cohort import CirclePhantom, draw_unpaired, make_case, write_cohort
+from jaxmark.data.phantoms.cow import cohort as phantoms
+from jaxmark.data.phantoms.cow.cohort import (
+    CirclePhantom,
+    draw_unpaired,
+    has_pathology,
+    make_case,
+    write_cohort,
+)
 from jaxmark.data.scans import read_scan
 
 SMALL = CirclePhantom(
@@ -162,3 +169,19 @@ def test_landmarks_beyond_the_field_of_view_are_absent():
     # In x and y all lie within.
     np.testing.assert_array_equal(low.annotated, (z >= bottom) & (z <= top))
     assert 0 < low.annotated.sum() < 19
+
+
+def test_who_has_pathology_is_known_without_drawing_vessels(monkeypatch):
+    phantom = dataclasses.replace(SMALL, pathology=0.5)
+    asked = []
+    draw = phantoms.draw_vessels
+
+    def keep(rng, anatomy, *, pathology):
+        asked.append(pathology)
+        return draw(rng, anatomy, pathology=pathology)
+
+    monkeypatch.setattr(phantoms, "draw_vessels", keep)
+    for number in range(6):
+        make_case(phantom, number)
+    assert asked == [has_pathology(phantom, number) for number in range(6)]
+    assert set(asked) == {True, False}
