@@ -16,8 +16,8 @@ paper's two cohorts; 150 epochs) for a GPU. Each row has one task more than the 
 - `Orientation`: the comparator, segmentation and the direction of the vessels
 
 Beside the table, `pathology.csv` has the errors of people with and without stenoses and aneurysms,
-the paper's two test sets. `--pathology=0` is for a cohort without any, `--pathology=1` for one with stenoses or aneurysms in
-everyone. A row by itself:
+the paper's two test sets. `--pathology=0` is for a cohort without any, `--pathology=1` for one
+with stenoses or aneurysms in everyone. A row by itself:
 
 python -m jaxmark.main --config=experiments/cow_multitask.py:small/Multitask
 """

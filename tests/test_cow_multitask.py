@@ -74,17 +74,18 @@ def test_errors_are_told_apart_by_pathology(tmp_path):
     ill = [has_pathology(phantom, number) for number in range(4)]
     assert set(ill) == {True, False}
     truth = np.zeros((4, 1, 3))
-    predicted = truth + np.array([2.0 if there else 1.0 for there in ill])[:, None, None] * [
-        1,
-        0,
-        0,
-    ]
+    off_mm = np.where(ill, 2.0, 1.0)
+    predicted = truth + off_mm[:, None, None] * [1, 0, 0]
     points = Points(
         cases=tuple(f"phantom-{number:03d}" for number in range(4)),
         landmarks=("a",),
         truth_mm=truth,
         predicted_mm=predicted,
         present=np.ones((4, 1), bool),
+        absent=np.zeros((4, 1), bool),
+        score=np.ones((4, 1)),
+        presence=np.ones((4, 1)),
+        radius_mm=np.ones((4, 1)),
     )
     evaluate(points, thresholds_mm=(2.0,), floors={}, folder=tmp_path / "evaluation")
     text = cow_multitask.by_pathology(phantom, {"Heatmaps": [tmp_path]})
