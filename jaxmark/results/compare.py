@@ -1,7 +1,7 @@
 """Several evaluated runs on the same cases in one table, with what is known of the differences."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -59,12 +59,15 @@ class Row:
     # By the names of `SEGMENT_MEASURES`: means over the runs, (N, S) or (N, K), NaN where there is
     # nothing to measure. Empty of methods that know of no segments.
     segments: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    # By the same names, with the reference; in rows that both have.
+    # By the same names, with the first row that has them; none of that row itself.
     segment_tests: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 def compare(rows: Mapping[str, Sequence[Path]], reference: str) -> list[Row]:
     """The work dirs of each method, evaluated already, compared with those of `reference`.
+
+    What is measured of segments is compared with the first row that measures it: the reference may
+    know of none.
 
     Raises InputError where a run is not evaluated, or on other points than the first one.
     """
@@ -77,6 +80,12 @@ def compare(rows: Mapping[str, Sequence[Path]], reference: str) -> list[Row]:
             check_same_points(folder, points, first)
     found = [_row(label, runs, rows[label]) for label, runs in loaded.items()]
     _check_same_segments(rows, found)
+    first_with = {
+        name: next(row for row in found if name in row.segments)
+        for name in SEGMENT_MEASURES
+        if any(name in row.segments for row in found)
+    }
+    found = [_segments_tested(row, first_with) for row in found]
     base = next((row for row in found if row.label == reference), None)
     if base is None:
         return found
@@ -146,17 +155,20 @@ def _check_same_known(folder: Path, values: np.ndarray, first: np.ndarray) -> No
 
 
 def _tested(row: Row, base: Row) -> Row:
-    return Row(
-        **{
-            **vars(row),
-            "error_test": metrics.paired_comparison(row.error_mm, base.error_mm, 0),
-            "confusion_test": metrics.paired_comparison(row.confused, base.confused, 0),
-            "segment_tests": {
-                name: metrics.paired_comparison(row.segments[name], base.segments[name], 0)
-                for name in row.segments.keys() & base.segments.keys()
-            },
-        }
+    return dataclasses.replace(
+        row,
+        error_test=metrics.paired_comparison(row.error_mm, base.error_mm, 0),
+        confusion_test=metrics.paired_comparison(row.confused, base.confused, 0),
     )
+
+
+def _segments_tested(row: Row, first_with: Mapping[str, Row]) -> Row:
+    tests = {
+        name: metrics.paired_comparison(row.segments[name], base.segments[name], 0)
+        for name, base in first_with.items()
+        if name in row.segments and row is not base
+    }
+    return dataclasses.replace(row, segment_tests=tests)
 
 
 def _mean(trees: Sequence[Any]) -> Any:
@@ -199,7 +211,7 @@ def write_comparison(
             "error_minus_reference": row.error_test,
             "confusion_minus_reference": row.confusion_test,
             "published": published.get(row.label),
-            **({"segments_minus_reference": row.segment_tests} if row.segment_tests else {}),
+            **({"segments_minus_first": row.segment_tests} if row.segment_tests else {}),
         }
         for row in rows
     ]
@@ -258,39 +270,72 @@ def _differences(rows: Sequence[Row]) -> Table:
 
 
 def _segment_tables(rows: Sequence[Row]) -> list[Table]:
-    """Of what all rows have measured of segments; none where that is nothing."""
-    shared = [name for name in SEGMENT_MEASURES if all(name in row.segments for row in rows)]
-    if not shared:
+    """Of what rows have measured of segments; none where that is nothing."""
+    shown = [name for name in SEGMENT_MEASURES if any(name in row.segments for row in rows)]
+    if not shown:
         return []
-    titles = [SEGMENT_MEASURES[name] for name in shared]
-    head = ["", *(f"{title} (%)" for title in titles)]
+    head = ["", *(f"{SEGMENT_MEASURES[name]} (%)" for name in shown), *_SUMMARIES]
     lines = [
-        [row.label, *(mm(100 * float(np.nanmean(row.segments[name]))) for name in shared)]
+        [
+            row.label,
+            *(mm(_mean_percent(row, name)) for name in shown),
+            *(_in_percent(find, row.summary) for find in _SUMMARIES.values()),
+        ]
         for row in rows
     ]
     meaning = (
         "Dice: mean over the segments that the truth has. Told rightly: over all segments and "
-        "landmarks whose state is known, also those that everyone has."
+        "landmarks whose state is known, also those that everyone has. Balanced accuracy: of those "
+        "that may be missing, or may be no bifurcation. Consistent: bifurcations that follow from "
+        "the predicted segments. 95 % intervals over scans."
     )
     found: list[Table] = [("Segments", meaning, head, lines)]
-    tested = [row for row in rows if row.segment_tests]
-    if tested:
-        head = [""]
-        for title in titles:
-            head += [f"{title} (%)", "95 % interval", "p"]
-        lines = []
-        for row in tested:
-            line = [row.label]
-            for name in shared:
-                test = row.segment_tests[name]
-                bounds = test["interval"] and np.multiply(test["interval"], 100)
-                line += [mm(100 * test["difference"]), interval({"interval": bounds})]
-                line.append(p_value(test["p_value"]))
-            lines.append(line)
-        (base,) = (row.label for row in rows if row.error_test is None)
-        meaning = "On the same scans; intervals and p as for the landmarks."
-        found.append((f"Segments: differences from {base}", meaning, head, lines))
+    for name in shown:
+        tested = [row for row in rows if name in row.segment_tests]
+        if tested:
+            base = next(row.label for row in rows if name in row.segments)
+            title = SEGMENT_MEASURES[name]
+            meaning = "On the same scans; intervals and p as for the landmarks."
+            lines = [_difference(row.label, row.segment_tests[name]) for row in tested]
+            head = ["", f"{title} (%)", "95 % interval", "p"]
+            found.append((f"{title[0].upper()}{title[1:]}, minus {base}", meaning, head, lines))
     return found
+
+
+# Column -> where a summary has the figure: {"share" or "mean": ..., "interval": ...}.
+_SUMMARIES: dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {
+    "clDice of the tree (%)": lambda s: s["segmentation"]["tree"]["cldice"],
+    "balanced accuracy, segments (%)": lambda s: s["attributes"]["segments"]["may_change"][
+        "balanced_accuracy"
+    ],
+    "balanced accuracy, bifurcations (%)": lambda s: s["attributes"]["landmarks"]["may_change"][
+        "balanced_accuracy"
+    ],
+    "consistent (%)": lambda s: s["attributes"]["self_consistency"],
+}
+
+
+def _in_percent(find: Callable[[Mapping[str, Any]], Mapping[str, Any]], summary: Any) -> str:
+    """A figure with its interval; empty where a method does not say such things."""
+    try:
+        figure = find(summary)
+    except (KeyError, TypeError):
+        return ""
+    value = figure.get("share", figure.get("mean"))
+    if value is None:
+        return ""
+    bounds = figure["interval"] and np.multiply(figure["interval"], 100)
+    return f"{mm(100 * value)} ({interval({'interval': bounds})})"
+
+
+def _mean_percent(row: Row, name: str) -> float | None:
+    return 100 * float(np.nanmean(row.segments[name])) if name in row.segments else None
+
+
+def _difference(label: str, test: Mapping[str, Any]) -> list[str]:
+    bounds = test["interval"] and np.multiply(test["interval"], 100)
+    difference = mm(100 * test["difference"])
+    return [label, difference, interval({"interval": bounds}), p_value(test["p_value"])]
 
 
 def _published(rows: Sequence[Row], published: Mapping[str, Published]) -> Table:

@@ -327,7 +327,7 @@ def test_figures_of_maps_by_hand():
     json.dumps(found, allow_nan=False)
 
 
-def test_comparison_has_rows_of_segments_where_all_have_them(run, tmp_path):
+def test_comparison_has_what_rows_measured_of_segments(run, tmp_path):
     home = run.workdir
     # Another method, which finds nothing and says that all are there.
     other = tmp_path / "other"
@@ -352,19 +352,19 @@ def test_comparison_has_rows_of_segments_where_all_have_them(run, tmp_path):
     workflow.evaluate(worse)
     rows = compare({"base": [other], "ours": [home]}, "base")
     text = as_text(rows)
-    assert "Segments:" in text and "Segments: differences from base:" in text
+    assert "Segments:" in text and "Dice, minus base:" in text
     maps = segmentation.read_maps(home / "evaluation")
     dice = np.nanmean(maps.of_present("dice"))
     assert rows[1].segment_tests["dice"]["difference"] == pytest.approx(dice)
     assert rows[1].segment_tests["segments_right"]["difference"] == pytest.approx(1 / 3)
     assert rows[1].segment_tests["bifurcations_right"]["difference"] == 0
-    assert f"| ours | {100 * dice:.2f} | 100.00 | 100.00 |" in text
-    assert "| base | 0.00 | 66.67 | 100.00 |" in text
+    assert f"| ours | {100 * dice:.2f} | 100.00 | 100.00 | " in text
+    assert "| base | 0.00 | 66.67 | 100.00 | 0.00 (0.00 to 0.00) | " in text
     write_comparison(rows, tmp_path, title="t", note="n")
     tree = read_json(tmp_path / "table.json", 1)["rows"]
-    assert "segments_minus_reference" not in tree[0]
-    assert tree[1]["segments_minus_reference"]["dice"]["n_scans"] == 3
-    # Of a method that knows of no segments nothing is compared.
+    assert "segments_minus_first" not in tree[0]
+    assert tree[1]["segments_minus_first"]["dice"]["n_scans"] == 3
+    # A method that knows of no segments has an empty line, and is no first to compare with.
     plain = tmp_path / "plain" / "evaluation"
     plain.mkdir(parents=True)
     (plain / "points.csv").write_bytes((home / "evaluation" / "points.csv").read_bytes())
@@ -372,7 +372,10 @@ def test_comparison_has_rows_of_segments_where_all_have_them(run, tmp_path):
     del summary["segmentation"], summary["attributes"]
     (plain / "summary.json").write_text(json.dumps(summary))
     rows = compare({"base": [plain.parent], "ours": [home]}, "base")
-    assert "Segments" not in as_text(rows)
+    text = as_text(rows)
+    assert "| base |  |  |  |  |  |  |  |" in text and "Dice, minus" not in text
+    assert f"| ours | {100 * dice:.2f} | " in text
+    assert "Segments" not in as_text(rows[:1])
     # Another truth can't be compared with.
     lines = (home / "evaluation" / "attributes.csv").read_text()
     (other / "evaluation" / "attributes.csv").write_text(lines.replace(",no,", ",,"))
