@@ -316,14 +316,14 @@ _SUMMARIES: dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {
 
 
 def _in_percent(find: Callable[[Mapping[str, Any]], Mapping[str, Any]], summary: Any) -> str:
-    """A figure with its interval; empty where a method does not say such things."""
+    """A figure with its interval; a dash where a method does not say such things."""
     try:
         figure = find(summary)
     except (KeyError, TypeError):
-        return ""
+        return mm(None)
     value = figure.get("share", figure.get("mean"))
     if value is None:
-        return ""
+        return mm(None)
     bounds = figure["interval"] and np.multiply(figure["interval"], 100)
     return f"{mm(100 * value)} ({interval({'interval': bounds})})"
 
