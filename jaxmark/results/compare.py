@@ -131,8 +131,9 @@ def _segments(
             found.setdefault("dice", []).append(read_maps(evaluated).of_present("dice"))
         if summary.get("attributes") is not None:
             told = read_attributes_table(evaluated)
-            found.setdefault("segments_right", []).append(told[SEGMENT].right())
-            found.setdefault("bifurcations_right", []).append(told[LANDMARK].right())
+            for name, kind in (("segments_right", SEGMENT), ("bifurcations_right", LANDMARK)):
+                if kind in told:
+                    found.setdefault(name, []).append(told[kind].right())
     whole = {name: tables for name, tables in found.items() if len(tables) == len(folders)}
     for tables in whole.values():
         for folder, values in zip(folders, tables, strict=True):

@@ -85,16 +85,25 @@ def variants_section(found: Mapping[str, Any] | None, workdir: Path) -> str:
     """
     if found is None:
         return ""
-    told = read_attributes_table(workdir / "evaluation")[SEGMENT]
-    consistent = found["self_consistency"]
-    agree = (
-        f"The predicted bifurcation is the one that follows from the predicted segments at "
-        f"{_share(consistent)} of the landmarks where it may change."
-    )
-    parts = [_accuracies(found), f"<p>{escape(agree)}</p>\n", _confusions(found)]
+    parts = [_accuracies(found)]
+    if (consistent := found["self_consistency"]) is not None:
+        agree = (
+            "The predicted bifurcation is the one that follows from the predicted segments at "
+            f"{_share(consistent)} of the landmarks where it may change."
+        )
+        parts.append(f"<p>{escape(agree)}</p>\n")
+    told = read_attributes_table(workdir / "evaluation").get(SEGMENT)
+    if told is not None:
+        parts.append(_segments(found["segments"], told))
+    return "".join(parts)
+
+
+def _segments(found: Mapping[str, Any], told: Attributes) -> str:
+    """Which segments are told wrongly, with their probabilities, and in which cases."""
+    parts = [_confusions(found)]
     rows = [
         (row["name"], told.probability[known, a], told.true[known, a])
-        for a, row in enumerate(found["segments"]["each"])
+        for a, row in enumerate(found["each"])
         if row["may_change"] and (known := told.known[:, a]).any()
     ]
     if rows:
@@ -110,6 +119,8 @@ def _accuracies(found: Mapping[str, Any]) -> str:
         ("landmarks", "bifurcations", "those that may be none"),
     ):
         for part, name in (("all", f"all {what}"), ("may_change", few)):
+            if found[kind] is None:
+                continue
             row = found[kind][part]
             counts = [str(row["n_true"]), str(row["n_false"])]
             rates = ("accuracy", "balanced_accuracy", "sensitivity", "specificity")
@@ -135,7 +146,7 @@ def _confusions(found: Mapping[str, Any]) -> str:
             str(row["n_false"]),
             str(row["n_false"] - row["right_false"]),
         ]
-        for row in found["segments"]["each"]
+        for row in found["each"]
         if row["may_change"]
     ]
     return table(head, rows, range(1, len(head))) if rows else ""
