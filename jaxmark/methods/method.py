@@ -38,6 +38,9 @@ SEGMENTS_ABSENT = "segments_absent"  # (B, S) bool: known not to be there; else 
 # Probability that arteries fork at a landmark: a name in `Prediction.probabilities`.
 FORKS = "forks"
 
+# All that a method may tell of segments; see `Method.tells`.
+TOLD = frozenset({SEGMENTATION, SEGMENTS_PRESENT, FORKS})
+
 # What a target of a batch is, which decides how it moves with the image.
 LABELS = "labels"  # (B, X, Y, Z) uint8: 0, or 1 + index of the segment
 BY_SEGMENT = "by_segment"  # (B, S): a value of each segment

@@ -39,6 +39,7 @@ from jaxmark.data.landmarks import check_case, write_table
 from jaxmark.data.scans import case_name, file_flaw, passed_over, search_below
 from jaxmark.inference.model import COLUMNS, ScanLandmarks, TrainedModel
 from jaxmark.inference.segments import ScanSegments
+from jaxmark.methods.method import TOLD
 from jaxmark.results.figures import pictures
 from jaxmark.results.predictions import (
     ATTRIBUTES,
@@ -262,8 +263,7 @@ class _Share:
                 self._bar.write(printable(f"warning: {scan}: {doubt}"), file=sys.stderr)
             self._say_notes(scan, case.notes)
             picture = model.experiment.predict.pictures
-            tells = model.predictor.tells
-            yield _Writing(model.identity, scan, case, prepared, self._folder, picture, tells)
+            yield _Writing(model.identity, scan, case, prepared, self._folder, picture)
 
     def _say_notes(self, scan: Path, notes: Sequence[str]) -> None:
         """Of the first scans with any; all are in the records."""
@@ -295,7 +295,6 @@ class _Writing:
     prepared: PreparedScan
     folder: Path
     picture: bool
-    tells: frozenset[str]  # see `Method`
 
 
 @functools.lru_cache(maxsize=1)
@@ -339,7 +338,7 @@ def _write(job: _Writing) -> OSError | None:
         write_json(_record(folder, case.name), _describe(job))
     except OSError as error:
         with contextlib.suppress(OSError):
-            for file in _files(folder, case.name, job.tells):
+            for file in _files(folder, case.name, TOLD):
                 file.unlink(missing_ok=True)
         return error
     return None
@@ -408,7 +407,8 @@ def _is_done(model: TrainedModel, name: str, path: Path, folder: Path) -> bool:
     if same and all(file.is_file() for file in files if picture or file.suffix != ".png"):
         return True
     if record.exists():
-        for file in (record, *files):
+        # The model of the record may have told more.
+        for file in _files(folder, name, TOLD):
             file.unlink(missing_ok=True)
     return False
 

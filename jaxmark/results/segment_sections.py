@@ -157,19 +157,23 @@ def _missing(told: Attributes) -> str:
     rows = []
     for n, a in np.argwhere(told.known & (~told.true | ~told.said)):
         lacks, said = not told.true[n, a], not told.said[n, a]
-        outcome = "found" if lacks and said else "missed" if lacks else "invented"
+        outcome = "found" if lacks and said else "missed" if lacks else "false alarm"
         share = f"{told.probability[n, a]:.3f}"
         rows.append([told.cases[n], f"{told.names[a]} missing", outcome, share])
     if not rows:
         return ""
-    rows.sort(key=lambda row: ("missed", "invented", "found").index(row[2]))
+    rows.sort(key=lambda row: ("missed", "false alarm", "found").index(row[2]))
     counts = ", ".join(
-        f"{sum(row[2] == outcome for row in rows)} {outcome}"
-        for outcome in ("found", "missed", "invented")
+        f"{sum(row[2] == outcome for row in rows)} {words}"
+        for outcome, words in (
+            ("found", "found"),
+            ("missed", "missed"),
+            ("false alarm", "false alarms"),
+        )
     )
     more = f" The first {_MOST_CASES} are listed." * (len(rows) > _MOST_CASES)
     body = table(
-        ["case", "variant", "it was", "probability of the segment"], rows[:_MOST_CASES], (3,)
+        ["case", "variant", "outcome", "probability of the segment"], rows[:_MOST_CASES], (3,)
     )
     text = f"Missing segments: {counts}."
     return f"<details open><summary>{escape(text)}</summary>{body}<p>{more}</p></details>\n"

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 import types
 
@@ -178,7 +179,7 @@ def test_the_report_shows_maps_and_variants(run):
     text = (run.workdir / "report" / "index.html").read_text(encoding="utf-8")
     page = Page(text)
     assert "Segmentation" in page.words and "Anatomical variants" in page.words
-    assert "Missing segments: 3 found, 0 missed, 0 invented." in page.words
+    assert "Missing segments: 3 found, 0 missed, 0 false alarms." in page.words
     for case in ("Worst", "Median", "Best"):
         for what in ("truth", "prediction"):
             assert f'alt="{case} case: ' in text and f': {what}"' in text
@@ -238,10 +239,16 @@ def test_a_label_map_on_another_grid_is_refused(run, tmp_path):
     write_scan(
         tmp_path / "segmentations" / "plain.nii.gz", np.zeros((9, 8, 7), np.uint8), np.eye(4)
     )
-    refused(
-        lambda: segmentation.measure([case], SCHEME, tmp_path, 1),
-        "plain.nii.gz: has (9, 8, 7) voxels, its scan (40, 37, 34)",
-    )
+    measured = functools.partial(segmentation.measure, [case], SCHEME, tmp_path, 1)
+    both = "plain.nii.gz: is on another grid than its scan: it has 9 x 8 x 7 voxels", "40 x 37 x 34"
+    refused(measured, *both)
+    # As large, and elsewhere.
+    grid = case.segments.grid
+    aside = grid.ijk_to_lps.copy()
+    aside[0, 3] += 1
+    nothing = np.zeros(grid.shape, np.uint8)
+    write_scan(tmp_path / "segmentations" / "plain.nii.gz", nothing, aside)
+    refused(measured, "plain.nii.gz: is on another grid", "1.00 mm apart")
 
 
 DAMAGE = {

@@ -17,7 +17,6 @@ from jaxmark.results.figures.style import MARK, OWN, PREDICTION, STYLE, TRUTH, r
 # Of the names below a picture with numbered points.
 _KEY_COLUMNS = 6
 
-
 # Of the colours of segments.
 _COLOR_COLUMNS = 10
 
@@ -145,7 +144,7 @@ class Tile:
     coronal: np.ndarray  # (X, Z)
     doubtful: bool
     own_ijk: np.ndarray | None = None  # (K, 3) voxels: its own landmarks, NaN for what it lacks
-    # (X, Y) and (X, Z) uint8: projections of its label map, 0 where there is no label.
+    # (X, Y) and (X, Z) uint8: its label map by `seen_labels`.
     labels: tuple[np.ndarray, np.ndarray] | None = None
     segments: int = 0  # how many there are
 
@@ -155,9 +154,7 @@ _SHEET_MARKS = (
     "landmarks; red frame: doubtful, see cases.csv"
 )
 
-
 _SHEET_LABELS = "; tinted: segments of its label map"
-
 
 _LABEL_OPACITY = 0.5
 
@@ -228,6 +225,16 @@ def contact_sheet(
         return rendered(figure, "png")
 
 
+def seen_labels(labels: np.ndarray, through: int) -> np.ndarray:
+    """A label map (X, Y, Z) along an axis: of each line the label nearest to who looks, or 0.
+
+    One looks from the left, from the front, and from below, as in `overlay`.
+    """
+    depth = np.moveaxis(labels, through, 0)[:: -1 if through == 0 else 1]
+    first = (depth > 0).argmax(axis=0)
+    return np.take_along_axis(depth, first[None], axis=0)[0]
+
+
 def _tint(labels: np.ndarray, count: int) -> np.ndarray:
     """(H, W) uint8 -> (H, W, 4): the colours of `count` segments, and nothing where there is 0."""
     colors = np.zeros((256, 4))
@@ -255,7 +262,6 @@ class Plane:
 
 # Of the moving scan on a checkerboard: white is this.
 _MOVING_TINT = np.array([1.0, 0.82, 0.5])
-
 
 _SQUARES = 8  # along the shorter side of a plane
 
@@ -329,10 +335,7 @@ def _draw_labels(
 ) -> None:
     """Draw a label map over a projection of its volume."""
     (through,) = {0, 1, 2} - {across, upright}
-    # One looks from the left, from the front, and from below.
-    depth = np.moveaxis(segments.labels, through, 0)[:: -1 if through == 0 else 1]
-    first = (depth > 0).argmax(axis=0)
-    nearest = np.take_along_axis(depth, first[None], axis=0)[0].T
+    nearest = seen_labels(segments.labels, through).T
     half = np.array([spacing_mm[across], spacing_mm[upright]]) / 2
     far = np.array(nearest.shape[::-1]) * 2 * half - half
     axes.imshow(

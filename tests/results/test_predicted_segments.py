@@ -28,11 +28,9 @@ from jaxmark.data.cases import Volume
 from jaxmark.data.scans import to_image, write_scan
 from jaxmark.inference.predictor import Found
 from jaxmark.inference.segments import ScanSegments
-from jaxmark.methods.method import FORKS, SEGMENTATION, SEGMENTS_PRESENT, Prediction
+from jaxmark.methods.method import FORKS, SEGMENTATION, SEGMENTS_PRESENT, TOLD, Prediction
 from jaxmark.results.batch import predict_scans, scans_at
 from jaxmark.results.predictions import attributes_file, read_predicted_attributes, segment_files
-
-EVERYTHING = (SEGMENTATION, SEGMENTS_PRESENT, FORKS)
 
 
 def names_of(image):
@@ -51,7 +49,7 @@ def test_label_maps_lie_where_the_scan_has_its_blocks_however_it_is_stored(tmp_p
     assert outcome.written == len(grids) and not outcome.failures
     for name, shape, place in grids:
         scan = sitk.ReadImage(str(tmp_path / "in" / f"{name}.nrrd"))
-        slicer, plain, _ = segment_files(out, name, EVERYTHING)
+        slicer, plain, _ = segment_files(out, name, TOLD)
         images = [sitk.ReadImage(str(path)) for path in (slicer, plain)]
         for image in images:
             # On the scan's own grid, to what NIfTI's float32 keeps.
@@ -196,6 +194,18 @@ def test_what_a_method_does_not_tell_is_not_written(tmp_path, tells):
     assert (out / "one.png").exists()
 
 
+def test_what_another_model_told_does_not_stay(tmp_path):
+    (_, shape, place), *_ = stored(np.random.default_rng(0))
+    write_scan(tmp_path / "in" / "one.nii.gz", scan_on(shape, place).voxels, place)
+    out = tmp_path / "out"
+    predict_scans(model(tmp_path / "model"), scans_at(tmp_path / "in"), out)
+    other = model(tmp_path / "model", Thresholds(FORKS))
+    other.variables.params["weight"] = np.ones(1)
+    assert predict_scans(other, scans_at(tmp_path / "in"), out).written == 1
+    told = [path.name for path in segment_files(out, "one", TOLD) if path.exists()]
+    assert told == ["one.attributes.json"]
+
+
 def test_a_doubtful_scan_has_doubtful_attributes(tmp_path):
     (_, shape, place), *_ = stored(np.random.default_rng(0))
     scan = scan_on(shape, place).voxels[24:]
@@ -219,7 +229,7 @@ def test_a_second_start_makes_what_is_missing_and_nothing_else(tmp_path):
     assert predict_scans(here, scans_at(out), out).written == 2
     assert sorted(scans_at(out)) == ["flipped", "plain"]
     assert predict_scans(here, scans_at(out), out).written == 0
-    before = {path: path.read_bytes() for path in segment_files(out, "plain", EVERYTHING)}
+    before = {path: path.read_bytes() for path in segment_files(out, "plain", TOLD)}
     for path in before:
         path.unlink()
         again = predict_scans(here, scans_at(out), out)
