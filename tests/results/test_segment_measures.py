@@ -205,6 +205,9 @@ def test_what_a_method_does_not_tell_is_not_measured(tmp_path, capsys, tells):
     (row,) = compare({"only": [found.workdir]}, "only")
     names = {"dice": SEGMENTATION, "segments_right": SEGMENTS_PRESENT, "bifurcations_right": FORKS}
     assert set(row.segments) == {name for name, asked in names.items() if asked in tells}
+    _, _, head, _, line, *_ = as_text([row]).partition("Segments:")[2].splitlines()
+    assert line.startswith("| only |") and head.endswith("consistent (%) |")
+    assert line.endswith("| – |") == (not {SEGMENTS_PRESENT, FORKS} <= {*tells})
 
 
 def test_maps_of_a_split_are_not_held(run, monkeypatch):
