@@ -102,6 +102,22 @@ def test_a_task_without_a_weight_has_no_branch_and_reads_nothing():
     assert SMALL.needs == {SEGMENTS, LABEL_MAPS}
 
 
+@pytest.mark.parametrize(
+    "off", [(), ("fork_attributes",), ("segment_attributes",), ("segmentation",), tuple(OFF)]
+)
+def test_predictions_hold_what_the_method_tells(off):
+    weights = dict.fromkeys((*off, "consistency"), 0.0)
+    method = dataclasses.replace(SMALL, **weights).build(SPOTS)
+
+    def predicted():
+        variables = method.init(jax.random.key(0)).variables
+        return method.stages[0].run(variables, {"image": batch().image})
+
+    found = jax.eval_shape(predicted)
+    assert {*found.maps, *found.probabilities} == method.tells
+    assert len(method.tells) == 3 - len({*off} - {"consistency"})
+
+
 def test_the_sum_of_losses_is_weighted():
     settings = dataclasses.replace(SMALL, orientation=0.3, label_cross_entropy=0.7)
     network = Network(settings, SPOTS)

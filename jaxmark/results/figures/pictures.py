@@ -89,18 +89,11 @@ def overlay(
             _name_sides(axes, across, upright)
             axes.set_title(name, loc="left")
         for number, name in enumerate(names):
-            column, row = divmod(number, key_rows)
-            figure.text(
-                (left + column * (width - left) / _KEY_COLUMNS) / width,
-                (key_height - 0.2 * row - 0.1) / height,
-                f"{number + 1}  {_shortened(name)}" + " (probably absent)" * bool(faint[number]),
-                size=9,
-                va="center",
-            )
+            x, y = _entry(figure, left, key_height, number, key_rows, _KEY_COLUMNS)
+            absent = " (probably absent)" * bool(faint[number])
+            figure.text(x, y, f"{number + 1}  {_shortened(name)}{absent}", size=9, va="center")
         for number, (name, color) in enumerate(drawn):
-            column, row = divmod(number, color_rows)
-            x = (left + column * (width - left) / _COLOR_COLUMNS) / width
-            y = (color_height - 0.2 * row - 0.1) / height
+            x, y = _entry(figure, left, color_height, number, color_rows, _COLOR_COLUMNS)
             figure.add_artist(Line2D([x], [y], marker="s", ms=7, color=color))
             figure.text(x + 0.12 / width, y, _shortened(name, 18), size=9, va="center")
         if len(predicted_mm):
@@ -189,13 +182,7 @@ def contact_sheet(
             right = x + 1.04 * nx
             # Downwards: the face is at the top of the axial view, the head of the coronal one.
             places = ((x, x + nx, y + high_y, y), (right, right + nx, y + high_z, y))
-            for view, extent in zip((tile.axial.T, tile.coronal.T[::-1]), places, strict=True):
-                axes.imshow(view, cmap="gray", extent=extent, vmin=0, vmax=1)
-            if tile.labels is not None:
-                shown = tile.labels[0].T, tile.labels[1].T[::-1]
-                tints = (_tint(view, tile.segments) for view in shown)
-                for tint, extent in zip(tints, places, strict=True):
-                    axes.imshow(tint, extent=extent, interpolation="nearest")
+            _draw_tile(axes, tile, places)
             for ijk, ring in ((tile.own_ijk, True), (marks_ijk, False)):
                 if ijk is None:
                     continue
@@ -223,6 +210,16 @@ def contact_sheet(
         tinted = _SHEET_LABELS * any(tile.labels is not None for tile in tiles)
         figure.text(0.01, 1 - 0.4 / height, _SHEET_MARKS + tinted, size=9, color="white")
         return rendered(figure, "png")
+
+
+def _draw_tile(axes: Axes, tile: Tile, places: Sequence[tuple[float, float, float, float]]) -> None:
+    """The two views of a case, and its labels, at these extents."""
+    for view, extent in zip((tile.axial.T, tile.coronal.T[::-1]), places, strict=True):
+        axes.imshow(view, cmap="gray", extent=extent, vmin=0, vmax=1)
+    if tile.labels is not None:
+        shown = tile.labels[0].T, tile.labels[1].T[::-1]
+        for view, extent in zip(shown, places, strict=True):
+            axes.imshow(_tint(view, tile.segments), extent=extent, interpolation="nearest")
 
 
 def seen_labels(labels: np.ndarray, through: int) -> np.ndarray:
@@ -307,6 +304,15 @@ def checkerboard(planes: Sequence[Plane], title: str, rows: tuple[str, str]) -> 
             ncols=len(handles),
         )
         return rendered(figure, "png")
+
+
+def _entry(
+    figure: Figure, left: float, top: float, number: int, rows: int, columns: int
+) -> tuple[float, float]:
+    """Where an entry of a key stands, column by column, as shares; `left`, `top` in inches."""
+    width, height = figure.get_size_inches()
+    column, row = divmod(number, rows)
+    return (left + column * (width - left) / columns) / width, (top - 0.2 * row - 0.1) / height
 
 
 def _project(
