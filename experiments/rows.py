@@ -90,7 +90,7 @@ def train(
     """
     for row in rows:
         for seed, home in row.homes.items():
-            if is_evaluated(home):
+            if is_done(home):
                 if logs is None:
                     print(f"{home}: done before")
                 continue
@@ -104,9 +104,10 @@ def train(
     return None
 
 
-def is_evaluated(home: Path) -> bool:
-    """Whether a work dir needs no more training: evaluation comes after it."""
-    return (home / "evaluation" / "summary.json").exists()
+def is_done(home: Path) -> bool:
+    """Whether nothing is left to do in a work dir: the report comes last."""
+    last = ("evaluation/summary.json", "report/index.html")
+    return all((home / name).exists() for name in last)
 
 
 def training(row: Row, seed: str) -> list[str]:

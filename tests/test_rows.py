@@ -20,8 +20,9 @@ with open(home.parent / "asked", "a") as asked:
     asked.write(json.dumps(given) + "\\n")
 if given["--config"].endswith(":bad"):
     sys.exit(7)
-(home / "evaluation").mkdir(parents=True)
-(home / "evaluation" / "summary.json").write_text("{}")
+for name in ("evaluation/summary.json", "report/index.html"):
+    (home / name).parent.mkdir(parents=True)
+    (home / name).write_text("{}")
 """
 # The first time it starts a worker, which holds the pipe and says so there, and neither of them
 # ends; the second time it is as above.

@@ -349,7 +349,8 @@ class Network:
         """y~_l of Eq. 1, (B, K) in [0, 1]: no segment is missing that meets the landmark."""
         scheme = self.task.scheme
         if self.settings.derived == "hard":
-            there = segment_logits > 0
+            # What cannot be missing is there, whatever the network says.
+            there = (segment_logits > 0) | ~scheme.may_be_missing
             return scheme.forks(there, ~there)[0].astype(jnp.float32)
         meets = jnp.asarray(scheme.incidence & scheme.may_be_missing[:, None], jnp.float32)
         # Of independent segments: the product of their probabilities.

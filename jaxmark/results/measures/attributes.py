@@ -85,7 +85,9 @@ def figures(told: dict[str, Attributes], scheme: Scheme) -> dict[str, Any]:
     segments, landmarks = told.get(SEGMENT), told.get(LANDMARK)
     consistency = None
     if segments is not None and landmarks is not None:
-        follows = scheme.landmark_attributes(segments.said) == landmarks.said
+        # What cannot be missing is there, whatever is said.
+        there = segments.said | ~scheme.may_be_missing
+        follows = scheme.landmark_attributes(there) == landmarks.said
         counted = np.broadcast_to(scheme.may_change, follows.shape)
         consistency = metrics.share(follows, counted, seed=0)
     return {
