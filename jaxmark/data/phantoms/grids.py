@@ -29,6 +29,12 @@ class Grid:
         origin = self.ijk_to_lps[:3, 3]
         return [origin[a] + self.spacing_mm[a] * np.arange(self.shape[a]) for a in range(3)]
 
+    def slices(self, first: int, last: int) -> "Grid":
+        """The grid's slices from one to before another."""
+        ijk_to_lps = self.ijk_to_lps.copy()
+        ijk_to_lps[2, 3] += first * ijk_to_lps[2, 2]
+        return Grid((*self.shape[:2], last - first), ijk_to_lps)
+
 
 def centred_grid(
     shape: Sequence[int], spacing_mm: Sequence[float], centre_mm: Sequence[float] | np.ndarray
