@@ -6,6 +6,7 @@ import numpy as np
 
 # The x, y and z of places: (3, a, b, c), or three arrays that broadcast.
 Places = np.ndarray | Sequence[np.ndarray]
+Place = np.ndarray | Sequence[float]
 
 
 def ball(q: Places, centre: Sequence[float], axes: Sequence[float]) -> np.ndarray:
@@ -22,7 +23,7 @@ def ellipsoid(q: Places, centre: Sequence[float], axes: Sequence[float]) -> np.n
     return near * (near - 1) / np.maximum(steep, np.float32(1e-6))
 
 
-def rod(q: Places, start: Sequence[float], end: Sequence[float], radius: float) -> np.ndarray:
+def rod(q: Places, start: Place, end: Place, radius: float) -> np.ndarray:
     """A straight line with round ends."""
     step = [b - a for a, b in zip(start, end, strict=True)]
     x, y, z = (p - a for p, a in zip(q, start, strict=True))

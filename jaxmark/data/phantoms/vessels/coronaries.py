@@ -1,16 +1,16 @@
 """The coronary arteries of a drawn heart: centrelines on its surface, and radii.
 
-Sources, of adults. Lumen diameters: left main 4.5 +- 0.5, proximal LAD 3.7 +- 0.4, distal LAD
-1.9 +- 0.4; with right and left dominance proximal RCA 3.9 +- 0.6 and 2.8 +- 0.5, LCX 3.4 +- 0.5 and
-4.2 +- 0.6 mm (Dodge et al., Circulation 1992). Left main: 10.5 +- 5.3 mm long; angle between LAD and
+Sources, of adults. Lumen diameters: left main 4.5 +- 0.5, proximal LAD 3.7 +- 0.4, distal LAD 1.9
++- 0.4; with right and left dominance proximal RCA 3.9 +- 0.6 and 2.8 +- 0.5, LCX 3.4 +- 0.5 and 4.2
++- 0.6 mm (Dodge et al., Circulation 1992). Left main: 10.5 +- 5.3 mm long; angle between LAD and
 LCX 75 +- 23 degrees, 89 +- 21 with an intermediate artery (Medrano-Gracia et al., EuroIntervention
 2016, 300 CT angiograms). Ostia above the bottoms of their sinuses: 12.6 +- 2.6 mm left, 13.2 +- 2.6
 right (Cavalcanti et al. 2003, 51 hearts), and nearer to the non-coronary sinus than the middles of
 their own: by 2 and 4.8 mm (PMID 11765479: distances to both commissures). Most LAD are 100 to 120,
-most LCX 65 to 80 mm long, to where they can be followed (80 hearts; Gujarat). Dominance: 89.3 % right,
-5.2 % left, 5.5 % both (1500 people on CT; PMID 37402958). Intermediate artery 31 %, no left main
-0.4 % (700 people on CT; Diagn Interv Radiol 2009), 5 % in another 202 (PMID 18080097). Branches by
-eye and anatomy.
+most LCX 65 to 80 mm long, to where they can be followed (80 hearts; Gujarat). Dominance: 89.3 %
+right, 5.2 % left, 5.5 % both (1500 people on CT; PMID 37402958). Intermediate artery 31 %, no left
+main 0.4 % (700 people on CT; Diagn Interv Radiol 2009), 5 % in another 202 (PMID 18080097).
+Branches by eye and anatomy.
 """
 
 from dataclasses import dataclass, replace
@@ -89,7 +89,7 @@ def draw_coronaries(rng: np.random.Generator, heart: Heart, no_left_main: float)
 
     # --- left: the left main and the LAD are one curve, cut where the LCX leaves
     groove = [(98, 0.13), (92, 0.19), (78, 0.28), (67, 0.40), (60, 0.54), (56, 0.70), (53, 0.85)]
-    groove += [(45, 0.95), (-55, 0.98), (-75, 0.93)][: int(rng.integers(4))]
+    groove += [(45, 0.95), (-55, 0.98), (-75, 0.93)][: int(rng.choice(4, p=[0.3, 0.4, 0.2, 0.1]))]
     turn = rng.normal(0, 3)
     controls = [heart.on_ventricle(angle + turn, w, 3.0) for angle, w in groove]
     curve = surface.curve(left.controls(heart), controls)
@@ -214,14 +214,15 @@ class _Surface:
     def __init__(self, rng: np.random.Generator, heart: Heart) -> None:
         self._rng = rng
         self._heart = heart
-        dense = [smooth_tube(*line, 2.0) for line in great_vessels(heart).values()]
+        dense = [smooth_tube(*line, 3.0) for line in great_vessels(heart).values()]
         self._line = np.vstack([points for points, _ in dense])
         self._radii = np.concatenate([radii for _, radii in dense])
 
     def distance(self, points: np.ndarray) -> np.ndarray:
         """(N,): signed distance of (N, 3) places from chambers and great vessels with walls."""
         found = chambers(self._heart, points.T)["heart"]
-        apart = np.linalg.norm(points[:, None] - self._line, axis=2) - self._radii
+        square = (points**2).sum(1)[:, None] + (self._line**2).sum(1) - 2 * points @ self._line.T
+        apart = np.sqrt(np.maximum(square, 0)) - self._radii
         vessels = np.minimum(apart.min(1), self._heart.root.lumen(points.T))
         return smooth_union(2.0, found, vessels - VESSEL_WALL_MM)
 
@@ -241,7 +242,7 @@ class _Surface:
         points = course(np.linspace(0, u[-1], max(4, int(u[-1] / 4))))
         free = np.clip((arc_lengths(points) - 6) / 6, 0, 1)[:, None]
         points = points + free * self._rng.normal(0, 0.6, points.shape)
-        for _ in range(6):
+        for _ in range(4):
             miss = 2.5 - self.distance(points)
             points = points + 0.7 * free * np.clip(miss, -4, 4)[:, None] * self._gradient(points)
         smooth = points.copy()
@@ -276,7 +277,7 @@ def _branch(
     controls: list[np.ndarray],
     radius: float,
 ) -> None:
-    """Put a branch on the tree that leaves at a share of its parent's way; None: inside the wall."""
+    """Put a branch on the tree; it leaves at a share of its parent's way. None: inside the wall."""
     stem = tree[parent]
     at = round(share * (len(stem.points_mm) - 1))
     start = stem.points_mm[at]

@@ -6,21 +6,27 @@ padding, as in Tan et al. (2019), who padded all scans to a cube of 512 voxels o
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 
 from jaxmark.bounds import LENGTHS, NOT_NEGATIVE, SHARE, VOXELS, at_least, setting
 from jaxmark.core.anatomy import Scheme
-from jaxmark.data.phantoms.fields import interpolate, node_weights
 from jaxmark.data.phantoms.grids import Grid, centred_grid
 from jaxmark.data.phantoms.lumen import Vessel, coverage
 from jaxmark.data.phantoms.scanner import scan
-from jaxmark.data.phantoms.solids import ball, paint
+from jaxmark.data.phantoms.solids import paint
 from jaxmark.data.phantoms.vessels.coronaries import CORONARY5, Coronaries, draw_coronaries
 from jaxmark.data.phantoms.vessels.folder import VesselCase, write_cohort
 from jaxmark.data.phantoms.vessels.heart import Heart, draw_heart
-from jaxmark.data.phantoms.vessels.thorax import Chest, Contrast, draw_chest, draw_contrast
+from jaxmark.data.phantoms.vessels.painting import (
+    Plaque,
+    box_around,
+    fill,
+    paint_plaque,
+    paint_tissues,
+)
+from jaxmark.data.phantoms.vessels.thorax import Contrast, draw_chest, draw_contrast
 
 # Streams of random numbers of one seed; a person's anatomy doesn't depend on the image made of it.
 _ANATOMY, _IMAGE, _NOISE = range(3)
@@ -60,14 +66,6 @@ class CoronaryPhantom:
     def write(self, folder: Path, workers: int = 0) -> None:
         """The cohort as files, or what of it is not there; see `folder.write_cohort`."""
         write_cohort(folder, self, make_case, workers)
-
-
-class _Plaque(NamedTuple):
-    """Calcium in the wall of an artery: an ellipsoid (LPS mm)."""
-
-    place: np.ndarray
-    half_axes: np.ndarray
-    hu: float
 
 
 def draw_person(phantom: CoronaryPhantom, number: int) -> tuple[Heart, Coronaries]:
@@ -125,36 +123,16 @@ def _render(
 
     def body(part: Grid) -> np.ndarray:
         edge = float(part.spacing_mm.mean())
-        image = _tissue(chest, part)
+        image = paint_tissues(chest, part)
         _paint_root(image, part, heart, contrast, edge)
-        _fill(image, coverage(arteries.veins, part), contrast.vein)
-        share = sum(coverage(moment, part) for moment in moving) / np.float32(len(moving))
-        _fill(image, share, contrast.artery)
+        fill(image, coverage(arteries.veins, part), contrast.vein)
+        shares = [coverage(moment, part) for moment in moving]
+        fill(image, np.mean(shares, axis=0), contrast.artery)
         for plaque in plaques:
-            _paint_plaque(image, part, plaque, edge)
+            paint_plaque(image, part, plaque, edge)
         return image
 
     return scan(grid, body, [phantom.seed, _NOISE, number], noise_hu, blur_mm=0.3)
-
-
-def _tissue(chest: Chest, grid: Grid) -> np.ndarray:
-    """(X, Y, n) float32 HU: the chest without what is thinner than its nodes are apart."""
-    weights = [
-        node_weights(axis, nodes) for axis, nodes in zip(grid.axes_mm, chest.axes, strict=True)
-    ]
-    used = np.flatnonzero(weights[2].any(0))
-    near = slice(used[0], used[-1] + 1)
-    weights[2] = weights[2][:, near]
-
-    def on_grid(values: np.ndarray) -> np.ndarray:
-        return interpolate(values[:, :, near], weights)
-
-    image = on_grid(chest.soft)
-    edge = float(grid.spacing_mm.mean())
-    for solid, hu in chest.layers:
-        paint(image, on_grid(hu) if isinstance(hu, np.ndarray) else hu, on_grid(solid), edge)
-    image += on_grid(chest.streaks)
-    return image
 
 
 def _paint_root(
@@ -162,7 +140,7 @@ def _paint_root(
 ) -> None:
     """The root's sinuses and leaflets, finer than the nodes are."""
     reach = heart.size * np.array([26.0, 26.0, 36.0])
-    box = _box(grid, heart.annulus_mm + heart.size * 8 * heart.root.axis, reach)
+    box = box_around(grid, heart.annulus_mm + heart.size * 8 * heart.root.axis, reach)
     axes = [axis[part].astype(np.float32) for axis, part in zip(grid.axes_mm, box, strict=True)]
     if not all(len(axis) for axis in axes):
         return
@@ -173,19 +151,6 @@ def _paint_root(
     # A sheet thinner than a voxel is less dark, not thicker.
     share = np.clip(np.float32(0.5) - sheet / edge, 0, 1) * min(1.0, _LEAFLET_MM / edge)
     image[box] += share * (lumen < 0) * (contrast.muscle - image[box])
-
-
-def _box(grid: Grid, centre: np.ndarray, reach: np.ndarray) -> tuple[slice, ...]:
-    """The part of the grid that lies within a distance of a place along each axis."""
-    return tuple(
-        slice(*np.searchsorted(axis, (x - r, x + r)))
-        for axis, x, r in zip(grid.axes_mm, centre, reach, strict=True)
-    )
-
-
-def _fill(image: np.ndarray, share: np.ndarray, hu: float) -> None:
-    """Lay `hu` over the image with the given share of each voxel."""
-    image += share * (np.float32(hu) - image)
 
 
 # How much of the right coronary artery's motion others make: the right atrium moves most.
@@ -214,7 +179,7 @@ def _moments(
 
 def _diseased(
     rng: np.random.Generator, vessels: tuple[Vessel, ...]
-) -> tuple[tuple[Vessel, ...], list[_Plaque]]:
+) -> tuple[tuple[Vessel, ...], list[Plaque]]:
     """Arteries with stenoses, and calcified plaques in their walls, most in their first halves."""
     found = {vessel.name: vessel for vessel in vessels}
     plaques = []
@@ -227,29 +192,14 @@ def _diseased(
         across /= np.linalg.norm(across)
         place = vessel.points_mm[at] + vessel.radii_mm[at] * across
         half_axes = rng.uniform(0.4, 1.1) + rng.uniform(0.3, 1.6) * np.abs(along)
-        plaques.append(_Plaque(place, half_axes, rng.uniform(550, 1200)))
+        plaques.append(Plaque(place, half_axes, rng.uniform(550, 1200)))
         if rng.random() < 0.4:
-            way = arc_gap(vessel, at) / rng.uniform(2.5, 6.0)
+            way = _along_from(vessel, at) / rng.uniform(2.5, 6.0)
             narrow = 1 - rng.uniform(0.2, 0.6) * np.exp(-(way**2))
             found[name] = replace(vessel, radii_mm=np.maximum(vessel.radii_mm * narrow, 0.35))
     return tuple(found.values()), plaques
 
 
-def arc_gap(vessel: Vessel, at: int) -> np.ndarray:
+def _along_from(vessel: Vessel, at: int) -> np.ndarray:
     """(N,): how far along the vessel each point is from point `at`, mm."""
     return vessel.travelled_mm - vessel.travelled_mm[at]
-
-
-def _paint_plaque(image: np.ndarray, grid: Grid, plaque: _Plaque, edge: float) -> None:
-    box = _box(grid, plaque.place, plaque.half_axes + edge)
-    q = np.meshgrid(
-        *(axis[part] for axis, part in zip(grid.axes_mm, box, strict=True)),
-        indexing="ij",
-        sparse=True,
-    )
-    if all(part.size for part in q):
-        distance = ball(q, plaque.place.tolist(), plaque.half_axes.tolist())
-        # Smaller than a voxel it is less bright, not larger.
-        share = min(1.0, float(np.prod(2 * plaque.half_axes / edge)))
-        where = image[box]
-        paint(where, where + share * (plaque.hu - where), distance, edge)

@@ -2,7 +2,7 @@
 
 ```
 root/images/<case>.nii.gz         int16 HU
-root/landmarks/<case>.mrk.json    the scheme's landmarks, LPS mm; those that a person lacks are undefined
+root/landmarks/<case>.mrk.json    the scheme's landmarks, LPS mm, and which ones are absent
 root/anatomy/<case>.json          segments that exist; centrelines, tangents, radii
 root/attributes.csv               which segments each person has
 root/phantom.json                 how it was made

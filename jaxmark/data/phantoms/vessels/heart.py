@@ -147,6 +147,7 @@ def chambers(heart: Heart, q: np.ndarray) -> dict[str, np.ndarray]:
     cavity = union(
         common(ellipsoid(u, middle, (inner, inner, half - 0.9 * heart.wall)), -u[2]),
         rod(u, (-9, -9, -10), (-9, -9, 6), 13.0),  # through the mitral valve
+        rod(q, -9 * heart.root.axis, in_frame(0, 0, 24), 0.9 * heart.root.annulus),  # to the aorta
     )
     widths = (34 * heart.right, 34 * heart.right, 48.0)
     right = ellipsoid(u, (28.0, -2.0, 28.0), widths)

@@ -16,6 +16,7 @@ from jaxmark.data.phantoms.vessels.heart import (
     great_vessels,
     smooth_tube,
 )
+from jaxmark.data.phantoms.vessels.painting import Tissues
 
 NODE_MM = 2.0  # spacing of the nodes at which tissues are shaped before they go onto the grid
 _REACH_MM = 16.0  # as far from a great vessel its distance is known
@@ -51,19 +52,9 @@ def draw_contrast(rng: np.random.Generator) -> Contrast:
     )
 
 
-class Chest(NamedTuple):
-    """Tissues at nodes every NODE_MM, whose coordinates (LPS mm) are `axes`."""
-
-    axes: list[np.ndarray]
-    soft: np.ndarray  # HU of what is not listed here: muscle, fat, liver
-    # Signed distances (mm) and HU, in the order in which they lie over each other.
-    layers: list[tuple[np.ndarray, np.ndarray | float]]
-    streaks: np.ndarray  # HU that the scanner adds
-
-
 def draw_chest(
     rng: np.random.Generator, axes_mm: list[np.ndarray], heart: Heart, contrast: Contrast
-) -> Chest:
+) -> Tissues:
     """The tissues around this heart at nodes that cover a grid with these voxel centres."""
     axes = [nodes_around(axis, NODE_MM).astype(np.float32) for axis in axes_mm]
     q = np.stack(np.meshgrid(*axes, indexing="ij"))
@@ -127,7 +118,7 @@ def draw_chest(
     # Vessels of the lung are where two random fields are both about 0: that is along threads.
     thread = np.clip(1.4 - np.hypot(rough, trabeculae) / 0.28, 0, 1)
     lung_hu = -865 + 28 * coarse + (750 + 0.4 * contrast.lung) * thread
-    return Chest(
+    return Tissues(
         axes=axes,
         soft=soft.astype(np.float32),
         layers=[
