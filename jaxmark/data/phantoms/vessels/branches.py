@@ -2,18 +2,19 @@
 
 Places are LPS mm; the origin lies in front of the spine about where the coeliac trunk leaves.
 
-Sources, of adults. Along the abdominal aorta: coeliac to superior mesenteric 14.3 +- 2.7, from there
-to the inferior mesenteric artery 57.8 +- 8.0, from there to the bifurcation 35.2 +- 7.4 mm;
+Sources, of adults. Along the abdominal aorta: coeliac to superior mesenteric 14.3 +- 2.7, from
+there to the inferior mesenteric artery 57.8 +- 8.0, from there to the bifurcation 35.2 +- 7.4 mm;
 diameters 6.4 +- 1.6, 7.4 +- 1.7 and 3.6 +- 0.7 mm; several renal arteries in 16.8 % (Songur et al.
-2010, 95 autopsies). Aorta at the left renal artery 20.1 +- 2.9 mm wide, and that artery 0.84 of this
-below the superior mesenteric one (PMID 23262554, 20 aortas); either renal artery is the higher one
-in about half of people. Ascending aorta 33.6 +- 4.1 mm (men), 31.1 +- 3.9 (women) (Mao et al., Acad
-Radiol 2008). Left carotid and brachiocephalic arteries together 19.5 %, left vertebral artery from
-the arch 4 % (Medicina 2025, 61, 2059: 400 people on CT); of the former 38 % share an ostium, the
-others' carotid leaves the trunk (Medwave 2015: 25 of 66). The rest by eye and anatomy.
+2010, 95 autopsies). Aorta at the left renal artery 20.1 +- 2.9 mm wide, and that artery 0.84 of
+this below the superior mesenteric one (PMID 23262554, 20 aortas); either renal artery is the higher
+one in about half of people. Ascending aorta 33.6 +- 4.1 mm (men), 31.1 +- 3.9 (women) (Mao et al.,
+Acad Radiol 2008). Left carotid and brachiocephalic arteries together 19.5 %, left vertebral artery
+from the arch 4 % (Medicina 2025, 61, 2059: 400 people on CT); of the former 38 % share an ostium,
+the others' carotid leaves the trunk (Medwave 2015: 25 of 66). The rest by eye and anatomy.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -80,201 +81,213 @@ def spine_front(z: np.ndarray | float) -> np.ndarray:
 
 def draw_aorta(rng: np.random.Generator, aneurysms: float) -> Aorta:
     """The aorta of one person; `aneurysms` is the share of people with one below the kidneys."""
-    # --- the aorta's own line, wider and more winding with age
-    age = float(rng.beta(2.2, 1.5))
     size = float(np.exp(rng.normal(0, 0.05)))
-    line = _aortic_line(rng, age) * size
-    course, u = spline(line)
+    course, u = spline(_aortic_line(rng, age=float(rng.beta(2.2, 1.5))) * size)
     points = resample(course, 0.0, u[-1], SPACING_MM)
+    places = _draw_places(rng, points, size)
+    points = points[arc_lengths(points) <= places.end]
     along = arc_lengths(points)
-    coeliac = float(along[np.abs(points[:, 2] - size * rng.normal(0, 4)).argmin()])
-    gaps = rng.normal((14.3, 57.8, 35.2), (2.7, 8.0, 7.4))
-    gaps = np.maximum(gaps, (8, 35, 18))
-    superior = coeliac + gaps[0]
-    inferior = superior + gaps[1]
-    end = inferior + gaps[2]
-    points, along = points[along <= end], along[along <= end]
-    start_arch = float(along[points[: len(points) // 2, 2].argmax()]) - rng.uniform(16, 24) * size
-    carotid = start_arch + rng.normal(13.5, 2.0)
-    subclavian = carotid + rng.normal(14.5, 3.0)
-
-    width = rng.normal(20.1, 2.4) / 2
-    man = rng.random() < 0.6
-    ascending = rng.normal(33.6, 3.6) / 2 if man else rng.normal(31.1, 3.4) / 2
-    knots = np.array([0, 14, 30, 60, start_arch, subclavian + 15, coeliac - 40, superior + 17, end])
-    sizes = np.array([0.74, 1.0, 0.86, 1.0, 0.93, 0.80, 0.0, 0.0, 0.0]) * ascending
-    sizes[6:] = width * np.array([1.18, 1.0, 0.86])
-    radii = np.interp(along, knots, sizes)
+    width = float(rng.normal(20.1, 2.4))
+    radii = _draw_radii(rng, along, places, width)
     ill = bool(rng.random() < aneurysms)
     aneurysm = None
     if ill:
-        radii, outer = _swollen(rng, along, radii, superior + 28, end)
+        radii, outer = _swollen(rng, along, radii, places.superior + 28, places.end)
         aneurysm = Vessel("aneurysm", -1, points, outer, along)
 
-    # --- branches, on the wall of what they leave
-    tree: dict[str, Vessel] = {}
-    aorta = Vessel("aorta", -1, points, radii, along)
-    found: dict[str, np.ndarray] = {}
+    tree = _Tree(rng, Vessel("aorta", -1, points, radii, along), size)
+    arch = _grow_arch(rng, tree, places)
+    # Thrombus closes the lower artery in some.
+    kidneys = _grow_belly(rng, tree, places, width, closed=bool(ill and rng.random() < 0.3))
+    _grow_legs(rng, tree)
 
-    def leave(
-        name: str, parent: Vessel, at: float, offsets: str, radius: float, free_end: float = 0.8
-    ) -> Vessel:
-        """A branch that leaves at `at` mm along its parent, by offsets "x y z, ..." from there."""
-        i = int(np.abs(parent.travelled_mm - at).argmin())
-        steps = np.diff(_points(offsets) * size, axis=0, prepend=[(0, 0, 0)])
-        steps += rng.normal(0, 0.10, steps.shape) * np.linalg.norm(steps, axis=1, keepdims=True)
-        knots = parent.points_mm[i] + np.cumsum([(0, 0, 0), *steps], axis=0)
-        curve, v = spline(knots)
-        way = resample(curve, 0.0, v[-1], SPACING_MM)
-        # It starts on the centreline, so that the lumen is one; the ostium is where it is outside.
-        apart = np.linalg.norm(way[:, None] - parent.points_mm, axis=2) - parent.radii_mm
-        ostium = int(np.argmax(apart.min(1) > 0))
-        if name in AORTA9.landmarks:
-            found[name] = way[ostium]
-        length = arc_lengths(way)
-        tapered = radius * (1 - (1 - free_end) * length / length[-1])
-        names = [segment.name for segment in AORTA9.segments]
-        index = names.index(name) if name in names else -1
-        tree[name] = Vessel(name, index, way, np.maximum(tapered, _SMALLEST_MM), length)
-        return tree[name]
-
-    def girth(mean: float, sd: float) -> float:
-        return max(0.5 * mean, rng.normal(mean, sd)) / 2
-
-    arch = str(
-        rng.choice(["usual", "common ostium", "carotid from trunk"], p=[0.805, 0.074, 0.121])
-    )
-    trunk = leave(
-        "brachiocephalic trunk",
-        aorta,
-        start_arch,
-        "-3 -1 14, -9 0 28, -16 4 42",
-        girth(12.5, 1.3),
-        0.9,
-    )
-    leave(
-        "right common carotid artery",
-        trunk,
-        trunk.travelled_mm[-1],
-        "-2 -3 9, -5 -3 26, -6 2 60",
-        girth(7.2, 0.7),
-    )
-    leave(
-        "right subclavian artery",
-        trunk,
-        trunk.travelled_mm[-1],
-        "-8 5 6, -22 12 12, -42 8 10, -66 -2 -2, -90 -10 -8",
-        girth(9, 0.9),
-    )
-    neck = girth(7.2, 0.7)
-    if arch == "usual":
-        leave("left common carotid artery", aorta, carotid, "2 0 13, 4 2 28, 8 2 48, 14 3 80", neck)
-    else:
-        up = 15.0 if arch == "common ostium" else 24.0
-        leave("left common carotid artery", trunk, up, "6 1 5, 14 1 16, 21 2 36, 26 3 70", neck)
-    left = leave(
-        "left subclavian artery",
-        aorta,
-        subclavian,
-        "3 3 14, 7 6 32, 12 8 48, 26 8 58, 48 0 54, 74 -10 46",
-        girth(9.5, 1.0),
-    )
-    if rng.random() < 0.04:
-        leave(
-            "left vertebral artery",
-            aorta,
-            (carotid + subclavian) / 2,
-            "3 3 13, 6 6 34, 9 14 60, 11 18 85",
-            girth(4.2, 0.6),
-        )
-        arch += ", left vertebral artery"
-    else:
-        leave("left vertebral artery", left, 52.0, "1 4 10, -2 10 26, -3 12 50", girth(3.8, 0.6))
-
-    trunk = leave(
-        "coeliac trunk", aorta, coeliac, "-1 -13 0, 0 -20 -6, 1 -31 -7", girth(6.4, 1.2), 0.95
-    )
-    leave(
-        "splenic artery",
-        trunk,
-        trunk.travelled_mm[-1],
-        "7 -2 5, 18 4 12, 30 10 6, 44 22 14, 58 34 10, 72 44 16",
-        girth(5.2, 0.6),
-    )
-    leave(
-        "common hepatic artery",
-        trunk,
-        trunk.travelled_mm[-1],
-        "-7 -4 -4, -18 -6 -8, -30 -4 2, -40 0 18, -52 -2 30",
-        girth(4.8, 0.6),
-    )
-    leave(
-        "superior mesenteric artery",
-        aorta,
-        superior,
-        "1 -14 -3, 1 -22 -14, -1 -27 -34, -4 -31 -62, -12 -34 -92, -22 -36 -118",
-        girth(7.4, 1.2),
-        0.5,
-    )
-    left_renal = superior + 0.84 * 2 * width + rng.normal(0, 3)
-    right_renal = left_renal + rng.normal(0, 6)
-    extra = int(rng.choice(4, p=[*_FURTHER_RENAL, 1 - sum(_FURTHER_RENAL)]))
-    kidneys = []
-    for side, at, name in ((-1, right_renal, "right"), (1, left_renal, "left")):
-        offsets = "{} -3 -1, {} 2 -4, {} 10 -8, {} 17 -9".format(
-            *(side * x for x in (13, 24, 36, 46))
-        )
-        renal = leave(f"{name} renal artery", aorta, at, offsets, girth(5.6, 0.7), 0.85)
-        kidneys.append(renal.points_mm[-1] + size * np.array([side * 14.0, 6.0, -2.0]))
-        if extra in (2, 0 if side < 0 else 1):
-            lower = "{} -2 0, {} 4 6, {} 14 10, {} 20 8".format(
-                *(side * x for x in (12, 24, 40, 52))
-            )
-            leave(
-                f"further {name} renal artery",
-                aorta,
-                at + rng.uniform(12, 32),
-                lower,
-                girth(3.4, 0.5),
-            )
-    # Thrombus closes it in some.
-    if not (ill and rng.random() < 0.3):
-        leave(
-            "inferior mesenteric artery",
-            aorta,
-            inferior,
-            "3 -11 -4, 7 -15 -14, 13 -17 -34, 17 -17 -60",
-            girth(3.6, 0.6),
-            0.6,
-        )
-    for side, name in ((-1, "right"), (1, "left")):
-        spread = float(np.clip(rng.normal(1.0, 0.25), 0.5, 1.6))
-        offsets = [(5.5, 1, -11), (13, 4, -26), (22, 10, -46), (32, 13, -64), (42, 6, -92)]
-        text = ", ".join(f"{side * (spread * x)} {y} {z}" for x, y, z in offsets)
-        common = leave(
-            f"{name} common iliac artery", aorta, along[-1], text, girth(10.0, 1.2), 0.85
-        )
-        internal = f"{side * 3} 7 -8, {side * 2} 18 -22, {side * 4} 26 -40"
-        leave(f"{name} internal iliac artery", common, 56.0, internal, girth(6.0, 0.8))
-    found["aortic bifurcation"] = points[-1]
-
-    ends = {"thoracic aorta": (subclavian, coeliac), "abdominal aorta": (coeliac, along[-1])}
-    pieces = [_piece(aorta, "ascending aorta and arch", -1, 0.0, subclavian)]
-    pieces += [
-        _piece(aorta, name, index, *ends[name])
-        for index, name in enumerate(("thoracic aorta", "abdominal aorta"))
-    ]
-    missing = np.full(3, np.nan)
-    there = {*tree, "thoracic aorta", "abdominal aorta"}
+    ends = {
+        "thoracic aorta": (places.subclavian, places.coeliac),
+        "abdominal aorta": (places.coeliac, along[-1]),
+    }
+    pieces = [_piece(tree.aorta, "ascending aorta and arch", 0.0, places.subclavian)]
+    pieces += [_piece(tree.aorta, name, *span) for name, span in ends.items()]
+    ostia = {**tree.ostia, "aortic bifurcation": points[-1]}
+    there = {*tree.branches, *ends}
     return Aorta(
-        vessels=(*pieces, *tree.values()),
-        landmarks_mm=np.stack([found.get(name, missing) for name in AORTA9.landmarks]),
+        vessels=(*pieces, *tree.branches.values()),
+        landmarks_mm=np.stack([ostia.get(name, np.full(3, np.nan)) for name in AORTA9.landmarks]),
         segment_present=np.array([segment.name in there for segment in AORTA9.segments]),
         aneurysm=aneurysm,
         arch=arch,
         annulus_mm=points[0],
-        kidneys_mm=np.stack(kidneys),
+        kidneys_mm=kidneys,
     )
+
+
+class _Places(NamedTuple):
+    """Where branches leave: mm along the aorta from the annulus."""
+
+    trunk: float
+    carotid: float
+    subclavian: float
+    coeliac: float
+    superior: float
+    inferior: float
+    end: float
+
+
+def _draw_places(rng: np.random.Generator, points: np.ndarray, size: float) -> _Places:
+    along = arc_lengths(points)
+    coeliac = float(along[np.abs(points[:, 2] - size * rng.normal(0, 4)).argmin()])
+    gaps = np.maximum(rng.normal((14.3, 57.8, 35.2), (2.7, 8.0, 7.4)), (8, 35, 18))
+    below = coeliac + np.cumsum(gaps)
+    top = float(along[points[: len(points) // 2, 2].argmax()])
+    trunk = top - rng.uniform(16, 24) * size
+    carotid = trunk + rng.normal(13.5, 2.0)
+    return _Places(trunk, carotid, carotid + rng.normal(14.5, 3.0), coeliac, *below.tolist())
+
+
+def _draw_radii(
+    rng: np.random.Generator, along: np.ndarray, places: _Places, width: float
+) -> np.ndarray:
+    """(N,) of the lumen; `width` is the aorta's at the left renal artery."""
+    mean, sd = (33.6, 3.6) if rng.random() < 0.6 else (31.1, 3.4)
+    ascending = rng.normal(mean, sd) / 2
+    above = {0.0: 0.74, 14.0: 1.0, 30.0: 0.86, 60.0: 1.0, places.trunk: 0.93}
+    above[places.subclavian + 15] = 0.80
+    below = {places.coeliac - 40: 1.18, places.superior + 17: 1.0, places.end: 0.86}
+    radii = [share * ascending for share in above.values()]
+    radii += [share * width / 2 for share in below.values()]
+    return np.interp(along, [*above, *below], radii)
+
+
+class _Tree:
+    """An aorta and the branches that have grown on it."""
+
+    def __init__(self, rng: np.random.Generator, aorta: Vessel, size: float) -> None:
+        self._rng = rng
+        self._size = size
+        self.aorta = aorta
+        self.branches: dict[str, Vessel] = {}
+        # Where the centreline of each comes out of its parent's wall, LPS mm.
+        self.ostia: dict[str, np.ndarray] = {}
+
+    def grow(
+        self,
+        name: str,
+        parent: Vessel,
+        at: float,
+        offsets: str | np.ndarray,
+        diameter: tuple[float, float],
+        free_end: float = 0.8,
+    ) -> Vessel:
+        """A branch.
+
+        Args:
+          at: mm along the parent; it starts there on the parent's centreline, so that the lumen is
+            one.
+          offsets: points "x y z, ..." from there, mm.
+          diameter: mean and spread between people where it leaves.
+          free_end: what is left of the radius where it ends.
+        """
+        offsets = _points(offsets) if isinstance(offsets, str) else offsets
+        steps = np.diff(offsets * self._size, axis=0, prepend=[(0, 0, 0)])
+        lengths = np.linalg.norm(steps, axis=1, keepdims=True)
+        steps += self._rng.normal(0, 0.10, steps.shape) * lengths
+        start = parent.points_mm[np.abs(parent.travelled_mm - at).argmin()]
+        curve, u = spline(start + np.cumsum([(0, 0, 0), *steps], axis=0))
+        points = resample(curve, 0.0, u[-1], SPACING_MM)
+        apart = np.linalg.norm(points[:, None] - parent.points_mm, axis=2) - parent.radii_mm
+        self.ostia[name] = points[np.argmax(apart.min(1) > 0)]
+        along = arc_lengths(points)
+        mean, sd = diameter
+        radius = max(0.5 * mean, self._rng.normal(mean, sd)) / 2
+        radii = radius * (1 - (1 - free_end) * along / along[-1])
+        radii = np.maximum(radii, _SMALLEST_MM)
+        self.branches[name] = Vessel(name, _segment(name), points, radii, along)
+        return self.branches[name]
+
+
+def _grow_arch(rng: np.random.Generator, tree: _Tree, places: _Places) -> str:
+    """The arch's branches; returns which variant it is."""
+    kinds = ("usual", "common ostium", "carotid from trunk")
+    kind = str(rng.choice(kinds, p=[0.805, 0.074, 0.121]))
+    offsets = "-3 -1 14, -9 0 28, -16 4 42"
+    trunk = tree.grow("brachiocephalic trunk", tree.aorta, places.trunk, offsets, (12.5, 1.3), 0.9)
+    fork = float(trunk.travelled_mm[-1])
+    offsets = "-2 -3 9, -5 -3 26, -6 2 60"
+    tree.grow("right common carotid artery", trunk, fork, offsets, (7.2, 0.7))
+    offsets = "-8 5 6, -22 12 12, -42 8 10, -66 -2 -2, -90 -10 -8"
+    tree.grow("right subclavian artery", trunk, fork, offsets, (9.0, 0.9))
+    if kind == "usual":
+        stem, at, offsets = tree.aorta, places.carotid, "2 0 13, 4 2 28, 8 2 48, 14 3 80"
+    else:
+        at = 15.0 if kind == "common ostium" else 24.0
+        stem, offsets = trunk, "6 1 5, 14 1 16, 21 2 36, 26 3 70"
+    tree.grow("left common carotid artery", stem, at, offsets, (7.2, 0.7))
+    offsets = "3 3 14, 7 6 32, 12 8 48, 26 8 58, 48 0 54, 74 -10 46"
+    left = tree.grow("left subclavian artery", tree.aorta, places.subclavian, offsets, (9.5, 1.0))
+    if rng.random() < 0.04:
+        at = (places.carotid + places.subclavian) / 2
+        offsets = "3 3 13, 6 6 34, 9 14 60, 11 18 85"
+        tree.grow("left vertebral artery", tree.aorta, at, offsets, (4.2, 0.6))
+        return f"{kind}, left vertebral artery"
+    tree.grow("left vertebral artery", left, 52.0, "1 4 10, -2 10 26, -3 12 50", (3.8, 0.6))
+    return kind
+
+
+def _grow_belly(
+    rng: np.random.Generator, tree: _Tree, places: _Places, width: float, closed: bool
+) -> np.ndarray:
+    """The belly's branches, without the lower mesenteric one if it is closed.
+
+    Returns:
+      (2, 3) the middles of the right and the left kidney.
+    """
+    aorta = tree.aorta
+    offsets = "-1 -13 0, 0 -20 -6, 1 -31 -7"
+    trunk = tree.grow("coeliac trunk", aorta, places.coeliac, offsets, (6.4, 1.6), 0.95)
+    fork = float(trunk.travelled_mm[-1])
+    offsets = "7 -2 5, 18 4 12, 30 10 6, 44 22 14, 58 34 10, 72 44 16"
+    tree.grow("splenic artery", trunk, fork, offsets, (5.2, 0.6))
+    offsets = "-7 -4 -4, -18 -6 -8, -30 -4 2, -40 0 18, -52 -2 30"
+    tree.grow("common hepatic artery", trunk, fork, offsets, (4.8, 0.6))
+    offsets = "1 -14 -3, 1 -22 -14, -1 -27 -34, -4 -31 -62, -12 -34 -92, -22 -36 -118"
+    name = "superior mesenteric artery"
+    tree.grow(name, aorta, places.superior, offsets, (7.4, 1.7), 0.5)
+    if not closed:
+        offsets = "3 -11 -4, 7 -15 -14, 13 -17 -34, 17 -17 -60"
+        name = "inferior mesenteric artery"
+        tree.grow(name, aorta, places.inferior, offsets, (3.6, 0.7), 0.6)
+
+    left = places.superior + 0.84 * width + rng.normal(0, 3)
+    right = left + rng.normal(0, 6)
+    further = int(rng.choice(4, p=[*_FURTHER_RENAL, 1 - sum(_FURTHER_RENAL)]))
+    kidneys = []
+    for number, (side, at, name) in enumerate(((-1, right, "right"), (1, left, "left"))):
+        mirror = np.array([side, 1, 1])
+        way = np.array([(13, -3, -1), (24, 2, -4), (36, 10, -8), (46, 17, -9)]) * mirror
+        renal = tree.grow(f"{name} renal artery", aorta, at, way, (5.6, 0.7), 0.85)
+        kidneys.append(renal.points_mm[-1] + np.array([14.0, 6.0, -2.0]) * mirror)
+        if further in (number, 2):
+            way = np.array([(12, -2, 0), (24, 4, 6), (40, 14, 10), (52, 20, 8)]) * mirror
+            at += rng.uniform(12, 32)
+            tree.grow(f"further {name} renal artery", aorta, at, way, (3.4, 0.5))
+    return np.stack(kidneys)
+
+
+def _grow_legs(rng: np.random.Generator, tree: _Tree) -> None:
+    """The iliac arteries of both sides."""
+    end = float(tree.aorta.travelled_mm[-1])
+    for side, name in ((-1, "right"), (1, "left")):
+        mirror = np.array([side * np.clip(rng.normal(1.0, 0.25), 0.5, 1.6), 1, 1])
+        way = [(5.5, 1, -11), (13, 4, -26), (22, 10, -46), (32, 13, -64), (42, 6, -92)]
+        common = tree.grow(
+            f"{name} common iliac artery",
+            tree.aorta,
+            end,
+            np.array(way) * mirror,
+            (10.0, 1.2),
+            0.85,
+        )
+        way = [(3, 7, -8), (2, 18, -22), (4, 26, -40)]
+        tree.grow(f"{name} internal iliac artery", common, 56.0, np.array(way) * mirror, (6.0, 0.8))
 
 
 # The mean aorta from the annulus; below the diaphragm and in the chest it lies on the spine.
@@ -315,17 +328,23 @@ def _swollen(
     return lumen, outer
 
 
-def _piece(vessel: Vessel, name: str, segment: int, first: float, last: float) -> Vessel:
+def _piece(vessel: Vessel, name: str, first: float, last: float) -> Vessel:
     """What of a vessel lies between two places along it."""
     near = (vessel.travelled_mm >= first - SPACING_MM) & (vessel.travelled_mm <= last + SPACING_MM)
     return replace(
         vessel,
         name=name,
-        segment=segment,
+        segment=_segment(name),
         points_mm=vessel.points_mm[near],
         radii_mm=vessel.radii_mm[near],
         travelled_mm=vessel.travelled_mm[near],
     )
+
+
+def _segment(name: str) -> int:
+    """Index into the scheme's segments; -1 for what is none."""
+    names = [segment.name for segment in AORTA9.segments]
+    return names.index(name) if name in names else -1
 
 
 def _points(table: str) -> np.ndarray:

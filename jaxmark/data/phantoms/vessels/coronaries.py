@@ -14,6 +14,7 @@ Branches by eye and anatomy.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -71,120 +72,152 @@ class Coronaries:
     dominance: str
 
 
+class _Traits(NamedTuple):
+    """How one person's arteries are laid out; lengths in the standard heart's mm."""
+
+    dominance: str  # which artery reaches the inferior groove
+    main_mm: float  # length of the left main artery; 0: there is none
+    intermediate: bool
+    girth: float  # factor of all radii
+    left: "_Ostium"
+    right: "_Ostium"
+
+
 def draw_coronaries(rng: np.random.Generator, heart: Heart, no_left_main: float) -> Coronaries:
     """The arteries of a heart; `no_left_main` is the share of people who lack the left main."""
+    traits = _draw_traits(rng, heart, no_left_main)
+    tree = _Tree(rng, heart, traits.girth)
+    bifurcation = _grow_left(rng, tree, traits)
+    _grow_right(tree, traits)
+    _grow_branches(rng, tree, traits)
+    absent = traits.main_mm == 0
+    landmarks = np.stack(
+        [
+            traits.left.place(heart),
+            traits.right.place(heart),
+            heart.root.wall(0.0, NON_CORONARY_SINUS),
+            np.full(3, np.nan) if absent else bifurcation,
+            heart.apex,
+        ]
+    )
+    return Coronaries(
+        vessels=tuple(_in_person(vessel, heart) for vessel in tree.vessels.values()),
+        veins=(_in_person(_great_cardiac_vein(rng, tree.surface, heart), heart),),
+        landmarks_mm=heart.to_lps(landmarks),
+        segment_present=np.array([not absent, True, True, True]),
+        dominance=traits.dominance,
+    )
+
+
+def _draw_traits(rng: np.random.Generator, heart: Heart, no_left_main: float) -> _Traits:
     dominance = str(rng.choice([_RIGHT, _LEFT, _BOTH], p=[0.893, 0.052, 0.055]))
     length = float(np.clip(rng.normal(10.5, 5.3), 2.5, 24.0)) / heart.size
     absent = bool(rng.random() < no_left_main)
     intermediate = bool(rng.random() < 0.31)
     girth = float(np.exp(rng.normal(0, 0.06)))
-    surface = _Surface(rng, heart)
-    left_high, right_high = (float(np.clip(x, 6, 20)) for x in rng.normal((12.6, 13.2), 2.6))
-    left_at, right_at = rng.normal((LEFT_SINUS + 2.0 / 17, -4.8 / 17), 0.1)
-    left = _Ostium(left_high / heart.size, left_at)
-    right = _Ostium(right_high / heart.size, right_at)
+    heights = np.clip(rng.normal((12.6, 13.2), 2.6), 6, 20) / heart.size
+    # 17 mm: about the sinuses' radius.
+    left, right = rng.normal((LEFT_SINUS + 2.0 / 17, -4.8 / 17), 0.1)
+    return _Traits(
+        dominance=dominance,
+        main_mm=0.0 if absent else length,
+        intermediate=intermediate,
+        girth=girth,
+        left=_Ostium(float(heights[0]), float(left)),
+        right=_Ostium(float(heights[1]), float(right)),
+    )
 
-    def radius(mean: float, sd: float) -> float:
-        return girth * max(0.5 * mean, rng.normal(mean, sd)) / 2
 
-    # --- left: the left main and the LAD are one curve, cut where the LCX leaves
-    groove = [(98, 0.13), (92, 0.19), (78, 0.28), (67, 0.40), (60, 0.54), (56, 0.70), (53, 0.85)]
-    groove += [(45, 0.95), (-55, 0.98), (-75, 0.93)][: int(rng.choice(4, p=[0.3, 0.4, 0.2, 0.1]))]
+def _grow_left(rng: np.random.Generator, tree: "_Tree", traits: _Traits) -> np.ndarray:
+    """Left main, LAD and LCX; returns where the left main divides, or would.
+
+    Left main and LAD are one curve, cut where the LCX leaves.
+    """
+    heart, surface = tree.heart, tree.surface
+    ends = int(rng.choice(4, p=[0.3, 0.4, 0.2, 0.1]))  # most reach the apex, some go round it
     turn = rng.normal(0, 3)
+    groove = [*_ANTERIOR_GROOVE, *_AROUND_APEX[:ends]]
     controls = [heart.on_ventricle(angle + turn, w, 3.0) for angle, w in groove]
-    curve = surface.curve(left.controls(heart), controls)
-    cut = 0 if absent else int(np.searchsorted(arc_lengths(curve), length))
-    lad_radius, end_radius = radius(3.7, 0.4), radius(1.9, 0.4)
-    main_radius = max(radius(4.5, 0.5), 1.05 * lad_radius)
-    lad = _tapered("LAD", 1, curve[cut:], lad_radius, end_radius)
+    curve = surface.curve(traits.left.controls(heart), controls)
+    cut = int(np.searchsorted(arc_lengths(curve), traits.main_mm))
+    lad_radius = tree.radius(3.7, 0.4)
+    if cut:
+        main_radius = max(tree.radius(4.5, 0.5), 1.05 * lad_radius)
+        tree.add("LM", curve[: cut + 1], main_radius, main_radius)
+    tree.add("LAD", curve[cut:], lad_radius, tree.radius(1.9, 0.4))
 
-    lcx_radius = radius(4.2, 0.6) if dominance == _LEFT else radius(3.4, 0.5)
-    reach = {_RIGHT: rng.normal(208, 10), _BOTH: rng.normal(245, 8), _LEFT: 276.0}[dominance]
-    ring = np.arange(140.0, reach - 6, 16.0)
-    controls = [heart.on_ventricle(angle, -0.02, 4.0) for angle in (*ring, reach)]
-    groove_below = [heart.on_ventricle(a, w, 3.0) for a, w in _INFERIOR_GROOVE]
-    crux = controls[-1]
-    if dominance == _LEFT:
-        controls += groove_below
-    if absent:
-        # Beside the LAD's, a little lower and further back.
-        other = _Ostium(left.height - 1.5, left.angle + rng.uniform(0.33, 0.42))
-        lcx_curve = surface.curve(other.controls(heart), controls)
+    dominant = traits.dominance == _LEFT
+    radius = tree.radius(4.2, 0.6) if dominant else tree.radius(3.4, 0.5)
+    reach = {_RIGHT: rng.normal(208, 10), _BOTH: rng.normal(245, 8), _LEFT: 276.0}[traits.dominance]
+    ring = [*np.arange(140.0, reach - 6, 16.0), reach]
+    controls = [heart.on_ventricle(angle, -0.02, 4.0) for angle in ring]
+    below = [heart.on_ventricle(a, w, 3.0) for a, w in _INFERIOR_GROOVE] if dominant else []
+    if cut:
+        angle = rng.normal(89, 21) if traits.intermediate else rng.normal(75, 23)
+        ahead = _turned(curve, cut, controls[0], float(np.clip(angle, 35, 130)))
+        start = [curve[cut], curve[cut] + 5.0 * ahead]
     else:
-        opening = rng.normal(89, 21) if intermediate else rng.normal(75, 23)
-        ahead = _turned(curve, cut, controls[0], float(np.clip(opening, 35, 130)))
-        lcx_curve = surface.curve([curve[cut], curve[cut] + 5.0 * ahead], controls)
-    lcx_curve, below = _cut_at(lcx_curve, crux)
-    lcx = _tapered("LCX", 2, lcx_curve, lcx_radius, 0.55 * lcx_radius)
-    tree = {} if absent else {"LM": _tapered("LM", 0, curve[: cut + 1], main_radius, main_radius)}
-    tree |= {"LAD": lad, "LCX": lcx}
-    if dominance == _LEFT:
-        tree["PDA"] = _tapered("PDA", -1, below, 0.5 * lcx_radius, 0.3 * lcx_radius)
+        # Beside the LAD's ostium, a little lower and further back.
+        beside = traits.left.angle + rng.uniform(0.33, 0.42)
+        start = _Ostium(traits.left.height - 1.5, beside).controls(heart)
+    way, descending = _cut_at(surface.curve(start, [*controls, *below]), controls[-1])
+    tree.add("LCX", way, radius, 0.55 * radius)
+    if dominant:
+        tree.add("PDA", descending, 0.5 * radius, 0.3 * radius)
+    return curve[cut]
 
-    # --- right: round the tricuspid valve, which the right ventricle's width moves
-    rca_radius = radius(2.8, 0.5) if dominance == _LEFT else radius(3.9, 0.6)
-    controls = [in_frame(30 + (s - 30) * heart.right, a, w) for s, a, w in _RIGHT_GROOVE]
-    if dominance == _LEFT:
-        controls = controls[:4]
-    crux = controls[-1]
-    if dominance != _LEFT:
-        controls += groove_below
-    rca_curve, below = _cut_at(surface.curve(right.controls(heart), controls), crux)
-    tree["RCA"] = _tapered("RCA", 3, rca_curve, rca_radius, 0.65 * rca_radius)
-    if dominance != _LEFT:
-        tree["PDA"] = _tapered("PDA", -1, below, 0.55 * rca_radius, 0.35 * rca_radius)
 
-    # --- branches: where they leave (share of the parent's way), and where they go
+def _grow_right(tree: "_Tree", traits: _Traits) -> None:
+    """The RCA, round the tricuspid valve, which the right ventricle's width moves; the PDA."""
+    heart = tree.heart
+    ring = [in_frame(30 + (s - 30) * heart.right, a, w) for s, a, w in _RIGHT_GROOVE]
+    start = traits.right.controls(heart)
+    if traits.dominance == _LEFT:
+        radius = tree.radius(2.8, 0.5)
+        tree.add("RCA", tree.surface.curve(start, ring[:4]), radius, 0.5 * radius)
+        return
+    radius = tree.radius(3.9, 0.6)
+    below = [heart.on_ventricle(a, w, 3.0) for a, w in _INFERIOR_GROOVE]
+    way, descending = _cut_at(tree.surface.curve(start, [*ring, *below]), ring[-1])
+    tree.add("RCA", way, radius, 0.65 * radius)
+    tree.add("PDA", descending, 0.55 * radius, 0.35 * radius)
+
+
+def _grow_branches(rng: np.random.Generator, tree: "_Tree", traits: _Traits) -> None:
+    """What leaves the great arteries: at a share of the parent's way, and where to."""
+    on = tree.heart.on_ventricle
     for number, (share, w) in enumerate(((0.24, 0.62), (0.38, 0.76))):
         if rng.random() < 0.9:
             angle = 120 - 14 * number + rng.normal(0, 6)
-            course = [
-                heart.on_ventricle(angle - 8, w - 0.2, 2.5),
-                heart.on_ventricle(angle, w, 2.0),
-            ]
-            _branch(tree, surface, "LAD", f"D{number + 1}", share, course, radius(2.1, 0.3))
-    for number, (share, angle) in enumerate(((0.3, 152), (0.6, 188))):
+            course = [on(angle - 8, w - 0.2, 2.5), on(angle, w, 2.0)]
+            tree.branch("LAD", f"D{number + 1}", share, course, (2.1, 0.3))
+    for number, (share, angle) in enumerate(((0.3, 152.0), (0.6, 188.0))):
         if rng.random() < 0.9:
             angle += rng.normal(0, 7)
-            course = [heart.on_ventricle(angle + 4, w, 2.5) for w in (0.22, 0.45, 0.68)]
-            _branch(tree, surface, "LCX", f"OM{number + 1}", share, course, radius(2.1, 0.3))
-    if intermediate:
-        course = [heart.on_ventricle(a, w, 2.5) for a, w in ((126, 0.2), (132, 0.42), (136, 0.66))]
-        parent = "LAD" if absent else "LM"
-        _branch(tree, surface, parent, "ramus", 0.02 if absent else 1.0, course, radius(2.2, 0.3))
-    marginal = [in_frame(62, -4, 24), in_frame(54, -14, 46), in_frame(40, -14, 62)]
-    _branch(tree, surface, "RCA", "acute marginal", 0.5, marginal, radius(1.9, 0.3))
-    conus = [in_frame(36, 36, 14), in_frame(28, 42, 24)]
-    _branch(tree, surface, "RCA", "conus", 0.08, conus, radius(1.5, 0.2))
-    if dominance != _LEFT:
-        lower = [heart.on_ventricle(angle, w, 2.5) for angle, w in ((-108, 0.14), (-122, 0.36))]
-        _branch(tree, surface, "RCA", "posterolateral", 1.0, lower, radius(2.0, 0.3))
-    deep = [
-        heart.on_ventricle(a, w, h) for a, w, h in ((64, 0.3, -2), (48, 0.34, -6), (30, 0.38, -7))
-    ]
-    _branch(tree, None, "LAD", "S1", 0.3, deep, radius(1.3, 0.2))
-
-    root = heart.root
-    landmarks = np.stack(
-        [
-            left.place(heart),
-            right.place(heart),
-            root.wall(0.0, NON_CORONARY_SINUS),
-            np.full(3, np.nan) if absent else curve[cut],
-            heart.apex,
-        ]
-    )
-    return Coronaries(
-        vessels=tuple(_in_person(vessel, heart) for vessel in tree.values()),
-        veins=tuple(_in_person(vessel, heart) for vessel in _veins(rng, surface, heart)),
-        landmarks_mm=heart.to_lps(landmarks),
-        segment_present=np.array([not absent, True, True, True]),
-        dominance=dominance,
-    )
+            course = [on(angle + 4, w, 2.5) for w in (0.22, 0.45, 0.68)]
+            tree.branch("LCX", f"OM{number + 1}", share, course, (2.1, 0.3))
+    if traits.intermediate:
+        course = [on(a, w, 2.5) for a, w in ((126, 0.2), (132, 0.42), (136, 0.66))]
+        parent, share = ("LM", 1.0) if traits.main_mm else ("LAD", 0.02)
+        tree.branch(parent, "ramus", share, course, (2.2, 0.3))
+    course = [in_frame(62, -4, 24), in_frame(54, -14, 46), in_frame(40, -14, 62)]
+    tree.branch("RCA", "acute marginal", 0.5, course, (1.9, 0.3))
+    tree.branch("RCA", "conus", 0.08, [in_frame(36, 36, 14), in_frame(28, 42, 24)], (1.5, 0.2))
+    if traits.dominance != _LEFT:
+        course = [on(-108, 0.14, 2.5), on(-122, 0.36, 2.5)]
+        tree.branch("RCA", "posterolateral", 1.0, course, (2.0, 0.3))
+    course = [on(64, 0.3, -2.0), on(48, 0.34, -6.0), on(30, 0.38, -7.0)]
+    tree.branch("LAD", "S1", 0.3, course, (1.3, 0.2), inside=True)
 
 
-# The groove between the ventricles below, and the one between right atrium and ventricle, to the
-# crux: degrees and share of the length; distances in the left ventricle's frame.
+# Degrees around the left ventricle and shares of its length: the groove between the ventricles in
+# front, round the apex, and below; and, in the ventricle's frame, the groove between right atrium
+# and ventricle as far as the crux.
+_ANTERIOR_GROOVE = (
+    *((98, 0.13), (92, 0.19), (78, 0.28), (67, 0.40)),
+    *((60, 0.54), (56, 0.70), (53, 0.85)),
+)
+_AROUND_APEX = ((45, 0.95), (-55, 0.98), (-75, 0.93))
 _INFERIOR_GROOVE = ((-80, 0.10), (-76, 0.28), (-73, 0.48), (-70, 0.66))
 _RIGHT_GROOVE = (
     *((45, 25, -1), (58, 12, 4), (62, -3, 6), (60, -17, 7), (50, -30, 6)),
@@ -268,43 +301,64 @@ def _cut_at(points: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return points[: nearest + 1], points[nearest:]
 
 
-def _branch(
-    tree: dict[str, Vessel],
-    surface: _Surface | None,
-    parent: str,
-    name: str,
-    share: float,
-    controls: list[np.ndarray],
-    radius: float,
-) -> None:
-    """Put a branch on the tree; it leaves at a share of its parent's way. None: inside the wall."""
-    stem = tree[parent]
-    at = round(share * (len(stem.points_mm) - 1))
-    start = stem.points_mm[at]
-    if surface is None:
-        course, u = spline(np.array([start, *controls]))
-        points = resample(course, 0.0, u[-1], SPACING_MM)
-    else:
-        points = surface.curve([start], controls)
-    radius = min(radius, 0.9 * float(stem.radii_mm[at]))
-    drawn = _tapered(name, -1, points, radius, 0.5 * radius)
-    tree[name] = replace(drawn, travelled_mm=stem.travelled_mm[at] + drawn.travelled_mm)
+class _Tree:
+    """The arteries that have grown on a heart, in the standard frame; feeders come first."""
+
+    def __init__(self, rng: np.random.Generator, heart: Heart, girth: float) -> None:
+        self._rng = rng
+        self._girth = girth
+        self.heart = heart
+        self.surface = _Surface(rng, heart)
+        self.vessels: dict[str, Vessel] = {}
+
+    def radius(self, mean: float, sd: float) -> float:
+        """Of a person's artery, from mean and spread of its diameter, mm."""
+        return self._girth * max(0.5 * mean, self._rng.normal(mean, sd)) / 2
+
+    def add(self, name: str, points: np.ndarray, first: float, last: float) -> Vessel:
+        """An artery whose radius falls from one value to the other."""
+        self.vessels[name] = _tapered(name, points, first, last)
+        return self.vessels[name]
+
+    def branch(
+        self,
+        parent: str,
+        name: str,
+        share: float,
+        controls: list[np.ndarray],
+        diameter: tuple[float, float],
+        inside: bool = False,
+    ) -> None:
+        """A branch that leaves at a share of its parent's way; `inside`: within the muscle."""
+        stem = self.vessels[parent]
+        at = round(share * (len(stem.points_mm) - 1))
+        start = stem.points_mm[at]
+        if inside:
+            course, u = spline(np.array([start, *controls]))
+            points = resample(course, 0.0, u[-1], SPACING_MM)
+        else:
+            points = self.surface.curve([start], controls)
+        radius = min(self.radius(*diameter), 0.9 * float(stem.radii_mm[at]))
+        drawn = self.add(name, points, radius, 0.5 * radius)
+        way = stem.travelled_mm[at] + drawn.travelled_mm
+        self.vessels[name] = replace(drawn, travelled_mm=way)
 
 
-def _tapered(name: str, segment: int, points: np.ndarray, first: float, last: float) -> Vessel:
+def _tapered(name: str, points: np.ndarray, first: float, last: float) -> Vessel:
     along = arc_lengths(points)
     radii = first + (last - first) * along / max(along[-1], 1e-6)
+    names = [segment.name for segment in CORONARY5.segments]
+    segment = names.index(name) if name in names else -1
     return Vessel(name, segment, points, np.maximum(radii, _SMALLEST_MM), along)
 
 
-def _veins(rng: np.random.Generator, surface: _Surface, heart: Heart) -> list[Vessel]:
-    """The great cardiac vein beside the LAD, round the left groove to the coronary sinus."""
-    beside = [
-        heart.on_ventricle(a, w, 4.0) for a, w in ((66, 0.72), (72, 0.5), (84, 0.3), (106, 0.12))
-    ]
-    ring = [heart.on_ventricle(a, -0.08, 6.0) for a in (128, 148, 168, 188, 208, 228, 248, 268)]
+def _great_cardiac_vein(rng: np.random.Generator, surface: _Surface, heart: Heart) -> Vessel:
+    """The vein beside the LAD, round the left groove to the coronary sinus."""
+    groove = ((66, 0.72), (72, 0.5), (84, 0.3), (106, 0.12))
+    beside = [heart.on_ventricle(a, w, 4.0) for a, w in groove]
+    ring = [heart.on_ventricle(a, -0.08, 6.0) for a in range(128, 269, 20)]
     points = surface.curve(beside[:1], [*beside[1:], *ring, in_frame(16, -20, -8)])
-    return [_tapered("great cardiac vein", -1, points, 1.2, rng.uniform(3.0, 4.5))]
+    return _tapered("great cardiac vein", points, 1.2, rng.uniform(3.0, 4.5))
 
 
 def _in_person(vessel: Vessel, heart: Heart) -> Vessel:

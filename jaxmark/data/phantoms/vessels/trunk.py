@@ -20,7 +20,13 @@ from jaxmark.data.phantoms.solids import (
     union,
 )
 from jaxmark.data.phantoms.vessels.branches import Aorta, spine_front
-from jaxmark.data.phantoms.vessels.heart import chambers, draw_heart, great_vessels, smooth_tube
+from jaxmark.data.phantoms.vessels.heart import (
+    Heart,
+    chambers,
+    draw_heart,
+    great_vessels,
+    smooth_tube,
+)
 from jaxmark.data.phantoms.vessels.painting import Tissues
 
 NODE_MM = 3.0  # spacing of the nodes at which tissues are shaped before they go onto the grid
@@ -89,8 +95,7 @@ def draw_trunk(
         *(solid for name, solid in vessels.items() if "vein" not in name and "vena" not in name),
         vessels["superior vena cava"],
     )
-    cava = union(_lower_cava(q), vessels["inferior vena cava"])
-    cava = common(cava, 1.0 - wall, 1.0 - clot)
+    cava = common(_lower_cava(axes, heart), 1.0 - wall, 1.0 - clot)
     around = smooth_union(14.0, inside["heart"] - 3, wall - 2)
     lungs = common(body["chest"], 2.0 - around, 2.0 - wall, 2.0 - right, 0.5 - body["mediastinum"])
     thread = np.clip(1.4 - np.hypot(rough, fine) / 0.3, 0, 1)
@@ -118,23 +123,17 @@ def _veins_of_lung(vessels: dict[str, np.ndarray]) -> list[np.ndarray]:
     return [solid for name, solid in vessels.items() if "pulmonary vein" in name]
 
 
-def _lower_cava(q: np.ndarray) -> np.ndarray:
-    """The inferior vena cava, right of the aorta and of the spine's middle."""
-    x, y, z = q
-    middle = spine_front(z).astype(np.float32) - 11
-    lift = np.clip((z + 20) / 90, 0, 1)  # it leaves the spine for the heart
-    half = np.hypot((x + 20 + 6 * lift) / 1.25, y - middle + 28 * lift) - 9.5
-    below_heart = common(half, z - 112, -z - 112)
-    common_iliac = [
-        rod(
-            q,
-            (-19, float(spine_front(-112)) - 11, -110),
-            (s, float(spine_front(-170)) + 2, -185),
-            7,
-        )
-        for s in (-40, 34)
-    ]
-    return union(below_heart, *common_iliac)
+def _lower_cava(axes: list[np.ndarray], heart: Heart) -> np.ndarray:
+    """The inferior vena cava: from both legs up the spine's right side, through the liver."""
+    atrium = heart.to_lps(np.array([[-33.0, 18.0, -24.0]]))[0]
+    heights = np.array([-112.0, -60.0, 0.0, 45.0])
+    forward = np.array([11.0, 11.0, 14.0, 28.0])
+    up = np.stack([[-19, -20, -22, -26], spine_front(heights) - forward, heights], 1)
+    lines = [(np.vstack([up, atrium]), np.array([9.5, 9.5, 10.5, 11.5, 12.0]))]
+    for x in (-40.0, 36.0):
+        legs = np.array([up[0], (0.5 * x - 8, -8.0, -145.0), (x, 4.0, -190.0)])
+        lines.append((legs, np.array([8.0, 7.0, 6.0])))
+    return union(*(tube(axes, *smooth_tube(*line, 5.0), _REACH_MM) for line in lines))
 
 
 def _body(q: np.ndarray, build: float, spin: float, rough: np.ndarray) -> dict[str, np.ndarray]:
