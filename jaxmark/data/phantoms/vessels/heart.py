@@ -235,7 +235,7 @@ def great_vessels(heart: Heart) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     start = (root.height + 6.0) * root.axis
     arch = np.array([(-13, -8, 66), (-6, 2, 88), (6, 22, 98), (17, 44, 94), (22, 57, 76)], float)
     first = start + 16 * (root.axis + (0.1, 0, 0.15))
-    descending = np.array([(22, 61, 50), (22, 62, 0), (20, 63, -50), (12, 64, -110)], float)
+    descending = np.array([(23, 58, 50), (23, 57, 0), (20, 56, -50), (14, 55, -110)], float)
     points = np.vstack([start, first, arch, descending])
     ascending = root.ascending
     radii = ascending * np.array([0.97, 1, 1, 0.95, 0.88, 0.82, 0.78, 0.76, 0.74, 0.71, 0.68])

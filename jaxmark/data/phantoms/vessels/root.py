@@ -4,6 +4,7 @@ Places are in the standard heart's frame: mm, LPS axes, the origin in the middle
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
@@ -30,11 +31,16 @@ class Root:
 
     def radius(self, h: np.ndarray, angle: np.ndarray) -> np.ndarray:
         """The lumen's radius at a height above the annulus and an angle around the axis."""
-        heights = (-_OUTFLOW_MM, 0.0, self.height, self.height + _ABOVE_MM)
-        radii = (0.95 * self.annulus, self.annulus, self.junction, self.ascending)
-        plain = PchipInterpolator(heights, radii)(np.clip(h, heights[0], heights[-1]))
+        plain = self._plain(np.clip(h, -_OUTFLOW_MM, self.height + _ABOVE_MM))
         swell = np.sin(np.pi * np.clip(h / self.height, 0, 1)) ** 0.8
         return plain + self.bulge * swell * np.abs(np.cos(1.5 * angle))
+
+    @cached_property
+    def _plain(self) -> PchipInterpolator:
+        """The radius by height without the sinuses."""
+        heights = (-_OUTFLOW_MM, 0.0, self.height, self.height + _ABOVE_MM)
+        radii = (0.95 * self.annulus, self.annulus, self.junction, self.ascending)
+        return PchipInterpolator(heights, radii)
 
     def wall(self, h: float, angle: float) -> np.ndarray:
         """(3,): the place on the wall at a height and an angle."""

@@ -114,9 +114,10 @@ def draw_chest(
     organs = np.where(q[0] < 10, np.float32(75), np.float32(45))
     soft = np.where(common(body["diaphragm"], body["cavity"]) < 0, organs + 5 * fine, soft)
 
-    bone_hu = 190 + 90 * fine + 480 * np.clip(1 + (body["bone"] + 2.2) / 2, 0, 1)
+    bone = common(body["bone"], 2.5 - aorta)
+    bone_hu = 190 + 90 * fine + 480 * np.clip(1 + (bone + 2.2) / 2, 0, 1)
     # Vessels of the lung are where two random fields are both about 0: that is along threads.
-    thread = np.clip(1.4 - np.hypot(rough, trabeculae) / 0.28, 0, 1)
+    thread = np.clip(1.8 - np.hypot(rough, trabeculae) / 0.45, 0, 1)
     lung_hu = -865 + 28 * coarse + (750 + 0.4 * contrast.lung) * thread
     return Tissues(
         axes=axes,
@@ -128,7 +129,7 @@ def draw_chest(
             (walls, contrast.muscle),
             (right_solid, right_hu.astype(np.float32)),
             (left_solid, left_hu.astype(np.float32)),
-            (body["bone"], bone_hu.astype(np.float32)),
+            (bone, bone_hu.astype(np.float32)),
         ],
         streaks=_streaks(q, heart, contrast, streak_angles, streak_hu),
     )
@@ -169,9 +170,9 @@ def _body(q: np.ndarray, rough: np.ndarray, spin: float, tilt: float) -> dict[st
         common(np.abs(x - 4 + 0.1 * z) - 3, y + 20),  # before the heart both pleurae meet
     )
     diaphragm = union(
-        ball(q, (-62.0, 12.0, -132.0), (78.0, 82.0, 68.0)),
-        ball(q, (66.0, 22.0, -140.0), (66.0, 74.0, 62.0)),
-        ball(q, (0.0, -10.0, -150.0), (70.0, 70.0, 66.0)),
+        ball(q, (-62.0, 12.0, -106.0), (78.0, 82.0, 68.0)),
+        ball(q, (66.0, 22.0, -122.0), (66.0, 74.0, 62.0)),
+        ball(q, (0.0, -10.0, -134.0), (70.0, 70.0, 66.0)),
     )
     diaphragm = diaphragm + 0.6 * rough
 

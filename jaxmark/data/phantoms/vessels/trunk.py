@@ -93,14 +93,15 @@ def draw_trunk(
         inside["right ventricle"],
         inside["right atrium"],
         *(solid for name, solid in vessels.items() if "vein" not in name and "vena" not in name),
-        vessels["superior vena cava"],
+        _upper_cava(axes, heart),
     )
     cava = common(_lower_cava(axes, heart), 1.0 - wall, 1.0 - clot)
     around = smooth_union(14.0, inside["heart"] - 3, wall - 2)
     lungs = common(body["chest"], 2.0 - around, 2.0 - wall, 2.0 - right, 0.5 - body["mediastinum"])
-    thread = np.clip(1.4 - np.hypot(rough, fine) / 0.3, 0, 1)
+    thread = np.clip(1.8 - np.hypot(rough, fine) / 0.42, 0, 1)
     lung_hu = -860 + 25 * coarse + (720 + 0.4 * contrast.artery) * thread
-    bone_hu = 170 + 80 * fine + 430 * np.clip(1 + (body["bone"] + 3.0) / 3, 0, 1)
+    bone = common(body["bone"], 2.0 - wall)
+    bone_hu = 170 + 80 * fine + 430 * np.clip(1 + (bone + 3.0) / 3, 0, 1)
     return Tissues(
         axes=axes,
         soft=soft.astype(np.float32),
@@ -113,7 +114,7 @@ def draw_trunk(
             (left, 0.97 * contrast.artery),
             (clot, 45.0),
             (wall, 55.0),
-            (body["bone"], bone_hu.astype(np.float32)),
+            (bone, bone_hu.astype(np.float32)),
         ],
         streaks=np.zeros_like(soft, np.float32),
     )
@@ -121,6 +122,16 @@ def draw_trunk(
 
 def _veins_of_lung(vessels: dict[str, np.ndarray]) -> list[np.ndarray]:
     return [solid for name, solid in vessels.items() if "pulmonary vein" in name]
+
+
+def _upper_cava(axes: list[np.ndarray], heart: Heart) -> np.ndarray:
+    """The superior vena cava: from the neck down the mediastinum to the right atrium."""
+    atrium = heart.to_lps(np.array([[-32.0, 4.0, 4.0], [-29.0, 3.0, 28.0]]))
+    points = np.vstack(
+        [atrium, [(-25.0, -46.0, 225.0), (-23.0, -46.0, 260.0), (-30.0, -34.0, 320.0)]]
+    )
+    line = smooth_tube(points, np.array([9.5, 9.0, 8.5, 8.0, 7.0]), 5.0)
+    return tube(axes, *line, _REACH_MM)
 
 
 def _lower_cava(axes: list[np.ndarray], heart: Heart) -> np.ndarray:
@@ -152,7 +163,7 @@ def _body(q: np.ndarray, build: float, spin: float, rough: np.ndarray) -> dict[s
     chest = common(ribcage, 1.0 - dome, 4.0 - spine, -z + 20 + 0.6 * (y - 30))
     belly = common(ellipsoid(q, (0, -42, -40), (128 * build, 82 * build, 230)), 3.0 - spine, -chest)
     mediastinum = union(
-        common(ellipsoid(q, (0, -28, 250), (36, 52, 90)), 215.0 - z),
+        ellipsoid(q, (0, -28, 268), (36, 52, 66)) + 1.5 * rough,
         common(np.abs(x - 3) - 4, y + 70),
         common(ellipsoid(q, (6, 0, 130), (20, 30, 130)), y + 2),
     )
