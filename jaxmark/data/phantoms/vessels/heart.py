@@ -5,14 +5,14 @@ annulus. `Heart.to_lps` puts it into a person. Numbers without a source are chos
 anatomy.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from jaxmark.data.phantoms.curves import spline
-from jaxmark.data.phantoms.solids import common, ellipsoid, rod, smooth_union, union
+from jaxmark.data.phantoms.solids import common, ellipsoid, rod, smooth_union, tube, union
 from jaxmark.data.phantoms.vessels.root import Root
 
 # Axes of the left ventricle: to the septum, to the anterior wall, to the apex. The apex points to
@@ -241,6 +241,17 @@ def great_vessels(heart: Heart) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     radii = ascending * np.array([0.97, 1, 1, 0.95, 0.88, 0.82, 0.78, 0.76, 0.74, 0.71, 0.68])
     drawn["aorta"] = points, radii
     return drawn
+
+
+def vessel_solids(
+    heart: Heart, axes: Sequence[np.ndarray], reach_mm: float
+) -> dict[str, np.ndarray]:
+    """Signed distances of the blood in each great vessel on a lattice, mm, as far as `reach_mm`."""
+    found = {}
+    for name, line in great_vessels(heart).items():
+        points, radii = smooth_tube(*line, 4.0)
+        found[name] = tube(axes, heart.to_lps(points), heart.size * radii, reach_mm)
+    return found
 
 
 def smooth_tube(

@@ -4,7 +4,6 @@ Places are LPS mm in the aorta's frame. Numbers without a source are chosen by e
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -24,8 +23,8 @@ from jaxmark.data.phantoms.vessels.heart import (
     Heart,
     chambers,
     draw_heart,
-    great_vessels,
     smooth_tube,
+    vessel_solids,
 )
 from jaxmark.data.phantoms.vessels.painting import Tissues
 
@@ -65,18 +64,13 @@ def draw_trunk(
     axes = [nodes_around(axis, NODE_MM).astype(np.float32) for axis in axes_mm]
     q = np.stack(np.meshgrid(*axes, indexing="ij"))
     rough, fine, bowel, coarse = (random_field(rng, mm, axes) for mm in (8.0, 4.0, 14.0, 30.0))
-    heart = replace(draw_heart(rng, aorta.annulus_mm), size=0.97)
+    heart = draw_heart(rng, aorta.annulus_mm)
     build, spin = float(np.exp(rng.normal(0, 0.05))), float(rng.uniform(0, 32))
 
-    inside = chambers(heart, heart.to_standard(q))
-    vessels = {
-        name: tube(axes, heart.to_lps(points), radii, _REACH_MM)
-        for name, (points, radii) in (
-            (name, smooth_tube(*line, 5.0))
-            for name, line in great_vessels(heart).items()
-            if name != "aorta"
-        )
-    }
+    standard = heart.to_standard(q)
+    inside = {name: heart.size * solid for name, solid in chambers(heart, standard).items()}
+    left, right = _pools(inside, vessel_solids(heart, axes, _REACH_MM))
+    right = union(right, _upper_cava(axes, heart))
     main = [vessel for vessel in aorta.vessels if "aorta" in vessel.name]
     wall = union(*(tube(axes, v.points_mm[::4], v.radii_mm[::4] + 1.8, _REACH_MM) for v in main))
     clot = np.full_like(q[0], _REACH_MM)
@@ -88,17 +82,10 @@ def draw_trunk(
 
     soft = _soft_tissue(body, organs, contrast, (rough, fine, coarse))
     _paint_bowel(soft, q, body, organs, bowel, coarse)
-    left = union(inside["left ventricle"], inside["left atrium"], *_veins_of_lung(vessels))
-    right = union(
-        inside["right ventricle"],
-        inside["right atrium"],
-        *(solid for name, solid in vessels.items() if "vein" not in name and "vena" not in name),
-        _upper_cava(axes, heart),
-    )
     cava = common(_lower_cava(axes, heart), 1.0 - wall, 1.0 - clot)
     around = smooth_union(14.0, inside["heart"] - 3, wall - 2)
     lungs = common(body["chest"], 2.0 - around, 2.0 - wall, 2.0 - right, 0.5 - body["mediastinum"])
-    thread = np.clip(1.8 - np.hypot(rough, fine) / 0.42, 0, 1)
+    thread = np.clip(1.6 - np.hypot(rough, bowel) / 0.35, 0, 1)
     lung_hu = -860 + 25 * coarse + (720 + 0.4 * contrast.artery) * thread
     bone = common(body["bone"], 2.0 - wall)
     bone_hu = 170 + 80 * fine + 430 * np.clip(1 + (bone + 3.0) / 3, 0, 1)
@@ -120,8 +107,17 @@ def draw_trunk(
     )
 
 
-def _veins_of_lung(vessels: dict[str, np.ndarray]) -> list[np.ndarray]:
-    return [solid for name, solid in vessels.items() if "pulmonary vein" in name]
+def _pools(
+    inside: dict[str, np.ndarray], vessels: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Signed distances of blood that comes from the lungs, and of blood that goes there."""
+    veins = (solid for name, solid in vessels.items() if "pulmonary vein" in name)
+    left = union(inside["left ventricle"], inside["left atrium"], *veins)
+    arteries = ("outflow", "pulmonary trunk", "left pulmonary artery", "right pulmonary artery")
+    right = union(
+        inside["right ventricle"], inside["right atrium"], *(vessels[n] for n in arteries)
+    )
+    return left, right
 
 
 def _upper_cava(axes: list[np.ndarray], heart: Heart) -> np.ndarray:
