@@ -4,6 +4,8 @@ A new one is a line here.
 """
 
 from jaxmark.data.phantoms.cow.cohort import CirclePhantom
+from jaxmark.data.phantoms.vessels.aorta import AortaPhantom
+from jaxmark.data.phantoms.vessels.coronary import CoronaryPhantom
 from jaxmark.methods.adversarial import Adversarial
 from jaxmark.methods.heatmap import HeatmapRegression
 from jaxmark.methods.multitask import Multitask
@@ -20,4 +22,6 @@ METHODS: dict[str, type] = {
         Multitask,
     )
 }
-PHANTOMS: dict[str, type] = {kind.__name__: kind for kind in (CirclePhantom,)}
+PHANTOMS: dict[str, type] = {
+    kind.__name__: kind for kind in (CirclePhantom, CoronaryPhantom, AortaPhantom)
+}
