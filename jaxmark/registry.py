@@ -5,6 +5,7 @@ A new one is a line here.
 
 from jaxmark.data.phantoms.cow.cohort import CirclePhantom
 from jaxmark.methods.adversarial import Adversarial
+from jaxmark.methods.cascade import Cascade
 from jaxmark.methods.heatmap import HeatmapRegression
 from jaxmark.methods.multitask import Multitask
 from jaxmark.methods.noothout import RegressionClassification
@@ -18,6 +19,7 @@ METHODS: dict[str, type] = {
         RegressionClassification,
         SpatialConfiguration,
         Multitask,
+        Cascade,
     )
 }
 PHANTOMS: dict[str, type] = {kind.__name__: kind for kind in (CirclePhantom,)}
