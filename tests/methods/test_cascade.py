@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import spots
@@ -15,7 +14,7 @@ from jaxmark.data.cases import PreparedCase, Volume, save_case
 from jaxmark.data.multiscale import coarse, first_voxels, patch
 from jaxmark.inference.predictor import Predictor
 from jaxmark.methods.cascade import Cascade, FirstStage, read_coarse, read_patches
-from jaxmark.methods.method import Batch
+from jaxmark.methods.method import Batch, Prediction
 from jaxmark.system.devices import data_mesh
 from jaxmark.system.errors import InputError
 
@@ -88,7 +87,8 @@ def test_the_second_stage_sees_what_the_first_cannot(tmp_path, refine, weights):
     before, after = errors
     # Before it is trained, the second stage has no say; the first one's word stays.
     assert before[1] == after[1] < 4.0
-    assert after[0] < 0.7 * before[0]
+    # What the first one says of a voxel of its own.
+    assert after[0] < 0.75 * after[1]
 
 
 def test_a_coarse_volume_is_of_means():
@@ -140,32 +140,14 @@ def test_coarse_landmarks_are_where_the_fine_ones_are(tmp_path):
     )
 
 
-def test_a_perfect_first_stage_gives_back_the_landmarks(tmp_path, monkeypatch):
-    seen = cases(tmp_path, 2)
-    stage = FirstStage(dataclasses.replace(SMALL, factor=2), TASK)
-
-    def features(params, image, method):
-        return image, []
-
-    monkeypatch.setattr(type(stage._net), "apply", lambda self, *a, **k: features(*a, **k))
-    point = np.array([[[3.25, 4.5, 1.75], [5.0, 2.25, 2.5]]], np.float32)
-
-    def heatmaps(params):
-        from jaxmark.core.heatmaps import gaussians
-
-        maps = gaussians(jnp.asarray(point), (8, 8, 4), (2.0, 2.0, 4.0), 2.5)
-        return lambda x: jnp.concatenate([maps[:, : x.shape[1]], x[..., :1]], -1)
-
-    monkeypatch.setattr(stage, "_head", heatmaps)
-    volume = seen[0].volume
-    arrays = {"image": stage.stage.read(volume, None)["image"][None]}
-    from jaxmark.methods.method import Variables
-
-    found = stage.stage.run(Variables({"coarse": None}), arrays)
-    found = stage.stage.finish(jax.tree.map(lambda x: np.asarray(x[0]), found))
-    np.testing.assert_allclose(
-        found.positions_ijk["subvoxel"], (point[0] + 0.5) * 2 - 0.5 + MARGIN, atol=0.05
-    )
+def test_the_first_stage_s_positions_come_back_at_full_resolution(tmp_path):
+    (case,) = cases(tmp_path, 1)
+    stage = FirstStage(SMALL, TASK).stage
+    # Of the crop, which the stage sees; landmarks of `read_coarse` are of the whole.
+    coarse_ijk = read_coarse(case, np.random.default_rng(0), factor=2)["landmarks_ijk"] - MARGIN / 2
+    found = Prediction({"subvoxel": coarse_ijk}, score=np.ones(2), evidence=np.ones(2))
+    back = stage.finish(found).positions_ijk["subvoxel"]
+    np.testing.assert_allclose(back, case.landmarks_ijk, atol=1e-4)
 
 
 @pytest.mark.parametrize(
