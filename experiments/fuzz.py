@@ -389,7 +389,7 @@ def _predicted_attributes(path: Path) -> None:
     grid = Grid((9, 8, 7), np.eye(4))
     labels = np.zeros(grid.shape, np.uint8)
     labels[2:5, 2:5] = 1
-    segments = ScanSegments(COW19, grid, np.full(20, 0.75), np.full(19, 0.25), labels, grid)
+    segments = ScanSegments(COW19, grid, np.full(20, 0.75), np.full(19, 0.25), labels, np.eye(4))
     write_json(path, attributes_of("a", segments, ["a doubt"]))
 
 

@@ -40,7 +40,7 @@ from jaxmark.data.unpaired import place_unpaired, read_unpaired
 from jaxmark.inference import calibration
 from jaxmark.inference.model import TrainedModel
 from jaxmark.inference.predictor import Found, Predictor
-from jaxmark.inference.segments import ScanSegments, knows_segments
+from jaxmark.inference.segments import ScanSegments
 from jaxmark.methods.method import (
     BY_SEGMENT,
     LABEL_MAPS,
@@ -98,11 +98,6 @@ class Run:
     def scheme(self) -> Scheme:
         """Of the prepared cases."""
         return scheme_of(self.prepared.landmarks, self.prepared.frame.segments)
-
-    @property
-    def knows_segments(self) -> bool:
-        """Whether the method says which segments there are, and where."""
-        return knows_segments(self.experiment.method)
 
     def find(
         self, variables: Variables, cases: Sequence[PreparedCase], what: str
@@ -172,10 +167,11 @@ def predict(run: Run) -> None:
     if not processes.primary():
         return
     landmarks, settings = run.prepared.landmarks, run.experiment.predict
-    if run.knows_segments:
+    if tells := run.method.tells:
         # Not among the landmarks: the folder may be another cohort's.
         table = folder / LABEL_MAPS_FOLDER / predictions.ATTRIBUTES
-        predictions.write_segments_table([case.name for case in cases], run.scheme, folder, table)
+        names = [case.name for case in cases]
+        predictions.write_segments_table(names, run.scheme, tells, folder, table)
     promises = {
         name: calibration.load(run.workdir, landmarks, step, name, settings.coverage)
         for name in run.experiment.method.decoders
@@ -247,11 +243,12 @@ def evaluate(run: Run) -> dict[str, Any]:
         promised=None if split == "val" else settings.coverage,
         predictions=run.workdir / "predictions" / f"landmarks_{settings.decoder}.csv",
         folder=run.workdir / "evaluation",
-        scheme=run.scheme if run.knows_segments else None,
+        scheme=run.scheme,
+        tells=run.method.tells,
         workers=run.experiment.data.workers,
     )
     say(evaluation.headline(summary))
-    if run.knows_segments:
+    if run.method.tells:
         say(evaluation.segments_headline(summary))
     return summary
 

@@ -1,7 +1,5 @@
 """Scans of two blocks, and a method that knows what they are: stands for one of segments."""
 
-import dataclasses
-
 import jax.numpy as jnp
 import numpy as np
 from conftest import random_rotation
@@ -17,7 +15,6 @@ from jaxmark.inference.predictor import Predictor
 from jaxmark.methods.heatmap import HeatmapRegression
 from jaxmark.methods.method import (
     FORKS,
-    LABEL_MAPS,
     SEGMENTATION,
     SEGMENTS_PRESENT,
     Method,
@@ -57,14 +54,24 @@ def scan_on(shape, ijk_to_lps):
 
 
 class Thresholds:
-    """Stands for a trained network: labels by intensity, which the percentiles map to 0, 0.4, 1."""
+    """Stands for a trained network: labels by intensity, which the percentiles map to 0, 0.4, 1.
+
+    Of what it knows of segments it tells some.
+    """
+
+    def __init__(self, *tells):
+        self.tells = tells or (SEGMENTATION, SEGMENTS_PRESENT, FORKS)
 
     def build(self):
         task = Task(SCHEME, CROP, (MARGIN,) * 3, SPACING, Augment())
-        return Method(init=None, phases=(), stages=whole_volume_stage(task, self.predict))
+        return Method(
+            init=None,
+            phases=(),
+            stages=whole_volume_stage(task, self.predict),
+            tells=frozenset(self.tells),
+        )
 
-    @staticmethod
-    def predict(variables, image):
+    def predict(self, variables, image):
         volume = image[..., 0]
         labels = (volume > 0.2).astype(jnp.uint8) + (volume > 0.7).astype(jnp.uint8)
         ones = jnp.ones((len(volume), 1))
@@ -75,26 +82,19 @@ class Thresholds:
             },
             score=ones * jnp.ones(2),
             evidence=ones * jnp.ones(2),
-            maps={SEGMENTATION: labels},
-            probabilities={
-                SEGMENTS_PRESENT: ones * jnp.array(PRESENT),
-                FORKS: ones * jnp.array(FORK),
-            },
+            maps=self._told({SEGMENTATION: labels}),
+            probabilities=self._told(
+                {SEGMENTS_PRESENT: ones * jnp.array(PRESENT), FORKS: ones * jnp.array(FORK)}
+            ),
         )
 
-
-@dataclasses.dataclass
-class WithSegments(HeatmapRegression):
-    """The settings of a method that knows of segments."""
-
-    @property
-    def needs(self):
-        return frozenset({LABEL_MAPS})
+    def _told(self, named):
+        return {name: array for name, array in named.items() if name in self.tells}
 
 
-def model(folder):
+def model(folder, method=None):
     experiment = Experiment(
-        method=WithSegments(),
+        method=HeatmapRegression(),
         data=Data(crop=CROP, margin=MARGIN, spacing_mm=SPACING, workers=1),
         predict=Predict(batch=2),
     )
@@ -116,7 +116,7 @@ def model(folder):
         preparation=folder,
         frame=load_frame(folder)[0],
         scheme=SCHEME,
-        predictor=Predictor(Thresholds().build(), 2, data_mesh()),
+        predictor=Predictor((method or Thresholds()).build(), 2, data_mesh()),
         variables=Variables({}),
         calibration=Calibration.unknown(2, 0.9),
     )

@@ -137,8 +137,9 @@ class Scheme:
         The bifurcation attribute of Tan et al. (ISBI 2022), section 2.1: where a segment is
         missing, its ends lie on smooth stretches of vessel and look like no bifurcation.
         """
-        missing = ~np.asarray(segment_present, bool)
-        return ~(missing[..., :, None] & self.incidence).any(-2)
+        present = np.asarray(segment_present, bool)
+        forks: np.ndarray = self.forks(present, ~present)[0]
+        return forks
 
 
 def scheme_of(landmarks: Sequence[str], segments: Sequence[Segment] = ()) -> Scheme:

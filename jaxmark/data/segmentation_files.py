@@ -20,7 +20,7 @@ from jaxmark.data.scans import (
     to_image,
     write_image,
 )
-from jaxmark.system.errors import InputError
+from jaxmark.data.segmentations import check_grid
 from jaxmark.system.files import write_json
 
 
@@ -86,7 +86,7 @@ def write_dataset(folder: Path, names: Sequence[str], cases: int) -> None:
     )
 
 
-def read_label_map(path: Path, values: Sequence[int], grid: Grid) -> np.ndarray:
+def labels_on_grid(path: Path, values: Sequence[int], grid: Grid) -> np.ndarray:
     """A case's label map: (X, Y, Z) uint8, 0 or 1 + index of the segment.
 
     Args:
@@ -94,12 +94,11 @@ def read_label_map(path: Path, values: Sequence[int], grid: Grid) -> np.ndarray:
       grid: of the case's scan.
 
     Raises:
-      InputError: the file cannot be read, or has another shape than the grid.
+      InputError: the file cannot be read, or is on another grid.
     """
-    voxels = read_voxels(path).voxels
-    if voxels.shape != tuple(grid.shape):
-        raise InputError(path, f"has {voxels.shape} voxels, its scan {tuple(grid.shape)}")
-    labels = np.zeros(voxels.shape, np.uint8)
+    content = read_voxels(path)
+    check_grid(path, "its scan", content, grid)
+    labels = np.zeros(grid.shape, np.uint8)
     for index, value in enumerate(values):
-        labels[voxels == value] = 1 + index
+        labels[content.voxels == value] = 1 + index
     return labels

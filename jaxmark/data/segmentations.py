@@ -20,13 +20,14 @@ from jaxmark.core.anatomy import COW19, Segment
 from jaxmark.core.grids import Grid
 from jaxmark.data.attributes import read_attributes
 from jaxmark.data.cohort import SPLITS, Cohort
-from jaxmark.data.formats.safeguards import distances_mm, rounded
+from jaxmark.data.formats.safeguards import Content, distances_mm, rounded
 from jaxmark.data.label_tables import Label, find_label_tables, read_label_tables
 from jaxmark.data.labels import nearest
 from jaxmark.data.layouts import find_label_maps
 from jaxmark.data.notes import Note, first_few, summed_up
 from jaxmark.data.scans import read_voxels
 from jaxmark.system.errors import InputError
+from jaxmark.system.messages import counted
 
 # Of a voxel: what rounded headers put between the corners of a scan and its label map.
 _APART = 0.1
@@ -187,7 +188,7 @@ def read_label_map(
         value that the table does not have; see also `read_voxels`.
     """
     content = read_voxels(path)
-    _check_grid(path, scan, Grid(content.voxels.shape, content.ijk_to_lps), grid)
+    check_grid(path, f"its scan {scan.name}", content, grid)
     voxels = _whole(path, content.voxels)
     counts = _count(path, voxels, {0, *cohort.values, *cohort.background})
     index = np.zeros(max(0, *cohort.values, *cohort.background) + 1, np.uint8)
@@ -195,15 +196,16 @@ def read_label_map(
     return index[voxels], tuple(counts.get(value, 0) for value in cohort.values)
 
 
-def _check_grid(path: Path, scan: Path, found: Grid, wanted: Grid) -> None:
-    apart_mm = 0.0
+def check_grid(path: Path, scan: str, content: Content, wanted: Grid) -> None:
+    """InputError where the content of `path` is not on the grid of its scan, which `scan` names."""
+    found, apart_mm = Grid(content.voxels.shape, content.ijk_to_lps), 0.0
     if found.shape == wanted.shape:
         _, apart_mm = distances_mm(wanted.shape, found.ijk_to_lps, wanted.ijk_to_lps)
         if apart_mm <= _APART * np.linalg.norm(wanted.ijk_to_lps[:3, :3], axis=0).min():
             return
     apart = f"; their corners lie up to {apart_mm:.2f} mm apart" * (apart_mm > 0)
     both = f"{_described(found)}, the scan has {_described(wanted)}"
-    problem = f"is on another grid than its scan {scan.name}: it has {both}{apart}"
+    problem = f"is on another grid than {scan}: it has {both}{apart}"
     raise InputError(path, problem)
 
 
@@ -233,7 +235,9 @@ def _count(path: Path, voxels: np.ndarray, known: Collection[int]) -> dict[int, 
     """Value -> its voxels; InputError where one is not known."""
     values, counts = np.unique(voxels, return_counts=True)
     found = dict(zip(values.tolist(), counts.tolist(), strict=True))
-    strange = [f"{value} ({found[value]} voxels)" for value in found if value not in known]
+    strange = [
+        f"{value} ({counted(found[value], 'voxel')})" for value in found if value not in known
+    ]
     if strange:
         more = f" and {len(strange) - _NAMED} more" * (len(strange) > _NAMED)
         what = "the value" if len(strange) == 1 else "values"

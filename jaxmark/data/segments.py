@@ -21,6 +21,7 @@ from jaxmark.data.segmentations import CohortSegments, RawSegments, read_label_m
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import json_text, read_sealed, sealed
 from jaxmark.system.fingerprints import file_state, json_key
+from jaxmark.system.messages import counted
 
 SCHEMA_VERSION = 1
 
@@ -156,7 +157,7 @@ def _states(job: SegmentsJob, voxels: tuple[int, ...]) -> tuple[np.ndarray, np.n
         may_be_missing = np.array([segment.may_be_missing for segment in segments])
         return seen, ~seen & may_be_missing & bool(voxels)
     wrong = [
-        f"{segment.name!r} ({count} voxels)"
+        f"{segment.name!r} ({counted(count, 'voxel')})"
         for segment, state, count in zip(segments, stated, voxels, strict=False)
         if state < 0 and count
     ]

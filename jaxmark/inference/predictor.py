@@ -43,6 +43,7 @@ class Predictor:
     def __init__(self, method: Method, batch: int, mesh: Mesh):
         # Every device gets the same number of volumes.
         rows = -(-batch // mesh.size) * mesh.size
+        self.tells = method.tells
         self._stages = [_Program(stage, rows, mesh) for stage in method.stages]
 
     def __call__(self, variables: Variables, volumes: Iterable[Volume]) -> Iterator[Found]:

@@ -9,60 +9,56 @@ from jaxmark.core.anatomy import Scheme
 from jaxmark.core.grids import Grid, nearest_labels
 from jaxmark.core.segmentation import Sizes, sizes
 from jaxmark.inference.predictor import Found
-from jaxmark.methods.method import (
-    FORKS,
-    LABEL_MAPS,
-    SEGMENTATION,
-    SEGMENTS,
-    SEGMENTS_PRESENT,
-    Settings,
-)
-
-
-def knows_segments(method: Settings) -> bool:
-    """Whether a method says which segments there are, and where."""
-    return bool(method.needs & {SEGMENTS, LABEL_MAPS})
+from jaxmark.methods.method import FORKS, SEGMENTATION, SEGMENTS_PRESENT
 
 
 @dataclasses.dataclass(frozen=True)
 class ScanSegments:
-    """The S segments of a scheme in one scan; maps are made when they are asked for."""
+    """The S segments of a scheme in one scan; maps are made when they are asked for.
+
+    None is what the method does not tell (`Method.tells`).
+    """
 
     scheme: Scheme
     grid: Grid  # of the scan itself
-    present: np.ndarray  # (S,) probability that the person has the segment
-    forks: np.ndarray  # (K,) probability that arteries fork at the landmark
-    prepared: np.ndarray  # (x, y, z) uint8 as the network sees the scan: 0, or 1 + index
-    prepared_grid: Grid
+    present: np.ndarray | None  # (S,) probability that the person has the segment
+    forks: np.ndarray | None  # (K,) probability that arteries fork at the landmark
+    prepared: np.ndarray | None  # (x, y, z) uint8 as the network sees the scan: 0, or 1 + index
+    prepared_to_lps: np.ndarray  # (4, 4), of those voxels
 
     @classmethod
     def of(cls, found: Found, scheme: Scheme, grid: Grid) -> "ScanSegments | None":
         """What a network found in a scan with this grid; None of one that knows no segments."""
         prediction = found.prediction
-        if SEGMENTATION not in prediction.maps:
-            return None
-        labels = np.asarray(prediction.maps[SEGMENTATION])
-        return cls(
-            scheme=scheme,
-            grid=grid,
-            present=np.asarray(prediction.probabilities[SEGMENTS_PRESENT]),
-            forks=np.asarray(prediction.probabilities[FORKS]),
-            prepared=labels,
-            prepared_grid=Grid(labels.shape, found.volume.ijk_to_lps),
+        told = {**prediction.maps, **prediction.probabilities}
+        present, forks, labels = (
+            np.asarray(told[name]) if name in told else None
+            for name in (SEGMENTS_PRESENT, FORKS, SEGMENTATION)
         )
+        if present is None and forks is None and labels is None:
+            return None
+        return cls(scheme, grid, present, forks, labels, found.volume.ijk_to_lps)
 
     @functools.cached_property
-    def labels(self) -> np.ndarray:
+    def labels(self) -> np.ndarray | None:
         """(X, Y, Z) uint8 on the scan's own grid: 0, or 1 + index of the segment."""
-        return nearest_labels(self.prepared, self.prepared_grid, self.grid)
+        if self.prepared is None:
+            return None
+        seen = Grid(self.prepared.shape, self.prepared_to_lps)
+        return nearest_labels(self.prepared, seen, self.grid)
 
     @functools.cached_property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> Sizes | None:
         """Of the segments in `labels`."""
+        if self.labels is None:
+            return None
         spacing_mm = np.linalg.norm(self.grid.ijk_to_lps[:3, :3], axis=0)
         return sizes(self.labels, len(self.scheme.segments), spacing_mm)
 
     @property
     def variant(self) -> str:
-        """Which segments are missing, and what that means, in words; 0.5 decides."""
-        return self.scheme.variant(self.present >= 0.5)
+        """Which segments are missing, and what that means, in words; 0.5 decides.
+
+        Empty of a method that does not tell which there are.
+        """
+        return "" if self.present is None else self.scheme.variant(self.present >= 0.5)

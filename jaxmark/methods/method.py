@@ -38,6 +38,9 @@ SEGMENTS_ABSENT = "segments_absent"  # (B, S) bool: known not to be there; else 
 # Probability that arteries fork at a landmark: a name in `Prediction.probabilities`.
 FORKS = "forks"
 
+# All that a method may tell of segments; see `Method.tells`.
+TOLD = frozenset({SEGMENTATION, SEGMENTS_PRESENT, FORKS})
+
 # What a target of a batch is, which decides how it moves with the image.
 LABELS = "labels"  # (B, X, Y, Z) uint8: 0, or 1 + index of the segment
 BY_SEGMENT = "by_segment"  # (B, S): a value of each segment
@@ -123,8 +126,8 @@ class Prediction:
     """What a stage says of a batch of volumes; on the host, of one: without the first axis.
 
     Positions and maps are in voxels of the stage's volumes, and after `Stage.finish` of the
-    prepared ones. A method that knows of segments has the map SEGMENTATION, uint8, and the
-    probabilities SEGMENTS_PRESENT (B, S) and FORKS (B, K).
+    prepared ones. `Method.tells` names those maps and probabilities that are there: the map
+    SEGMENTATION, uint8, and the probabilities SEGMENTS_PRESENT (B, S) and FORKS (B, K).
     """
 
     positions_ijk: dict[str, Array]  # decoder -> (B, K, 3)
@@ -194,6 +197,7 @@ def whole_volume_stage(
 class Method:
     """How a state is made, trained and used.
 
+    `tells` is what its predictions hold beside landmarks: of SEGMENTATION, SEGMENTS_PRESENT, FORKS.
     `notes(batch)` are lines to be read before training with such a batch starts. `learned(params)`
     are numbers (K,) that the method has learned of each landmark, by a name that ends in their
     unit.
@@ -202,6 +206,7 @@ class Method:
     init: Callable[[Array], State]
     phases: tuple[Phase, ...]
     stages: tuple[Stage, ...]
+    tells: frozenset[str] = frozenset()
     notes: Callable[[int], Sequence[str]] = lambda batch: ()
     learned: Callable[[Params], Mapping[str, Array]] = lambda params: {}
 

@@ -133,6 +133,16 @@ class Multitask:
         attributes = self.fork_attributes or self.segment_attributes
         return frozenset({SEGMENTS} if attributes else ())
 
+    @property
+    def tells(self) -> frozenset[str]:
+        """See `Method`."""
+        branches = {
+            SEGMENTATION: self.segmentation,
+            SEGMENTS_PRESENT: self.segment_attributes,
+            FORKS: self.fork_attributes,
+        }
+        return frozenset(name for name, weight in branches.items() if weight)
+
     def conflicts(self) -> Iterator[Problem]:
         """See `bounds`."""
         if self.consistency and not (self.fork_attributes and self.segment_attributes):
@@ -200,6 +210,7 @@ class Multitask:
             stages=whole_volume_stage(
                 task, lambda variables, image: network.predict(variables.params["network"], image)
             ),
+            tells=self.tells,
         )
 
 

@@ -94,7 +94,7 @@ class AttributeBranch(nn.Module):
     Down by a factor of 2 `depth` times with maxima, which keep thin vessels; then each attribute
     has a softmax over the voxels, and a linear layer on the features that it picks. Coordinates are
     among them: right and left look alike. `evidence` (B, count, E), if there is any, adds a linear
-    function of what else is known of each attribute.
+    function of what else is known of each attribute, which starts as its sum.
     """
 
     count: int
@@ -122,7 +122,7 @@ class AttributeBranch(nn.Module):
         logits = (picked * kernel).sum(-1) + bias
         if evidence is None:
             return logits
-        slope = self.param("slope", nn.initializers.zeros, (self.count, evidence.shape[-1]))
+        slope = self.param("slope", nn.initializers.constant(0.1), (self.count, evidence.shape[-1]))
         offset = self.param("level", nn.initializers.zeros, (self.count,))
         # Adam moves every parameter at the same pace; these few have the farthest to go.
         return logits + 10 * ((evidence * slope).sum(-1) + offset)

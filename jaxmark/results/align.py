@@ -277,7 +277,9 @@ def _step(grid: Scan, nodes: int) -> int:
 
 
 def _doubts(alignment: Alignment) -> Iterator[str]:
-    """What a person should know, a line each."""
+    """What the user should know, a line each."""
+    if alignment.fixed.path.resolve() == alignment.moving.path.resolve():
+        yield f"{alignment.fixed.path}: is both the fixed and the moving scan"
     for side in (alignment.fixed, alignment.moving):
         yield from (f"{side.path}: {doubt}" for doubt in side.doubts)
         ijk = apply_affine(np.linalg.inv(side.scan.ijk_to_lps), np.stack([*side.points.values()]))

@@ -23,7 +23,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ from jaxmark.data.frame import Frame, PreparedScan, load_frame, prepare_scan
 from jaxmark.data.landmarks import check_case, write_table
 from jaxmark.data.scans import case_name, file_flaw, passed_over, search_below
 from jaxmark.inference.model import COLUMNS, ScanLandmarks, TrainedModel
-from jaxmark.inference.segments import knows_segments
+from jaxmark.inference.segments import ScanSegments
+from jaxmark.methods.method import TOLD
 from jaxmark.results.figures import pictures
 from jaxmark.results.predictions import (
     ATTRIBUTES,
@@ -165,8 +166,9 @@ def predict_scans(model: TrainedModel, sources: dict[str, Path], folder: Path) -
         finished = [name for name in named if name in written or name in done]
         try:
             _write_batch(outcome, finished, sources, folder)
-            if knows_segments(model.experiment.method):
-                write_segments_table(finished, model.scheme, folder, folder / "batch" / ATTRIBUTES)
+            if tells := model.predictor.tells:
+                table = folder / "batch" / ATTRIBUTES
+                write_segments_table(finished, model.scheme, tells, folder, table)
         except OSError:
             # A line of its own has been printed for it.
             if not stopped:
@@ -336,7 +338,7 @@ def _write(job: _Writing) -> OSError | None:
         write_json(_record(folder, case.name), _describe(job))
     except OSError as error:
         with contextlib.suppress(OSError):
-            for file in _files(folder, case.name, segments=case.segments is not None):
+            for file in _files(folder, case.name, TOLD):
                 file.unlink(missing_ok=True)
         return error
     return None
@@ -357,12 +359,15 @@ def _picture(job: _Writing) -> bytes:
             for name, r, unknown in zip(case.landmarks, radius, untrained, strict=True)
         ],
         faint=np.isin(case.landmarks, case.hidden) & ~untrained,
-        segments=None
-        if case.segments is None
-        else pictures.Segmentation(
-            case.segments.prepared, [segment.name for segment in case.segments.scheme.segments]
-        ),
+        segments=_drawn(case.segments),
     )
+
+
+def _drawn(segments: ScanSegments | None) -> pictures.Segmentation | None:
+    if segments is None or segments.prepared is None:
+        return None
+    names = [segment.name for segment in segments.scheme.segments]
+    return pictures.Segmentation(segments.prepared, names)
 
 
 def _describe(job: _Writing) -> dict[str, Any]:
@@ -388,11 +393,11 @@ def _describe(job: _Writing) -> dict[str, Any]:
 
 def _is_done(model: TrainedModel, name: str, path: Path, folder: Path) -> bool:
     """Whether this scan, as it is now, was predicted by this model; what is stale is deleted."""
-    segments = knows_segments(model.experiment.method)
-    record, *files = _files(folder, name, segments=segments)
+    tells = model.predictor.tells
+    record, *files = _files(folder, name, tells)
     try:
         tree = read_record(record, model.landmarks)
-        if segments:
+        if tells:
             read_predicted_attributes(attributes_file(folder, name), model.scheme)
         made_from = json.loads(json.dumps(file_state(path)))
         same = tree["model"] == model.identity and tree["made_from"] == made_from
@@ -402,7 +407,8 @@ def _is_done(model: TrainedModel, name: str, path: Path, folder: Path) -> bool:
     if same and all(file.is_file() for file in files if picture or file.suffix != ".png"):
         return True
     if record.exists():
-        for file in (record, *files):
+        # The model of the record may have told more.
+        for file in _files(folder, name, TOLD):
             file.unlink(missing_ok=True)
     return False
 
@@ -476,11 +482,11 @@ def _record(folder: Path, name: str) -> Path:
     return folder / "batch" / "cases" / f"{name}.json"
 
 
-def _files(folder: Path, name: str, *, segments: bool) -> list[Path]:
+def _files(folder: Path, name: str, tells: Collection[str]) -> list[Path]:
     """What is written of a case: its record, and then what is for people."""
     ends = (".mrk.json", ".fcsv", ".csv", ".png")
     files = [_record(folder, name), *(folder / f"{name}{end}" for end in ends)]
-    return files + [*segment_files(folder, name)] * segments
+    return [*files, *segment_files(folder, name, tells)]
 
 
 def _number(value: float) -> float | None:

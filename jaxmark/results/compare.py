@@ -131,8 +131,9 @@ def _segments(
             found.setdefault("dice", []).append(read_maps(evaluated).of_present("dice"))
         if summary.get("attributes") is not None:
             told = read_attributes_table(evaluated)
-            found.setdefault("segments_right", []).append(told[SEGMENT].right())
-            found.setdefault("bifurcations_right", []).append(told[LANDMARK].right())
+            for name, kind in (("segments_right", SEGMENT), ("bifurcations_right", LANDMARK)):
+                if kind in told:
+                    found.setdefault(name, []).append(told[kind].right())
     whole = {name: tables for name, tables in found.items() if len(tables) == len(folders)}
     for tables in whole.values():
         for folder, values in zip(folders, tables, strict=True):
@@ -303,7 +304,7 @@ def _segment_tables(rows: Sequence[Row]) -> list[Table]:
 
 
 # Column -> where a summary has the figure: {"share" or "mean": ..., "interval": ...}.
-_SUMMARIES: dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {
+_SUMMARIES: dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any] | None]] = {
     "clDice of the tree (%)": lambda s: s["segmentation"]["tree"]["cldice"],
     "balanced accuracy, segments (%)": lambda s: s["attributes"]["segments"]["may_change"][
         "balanced_accuracy"
@@ -315,12 +316,12 @@ _SUMMARIES: dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {
 }
 
 
-def _in_percent(find: Callable[[Mapping[str, Any]], Mapping[str, Any]], summary: Any) -> str:
+def _in_percent(find: Callable[[Mapping[str, Any]], Mapping[str, Any] | None], summary: Any) -> str:
     """A figure with its interval; a dash where a method does not say such things."""
     try:
-        figure = find(summary)
+        figure = find(summary) or {}
     except (KeyError, TypeError):
-        return mm(None)
+        figure = {}
     value = figure.get("share", figure.get("mean"))
     if value is None:
         return mm(None)

@@ -104,8 +104,8 @@ def _tile(case: PreparedCase, doubtful: bool) -> pictures.Tile:
     if case.segments is None or case.segments.file is None:
         return tile
     labels = case.segments.label_map()
-    views, count = (labels.max(2), labels.max(1)), len(case.segments.present)
-    return dataclasses.replace(tile, labels=views, segments=count)
+    views = pictures.seen_labels(labels, 2), pictures.seen_labels(labels, 1)
+    return dataclasses.replace(tile, labels=views, segments=len(case.segments.present))
 
 
 def _mean_landmarks(train: list[PreparedCase]) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Predictions against the truth: what is measured as tables, figures as `summary.json`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxmark.core.anatomy import Scheme
 from jaxmark.data.cases import PreparedCase
+from jaxmark.methods.method import SEGMENTATION
 from jaxmark.results.measures import attributes, segmentation
 from jaxmark.results.measures.points import (
     Points,
@@ -65,18 +66,21 @@ def evaluate_cases(
     folder: Path,
     promised: float | None = None,
     scheme: Scheme | None = None,
+    tells: Collection[str] = (),
     workers: int = 1,
 ) -> dict[str, Any]:
     """Score the table `predictions` of prepared cases against their landmarks; see `evaluate`.
 
-    The floors are those of `floors_of`. With a `scheme`, of a method that knows of segments, label
-    maps and attributes beside that table are scored as well: see `measures`. `workers` are
-    processes for that, 0: one a CPU core.
+    The floors are those of `floors_of`. What the method `tells` of segments of the `scheme`
+    (`Method.tells`), label maps and attributes beside that table, is scored as well: see
+    `measures`. `workers` are processes for that, 0: one a CPU core.
 
     Raises InputError for predictions that lack a case, and for cases without any landmark.
     """
     points = points_of(cases, landmarks, predictions)
-    more = {} if scheme is None else _segments(cases, scheme, predictions.parent, folder, workers)
+    more = {}
+    if scheme is not None and tells:
+        more = _segments(cases, scheme, tells, predictions.parent, folder, workers)
     return evaluate(
         points,
         thresholds_mm=thresholds_mm,
@@ -88,17 +92,25 @@ def evaluate_cases(
 
 
 def _segments(
-    cases: Sequence[PreparedCase], scheme: Scheme, predictions: Path, folder: Path, workers: int
+    cases: Sequence[PreparedCase],
+    scheme: Scheme,
+    tells: Collection[str],
+    predictions: Path,
+    folder: Path,
+    workers: int,
 ) -> dict[str, Any]:
-    """Figures of segments, and their tables; None of what no case has a truth for."""
-    maps = segmentation.measure(cases, scheme, predictions, workers)
+    """Figures of segments, and their tables; None of what is not told or has no truth."""
+    maps = None
+    if SEGMENTATION in tells:
+        maps = segmentation.measure(cases, scheme, predictions, workers)
     if maps is not None:
         segmentation.write_maps(maps, folder)
     told = attributes.measure(cases, scheme, predictions)
-    attributes.write_attributes(told, folder)
+    if told:
+        attributes.write_attributes(told, folder)
     return {
-        "segmentation": None if maps is None else segmentation.figures(maps),
-        "attributes": attributes.figures(told, scheme),
+        "segmentation": segmentation.figures(maps) if maps else None,
+        "attributes": attributes.figures(told, scheme) if told else None,
     }
 
 
@@ -130,9 +142,9 @@ def segments_headline(summary: Mapping[str, Any]) -> str:
             parts.append(f"Dice {overlap:.3f} over {counted(maps['n_present'], 'segment')}")
         if tree is not None:
             parts.append(f"clDice of all segments together {tree:.3f}")
+    told = summary["attributes"] or {}
     for kind, what in (("segments", "segments"), ("landmarks", "bifurcations")):
-        share = summary["attributes"][kind]["all"]["accuracy"]["share"]
-        if share is not None:
+        if (found := told.get(kind)) and (share := found["all"]["accuracy"]["share"]) is not None:
             parts.append(f"{what} told rightly {100 * share:.1f} %")
     return "; ".join(parts) or "no case has a label map or attributes to compare with"
 

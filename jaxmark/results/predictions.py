@@ -1,6 +1,6 @@
 """Files of predictions: points and segments for 3D Slicer, tables, what a model has learned."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from jaxmark.inference.calibration import Calibration
 from jaxmark.inference.model import COLUMNS, ScanLandmarks
 from jaxmark.inference.predictor import Found
 from jaxmark.inference.segments import ScanSegments
-from jaxmark.methods.method import Method, Params
+from jaxmark.methods.method import SEGMENTATION, Method, Params
 from jaxmark.results.figures.pictures import segment_colors
 from jaxmark.results.measures.tables import write_rows
 from jaxmark.system.errors import InputError
@@ -50,9 +50,12 @@ def attributes_file(folder: Path, case: str) -> Path:
     return folder / f"{case}.attributes.json"
 
 
-def segment_files(folder: Path, case: str) -> tuple[Path, ...]:
-    """All that `write_segments` writes."""
-    return slicer_file(folder, case), label_map_file(folder, case), attributes_file(folder, case)
+def segment_files(folder: Path, case: str, tells: Collection[str]) -> tuple[Path, ...]:
+    """All that `write_segments` writes, of a method that tells this (`Method.tells`)."""
+    if not tells:
+        return ()
+    maps = (slicer_file(folder, case), label_map_file(folder, case))
+    return (*(maps if SEGMENTATION in tells else ()), attributes_file(folder, case))
 
 
 def write_segments(
@@ -65,16 +68,20 @@ def write_segments(
     """
     names = [segment.name for segment in segments.scheme.segments]
     labels, grid = segments.labels, segments.grid
-    colors = segment_colors(len(names))
-    write_slicer_segmentation(slicer_file(folder, case), labels, grid, names, colors)
-    write_scan(label_map_file(folder, case), labels, grid.ijk_to_lps)
+    if labels is not None:
+        colors = segment_colors(len(names))
+        write_slicer_segmentation(slicer_file(folder, case), labels, grid, names, colors)
+        write_scan(label_map_file(folder, case), labels, grid.ijk_to_lps)
     write_json(attributes_file(folder, case), attributes_of(case, segments, doubts))
 
 
 def attributes_of(case: str, segments: ScanSegments, doubts: Sequence[str]) -> dict[str, Any]:
-    """What is known of a case's segments and of where arteries fork, as JSON types."""
-    sizes = zip(segments.sizes.volume_mm3, segments.sizes.mean_radius_mm, strict=True)
-    rows = zip(segments.scheme.segments, segments.present, sizes, strict=True)
+    """What is known of a case's segments and of where arteries fork, as JSON types.
+
+    null is what the method does not tell.
+    """
+    scheme, sizes = segments.scheme, segments.sizes
+    present, forks = _shortest(segments.present), _shortest(segments.forks)
     return {
         "schema_version": ATTRIBUTES_VERSION,
         "case": case,
@@ -82,46 +89,53 @@ def attributes_of(case: str, segments: ScanSegments, doubts: Sequence[str]) -> d
         "doubts": list(doubts),
         "segments": {
             segment.name: {
-                "label": label,
-                "present": _shortest(present),
-                "volume_mm3": float(volume),
-                "mean_radius_mm": float(radius) if np.isfinite(radius) else None,
+                "label": 1 + s,
+                "present": present and present[s],
+                "volume_mm3": None if sizes is None else float(sizes.volume_mm3[s]),
+                "mean_radius_mm": None if sizes is None else _finite(sizes.mean_radius_mm[s]),
             }
-            for label, (segment, present, (volume, radius)) in enumerate(rows, start=1)
+            for s, segment in enumerate(scheme.segments)
         },
         "landmarks": {
-            name: {"fork": _shortest(fork)}
-            for name, fork in zip(segments.scheme.landmarks, segments.forks, strict=True)
+            name: {"fork": forks and forks[k]} for k, name in enumerate(scheme.landmarks)
         },
     }
 
 
-def write_segments_table(cases: Sequence[str], scheme: Scheme, folder: Path, table: Path) -> None:
+def write_segments_table(
+    cases: Sequence[str], scheme: Scheme, tells: Collection[str], folder: Path, table: Path
+) -> None:
     """What `write_segments` has written of cases into `folder`, in one table.
 
     A row a case: the variant in words, and each segment's probability. Also `dataset.json`, which
-    says what the labels are.
+    says what the labels are, of methods that tell label maps.
     """
     names = [segment.name for segment in scheme.segments]
     rows = []
     for case in cases:
         stated = read_predicted_attributes(attributes_file(folder, case), scheme)
         words = [stated.variant, "; ".join(stated.doubts)]
-        rows.append([case, *words, *stated.present.tolist()])
+        present = [""] * len(names) if stated.present is None else stated.present.tolist()
+        rows.append([case, *words, *present])
     write_rows(table, ["case", "variant", DOUBTS, *names], rows)
-    write_dataset(folder, names, len(cases))
+    if SEGMENTATION in tells:
+        write_dataset(folder, names, len(cases))
 
 
-def _shortest(probability: np.floating) -> float:
-    """The float of the fewest digits that stand for a probability of the network's precision."""
-    return float(str(probability))
+def _shortest(probabilities: np.ndarray | None) -> list[float] | None:
+    """The floats of the fewest digits that stand for numbers of the network's precision."""
+    return None if probabilities is None else [float(str(share)) for share in probabilities]
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 class StatedAttributes(NamedTuple):
-    """What a file of attributes says."""
+    """What a file of attributes says; None is what the method did not tell."""
 
-    present: np.ndarray  # (S,) probability of each segment
-    forks: np.ndarray  # (K,) probability that arteries fork at each landmark
+    present: np.ndarray | None  # (S,) probability of each segment
+    forks: np.ndarray | None  # (K,) probability that arteries fork at each landmark
     variant: str
     doubts: tuple[str, ...]
 
@@ -138,11 +152,15 @@ def read_predicted_attributes(path: Path, scheme: Scheme) -> StatedAttributes:
             ("segments", [segment.name for segment in scheme.segments], "present"),
             ("landmarks", list(scheme.landmarks), "fork"),
         )
-        found = []
+        found: list[np.ndarray | None] = []
         for part, names, key in parts:
             if list(tree[part]) != names:
                 raise ValueError(f"other {part}")
-            values = np.array([float(tree[part][name][key]) for name in names])
+            stated = [tree[part][name][key] for name in names]
+            if all(value is None for value in stated):
+                found.append(None)
+                continue
+            values = np.array([float(value) for value in stated])
             if not ((values >= 0) & (values <= 1)).all():
                 raise ValueError(f"{part}: {key} is no probability")
             found.append(values)

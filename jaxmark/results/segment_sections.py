@@ -85,16 +85,25 @@ def variants_section(found: Mapping[str, Any] | None, workdir: Path) -> str:
     """
     if found is None:
         return ""
-    told = read_attributes_table(workdir / "evaluation")[SEGMENT]
-    consistent = found["self_consistency"]
-    agree = (
-        f"The predicted bifurcation is the one that follows from the predicted segments at "
-        f"{_share(consistent)} of the landmarks where it may change."
-    )
-    parts = [_accuracies(found), f"<p>{escape(agree)}</p>\n", _confusions(found)]
+    parts = [_accuracies(found)]
+    if (consistent := found["self_consistency"]) is not None:
+        agree = (
+            "The predicted bifurcation is the one that follows from the predicted segments at "
+            f"{_share(consistent)} of the landmarks where it may change."
+        )
+        parts.append(f"<p>{escape(agree)}</p>\n")
+    told = read_attributes_table(workdir / "evaluation").get(SEGMENT)
+    if told is not None:
+        parts.append(_segments(found["segments"], told))
+    return "".join(parts)
+
+
+def _segments(found: Mapping[str, Any], told: Attributes) -> str:
+    """Which segments are told wrongly, with their probabilities, and in which cases."""
+    parts = [_confusions(found)]
     rows = [
         (row["name"], told.probability[known, a], told.true[known, a])
-        for a, row in enumerate(found["segments"]["each"])
+        for a, row in enumerate(found["each"])
         if row["may_change"] and (known := told.known[:, a]).any()
     ]
     if rows:
@@ -110,6 +119,8 @@ def _accuracies(found: Mapping[str, Any]) -> str:
         ("landmarks", "bifurcations", "those that may be none"),
     ):
         for part, name in (("all", f"all {what}"), ("may_change", few)):
+            if found[kind] is None:
+                continue
             row = found[kind][part]
             counts = [str(row["n_true"]), str(row["n_false"])]
             rates = ("accuracy", "balanced_accuracy", "sensitivity", "specificity")
@@ -135,7 +146,7 @@ def _confusions(found: Mapping[str, Any]) -> str:
             str(row["n_false"]),
             str(row["n_false"] - row["right_false"]),
         ]
-        for row in found["segments"]["each"]
+        for row in found["each"]
         if row["may_change"]
     ]
     return table(head, rows, range(1, len(head))) if rows else ""
@@ -146,19 +157,23 @@ def _missing(told: Attributes) -> str:
     rows = []
     for n, a in np.argwhere(told.known & (~told.true | ~told.said)):
         lacks, said = not told.true[n, a], not told.said[n, a]
-        outcome = "found" if lacks and said else "missed" if lacks else "invented"
+        outcome = "found" if lacks and said else "missed" if lacks else "false alarm"
         share = f"{told.probability[n, a]:.3f}"
         rows.append([told.cases[n], f"{told.names[a]} missing", outcome, share])
     if not rows:
         return ""
-    rows.sort(key=lambda row: ("missed", "invented", "found").index(row[2]))
+    rows.sort(key=lambda row: ("missed", "false alarm", "found").index(row[2]))
     counts = ", ".join(
-        f"{sum(row[2] == outcome for row in rows)} {outcome}"
-        for outcome in ("found", "missed", "invented")
+        f"{sum(row[2] == outcome for row in rows)} {words}"
+        for outcome, words in (
+            ("found", "found"),
+            ("missed", "missed"),
+            ("false alarm", "false alarms"),
+        )
     )
     more = f" The first {_MOST_CASES} are listed." * (len(rows) > _MOST_CASES)
     body = table(
-        ["case", "variant", "it was", "probability of the segment"], rows[:_MOST_CASES], (3,)
+        ["case", "variant", "outcome", "probability of the segment"], rows[:_MOST_CASES], (3,)
     )
     text = f"Missing segments: {counts}."
     return f"<details open><summary>{escape(text)}</summary>{body}<p>{more}</p></details>\n"

@@ -88,6 +88,16 @@ def changed(folder, name, **points):
     file.write_text(json.dumps(tree))
 
 
+def test_a_scan_aligned_with_itself_is_named(pair, capsys):
+    folder, _, _ = pair
+    scan, file = folder / "fixed.nii.gz", folder / "fixed.mrk.json"
+    (folder / "elsewhere").mkdir()
+    again = folder / "elsewhere" / ".." / "fixed.nii.gz"
+    result = align(scan, again, folder / "out", fixed_landmarks=file, moving_landmarks=file)
+    assert result.doubts == (f"{scan}: is both the fixed and the moving scan",)
+    assert f"warning: {result.doubts[0]}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["rigid", "similarity", "affine", "thin_plate"])
 def test_the_moving_scan_lies_on_the_fixed_one(kind, pair, capsys):
     folder, turn, places = pair

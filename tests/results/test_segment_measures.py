@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 import types
 
@@ -23,6 +24,7 @@ from jaxmark.data.unpaired import read_unpaired
 from jaxmark.inference import calibration
 from jaxmark.inference.predictor import Predictor
 from jaxmark.inference.segments import ScanSegments
+from jaxmark.methods.method import FORKS, SEGMENTATION, SEGMENTS_PRESENT
 from jaxmark.results.compare import as_text, compare, write_comparison
 from jaxmark.results.measures import attributes, segmentation
 from jaxmark.results.predictions import write_segments
@@ -80,7 +82,10 @@ def make_case(root, name, shape, place, image, made_from):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Four cases, predicted, evaluated and reported, one of them without a label map."""
-    root = tmp_path_factory.mktemp("run")
+    return reported(tmp_path_factory.mktemp("run"), Thresholds())
+
+
+def reported(root, network):
     trained = model(root / "preparation")
     cases = {}
     for name, shape, place in list(stored(np.random.default_rng(0)))[:4]:
@@ -99,7 +104,7 @@ def run(tmp_path_factory):
         variables=trained.variables,
     )
     (root / "config.json").write_text(json.dumps({"name": "blocks"}))
-    method = Thresholds().build()
+    method = network.build()
     found = Run(trained.experiment, root, data_mesh(), prepared, None, method)
     workflow.predict(found)
     workflow.evaluate(found)
@@ -174,11 +179,35 @@ def test_the_report_shows_maps_and_variants(run):
     text = (run.workdir / "report" / "index.html").read_text(encoding="utf-8")
     page = Page(text)
     assert "Segmentation" in page.words and "Anatomical variants" in page.words
-    assert "Missing segments: 3 found, 0 missed, 0 invented." in page.words
+    assert "Missing segments: 3 found, 0 missed, 0 false alarms." in page.words
     for case in ("Worst", "Median", "Best"):
         for what in ("truth", "prediction"):
             assert f'alt="{case} case: ' in text and f': {what}"' in text
     assert page.references and all(r.startswith("data:image/") for r in page.references)
+
+
+@pytest.mark.parametrize(
+    "tells",
+    [(SEGMENTATION,), (SEGMENTATION, FORKS), (SEGMENTS_PRESENT,), (SEGMENTS_PRESENT, FORKS)],
+)
+def test_what_a_method_does_not_tell_is_not_measured(tmp_path, capsys, tells):
+    found = reported(tmp_path, Thresholds(*tells))
+    line = capsys.readouterr().out
+    summary = read_json(tmp_path / "evaluation" / "summary.json", 2)
+    told = summary["attributes"] or {}
+    assert (summary["segmentation"] is not None) == (SEGMENTATION in tells) == ("Dice 0." in line)
+    assert (told.get("segments") is not None) == (SEGMENTS_PRESENT in tells)
+    assert (told.get("landmarks") is not None) == (FORKS in tells) == ("bifurcations" in line)
+    assert (told.get("self_consistency") is not None) == ({SEGMENTS_PRESENT, FORKS} <= {*tells})
+    words = Page((tmp_path / "report" / "index.html").read_text(encoding="utf-8")).words
+    assert ("Anatomical variants" in words) == bool(told)
+    assert ("Missing segments: 3 found" in words) == (SEGMENTS_PRESENT in tells)
+    (row,) = compare({"only": [found.workdir]}, "only")
+    names = {"dice": SEGMENTATION, "segments_right": SEGMENTS_PRESENT, "bifurcations_right": FORKS}
+    assert set(row.segments) == {name for name, asked in names.items() if asked in tells}
+    _, _, head, _, line, *_ = as_text([row]).partition("Segments:")[2].splitlines()
+    assert line.startswith("| only |") and head.endswith("consistent (%) |")
+    assert line.endswith("| – |") == (not {SEGMENTS_PRESENT, FORKS} <= {*tells})
 
 
 def test_maps_of_a_split_are_not_held(run, monkeypatch):
@@ -213,10 +242,16 @@ def test_a_label_map_on_another_grid_is_refused(run, tmp_path):
     write_scan(
         tmp_path / "segmentations" / "plain.nii.gz", np.zeros((9, 8, 7), np.uint8), np.eye(4)
     )
-    refused(
-        lambda: segmentation.measure([case], SCHEME, tmp_path, 1),
-        "plain.nii.gz: has (9, 8, 7) voxels, its scan (40, 37, 34)",
-    )
+    measured = functools.partial(segmentation.measure, [case], SCHEME, tmp_path, 1)
+    both = "plain.nii.gz: is on another grid than its scan: it has 9 x 8 x 7 voxels", "40 x 37 x 34"
+    refused(measured, *both)
+    # As large, and elsewhere.
+    grid = case.segments.grid
+    aside = grid.ijk_to_lps.copy()
+    aside[0, 3] += 1
+    nothing = np.zeros(grid.shape, np.uint8)
+    write_scan(tmp_path / "segmentations" / "plain.nii.gz", nothing, aside)
+    refused(measured, "plain.nii.gz: is on another grid", "1.00 mm apart")
 
 
 DAMAGE = {
@@ -342,7 +377,7 @@ def test_comparison_has_what_rows_measured_of_segments(run, tmp_path):
                 np.full(3, 0.9),
                 np.array(FORK),
                 nothing,
-                Grid(nothing.shape, case.ijk_to_lps),
+                case.ijk_to_lps,
             ),
             other / "predictions",
         )

@@ -17,7 +17,6 @@ from jaxmark.results.figures.style import MARK, OWN, PREDICTION, STYLE, TRUTH, r
 # Of the names below a picture with numbered points.
 _KEY_COLUMNS = 6
 
-
 # Of the colours of segments.
 _COLOR_COLUMNS = 10
 
@@ -90,18 +89,11 @@ def overlay(
             _name_sides(axes, across, upright)
             axes.set_title(name, loc="left")
         for number, name in enumerate(names):
-            column, row = divmod(number, key_rows)
-            figure.text(
-                (left + column * (width - left) / _KEY_COLUMNS) / width,
-                (key_height - 0.2 * row - 0.1) / height,
-                f"{number + 1}  {_shortened(name)}" + " (probably absent)" * bool(faint[number]),
-                size=9,
-                va="center",
-            )
+            x, y = _entry(figure, left, key_height, number, key_rows, _KEY_COLUMNS)
+            absent = " (probably absent)" * bool(faint[number])
+            figure.text(x, y, f"{number + 1}  {_shortened(name)}{absent}", size=9, va="center")
         for number, (name, color) in enumerate(drawn):
-            column, row = divmod(number, color_rows)
-            x = (left + column * (width - left) / _COLOR_COLUMNS) / width
-            y = (color_height - 0.2 * row - 0.1) / height
+            x, y = _entry(figure, left, color_height, number, color_rows, _COLOR_COLUMNS)
             figure.add_artist(Line2D([x], [y], marker="s", ms=7, color=color))
             figure.text(x + 0.12 / width, y, _shortened(name, 18), size=9, va="center")
         if len(predicted_mm):
@@ -145,7 +137,7 @@ class Tile:
     coronal: np.ndarray  # (X, Z)
     doubtful: bool
     own_ijk: np.ndarray | None = None  # (K, 3) voxels: its own landmarks, NaN for what it lacks
-    # (X, Y) and (X, Z) uint8: projections of its label map, 0 where there is no label.
+    # (X, Y) and (X, Z) uint8: its label map by `seen_labels`.
     labels: tuple[np.ndarray, np.ndarray] | None = None
     segments: int = 0  # how many there are
 
@@ -155,9 +147,7 @@ _SHEET_MARKS = (
     "landmarks; red frame: doubtful, see cases.csv"
 )
 
-
 _SHEET_LABELS = "; tinted: segments of its label map"
-
 
 _LABEL_OPACITY = 0.5
 
@@ -192,13 +182,7 @@ def contact_sheet(
             right = x + 1.04 * nx
             # Downwards: the face is at the top of the axial view, the head of the coronal one.
             places = ((x, x + nx, y + high_y, y), (right, right + nx, y + high_z, y))
-            for view, extent in zip((tile.axial.T, tile.coronal.T[::-1]), places, strict=True):
-                axes.imshow(view, cmap="gray", extent=extent, vmin=0, vmax=1)
-            if tile.labels is not None:
-                shown = tile.labels[0].T, tile.labels[1].T[::-1]
-                tints = (_tint(view, tile.segments) for view in shown)
-                for tint, extent in zip(tints, places, strict=True):
-                    axes.imshow(tint, extent=extent, interpolation="nearest")
+            _draw_tile(axes, tile, places)
             for ijk, ring in ((tile.own_ijk, True), (marks_ijk, False)):
                 if ijk is None:
                     continue
@@ -228,6 +212,26 @@ def contact_sheet(
         return rendered(figure, "png")
 
 
+def _draw_tile(axes: Axes, tile: Tile, places: Sequence[tuple[float, float, float, float]]) -> None:
+    """The two views of a case, and its labels, at these extents."""
+    for view, extent in zip((tile.axial.T, tile.coronal.T[::-1]), places, strict=True):
+        axes.imshow(view, cmap="gray", extent=extent, vmin=0, vmax=1)
+    if tile.labels is not None:
+        shown = tile.labels[0].T, tile.labels[1].T[::-1]
+        for view, extent in zip(shown, places, strict=True):
+            axes.imshow(_tint(view, tile.segments), extent=extent, interpolation="nearest")
+
+
+def seen_labels(labels: np.ndarray, through: int) -> np.ndarray:
+    """A label map (X, Y, Z) along an axis: of each line the label nearest to who looks, or 0.
+
+    One looks from the left, from the front, and from below, as in `overlay`.
+    """
+    depth = np.moveaxis(labels, through, 0)[:: -1 if through == 0 else 1]
+    first = (depth > 0).argmax(axis=0)
+    return np.take_along_axis(depth, first[None], axis=0)[0]
+
+
 def _tint(labels: np.ndarray, count: int) -> np.ndarray:
     """(H, W) uint8 -> (H, W, 4): the colours of `count` segments, and nothing where there is 0."""
     colors = np.zeros((256, 4))
@@ -255,7 +259,6 @@ class Plane:
 
 # Of the moving scan on a checkerboard: white is this.
 _MOVING_TINT = np.array([1.0, 0.82, 0.5])
-
 
 _SQUARES = 8  # along the shorter side of a plane
 
@@ -303,6 +306,15 @@ def checkerboard(planes: Sequence[Plane], title: str, rows: tuple[str, str]) -> 
         return rendered(figure, "png")
 
 
+def _entry(
+    figure: Figure, left: float, top: float, number: int, rows: int, columns: int
+) -> tuple[float, float]:
+    """Where an entry of a key stands, column by column, as shares; `left`, `top` in inches."""
+    width, height = figure.get_size_inches()
+    column, row = divmod(number, rows)
+    return (left + column * (width - left) / columns) / width, (top - 0.2 * row - 0.1) / height
+
+
 def _project(
     axes: Axes, image: np.ndarray, spacing_mm: Sequence[float], across: int, upright: int
 ) -> None:
@@ -329,10 +341,7 @@ def _draw_labels(
 ) -> None:
     """Draw a label map over a projection of its volume."""
     (through,) = {0, 1, 2} - {across, upright}
-    # One looks from the left, from the front, and from below.
-    depth = np.moveaxis(segments.labels, through, 0)[:: -1 if through == 0 else 1]
-    first = (depth > 0).argmax(axis=0)
-    nearest = np.take_along_axis(depth, first[None], axis=0)[0].T
+    nearest = seen_labels(segments.labels, through).T
     half = np.array([spacing_mm[across], spacing_mm[upright]]) / 2
     far = np.array(nearest.shape[::-1]) * 2 * half - half
     axes.imshow(

@@ -12,25 +12,18 @@ from matplotlib.figure import Figure
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
 METHOD = "#0072b2"
 
-
 FLOORS = ("#d55e00", "#8a8a8a", "#cc79a7", "#009e73")
-
 
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
-
 INK = "#333333"
-
 
 # Truth is dark and large, prediction light and small: size and brightness tell them apart as well.
 TRUTH = "#f0282d"
 
-
 PREDICTION = "#4dff6a"
 
-
 MARK = "#00c8ff"
-
 
 OWN = "#ffd166"
 

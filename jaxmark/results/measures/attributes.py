@@ -43,7 +43,9 @@ class Attributes:
 def measure(
     cases: Sequence[PreparedCase], scheme: Scheme, predictions: Path
 ) -> dict[str, Attributes]:
-    """Attributes of both kinds, of prepared cases and of the files in the folder `predictions`.
+    """Attributes by their kind, of prepared cases and of the files in the folder `predictions`.
+
+    A kind that these do not state is left out.
 
     Raises:
       InputError: a file is missing, damaged, or of another scheme.
@@ -58,23 +60,21 @@ def measure(
     present = np.stack([nothing if c.segments is None else c.segments.present for c in cases])
     absent = np.stack([nothing if c.segments is None else c.segments.absent for c in cases])
     fork, smooth = scheme.forks(present, absent)
-    names = tuple(case.name for case in cases)
-    return {
-        SEGMENT: Attributes(
-            names,
-            tuple(segment.name for segment in scheme.segments),
-            np.stack([of.present for of in stated]),
-            present,
-            present | absent,
-        ),
-        LANDMARK: Attributes(
-            names, scheme.landmarks, np.stack([of.forks for of in stated]), fork, fork | smooth
-        ),
-    }
+    segments = tuple(segment.name for segment in scheme.segments)
+    found = {}
+    for kind, names, told, true, known in (
+        (SEGMENT, segments, [of.present for of in stated], present, present | absent),
+        (LANDMARK, scheme.landmarks, [of.forks for of in stated], fork, fork | smooth),
+    ):
+        probabilities = [values for values in told if values is not None]
+        if len(probabilities) == len(cases):
+            of_cases = tuple(case.name for case in cases)
+            found[kind] = Attributes(of_cases, names, np.stack(probabilities), true, known)
+    return found
 
 
 def figures(told: dict[str, Attributes], scheme: Scheme) -> dict[str, Any]:
-    """All figures, in JSON types.
+    """All figures, in JSON types; None of a kind that `told` lacks.
 
     `segments` and `landmarks`: `metrics.attributes` over `all` and over those that `may_change`
     (segments that may be missing, and landmarks where they meet), and rows of each one (`each`):
@@ -82,13 +82,16 @@ def figures(told: dict[str, Attributes], scheme: Scheme) -> dict[str, Any]:
     often the predicted fork is the one that follows from the predicted segments, over landmarks
     that may change.
     """
-    segments, landmarks = told[SEGMENT], told[LANDMARK]
-    follows = scheme.landmark_attributes(segments.said) == landmarks.said
-    counted = np.broadcast_to(scheme.may_change, follows.shape)
+    segments, landmarks = told.get(SEGMENT), told.get(LANDMARK)
+    consistency = None
+    if segments is not None and landmarks is not None:
+        follows = scheme.landmark_attributes(segments.said) == landmarks.said
+        counted = np.broadcast_to(scheme.may_change, follows.shape)
+        consistency = metrics.share(follows, counted, seed=0)
     return {
-        "segments": _of_kind(segments, scheme.may_be_missing),
-        "landmarks": _of_kind(landmarks, scheme.may_change),
-        "self_consistency": metrics.share(follows, counted, seed=0),
+        "segments": segments and _of_kind(segments, scheme.may_be_missing),
+        "landmarks": landmarks and _of_kind(landmarks, scheme.may_change),
+        "self_consistency": consistency,
     }
 
 
@@ -128,7 +131,8 @@ def read_attributes_table(folder: Path) -> dict[str, Attributes]:
     """What `write_attributes` wrote; InputError where it is missing or damaged."""
     with about_damage(folder / ATTRIBUTES):
         rows = read_rows(folder / ATTRIBUTES, _COLUMNS)
-        return {kind: _parse([r for r in rows if r[2] == kind]) for kind in (SEGMENT, LANDMARK)}
+        of_kind = {kind: [r for r in rows if r[2] == kind] for kind in (SEGMENT, LANDMARK)}
+        return {kind: _parse(some) for kind, some in of_kind.items() if some}
 
 
 def _parse(rows: list[list[str]]) -> Attributes:

@@ -12,7 +12,7 @@ from jaxmark.core.anatomy import Scheme
 from jaxmark.core.grids import Grid
 from jaxmark.core.segmentation import agreement, voxels
 from jaxmark.data.cases import CaseSegments, PreparedCase
-from jaxmark.data.segmentation_files import label_map_file, read_label_map
+from jaxmark.data.segmentation_files import label_map_file, labels_on_grid
 from jaxmark.results.measures.tables import about_damage, cases_and_names, read_rows, write_rows
 from jaxmark.system.errors import InputError
 from jaxmark.system.parallel import parallel, worker_pool
@@ -87,14 +87,14 @@ def true_labels(segments: CaseSegments) -> np.ndarray:
     """
     if segments.source is None:
         raise ValueError("a case without a label map")
-    return read_label_map(segments.source, segments.values, segments.grid)
+    return labels_on_grid(segments.source, segments.values, segments.grid)
 
 
 def predicted_labels(path: Path, grid: Grid, count: int) -> np.ndarray:
     """(X, Y, Z) uint8: what prediction wrote of a case; InputError where it did not."""
     if not path.exists():
         raise InputError(path, "no such file: run --mode=predict")
-    return read_label_map(path, range(1, count + 1), grid)
+    return labels_on_grid(path, range(1, count + 1), grid)
 
 
 def _compare(job: _Job) -> dict[str, np.ndarray]:

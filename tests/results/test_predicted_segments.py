@@ -7,7 +7,18 @@ import json
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from blocks import BLOCKS, FORK, PRESENT, SCHEME, SPACING, blocks, model, scan_on, stored
+from blocks import (
+    BLOCKS,
+    FORK,
+    PRESENT,
+    SCHEME,
+    SPACING,
+    Thresholds,
+    blocks,
+    model,
+    scan_on,
+    stored,
+)
 from conftest import random_rotation, refused
 
 from jaxmark.core.anatomy import COW19
@@ -17,7 +28,7 @@ from jaxmark.data.cases import Volume
 from jaxmark.data.scans import to_image, write_scan
 from jaxmark.inference.predictor import Found
 from jaxmark.inference.segments import ScanSegments
-from jaxmark.methods.method import FORKS, SEGMENTATION, SEGMENTS_PRESENT, Prediction
+from jaxmark.methods.method import FORKS, SEGMENTATION, SEGMENTS_PRESENT, TOLD, Prediction
 from jaxmark.results.batch import predict_scans, scans_at
 from jaxmark.results.predictions import attributes_file, read_predicted_attributes, segment_files
 
@@ -38,7 +49,7 @@ def test_label_maps_lie_where_the_scan_has_its_blocks_however_it_is_stored(tmp_p
     assert outcome.written == len(grids) and not outcome.failures
     for name, shape, place in grids:
         scan = sitk.ReadImage(str(tmp_path / "in" / f"{name}.nrrd"))
-        slicer, plain, _ = segment_files(out, name)
+        slicer, plain, _ = segment_files(out, name, TOLD)
         images = [sitk.ReadImage(str(path)) for path in (slicer, plain)]
         for image in images:
             # On the scan's own grid, to what NIfTI's float32 keeps.
@@ -158,6 +169,43 @@ def test_attributes_say_what_the_person_has(tmp_path):
     assert (predicted.labels > 0).sum() > 0 and predicted.labels.shape == shape
 
 
+@pytest.mark.parametrize(
+    "tells", [(SEGMENTATION,), (SEGMENTATION, FORKS), (SEGMENTS_PRESENT, FORKS)]
+)
+def test_what_a_method_does_not_tell_is_not_written(tmp_path, tells):
+    (_, shape, place), *_ = stored(np.random.default_rng(0))
+    write_scan(tmp_path / "in" / "one.nii.gz", scan_on(shape, place).voxels, place)
+    here, out = model(tmp_path / "model", Thresholds(*tells)), tmp_path / "out"
+    for written in (1, 0):
+        outcome = predict_scans(here, scans_at(tmp_path / "in"), out)
+        assert (outcome.written, outcome.failures) == (written, {})
+    maps = SEGMENTATION in tells
+    assert (out / "one.seg.nrrd").exists() == (out / "segmentations").exists() == maps
+    assert all(path.exists() for path in segment_files(out, "one", tells))
+    tree = json.loads((out / "one.attributes.json").read_text())
+    dim, at_b = tree["segments"]["dim"], tree["landmarks"]["b"]
+    assert dim["present"] == (PRESENT[0] if SEGMENTS_PRESENT in tells else None)
+    assert (dim["volume_mm3"] or 0) > 0 if maps else dim["volume_mm3"] is None
+    assert (dim["mean_radius_mm"] or 0) > 0 if maps else dim["mean_radius_mm"] is None
+    assert at_b == {"fork": FORK[1] if FORKS in tells else None}
+    assert tree["variant"] == ("never missing" if SEGMENTS_PRESENT in tells else "")
+    (row,) = csv.DictReader((out / "batch" / "attributes.csv").open(newline=""))
+    assert row["dim"] == ("0.8" if SEGMENTS_PRESENT in tells else "")
+    assert (out / "one.png").exists()
+
+
+def test_what_another_model_told_does_not_stay(tmp_path):
+    (_, shape, place), *_ = stored(np.random.default_rng(0))
+    write_scan(tmp_path / "in" / "one.nii.gz", scan_on(shape, place).voxels, place)
+    out = tmp_path / "out"
+    predict_scans(model(tmp_path / "model"), scans_at(tmp_path / "in"), out)
+    other = model(tmp_path / "model", Thresholds(FORKS))
+    other.variables.params["weight"] = np.ones(1)
+    assert predict_scans(other, scans_at(tmp_path / "in"), out).written == 1
+    told = [path.name for path in segment_files(out, "one", TOLD) if path.exists()]
+    assert told == ["one.attributes.json"]
+
+
 def test_a_doubtful_scan_has_doubtful_attributes(tmp_path):
     (_, shape, place), *_ = stored(np.random.default_rng(0))
     scan = scan_on(shape, place).voxels[24:]
@@ -181,7 +229,7 @@ def test_a_second_start_makes_what_is_missing_and_nothing_else(tmp_path):
     assert predict_scans(here, scans_at(out), out).written == 2
     assert sorted(scans_at(out)) == ["flipped", "plain"]
     assert predict_scans(here, scans_at(out), out).written == 0
-    before = {path: path.read_bytes() for path in segment_files(out, "plain")}
+    before = {path: path.read_bytes() for path in segment_files(out, "plain", TOLD)}
     for path in before:
         path.unlink()
         again = predict_scans(here, scans_at(out), out)
