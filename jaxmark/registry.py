@@ -4,6 +4,8 @@ A new one is a line here.
 """
 
 from jaxmark.data.phantoms.cow.cohort import CirclePhantom
+from jaxmark.data.phantoms.vessels.aorta import AortaPhantom
+from jaxmark.data.phantoms.vessels.coronary import CoronaryPhantom
 from jaxmark.methods.adversarial import Adversarial
 from jaxmark.methods.cascade import Cascade
 from jaxmark.methods.heatmap import HeatmapRegression
@@ -22,4 +24,6 @@ METHODS: dict[str, type] = {
         Cascade,
     )
 }
-PHANTOMS: dict[str, type] = {kind.__name__: kind for kind in (CirclePhantom,)}
+PHANTOMS: dict[str, type] = {
+    kind.__name__: kind for kind in (CirclePhantom, CoronaryPhantom, AortaPhantom)
+}

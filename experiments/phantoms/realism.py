@@ -19,10 +19,11 @@ from tqdm import tqdm
 from experiments.phantoms.real_landmarks import mirrored_names, read_real
 from jaxmark.core.anatomy import COW19
 from jaxmark.core.shapes import align_shapes
-from jaxmark.data.phantoms.cow.anatomy import Anatomy, Vessel
+from jaxmark.data.phantoms.cow.anatomy import Anatomy
 from jaxmark.data.phantoms.cow.cohort import CirclePhantom, make_case
 from jaxmark.data.phantoms.cow.shape import VERTEBRAL, draw_anatomy
 from jaxmark.data.phantoms.cow.vessels import draw_vessels
+from jaxmark.data.phantoms.lumen import Vessel
 
 _LANDMARKS = flags.DEFINE_string("landmarks", None, "Real landmarks (.npz).", required=True)
 _SEGMENTS = flags.DEFINE_string("segments", None, "Real lengths and radii (.csv).", required=True)

@@ -4,7 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxmark.core.anatomy import COW19
+
 RIGHT, LEFT = 0, 1
+
+# Label of a vessel beyond the scheme; the scheme's own are 1 + the index into COW19.segments.
+BEYOND = len(COW19.segments) + 1
 
 
 @dataclass(frozen=True)
@@ -21,24 +26,3 @@ class Anatomy:
     fetal: np.ndarray
     # (3, 3): turns the standard head's axes into this person's.
     rotation: np.ndarray
-
-
-@dataclass(frozen=True)
-class Vessel:
-    """A tube around a centreline of N points, in the direction of the blood's flow."""
-
-    name: str
-    # Index into `COW19.segments`; -1: a vessel beyond the scheme.
-    segment: int
-    # (N, 3) LPS mm, at most 0.5 mm from point to point; neighbouring tubes share end points.
-    points_mm: np.ndarray
-    # (N,) mm
-    radii_mm: np.ndarray
-    # (N,) mm along the vessels from where the blood enters the standard head (neck arteries).
-    travelled_mm: np.ndarray
-
-    @property
-    def tangents(self) -> np.ndarray:
-        """(N, 3): unit vectors along the flow."""
-        along = np.gradient(self.points_mm, axis=0)
-        return along / np.linalg.norm(along, axis=1, keepdims=True)

@@ -17,7 +17,6 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,21 +27,20 @@ from jaxmark.core.anatomy import COW19, Scheme
 from jaxmark.core.geometry import apply_affine
 from jaxmark.data.attributes import write_attributes
 from jaxmark.data.landmarks import Landmarks, write_mrk_json, write_table
-from jaxmark.data.phantoms.cow.anatomy import Anatomy, Vessel
+from jaxmark.data.phantoms.cow.anatomy import BEYOND, Anatomy
 from jaxmark.data.phantoms.cow.images import render_cta, render_mra
-from jaxmark.data.phantoms.cow.lumen import Grid, Lumen, rasterize
 from jaxmark.data.phantoms.cow.shape import attribution, draw_anatomy
 from jaxmark.data.phantoms.cow.vessels import draw_vessels
+from jaxmark.data.phantoms.folders import make_cases, name_cases, unfinished
+from jaxmark.data.phantoms.grids import Grid, centred_grid
+from jaxmark.data.phantoms.lumen import Lumen, Vessel, rasterize
 from jaxmark.data.scans import write_scan
 from jaxmark.system.files import write_json, write_text_atomic
-from jaxmark.system.parallel import parallel, worker_pool
 
 # Centre of the field of view, in the frame of `draw_anatomy`: the middle of the mean landmarks.
 _CENTRE_MM = np.array([0.0, 0.0, 6.5])
 # Streams of random numbers of one seed; a person's anatomy doesn't depend on the image made of it.
 _ANATOMY, _IMAGE, _UNPAIRED = range(3)
-# Starting processes costs about as much as making this many voxels.
-_VOXELS_WORTH_PROCESSES = 5e7
 # Folder -> how the names of its files end.
 _FILES = {
     "images": ".nii.gz",
@@ -109,7 +107,7 @@ def make_case(phantom: CirclePhantom, number: int) -> PhantomCase:
     anatomy = _draw_person(phantom, rng)
     vessels = draw_vessels(rng, anatomy, pathology=_is_ill(phantom, rng))
     grid = place_grid(phantom)
-    lumen = rasterize(vessels, grid)
+    lumen = rasterize(vessels, grid, BEYOND)
     render = {"MRA": render_mra, "CTA": render_cta}[phantom.modality]
     annotated, absent = _annotated(phantom, anatomy, grid)
     rng = np.random.default_rng([phantom.seed, _IMAGE, number])
@@ -143,10 +141,7 @@ def draw_unpaired(phantom: CirclePhantom) -> dict[str, Landmarks]:
 
 def place_grid(phantom: CirclePhantom) -> Grid:
     """The voxels of every scan of a cohort."""
-    spacing = np.array(phantom.spacing_mm)
-    ijk_to_lps = np.diag([*spacing, 1.0])
-    ijk_to_lps[:3, 3] = _CENTRE_MM - (np.array(phantom.shape) - 1) / 2 * spacing
-    return Grid(phantom.shape, ijk_to_lps)
+    return centred_grid(phantom.shape, phantom.spacing_mm, _CENTRE_MM)
 
 
 def write_cohort(root: Path, phantom: CirclePhantom, workers: int = 0) -> None:
@@ -155,22 +150,15 @@ def write_cohort(root: Path, phantom: CirclePhantom, workers: int = 0) -> None:
     `workers` processes share the work, 0: one a CPU core; their number changes no byte.
     """
     counts = {"train": phantom.train, "val": phantom.val, "test": phantom.test}
-    names = [f"phantom-{number:03d}" for number in range(sum(counts.values()))]
-    order = iter(names)
-    splits = {split: list(islice(order, count)) for split, count in counts.items()}
-    todo = [
-        (phantom, number, name, root)
-        for number, name in enumerate(names)
-        if not all((root / folder / f"{name}{end}").exists() for folder, end in _FILES.items())
-    ]
+    splits = name_cases(counts)
+    names = [name for cases in splits.values() for name in cases]
+    todo = [(phantom, number, name, root) for number, name in unfinished(root, names, _FILES)]
     # Cohorts of earlier versions lack these two files, and nothing else.
     if not all((root / name).exists() for name in (_LABELS, _ATTRIBUTES)):
         _write_names(root, phantom, names)
     if not todo and (root / "splits.json").exists():
         return
-    small = len(todo) * np.prod(phantom.shape) < _VOXELS_WORTH_PROCESSES
-    with worker_pool(1 if small else workers, len(todo)) as pool:
-        parallel(pool, _write_case, todo, "making phantoms")
+    make_cases(_write_case, todo, phantom.shape, workers)
     write_table(root / "unpaired.csv", draw_unpaired(phantom))
     settings = {"recipe": phantom.recipe_version, **dataclasses.asdict(phantom)}
     write_json(

@@ -12,7 +12,9 @@ import numpy as np
 
 from jaxmark.core.anatomy import COW19
 from jaxmark.data.phantoms.cow.anatomy import Anatomy
-from jaxmark.data.phantoms.cow.lumen import Grid
+from jaxmark.data.phantoms.fields import interpolate, node_weights, nodes_around, random_field
+from jaxmark.data.phantoms.grids import Grid
+from jaxmark.data.phantoms.solids import ball, common, rod, union
 
 # Where the skull base hangs on the arteries: left means of 560 people (Chen et al., MICCAI 2020)
 # and, for C4/C5, anatomy. The basilar's lower end is not a landmark of the scheme.
@@ -26,7 +28,6 @@ _ANCHORS_MM = {
 _VERTEBRAL_MM = (0.0, 14.4, -24.1)
 
 NODE_MM = 2.0  # spacing of the nodes at which tissues are shaped before they go onto the grid
-_PERIOD = 32  # nodes after which a random field repeats
 
 
 class Head(NamedTuple):
@@ -44,7 +45,7 @@ def draw_head(rng: np.random.Generator, grid: Grid, anatomy: Anatomy) -> Head:
     own, standard = _anchors(anatomy)
     centre = (own - standard).mean(0)
     axes = [
-        _nodes_around(axis - middle, NODE_MM)
+        nodes_around(axis - middle, NODE_MM)
         for axis, middle in zip(grid.axes_mm, centre, strict=True)
     ]
     place = _follow(rng, axes, own - centre, standard)
@@ -74,7 +75,7 @@ def _follow(
     displacement makes heads differ. All relative to the head's centre.
     """
     reach_mm, shyness = 7.0, 0.3  # of the anchors' pull; how soon it ends
-    coarse = [_nodes_around(axis, 8.0) for axis in axes]
+    coarse = [nodes_around(axis, 8.0) for axis in axes]
     x, y, z = (
         np.exp(-((nodes[:, None] - places) ** 2) / (2 * reach_mm**2))
         for nodes, places in zip(coarse, own.T, strict=True)
@@ -108,137 +109,67 @@ def _tissues(
     clivus = -0.93 * (y - 2) - 0.37 * z  # falls backwards from the dorsum sellae
     # The back of the petrous bones, below the ridge from (15, 12, -15) to (45, 25, -12).
     petrous = -0.85 * (y - 12) + 0.37 * (u[0] - 15) - 0.45 * (z + 13)
-    cavity = _union(
-        _common(ball(q, (0, 15, 20), (68, 85, 65)), -2.5 - z),  # on the anterior fossa's floor
+    cavity = union(
+        common(ball(q, (0, 15, 20), (68, 85, 65)), -2.5 - z),  # on the anterior fossa's floor
         ball(u, (34, -1, -6), (20, 18, 13)),  # middle fossae
-        _common(ball(q, (0, 50, -22), (52, 46, 42)), clivus, petrous),  # posterior fossa
+        common(ball(q, (0, 50, -22), (52, 46, 42)), clivus, petrous),  # posterior fossa
         ball(q, (0, -3, -6), (6.5, 5.5, 5.5)),  # sella
     )
-    cavity = _common(cavity, 2.5 - orbit) + 0.5 * rough
+    cavity = common(cavity, 2.5 - orbit) + 0.5 * rough
     sinus = ball(u, (11.7, -4, -8), (5, 10, 6))
     cells = 2.5 * np.abs(fine)
-    air = _union(
+    air = union(
         ball(u, (4.5, -9, -20), (6.5, 10, 7)) + 0.5 * rough,  # sphenoid
         ball(q, (0, -38, -20), (12, 15, 13)) + cells - 1,  # ethmoid
         ball(u, (46, 28, -22), (10, 9, 10)) + cells,  # mastoid
     )
     thickness = 3.5 + np.clip(z / 10, 0, 2.5) + 0.7 * rough
-    bone = _union(
+    bone = union(
         cavity - thickness,
         np.abs(orbit) - 1,
         ball(q, (0, -8, -18), (15, 15, 12)),  # body of the sphenoid
-        _rod(q, (0, -1, -14), (0, 9, -36), 8),  # clivus
-        _rod(u, (46, 27, -22), (47, 30, -24), 12),  # mastoids
+        rod(q, (0, -1, -14), (0, 9, -36), 8),  # clivus
+        rod(u, (46, 27, -22), (47, 30, -24), 12),  # mastoids
     )
-    bone = _union(
-        _common(bone, -cavity),
+    bone = union(
+        common(bone, -cavity),
         ball(q, (0, 3.5, -3), (8, 2, 4.5)),  # dorsum sellae
         ball(u, (12.5, -10, -2), (2.3, 4.5, 2.2)),  # anterior clinoid processes
-        _rod(u, (13, -13, -1), (42, -26, -1), 2.2),  # lesser wings
-        _rod(u, (15, 12, -18), (46, 27, -17), 6) + 0.7 * rough,  # petrous bones
+        rod(u, (13, -13, -1), (42, -26, -1), 2.2),  # lesser wings
+        rod(u, (15, 12, -18), (46, 27, -17), 6) + 0.7 * rough,  # petrous bones
     )
 
     # Midbrain, pons; open upwards to the thalamus, and backwards to the cerebellum.
-    stem = _union(ball(q, (0, 23, 6), (14, 10.5, 22)), ball(q, (0, 29, -20), (16, 12.5, 15)))
+    stem = union(ball(q, (0, 23, 6), (14, 10.5, 22)), ball(q, (0, 29, -20), (16, 12.5, 15)))
     stem += 0.7 * rough
     # Sheets along which a random field is 0, as far into the brain as sulci go.
     sulci = 3.0 * np.abs(gyri) - 0.7 + np.maximum(0, -cavity - 20) / 5
-    csf = _union(
+    csf = union(
         -cavity - 1.8 - 0.6 * rough,  # under the skull
-        _common(sulci, 3 - stem),
-        _common(stem - 3.5, -stem, y - 36 - 0.5 * z, z - 11),  # ambient, prepontine
+        common(sulci, 3 - stem),
+        common(stem - 3.5, -stem, y - 36 - 0.5 * z, z - 11),  # ambient, prepontine
         ball(q, (0, -1, 2.5), (12, 11, 5.5)) + 0.7 * rough,  # suprasellar
         ball(q, (0, 11, 0), (4.5, 5, 6)),  # interpeduncular
-        _rod(u, (14, 0, 4), (30, -6, 4), 3),  # Sylvian fissures
+        rod(u, (14, 0, 4), (30, -6, 4), 3),  # Sylvian fissures
         ball(u, (38, -1, 11), (3, 15, 15)) + rough,
-        _common(np.abs(x + rough) - 1.3, -ball(q, (0, 8, 12), (90, 30, 22))),  # above the callosum
+        common(np.abs(x + rough) - 1.3, -ball(q, (0, 8, 12), (90, 30, 22))),  # above the callosum
         ball(q, (0, 7, 13), (2, 11, 8)),  # third ventricle
         ball(u, (9, -4, 25), (4.5, 20, 6)) + 0.5 * rough,  # lateral ventricles
         ball(u, (20, 26, 20), (5, 8, 10)) + 0.5 * rough,
         ball(q, (0, 40, -19), (5, 3.5, 9)),  # fourth ventricle
     )
     pituitary = ball(q, (0, -3, -7), (6, 4.5, 4))
-    nerves = _union(
-        *(_rod(u, (17, -24, -3), tip, 2) for tip in ((27, -60, -6), (38, -55, -7), (27, -52, 3)))
+    nerves = union(
+        *(rod(u, (17, -24, -3), tip, 2) for tip in ((27, -60, -6), (38, -55, -7), (27, -52, 3)))
     )
     planes = 5 * np.abs(rough) - 1.7  # fat between the muscles of the face
-    nuclei = _union(ball(u, (9, 12, 14), (7, 13, 8)), ball(u, (22, -2, 12), (6, 14, 8)))
+    nuclei = union(ball(u, (9, 12, 14), (7, 13, 8)), ball(u, (22, -2, 12), (6, 14, 8)))
     return {
-        "grey": _union(sulci - 3, -cavity - 4.5, nuclei, pituitary),
+        "grey": union(sulci - 3, -cavity - 4.5, nuclei, pituitary),
         "muscle": -cavity,
-        "fat": _common(_union(orbit, planes, -6 - outer), -nerves, -cavity),
+        "fat": common(union(orbit, planes, -6 - outer), -nerves, -cavity),
         "sinus": sinus,
-        "csf": _common(csf, cavity, -sinus, -pituitary),
-        "bone": _common(bone, -sinus, 0.8 - air, outer),
-        "air": _union(air, -outer),
+        "csf": common(csf, cavity, -sinus, -pituitary),
+        "bone": common(bone, -sinus, 0.8 - air, outer),
+        "air": union(air, -outer),
     }
-
-
-# --- shapes: signed distances (a, b, c), mm ---------------------------------------------------
-
-# The x, y and z of places: (3, a, b, c), or three arrays that broadcast.
-_Places = np.ndarray | Sequence[np.ndarray]
-
-
-def ball(q: _Places, centre: Sequence[float], axes: Sequence[float]) -> np.ndarray:
-    """An ellipsoid with these half axes; exact at its surface alone."""
-    x, y, z = (((p - c) / a) ** 2 for p, c, a in zip(q, centre, axes, strict=True))
-    return (np.sqrt(x + y + z) - 1) * np.float32(min(axes))
-
-
-def _rod(q: _Places, start: Sequence[float], end: Sequence[float], radius: float) -> np.ndarray:
-    """A straight line with round ends."""
-    step = [b - a for a, b in zip(start, end, strict=True)]
-    x, y, z = (p - a for p, a in zip(q, start, strict=True))
-    length2 = sum(s * s for s in step)
-    t = np.clip((x * step[0] + y * step[1] + z * step[2]) / length2, 0, 1)
-    square = (x - t * step[0]) ** 2 + (y - t * step[1]) ** 2 + (z - t * step[2]) ** 2
-    return np.sqrt(square) - np.float32(radius)
-
-
-def _union(*shapes: np.ndarray) -> np.ndarray:
-    return np.minimum.reduce(shapes)
-
-
-def _common(*shapes: np.ndarray) -> np.ndarray:
-    return np.maximum.reduce(shapes)
-
-
-# --- fields on a lattice ----------------------------------------------------------------------
-
-
-def node_weights(at: np.ndarray, nodes: np.ndarray, cubic: bool = False) -> np.ndarray:
-    """(len(at), len(nodes)): basis of linear or cubic B-splines on equally spaced nodes."""
-    u = np.abs((at[:, None] - nodes) / (nodes[1] - nodes[0])).astype(np.float32)
-    if not cubic:
-        return np.maximum(0, 1 - u)
-    return np.where(u < 1, 2 / 3 - u**2 + u**3 / 2, np.maximum(0, 2 - u) ** 3 / 6)
-
-
-def interpolate(values: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarray:
-    """Values (a, b, c) at nodes -> (X, Y, Z), with the weights (X, a), (Y, b), (Z, c)."""
-    x, y, z = weights
-    values = y @ (values @ z.T)
-    return (x @ values.reshape(len(values), -1)).reshape(len(x), len(y), len(z))
-
-
-def _nodes_around(axis: np.ndarray, step_mm: float) -> np.ndarray:
-    """Multiples of `step_mm`: those that a cubic spline needs along the axis."""
-    return step_mm * np.arange(np.floor(axis[0] / step_mm) - 1, np.ceil(axis[-1] / step_mm) + 2)
-
-
-def random_field(
-    rng: np.random.Generator, step_mm: float, axes: Sequence[np.ndarray]
-) -> np.ndarray:
-    """A smooth field of mean 0 and SD 1 on three axes; a function of place and draw alone."""
-    drawn = rng.standard_normal((_PERIOD,) * 3, dtype=np.float32)
-    nodes = [_nodes_around(axis, step_mm) for axis in axes]
-    chosen = drawn[np.ix_(*(np.rint(at / step_mm).astype(int) % _PERIOD for at in nodes))]
-    weights = [node_weights(axis, at, cubic=True) for axis, at in zip(axes, nodes, strict=True)]
-    # A cubic B-spline leaves 0.479 of the variance of white nodes in each direction.
-    return interpolate(chosen / np.float32(0.479**1.5), weights)
-
-
-def paint(image: np.ndarray, value: float | np.ndarray, distance: np.ndarray, edge: float) -> None:
-    """Lay `value` over the image where the distance (mm) is negative, with an edge this wide."""
-    image += np.clip(np.float32(0.5) - distance / np.float32(edge), 0, 1) * (value - image)

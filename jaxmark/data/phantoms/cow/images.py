@@ -7,21 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.interpolate import CubicSpline
-from scipy.ndimage import correlate1d
 
 from jaxmark.core.anatomy import COW19
-from jaxmark.data.phantoms.cow.anatomy import Anatomy, Vessel
-from jaxmark.data.phantoms.cow.head import (
-    NODE_MM,
-    Head,
-    ball,
-    draw_head,
-    interpolate,
-    node_weights,
-    paint,
-    random_field,
-)
-from jaxmark.data.phantoms.cow.lumen import Grid, Lumen, rasterize
+from jaxmark.data.phantoms.cow.anatomy import BEYOND, Anatomy
+from jaxmark.data.phantoms.cow.head import NODE_MM, Head, draw_head
+from jaxmark.data.phantoms.fields import interpolate, node_weights, random_field
+from jaxmark.data.phantoms.grids import Grid
+from jaxmark.data.phantoms.lumen import Lumen, Vessel, rasterize
+from jaxmark.data.phantoms.scanner import blur
+from jaxmark.data.phantoms.solids import ball, paint
 
 _MRA, _CTA = 0, 1
 # (MRA, CTA in HU). MRA is relative to a brain of 100: CSF 0.3-0.5 of it, fat 1.5-2.5, cortical
@@ -57,7 +51,7 @@ def render_mra(rng: np.random.Generator, lumen: Lumen, grid: Grid, anatomy: Anat
     late = np.maximum(lumen.travelled_mm[there] - fresh_mm, 0) / fade_mm
     contrast = inflow * radius / (radius + 0.25) * np.exp(-late * 1.3 / np.clip(radius, 0.5, 2))
     _fill(image, lumen, 100 + 100 * contrast)
-    image, _ = _blur(image, grid, 0.25)
+    image, _ = blur(image, grid, 0.25)
     image *= bias
 
     sigma = np.float32(100 / snr)  # of each of the two channels; the magnitude of both is Rician
@@ -76,7 +70,7 @@ def render_cta(rng: np.random.Generator, lumen: Lumen, grid: Grid, anatomy: Anat
     plaques = [_draw_plaque(rng, anatomy) for _ in range(5)]
 
     image = _render_tissue(head, grid, _CTA, texture=3.0)
-    veins = rasterize(_veins(head.centre, anatomy), grid)
+    veins = rasterize(_veins(head.centre, anatomy), grid, BEYOND)
     _fill(image, veins, vein)
     for plaque in plaques if calcified else ():
         _paint_plaque(image, lumen, grid, plaque)
@@ -84,8 +78,8 @@ def render_cta(rng: np.random.Generator, lumen: Lumen, grid: Grid, anatomy: Anat
     _fill(image, lumen, artery * (1 - fall * way))
 
     # Reconstruction blurs the noise too, to a grain: so more of it goes in, for sigma to come out.
-    image, _ = _blur(image, grid, 0.35)
-    noise, left = _blur(rng.standard_normal(grid.shape, dtype=np.float32), grid, 0.35)
+    image, _ = blur(image, grid, 0.35)
+    noise, left = blur(rng.standard_normal(grid.shape, dtype=np.float32), grid, 0.35)
     image += np.float32(sigma / left) * noise
     return np.rint(np.clip(image, -1024, 3071)).astype(np.int16)
 
@@ -115,20 +109,6 @@ def _fill(image: np.ndarray, lumen: Lumen, signal: np.ndarray | float) -> None:
     """Lay the lumen over the image; `signal` is one, or (N,) where `lumen.coverage` is positive."""
     there = lumen.coverage > 0
     image[there] += lumen.coverage[there] * (signal - image[there])
-
-
-def _blur(image: np.ndarray, grid: Grid, sigma_mm: float) -> tuple[np.ndarray, float]:
-    """Blur by the scanner's point spread; also the share of white noise's SD that this leaves.
-
-    Three taps with the variance of the Gaussian; a scan's voxels go with its resolution, so the
-    sigma is held between 0.35 and 0.7 voxels.
-    """
-    left = 1.0
-    for axis, sigma in enumerate(np.clip(sigma_mm / grid.spacing_mm, 0.35, 0.7)):
-        taps = np.array([sigma**2 / 2, 1 - sigma**2, sigma**2 / 2])
-        image = correlate1d(image, taps, axis, output=np.float32, mode="nearest")
-        left *= float(np.sqrt((taps**2).sum()))
-    return image, left
 
 
 class _Plaque(NamedTuple):

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-from scipy.interpolate import CubicSpline, PchipInterpolator
+from scipy.interpolate import PchipInterpolator
 
 from jaxmark.core.anatomy import COW19
-from jaxmark.data.phantoms.cow.anatomy import LEFT, RIGHT, Anatomy, Vessel
+from jaxmark.data.phantoms.cow.anatomy import LEFT, RIGHT, Anatomy
+from jaxmark.data.phantoms.curves import arc_lengths, resample, spline
+from jaxmark.data.phantoms.lumen import Vessel
 
 _SPACING_MM = 0.45  # along the curve
 _SMALLEST_MM = 0.35  # about what a scan still shows
@@ -416,11 +418,11 @@ def _draw_chain(
         cuts.append(len(knots) - 1)
     joints = [cut for cut, (_, end) in zip(cuts[1:-1], ends, strict=False) if end in no_forks]
     kept = _kept(np.array(knots), cuts, joints)
-    curve, u = _spline(np.array(knots)[kept])
+    curve, u = spline(np.array(knots)[kept])
     marks = u[np.searchsorted(kept, cuts)]
-    courses = [_resample(curve, a, b) for a, b in pairwise(marks)]
+    courses = [resample(curve, a, b, _SPACING_MM) for a, b in pairwise(marks)]
 
-    along = [_lengths(points) for points in courses]
+    along = [arc_lengths(points) for points in courses]
     starts = np.cumsum([0.0, *(a[-1] for a in along)])
     feeder = feeders.get(ends[0][0])
     thick = feeder.radii_mm[-1] if feeder else np.inf
@@ -473,7 +475,7 @@ def _controls(
     mean = _points(course.controls)
     ends = [_MEAN_MM.get(_sideless(landmark)) for landmark in (start, end)]
     line = np.vstack([p for p in (ends[0], mean, ends[1]) if p is not None])
-    sd = _UNEVEN * _lengths(line)[-1] / (len(line) - 1)
+    sd = _UNEVEN * arc_lengths(line)[-1] / (len(line) - 1)
     mean = mean + rng.normal(0, sd, mean.shape)
     if course.bend:
         mean += bend * _points(course.bend)
@@ -506,9 +508,9 @@ def _grow(
     steps = np.diff(_points(branch.offsets), axis=0, prepend=[(0, 0, 0)])
     steps += rng.normal(0, _UNEVEN, steps.shape) * np.linalg.norm(steps, axis=1, keepdims=True)
     knots = parent.points_mm[i] + _mirror(name) * np.cumsum([(0, 0, 0), *steps], axis=0)
-    curve, u = _spline(knots)
-    points = _resample(curve, 0.0, u[-1])
-    along = _lengths(points)
+    curve, u = spline(knots)
+    points = resample(curve, 0.0, u[-1], _SPACING_MM)
+    along = arc_lengths(points)
     thick = parent.radii_mm[i]
     if branch.share is None:
         radius = min(radii[name], 0.9 * thick)
@@ -526,7 +528,7 @@ def _grow(
 
 def _place(rng: np.random.Generator, parent: Vessel, site: _Site) -> int:
     """Index of the parent's point at which a branch leaves."""
-    along = _lengths(parent.points_mm)
+    along = arc_lengths(parent.points_mm)
     length = along[-1]
     places = np.array(site.at) + (length if site.at[0] < 0 else 0.0)
     if places[0] < places[1]:
@@ -538,7 +540,7 @@ def _place(rng: np.random.Generator, parent: Vessel, site: _Site) -> int:
 
 def _thinned(vessel: Vessel, i: int, factor: float) -> Vessel:
     """The vessel with its radius multiplied by `factor` after point i, within 3 mm."""
-    along = _lengths(vessel.points_mm)
+    along = arc_lengths(vessel.points_mm)
     t = np.clip((along - along[i]) / 3, 0, 1) if i else np.ones_like(along)
     radii = vessel.radii_mm * (1 + (factor - 1) * t * t * (3 - 2 * t))
     return replace(vessel, radii_mm=np.maximum(radii, _SMALLEST_MM))
@@ -558,10 +560,10 @@ _ANEURYSM_SITES: tuple[tuple[str, float, tuple[float, float, float]], ...] = (
 def _add_stenoses(rng: np.random.Generator, tree: dict[str, Vessel]) -> None:
     """Narrow one or two vessels, smoothly over 3 to 8 mm, to 30 to 60 % of their radius."""
     sites = [name.replace("@", side) for name in _STENOSIS_SITES for side in _sides(name)]
-    sites = [name for name in sites if name in tree and _lengths(tree[name].points_mm)[-1] > 3]
+    sites = [name for name in sites if name in tree and arc_lengths(tree[name].points_mm)[-1] > 3]
     for name in rng.choice(sites, size=rng.integers(1, 3), replace=False):
         vessel = tree[name]
-        along = _lengths(vessel.points_mm)
+        along = arc_lengths(vessel.points_mm)
         # Within the vessel and, in a long one, near its beginning; its ends stay as they are.
         longest = min(8, along[-1])
         width = rng.uniform(max(3, 0.6 * longest), longest)
@@ -612,23 +614,3 @@ def _mirror(name: str) -> np.ndarray:
 def _points(table: str) -> np.ndarray:
     """(n, 3): the points "x y z, x y z"."""
     return np.array([row.split() for row in table.split(",") if row], float).reshape(-1, 3)
-
-
-def _spline(knots: np.ndarray) -> tuple[CubicSpline, np.ndarray]:
-    """A smooth curve through knots (n, 3), and the parameter (n,) of each: mm along the chords."""
-    u = _lengths(knots)
-    return CubicSpline(u, knots, bc_type="natural"), u
-
-
-def _resample(curve: CubicSpline, begin: float, end: float) -> np.ndarray:
-    """(N, 3): points of the curve from one parameter to the other, evenly spaced."""
-    u = np.linspace(begin, end, 200)
-    lengths = _lengths(curve(u))
-    count = int(np.ceil(lengths[-1] / _SPACING_MM)) + 1
-    return curve(np.interp(np.linspace(0, lengths[-1], count), lengths, u))
-
-
-def _lengths(points: np.ndarray) -> np.ndarray:
-    """(N, 3) -> (N,): the length of the way from the first point."""
-    steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
-    return np.concatenate([[0.0], np.cumsum(steps)])

@@ -10,9 +10,10 @@ from scipy.spatial.transform import Rotation
 from jaxmark.core.anatomy import COW19
 from jaxmark.core.geometry import apply_affine
 from jaxmark.data.phantoms.cow import images
-from jaxmark.data.phantoms.cow.anatomy import Anatomy, Vessel
+from jaxmark.data.phantoms.cow.anatomy import BEYOND, Anatomy
 from jaxmark.data.phantoms.cow.images import render_cta, render_mra
-from jaxmark.data.phantoms.cow.lumen import BEYOND, Grid, rasterize
+from jaxmark.data.phantoms.grids import Grid
+from jaxmark.data.phantoms.lumen import Vessel, rasterize
 
 # The mean head, LPS mm: the left of two, or the one in the middle.
 MEAN_MM = {
@@ -88,7 +89,7 @@ def test_coverage_adds_up_to_the_volume_of_the_tubes(spacing, radius):
         tilt = rng.uniform(-0.35, 0.35, 2)
         middle = np.array([0, 0, 5]) + rng.uniform(-2, 2, 3)
         half = 25 * np.array([*tilt, 1])
-        lumen = rasterize([tube(middle - half, middle + half, radius)], grid)
+        lumen = rasterize([tube(middle - half, middle + half, radius)], grid, BEYOND)
         assert 0 <= lumen.coverage.min() <= lumen.coverage.max() <= 1
         drawn += lumen.coverage.sum() * grid.spacing_mm.prod()
         height = grid.shape[2] * grid.spacing_mm[2]
@@ -101,7 +102,7 @@ def test_the_lumen_says_what_lies_at_each_place():
     first, last = np.array([-9.0, -6.0, 3.0]), np.array([9.0, 5.0, 6.0])
     vessel = tube(first, last, 1.3, COW19.segment("M1 L"), (40.0, 70.0))
     vessel = replace(vessel, radii_mm=np.linspace(1.0, 1.6, len(vessel.points_mm)))
-    lumen = rasterize([vessel], grid)
+    lumen = rasterize([vessel], grid, BEYOND)
 
     centres = np.stack(np.meshgrid(*grid.axes_mm, indexing="ij"), -1)
     along = np.clip((centres - first) @ (last - first) / ((last - first) @ (last - first)), 0, 1)
@@ -122,7 +123,7 @@ def test_where_tubes_overlap_the_nearest_in_units_of_its_radius_wins():
     thick = tube((0, 0, -9), (0, 0, 9), 3.0, 0)
     thin = tube((2.5, 0, -9), (2.5, 0, 9), 1.0)
     for vessels in ([thick, thin], [thin, thick]):
-        label = rasterize(vessels, grid).segment[:, 20, 4]
+        label = rasterize(vessels, grid, BEYOND).segment[:, 20, 4]
         x = grid.axes_mm[0]
         # Between the axes at 0 and 2.5 both are as near, in radii, at x = 0.75 * 2.5.
         np.testing.assert_array_equal(label[(x > -2.9) & (x < 1.8)], 1)
@@ -134,13 +135,13 @@ def test_a_part_of_the_grid_shows_a_part_of_the_lumen():
     whole = make_grid((60, 50, 40), 1.2)
     matrix = whole.ijk_to_lps.copy()
     matrix[:3, 3] = [axis[n] for axis, n in zip(whole.axes_mm, (20, 15, 10), strict=True)]
-    part = rasterize(vessels, Grid((25, 20, 15), matrix))
-    full = rasterize(vessels, whole)
+    part = rasterize(vessels, Grid((25, 20, 15), matrix), BEYOND)
+    full = rasterize(vessels, whole, BEYOND)
     window = np.s_[20:45, 15:35, 10:25]
     assert 0 < np.count_nonzero(part.segment) < np.count_nonzero(full.segment)
     np.testing.assert_allclose(part.coverage, full.coverage[window], atol=1e-4)
     np.testing.assert_array_equal(part.segment, full.segment[window])
-    assert not rasterize([], whole).coverage.any()
+    assert not rasterize([], whole, BEYOND).coverage.any()
 
 
 # --- the scans
@@ -149,7 +150,7 @@ def test_a_part_of_the_grid_shows_a_part_of_the_lumen():
 @pytest.mark.parametrize("render", RENDERERS)
 def test_a_scan_is_a_function_of_the_seed(render):
     anatomy, grid = make_anatomy(), make_grid((24, 20, 16), 4.0)
-    lumen = rasterize(make_vessels(anatomy), grid)
+    lumen = rasterize(make_vessels(anatomy), grid, BEYOND)
     a, b, c = (render(np.random.default_rng(seed), lumen, grid, anatomy) for seed in (1, 1, 2))
     assert a.dtype == np.int16
     np.testing.assert_array_equal(a, b)
@@ -163,7 +164,7 @@ def test_the_same_seed_gives_the_same_head_on_another_grid(render):
 
     def scan(seed, shape, spacing):
         grid = make_grid(shape, spacing)
-        return render(np.random.default_rng(seed), rasterize(vessels, grid), grid, anatomy)
+        return render(np.random.default_rng(seed), rasterize(vessels, grid, BEYOND), grid, anatomy)
 
     fine = scan(3, (96, 78, 72), 1.0).reshape(32, 3, 26, 3, 24, 3).mean((1, 3, 5)).ravel()
     same, other = (
@@ -177,7 +178,7 @@ def test_the_same_seed_gives_the_same_head_on_another_grid(render):
 def test_vessels_are_brighter_than_what_is_around_them(render):
     anatomy, grid = make_anatomy(), make_grid((90, 80, 60), 0.8, (0, 0, 8))
     vessels = make_vessels(anatomy)
-    lumen = rasterize(vessels, grid)
+    lumen = rasterize(vessels, grid, BEYOND)
     for seed in range(3):
         scan = render(np.random.default_rng(seed), lumen, grid, anatomy)
         for name in ("M1 R", "M1 L"):  # the basilar artery and the siphon lie at bone
@@ -189,7 +190,7 @@ def test_vessels_are_brighter_than_what_is_around_them(render):
 
 def test_mra_is_bright_where_blood_is_fresh_and_fades_on_its_way():
     anatomy, grid = make_anatomy(), make_grid((120, 80, 80), 0.6, (0, 0, 2))
-    lumen = rasterize(make_vessels(anatomy), grid)
+    lumen = rasterize(make_vessels(anatomy), grid, BEYOND)
     core = binary_erosion(lumen.segment > 0)
     fresh = core & (lumen.segment <= 20)
     late = (lumen.segment == BEYOND) & (lumen.coverage > 0.9) & (lumen.travelled_mm > 150)
@@ -204,7 +205,7 @@ def test_mra_is_bright_where_blood_is_fresh_and_fades_on_its_way():
 
 def test_noise_of_an_mra_is_rician():
     grid = make_grid((24, 24, 24), 1.0, (0, 0, 300))  # in the air above the head
-    lumen = rasterize([], grid)
+    lumen = rasterize([], grid, BEYOND)
     for seed in range(3):
         air = render_mra(np.random.default_rng(seed), lumen, grid, make_anatomy())
         assert air.min() >= 0
@@ -224,7 +225,7 @@ def test_cta_has_the_hounsfield_units_of_tissues():
     for seed in range(6):
 
         def scan(grid, vessels, seed=seed):
-            lumen = rasterize(vessels, grid)
+            lumen = rasterize(vessels, grid, BEYOND)
             return lumen, render_cta(np.random.default_rng(seed), lumen, grid, anatomy)
 
         tissue = scan(brain, [])[1]
@@ -260,7 +261,7 @@ def test_the_head_turns_with_the_person():
     places = np.random.default_rng(1).uniform((-25, -25, -28), (25, 20, 15), (4000, 3))
 
     def hounsfield(anatomy, places):
-        scan = render_cta(np.random.default_rng(0), rasterize([], grid), grid, anatomy)
+        scan = render_cta(np.random.default_rng(0), rasterize([], grid, BEYOND), grid, anatomy)
         ijk = apply_affine(np.linalg.inv(grid.ijk_to_lps), places)
         return map_coordinates(scan.astype(float), ijk.T, order=1)
 
@@ -274,7 +275,7 @@ def test_the_head_turns_with_the_person():
 def test_plaques_lie_at_the_wall_of_the_siphon():
     """A case is calcified or not; what is brighter than in one without plaques touches a wall."""
     anatomy, grid = make_anatomy(), make_grid((60, 50, 40), 0.7, (0, -6, -4))
-    lumen = rasterize(make_vessels(anatomy), grid)
+    lumen = rasterize(make_vessels(anatomy), grid, BEYOND)
     rng = np.random.default_rng(5)
     found = 0
     for _ in range(20):

@@ -84,7 +84,7 @@ def test_landmarks_lie_where_their_segments_meet():
 
 
 def test_the_number_of_processes_changes_no_byte(root, tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxmark.data.phantoms.cow.cohort._VOXELS_WORTH_PROCESSES", 0)
+    monkeypatch.setattr("jaxmark.data.phantoms.folders._VOXELS_WORTH_PROCESSES", 0)
     write_cohort(tmp_path, SMALL, workers=2)
     assert digests(tmp_path) == digests(root)
 

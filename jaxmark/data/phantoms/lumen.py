@@ -6,37 +6,30 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmark.core.anatomy import COW19
-from jaxmark.data.phantoms.cow.anatomy import Vessel
-
-# Label of a vessel beyond the scheme; the scheme's own are 1 + the index into COW19.segments.
-BEYOND = len(COW19.segments) + 1
+from jaxmark.data.phantoms.grids import Grid
 
 _BLOCK = 60_000  # pairs of voxel and piece of centreline at a time: what stays in a cache
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Voxels of an axis-aligned scan: shape (X, Y, Z), and ijk_to_lps (4, 4) to LPS mm."""
+class Vessel:
+    """A tube around a centreline of N points, in the direction of the blood's flow."""
 
-    shape: tuple[int, int, int]
-    ijk_to_lps: np.ndarray
-
-    def __post_init__(self) -> None:
-        linear = self.ijk_to_lps[:3, :3]
-        if (np.diag(linear) <= 0).any() or (linear != np.diag(np.diag(linear))).any():
-            raise ValueError(f"a grid needs a diagonal matrix with positive spacing, not {linear}")
-
-    @property
-    def spacing_mm(self) -> np.ndarray:
-        """(3,)"""
-        return np.diag(self.ijk_to_lps)[:3]
+    name: str
+    # Index into the scheme's segments; -1: a vessel beyond the scheme.
+    segment: int
+    # (N, 3) LPS mm, at most 0.5 mm from point to point; neighbouring tubes share end points.
+    points_mm: np.ndarray
+    # (N,) mm
+    radii_mm: np.ndarray
+    # (N,) mm along the vessels from where the blood enters the phantom.
+    travelled_mm: np.ndarray
 
     @property
-    def axes_mm(self) -> list[np.ndarray]:
-        """The coordinates of the voxel centres along x (X,), y (Y,), z (Z,)."""
-        origin = self.ijk_to_lps[:3, 3]
-        return [origin[a] + self.spacing_mm[a] * np.arange(self.shape[a]) for a in range(3)]
+    def tangents(self) -> np.ndarray:
+        """(N, 3): unit vectors along the flow."""
+        along = np.gradient(self.points_mm, axis=0)
+        return along / np.linalg.norm(along, axis=1, keepdims=True)
 
 
 @dataclass(frozen=True)
@@ -45,7 +38,8 @@ class Lumen:
 
     # (X, Y, Z) float32: share of the voxel that lies in a vessel.
     coverage: np.ndarray
-    # (X, Y, Z) uint8: where the voxel's centre is in a vessel, its segment + 1 or BEYOND; else 0.
+    # (X, Y, Z) uint8: where the voxel's centre is in a vessel, its segment + 1, or `beyond` where
+    # the vessel is beyond the scheme; else 0.
     segment: np.ndarray
     # (X, Y, Z) float32, of the nearest point of a centreline where coverage is positive, else 0.
     travelled_mm: np.ndarray
@@ -69,7 +63,7 @@ class _Pieces(NamedTuple):
         return across[:, None] + np.abs(self.step) / 2
 
 
-def rasterize(vessels: Sequence[Vessel], grid: Grid) -> Lumen:
+def rasterize(vessels: Sequence[Vessel], grid: Grid, beyond: int) -> Lumen:
     """Draw the tubes, with round ends, on the grid.
 
     The edge falls over about a voxel, and the sum of coverage over a cross-section is the tube's
@@ -80,7 +74,7 @@ def rasterize(vessels: Sequence[Vessel], grid: Grid) -> Lumen:
     coverage, travelled, radius = (np.zeros(size, np.float32) for _ in range(3))
     segment = np.zeros(size, np.uint8)
     tangent = np.zeros((size, 3), np.float16)
-    for block in _blocks(_cut(vessels, grid), grid):
+    for block in _blocks(_cut(vessels, grid, beyond), grid):
         voxel, piece, t, distance, width = _around(block, grid)
         r = block.radius[piece, 0] + t * (block.radius[piece, 1] - block.radius[piece, 0])
         share, score = _coverage(distance, r, width), distance / r
@@ -103,6 +97,16 @@ def rasterize(vessels: Sequence[Vessel], grid: Grid) -> Lumen:
     )
 
 
+def coverage(vessels: Sequence[Vessel], grid: Grid) -> np.ndarray:
+    """(X, Y, Z) float32: `Lumen.coverage` alone."""
+    filled = np.zeros(int(np.prod(grid.shape)), np.float32)
+    for block in _blocks(_cut(vessels, grid, 0), grid):
+        voxel, piece, t, distance, width = _around(block, grid)
+        r = block.radius[piece, 0] + t * (block.radius[piece, 1] - block.radius[piece, 0])
+        np.maximum.at(filled, voxel, _coverage(distance, r, width))
+    return filled.reshape(grid.shape)
+
+
 def _coverage(distance: np.ndarray, radius: np.ndarray, width: np.ndarray) -> np.ndarray:
     """Share of a voxel of this width that lies in a tube, by distance from its axis; all mm.
 
@@ -114,7 +118,7 @@ def _coverage(distance: np.ndarray, radius: np.ndarray, width: np.ndarray) -> np
     return height * np.clip(0.5 + (edge - distance) / width, 0, 1)
 
 
-def _cut(vessels: Sequence[Vessel], grid: Grid) -> _Pieces:
+def _cut(vessels: Sequence[Vessel], grid: Grid, beyond: int) -> _Pieces:
     """All vessels in straight pieces of a millimetre, or a voxel if that is more."""
     length = max(1.0, float(grid.spacing_mm.mean()))
     rows, labels = [np.zeros((0, 2, 5))], [np.zeros(0, int)]
@@ -124,7 +128,7 @@ def _cut(vessels: Sequence[Vessel], grid: Grid) -> _Pieces:
         table = np.column_stack([vessel.points_mm, vessel.radii_mm, vessel.travelled_mm])
         table = np.stack([np.interp(stops, np.append(0, arc), column) for column in table.T], 1)
         rows.append(np.stack([table[:-1], table[1:]], 1))
-        label = vessel.segment + 1 if vessel.segment >= 0 else BEYOND
+        label = vessel.segment + 1 if vessel.segment >= 0 else beyond
         labels.append(np.full(len(stops) - 1, label))
     ends = np.concatenate(rows)  # (M, 2, 5)
     step = ends[:, 1, :3] - ends[:, 0, :3]
