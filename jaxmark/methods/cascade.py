@@ -52,8 +52,8 @@ from jaxmark.methods.method import (
 )
 from jaxmark.methods.optimizers import clipped, cosine_at_the_end
 from jaxmark.methods.views import augmented
+from jaxmark.models.blocks import each
 from jaxmark.models.cascade import DisplacementNet, SidePathUNet
-from jaxmark.models.noothout import each
 from jaxmark.models.unet import ResidualUNet
 
 
