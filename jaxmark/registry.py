@@ -7,6 +7,7 @@ from jaxmark.data.phantoms.cow.cohort import CirclePhantom
 from jaxmark.data.phantoms.vessels.aorta import AortaPhantom
 from jaxmark.data.phantoms.vessels.coronary import CoronaryPhantom
 from jaxmark.methods.adversarial import Adversarial
+from jaxmark.methods.cascade import Cascade
 from jaxmark.methods.heatmap import HeatmapRegression
 from jaxmark.methods.multitask import Multitask
 from jaxmark.methods.noothout import RegressionClassification
@@ -20,6 +21,7 @@ METHODS: dict[str, type] = {
         RegressionClassification,
         SpatialConfiguration,
         Multitask,
+        Cascade,
     )
 }
 PHANTOMS: dict[str, type] = {

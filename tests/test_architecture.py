@@ -112,7 +112,7 @@ def test_nothing_asks_for_the_host_s_devices_while_it_is_traced():
 
 def test_methods_do_not_know_each_other_but_for_the_generator():
     # One file a paper: what two papers share is moved down, or is the one network they share.
-    papers = ("adversarial", "heatmap", "multitask", "noothout", "scn")
+    papers = ("adversarial", "cascade", "heatmap", "multitask", "noothout", "scn")
     for name in papers:
         known = {f"jaxmark.methods.{paper}" for paper in papers}
         others = known & set(imports(FILES[f"methods/{name}.py"]))

@@ -143,6 +143,59 @@ def heatmap_cross_entropy(
     return _masked_mean(total - jnp.where(absent, nowhere, expected), here | absent)
 
 
+def exponential_heatmap_loss(
+    prediction: Array,
+    landmarks_ijk: Array,
+    present: Array,
+    *,
+    spacing_mm: Sequence[float],
+    sigma_mm: float,
+    height: float = 1.0,
+    absent: Array | None = None,
+    of_truth: bool = False,
+    head: Head | None = None,
+    slab_voxels: int = SLAB_VOXELS_CPU,
+) -> Array:
+    """Squared error of K heatmaps and their background, with exponential weights (Tan et al. 2019).
+
+    The truth (Eq. 1): Gaussians of `height`, and 1 minus that of the closest landmark as the
+    background, the last channel. Where Gaussians overlap they are scaled, so that all channels'
+    sum is 1.
+
+    Args:
+      prediction: (B, X, Y, Z, K + 1), or with `head` the features that it makes them of.
+      landmarks_ijk, present, absent: as in `weighted_heatmap_loss`. A channel of what is neither
+        present nor absent leaves the sum.
+      of_truth: weights are e to the power of the true values; else, as printed, of the predicted
+        ones, through which no gradient runs.
+
+    Returns:
+      The mean over voxels, over the known channels of the batch.
+    """
+    known = present if absent is None else present | absent
+    known = jnp.concatenate([known, jnp.ones_like(known[:, :1])], axis=-1)
+
+    def sums(maps: Array, points: Array) -> Array:
+        target = gaussians(points, maps.shape[1:4], spacing_mm, sigma_mm)
+        target = height * target * present[:, None, None, None]
+        closest = target.max(-1, keepdims=True)
+        scaled = target * (closest / jnp.maximum(target.sum(-1, keepdims=True), 1e-12))
+        truth = jnp.concatenate([scaled, 1 - closest], axis=-1)
+        weight = jnp.exp(truth if of_truth else jax.lax.stop_gradient(maps))
+        return (weight * (maps - truth) ** 2).sum((1, 2, 3))
+
+    voxels = prediction[0, ..., 0].size
+    total = _over_slabs(sums, prediction, landmarks_ijk, head, slab_voxels).sum(0)
+    return _masked_mean(total / voxels, known)
+
+
+def distance_loss(predicted: Array, true: Array, present: Array) -> Array:
+    """Euclidean distance (B, K, 3) -> the mean over what is present (Tan et al. 2019, stage 2)."""
+    square = ((predicted - true) ** 2).sum(-1)
+    # The root has no slope at 0.
+    return _masked_mean(jnp.sqrt(square + 1e-8), present)
+
+
 def adversarial_loss(fake_logits: Array) -> Array:
     """What the generator pays where the discriminator is not deceived (Tan et al. 2023, Eq. 3).
 

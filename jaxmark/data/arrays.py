@@ -8,6 +8,7 @@ import tempfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -40,15 +41,28 @@ def read_npy(path: Path, dtype: type[np.generic]) -> np.ndarray:
       OSError, ValueError: the file cannot be read, or is no such file.
     """
     with path.open("rb") as file:
-        prefix = file.read(10)
-        header = file.read(int.from_bytes(prefix[8:], "little"))
-        found = _HEADER.fullmatch(header)
-        if prefix[:8] != b"\x93NUMPY\x01\x00" or found is None:
-            raise ValueError("not an array that jaxmark writes")
-        kind, *shape = found.groups()
-        if np.dtype(kind.decode()) != dtype:
-            raise ValueError(f"an array of another type than {np.dtype(dtype)}")
-        return np.fromfile(file, dtype).reshape(tuple(map(int, shape)))
+        shape = _shape(file, dtype)
+        return np.fromfile(file, dtype).reshape(shape)
+
+
+def map_npy(path: Path, dtype: type[np.generic]) -> np.ndarray:
+    """As `read_npy`, but what is not looked at stays on the disk."""
+    with path.open("rb") as file:
+        shape = _shape(file, dtype)
+        return np.memmap(file, dtype, "r", file.tell(), shape)
+
+
+def _shape(file: BinaryIO, dtype: type[np.generic]) -> tuple[int, ...]:
+    """Of the array that follows in the file; ValueError where that is no such array."""
+    prefix = file.read(10)
+    header = file.read(int.from_bytes(prefix[8:], "little"))
+    found = _HEADER.fullmatch(header)
+    if prefix[:8] != b"\x93NUMPY\x01\x00" or found is None:
+        raise ValueError("not an array that jaxmark writes")
+    kind, *shape = found.groups()
+    if np.dtype(kind.decode()) != dtype:
+        raise ValueError(f"an array of another type than {np.dtype(dtype)}")
+    return tuple(map(int, shape))
 
 
 def check_crc32(path: Path, crc32: int | None) -> None:

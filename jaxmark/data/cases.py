@@ -3,13 +3,14 @@
 import dataclasses
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxmark.core.grids import Grid
-from jaxmark.data.arrays import check_crc32, npy, read_npy, write_folder
+from jaxmark.data.arrays import check_crc32, map_npy, npy, read_npy, write_folder
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import json_text, read_sealed, sealed
 
@@ -98,13 +99,16 @@ class PreparedCase:
     @property
     def volume(self) -> Volume:
         """What can be predicted of it."""
-        return Volume(self.name, self.image, self.ijk_to_lps)
+        return Volume(self.name, partial(self.image, mapped=True), self.ijk_to_lps)
 
-    def image(self) -> np.ndarray:
-        """(X, Y, Z) float16; background near 0, bright structures near 1."""
+    def image(self, *, mapped: bool = False) -> np.ndarray:
+        """(X, Y, Z) float16; background near 0, bright structures near 1.
+
+        Where it is `mapped`, what is not looked at stays on the disk.
+        """
         path = self.folder / "image.npy"
         try:
-            return read_npy(path, np.float16)
+            return (map_npy if mapped else read_npy)(path, np.float16)
         except (OSError, ValueError) as error:
             raise InputError(
                 path, f"damaged prepared image ({error}); delete its folder"

@@ -44,7 +44,8 @@ from jaxmark.methods.method import (
 )
 from jaxmark.methods.optimizers import clipped, cosine_at_the_end
 from jaxmark.methods.views import augmented
-from jaxmark.models.noothout import GLOBAL_STRIDE, LOCAL_STRIDE, LocalPatchNet, PatchResNet, each
+from jaxmark.models.blocks import each
+from jaxmark.models.noothout import GLOBAL_STRIDE, LOCAL_STRIDE, LocalPatchNet, PatchResNet
 
 # Loss of a network's parameters: cross-entropy and displacement error (`vote_losses`).
 Losses = Callable[[Params, Batch, Array], tuple[Array, Array]]

@@ -6,11 +6,9 @@ case depends on the others of its batch. Its statistics are those of whatever is
 trained on chunks sees other ones in whole volumes.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
@@ -107,14 +105,3 @@ class PatchHeads(nn.Module):
         logits = Pointwise(self.landmarks, self.hidden, self.dtype, name="holds")(x)
         votes = Pointwise(3 * self.landmarks, self.hidden, self.dtype, name="votes")(x)
         return logits, votes.reshape(*votes.shape[:-1], self.landmarks, 3)
-
-
-def each(function: Callable[..., Any], *stacked: Any, platform: str) -> Any:
-    """`function` of every slice of the arguments' first axes, results stacked: K networks as one.
-
-    A `vmap`; on the platform "cpu" one after another, where convolutions with a kernel for each
-    slice are three times slower than K plain ones.
-    """
-    if platform == "cpu":
-        return jax.lax.map(lambda arguments: function(*arguments), stacked)
-    return jax.vmap(function)(*stacked)

@@ -1,4 +1,4 @@
-"""Losses of the multi-task network against float64 NumPy, with and without a head, in slabs."""
+"""Losses of the multi-task network and the cascade against float64 NumPy, with a head, in slabs."""
 
 import functools
 
@@ -10,6 +10,8 @@ import pytest
 from jaxmark.core.losses import (
     attribute_loss,
     balanced_heatmap_loss,
+    distance_loss,
+    exponential_heatmap_loss,
     orientation_loss,
     segmentation_cross_entropy,
     segmentation_sums,
@@ -144,3 +146,54 @@ def test_orientation_has_no_sign_and_no_length(slab_voxels):
         found = orientation_loss(jnp.asarray(x), axes, inside, slab_voxels=slab_voxels)
         assert found == pytest.approx(expected, rel=1e-4)
     assert orientation_loss(jnp.asarray(vectors), axes, np.zeros_like(inside)) == 0
+
+
+@SLABS
+@pytest.mark.parametrize("of_truth", [False, True])
+def test_exponential_weights_and_a_background_channel(slab_voxels, of_truth):
+    rng = np.random.default_rng(0)
+    maps, points = rng.normal(size=(2, *SHAPE, 4)), rng.uniform(0, 5, (2, 3, 3))
+    present = np.array([[True, False, True], [True, True, False]])
+    absent = np.array([[False, True, False], [False, False, False]])
+    total, channels = 0.0, 0
+    for b in range(2):
+        heat = 2.0 * targets(points[b]) * present[b]
+        closest = heat.max(-1)
+        truth = np.concatenate(
+            [heat * (closest / np.maximum(heat.sum(-1), 1e-12))[..., None], 1 - closest[..., None]],
+            axis=-1,
+        )
+        np.testing.assert_allclose(truth.sum(-1), 1, atol=1e-6)
+        weight = np.exp(truth if of_truth else maps[b])
+        error = (weight * (maps[b] - truth) ** 2).mean((0, 1, 2))
+        known = [*(present[b] | absent[b]), True]
+        total, channels = total + error[known].sum(), channels + sum(known)
+    loss = functools.partial(
+        exponential_heatmap_loss,
+        height=2.0,
+        absent=absent,
+        of_truth=of_truth,
+        slab_voxels=slab_voxels,
+        **PLACE,
+    )
+    args = jnp.asarray(points, jnp.float32), present
+    found = jax.jit(loss)(jnp.asarray(maps, jnp.float32), *args)
+    assert found == pytest.approx(total / channels, rel=1e-5)
+
+
+def test_no_gradient_runs_through_predicted_weights():
+    # One voxel, far from the landmark: the truth is 0, and 1 for the background.
+    far, here = jnp.full((1, 1, 3), 99.0), jnp.ones((1, 1), bool)
+    maps = jnp.array([0.5, 0.2]).reshape(1, 1, 1, 1, 2)
+    slope = jax.grad(exponential_heatmap_loss)(maps, far, here, **PLACE)
+    expected = [2 * 0.5 * np.exp(0.5) / 2, 2 * (0.2 - 1) * np.exp(0.2) / 2]
+    np.testing.assert_allclose(slope.ravel(), expected, rtol=1e-5)
+
+
+def test_distances_of_what_is_present():
+    true = jnp.zeros((1, 2, 3))
+    moved = jnp.array([[[3.0, 4.0, 0.0], [9.0, 9.0, 9.0]]])
+    present = jnp.array([[True, False]])
+    assert distance_loss(moved, true, present) == pytest.approx(5.0)
+    slope = jax.grad(distance_loss)(true, true, present)
+    assert np.isfinite(slope).all()

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxmark.models.noothout import LocalPatchNet, PatchResNet, Stem, each
+from jaxmark.models.blocks import each
+from jaxmark.models.noothout import LocalPatchNet, PatchResNet, Stem
 
 
 def count(params):
