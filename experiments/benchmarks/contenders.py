@@ -270,7 +270,7 @@ class JaxContender:
             kind = "naive" if self.name == "naive" else "jaxmark"
             apply = jax.jit(network(kind, self.spec, jnp.dtype(dtype)).apply)
             heatmaps = np.asarray(apply(state.params["generator"], image))
-        found, _ = self.program("inference", dtype)(state.variables, self.batch.image)
+        found, *_ = self.program("inference", dtype)(state.variables, self.batch.image)
         state, metrics = self.program("step", dtype)(state, self.batch, self.key)
         # After one step Adam's first moment is the gradient times 1 - beta_1.
         moments = {k: optax.tree.get(v, "mu") for k, v in state.optimizer.items()}

@@ -171,8 +171,9 @@ def test_attributes_are_those_of_the_files(run):
     assert found["segments"]["may_change"]["n_false"] == 0
     assert found["segments"]["may_change"]["specificity"]["share"] is None
     assert found["landmarks"]["all"]["accuracy"]["share"] == 1
-    # A fork follows at "a" and is predicted; none follows at "b", and none is predicted.
-    assert found["self_consistency"]["share"] == 1
+    # A fork follows at "a" and is predicted. At "b" a segment is said to be missing that cannot
+    # be: a fork follows there, too, and none is predicted.
+    assert found["self_consistency"]["share"] == 0.5
 
 
 def test_the_report_shows_maps_and_variants(run):
