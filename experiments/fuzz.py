@@ -47,9 +47,9 @@ from jaxmark.data.landmarks import (
     write_table,
 )
 from jaxmark.data.prepare import read_alignment
+from jaxmark.data.prepared_segments import SegmentsJob, load_segments, prepare_segments
 from jaxmark.data.scans import Scan, read_scan, search_below, to_image, write_scan
 from jaxmark.data.segmentations import CohortSegments, RawSegments, read_label_map
-from jaxmark.data.segments import SegmentsJob, load_segments, prepare_segments
 from jaxmark.data.transforms import read_transform
 from jaxmark.data.unpaired import read_unpaired
 from jaxmark.inference import calibration

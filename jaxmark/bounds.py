@@ -8,7 +8,7 @@ that do not go together with others, or with a task: a field's name and what is 
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from jaxmark.system.errors import InputError
@@ -82,6 +82,13 @@ VOXELS = triple("whole numbers", int)
 
 # A field and what is wrong with it; "" for a problem of several fields of the dataclass.
 Problem = tuple[str, str]
+
+
+def divisible(crop: Sequence[int], block: int, why: str) -> Iterator[Problem]:
+    """Where a crop has a side that is not a multiple of `block` voxels, which `why` says."""
+    if any(side % block for side in crop):
+        problem = f"{crop} has a side that is not a multiple of {block}, which {why}"
+        yield "config.data.crop", problem
 
 
 def check(settings: Any, path: str, task: Any = None) -> None:

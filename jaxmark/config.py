@@ -56,6 +56,9 @@ class Data:
     # Landmark names in order, all or some of those in the files; empty: taken from the files, which
     # must then all have the same ones.
     landmarks: tuple[str, ...] = ()
+    # Segment names in order, all or some of those in the label table: the classes of methods that
+    # learn from label maps; others are background. Empty: all.
+    segments: tuple[str, ...] = ()
     # Used where the folder has no `splits.json`.
     val_fraction: float = setting(0.15, at_least(0))
     test_fraction: float = setting(0.15, at_least(0))

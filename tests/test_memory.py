@@ -8,7 +8,13 @@ import pytest
 from jaxmark.config import Augment
 from jaxmark.core.anatomy import scheme_of
 from jaxmark.core.heatmaps import cell_masses, decode, gaussians
-from jaxmark.core.losses import heatmap_cross_entropy, weighted_heatmap_loss
+from jaxmark.core.losses import (
+    heatmap_cross_entropy,
+    segmentation_cross_entropy,
+    segmentation_sums,
+    weighted_dice_loss,
+    weighted_heatmap_loss,
+)
 from jaxmark.methods.adversarial import Adversarial, CellCritic, HeatmapCritic
 from jaxmark.methods.heatmap import Generator
 from jaxmark.methods.method import Task
@@ -134,3 +140,21 @@ def test_what_a_discriminator_sees_is_not_stored(shown, monkeypatch):
     by_slabs = temporary(jax.grad(lambda maps: critic.fake(d, maps, shared).sum()), maps)
     whole = temporary(jax.grad(lambda maps: judged(generator.heatmaps(maps)(maps))), maps)
     assert by_slabs < whole - 0.5 * HEATMAPS
+
+
+def test_a_segmentation_s_softmax_and_one_hot_labels_are_not_stored():
+    features, weight = jnp.ones((1, *SHAPE, 4)), jnp.ones((4, K))
+    labels = jnp.zeros((1, *SHAPE), jnp.uint8)
+
+    def loss(features, weight, slab_voxels):
+        sums = segmentation_sums(
+            features, labels, head=lambda x: x @ weight, slab_voxels=slab_voxels
+        )
+        return weighted_dice_loss(sums) + segmentation_cross_entropy(sums)
+
+    def gradient(slab_voxels):
+        return jax.grad(lambda f, w: loss(f, w, slab_voxels), (0, 1))
+
+    # As many classes as there are heatmaps elsewhere here.
+    by_slabs = temporary(gradient(32 * 16), features, weight)
+    assert by_slabs < 0.6 * HEATMAPS < HEATMAPS < temporary(gradient(10**9), features, weight)

@@ -25,10 +25,15 @@ from jaxmark.data.cohort import SPLITS, Cohort, RawCase, check_inside
 from jaxmark.data.frame import Alignment, Frame
 from jaxmark.data.left_out import LeftOut, left_out, untrained
 from jaxmark.data.notes import first_few
+from jaxmark.data.prepared_segments import (
+    load_checked,
+    load_segments,
+    prepare_segments,
+    segments_jobs,
+)
 from jaxmark.data.registration import Kind, register
 from jaxmark.data.scans import read_scan
 from jaxmark.data.segmentations import CohortSegments
-from jaxmark.data.segments import load_checked, load_segments, prepare_segments, segments_jobs
 from jaxmark.data.transforms import read_transform
 from jaxmark.system.errors import InputError, about
 from jaxmark.system.files import read_sealed, sealed, write_json
@@ -219,17 +224,7 @@ def prepare_cohort(cohort: Cohort, data: Data, segments: CohortSegments | None =
     folder = cache_folder(data) / json_key(_settings(cohort, data, template))
     keys = {s.name: f"{s.name}-{json_key(identity(s))}" for s in sources}
     homes = {name: folder / "cases" / key for name, key in keys.items()}
-    frame = Frame(
-        register=cast(Kind, data.register),
-        metric=data.metric,
-        search_degrees=data.search_degrees,
-        template=read_scan(template) if template else None,
-        common_to_template=template_in_common(data),
-        grid_to_common=np.eye(4),  # known when the training cases are aligned
-        shape=prepared_shape(data),
-        intensity=data.intensity,
-        intensity_range=intensity_range(data),
-    )
+    frame = _unplaced_frame(data, template)
     # Jobs travel to other processes, which read the template themselves, once.
     light = dataclasses.replace(frame, template=None)
     files = {name: folder / "alignments" / f"{key}.json" for name, key in keys.items()}
@@ -275,9 +270,8 @@ def prepare_cohort(cohort: Cohort, data: Data, segments: CohortSegments | None =
             pool,
             _prepare_case,
             [
-                (source, dataclasses.replace(frame, template=None), aligned[source.name], home)
-                for source in missing
-                for home in [homes[source.name]]
+                (s, dataclasses.replace(frame, template=None), aligned[s.name], homes[s.name])
+                for s in missing
             ],
             "resampling scans",
         )
@@ -289,6 +283,21 @@ def prepare_cohort(cohort: Cohort, data: Data, segments: CohortSegments | None =
     own = any(template == source.scan for source in sources)
     notes = frame.template.notes if frame.template is not None and not own else ()
     return Prepared(cohort.names, cases, cohort.splits, frame, mended, notes, left_out(cohort))
+
+
+def _unplaced_frame(data: Data, template: Path | None) -> Frame:
+    """The frame before the training cases are aligned: where its grid lies is not known."""
+    return Frame(
+        register=cast(Kind, data.register),
+        metric=data.metric,
+        search_degrees=data.search_degrees,
+        template=read_scan(template) if template else None,
+        common_to_template=template_in_common(data),
+        grid_to_common=np.eye(4),
+        shape=prepared_shape(data),
+        intensity=data.intensity,
+        intensity_range=intensity_range(data),
+    )
 
 
 def _own_segments(landmarks: Sequence[str], segments: CohortSegments | None) -> tuple[Segment, ...]:

@@ -68,7 +68,8 @@ def read_segments(cohort: Cohort, data: Data, *, maps: bool) -> CohortSegments:
 
     The segments are those of `COW19`, in its order, where the table names them all; other names are
     background then. Else they are the table's, in the order of their values. What the table does
-    not state (ends, may_be_missing) is as in `COW19` for segments of its names.
+    not state (ends, may_be_missing) is as in `COW19` for segments of its names. `data.segments`
+    chooses among them; the others are background.
 
     Args:
       maps: every training case needs a label map; else a map or attributes.
@@ -102,6 +103,14 @@ def read_segments(cohort: Cohort, data: Data, *, maps: bool) -> CohortSegments:
         )
         remedy = "labels.csv has a column may_be_missing; or write attributes.csv"
         notes.append(Note("label table", f"{what} ({remedy})"))
+    else:
+        what = "a segment that may be missing and has no voxels counts as absent"
+        notes.append(Note("no attributes.csv", what))
+    order = _chosen(data.segments, segments)
+    background += tuple(v for number, v in enumerate(values) if number not in order)
+    segments = tuple(segments[number] for number in order)
+    values = tuple(values[number] for number in order) if values else ()
+    stated = {name: states[order] for name, states in stated.items()}
     cases = {
         name: RawSegments(label_maps.get(name), stated.get(name))
         for split in SPLITS
@@ -137,6 +146,18 @@ def _segments(
     segments = tuple(_segment(table, label, known, landmarks) for label in chosen)
     values = tuple(label.value for label in chosen)
     return segments, values if maps else (), tuple(label.value for label in others)
+
+
+def _chosen(names: Sequence[str], segments: Sequence[Segment]) -> list[int]:
+    """The indices of the segments of these names; of all where there are none."""
+    known = {segment.name: number for number, segment in enumerate(segments)}
+    for name in names:
+        if name not in known:
+            problem = f"{name!r} is no segment of the label table{nearest(name, known)}"
+            raise InputError("config.data.segments", problem)
+        if names.count(name) > 1:
+            raise InputError("config.data.segments", f"names {name!r} {names.count(name)} times")
+    return [known[name] for name in names or known]
 
 
 def _segment(

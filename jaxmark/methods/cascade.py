@@ -23,6 +23,7 @@ from jaxmark.bounds import (
     SHARE,
     Problem,
     check,
+    divisible,
     either,
     positive_numbers,
     setting,
@@ -50,7 +51,7 @@ from jaxmark.methods.method import (
     Task,
     Variables,
 )
-from jaxmark.methods.optimizers import clipped, cosine_at_the_end
+from jaxmark.methods.optimizers import clipped, cosine_at_the_end, descent
 from jaxmark.methods.views import augmented
 from jaxmark.models.blocks import each
 from jaxmark.models.cascade import DisplacementNet, SidePathUNet
@@ -61,7 +62,8 @@ from jaxmark.models.unet import ResidualUNet
 class Cascade:
     """Settings. The paper states the factor, patch, batch, Adam's rate, steps and side weights.
 
-    What has another comment is ours to choose.
+    What has another comment is ours to choose. `config.augment` is for the first stage; patches of
+    the second one are moved alone.
     """
 
     # Of the two stages.
@@ -131,13 +133,9 @@ class Cascade:
 
     def misfits(self, task: Task) -> Iterator[Problem]:
         """See `Settings`."""
-        block = self.factor * 2 ** (len(self.widths) - 1)
-        if any(n % block for n in task.crop):
-            yield (
-                "config.data.crop",
-                f"{task.crop} has a side that is not a multiple of {block}: {self.factor} voxels "
-                f"are one of the first stage, which has {len(self.widths)} levels",
-            )
+        levels = len(self.widths)
+        why = f"{levels} levels (config.method.widths) of voxels {self.factor} times as long need"
+        yield from divisible(task.crop, self.factor * 2 ** (levels - 1), why)
         if any(m % self.factor for m in task.margin):
             yield "config.data.margin", f"{max(task.margin)} is not a multiple of {self.factor}"
         if self.patch * min(task.spacing_mm) < 2 * self.reach_mm:
@@ -173,7 +171,7 @@ class Cascade:
             Phase(
                 "coarse",
                 self.steps,
-                stage_step("coarse", first.loss, optimizers["coarse"]),
+                descent("coarse", first.loss, optimizers["coarse"]),
                 read=functools.partial(read_coarse, factor=self.factor),
             )
         ]
@@ -181,7 +179,7 @@ class Cascade:
             read = functools.partial(
                 read_patches, side=self.patch, reach_mm=self.reach_mm, spacing_mm=task.spacing_mm
             )
-            step = stage_step("fine", second.loss, optimizers["fine"])
+            step = descent("fine", second.loss, optimizers["fine"], refined)
             phases.append(
                 Phase("fine", self.refine_steps, step, read=read, batch=self.refine_batch)
             )
@@ -429,27 +427,9 @@ def read_patches(
     }
 
 
-def stage_step(
-    name: str,
-    loss: Callable[[Params, Batch, Array], tuple[Array, Metrics]],
-    optimizer: optax.GradientTransformation,
-) -> Callable[[State, Batch, Array], tuple[State, Metrics]]:
-    """A step of the stage `name`; the other one stays as it is."""
-
-    def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
-        params, opt_state = state.params[name], state.optimizer[name]
-        (value, parts), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
-        update, opt_state = optimizer.update(gradient, opt_state, params)
-        refine = jnp.maximum(state.statistics["refine"], float(name == "fine"))
-        new = State(
-            step=state.step + 1,
-            params={**state.params, name: optax.apply_updates(params, update)},
-            optimizer={**state.optimizer, name: opt_state},
-            statistics={"refine": refine},
-        )
-        return new, {"loss": value, **parts, "gradient_norm": optax.tree.norm(gradient)}
-
-    return step
+def refined(statistics: dict[str, Any]) -> dict[str, Any]:
+    """After a step of the second stage: its word counts."""
+    return {"refine": jnp.ones_like(statistics["refine"])}
 
 
 def _times(lengths: tuple[float, float, float], factor: int) -> tuple[float, float, float]:

@@ -8,7 +8,6 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
@@ -20,6 +19,7 @@ from jaxmark.bounds import (
     SHARE,
     Problem,
     check,
+    divisible,
     either,
     positive_numbers,
     setting,
@@ -40,7 +40,7 @@ from jaxmark.methods.method import (
     Task,
     whole_volume_stage,
 )
-from jaxmark.methods.optimizers import clipped, cosine_at_the_end
+from jaxmark.methods.optimizers import clipped, cosine_at_the_end, descent
 from jaxmark.methods.views import augmented
 from jaxmark.models.blocks import append_coordinates
 from jaxmark.models.unet import ResidualUNet
@@ -80,13 +80,9 @@ class HeatmapRegression:
 
     def misfits(self, task: Task) -> Iterator[Problem]:
         """See `Settings`."""
-        block = 2 ** (len(self.widths) - 1)
-        if any(n % block for n in task.crop):
-            yield (
-                "config.data.crop",
-                f"{task.crop} has a side that is not a multiple of {block}, which "
-                f"{len(self.widths)} levels (config.method.widths) need",
-            )
+        levels = len(self.widths)
+        why = f"{levels} levels (config.method.widths) need"
+        yield from divisible(task.crop, 2 ** (levels - 1), why)
 
     def build(self, task: Task) -> Method:
         """The method for volumes of `task.crop`, whose sides 2^(levels - 1) must divide."""
@@ -199,21 +195,10 @@ def pretraining_step(
 ) -> Callable[[State, Batch, Array], tuple[State, Metrics]]:
     """A step of the generator alone on L_heat; other networks of the state stay as they are."""
 
-    def loss(params: Params, view: Batch) -> Array:  # Eq. 2
+    def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:  # Eq. 2
+        view = augmented(generator.task, batch, key)
         features, head = generator.features(params, view.image), generator.head(params)
         points, present, absent = view.landmarks_ijk, view.present, view.absent
-        return generator.loss(features, points, present, absent=absent, head=head)
+        return generator.loss(features, points, present, absent=absent, head=head), {}
 
-    def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
-        view = augmented(generator.task, batch, key)
-        params, opt_state = state.params["generator"], state.optimizer["generator"]
-        value, gradient = jax.value_and_grad(loss)(params, view)
-        update, opt_state = optimizer.update(gradient, opt_state, params)
-        new = state.replace(  # type: ignore[attr-defined]
-            step=state.step + 1,
-            params={**state.params, "generator": optax.apply_updates(params, update)},
-            optimizer={**state.optimizer, "generator": opt_state},
-        )
-        return new, {"loss": value, "gradient_norm": optax.tree.norm(gradient)}
-
-    return step
+    return descent("generator", loss, optimizer)

@@ -22,6 +22,7 @@ from jaxmark.bounds import (
     SHARE,
     Problem,
     check,
+    divisible,
     either,
     positive_numbers,
     setting,
@@ -59,7 +60,7 @@ from jaxmark.methods.method import (
     Task,
     whole_volume_stage,
 )
-from jaxmark.methods.optimizers import clipped, cosine_at_the_end
+from jaxmark.methods.optimizers import clipped, cosine_at_the_end, descent
 from jaxmark.methods.views import augmented
 from jaxmark.models.blocks import append_coordinates
 from jaxmark.models.multitask import MultitaskUNet
@@ -154,13 +155,9 @@ class Multitask:
 
     def misfits(self, task: Task) -> Iterator[Problem]:
         """See `Settings`."""
-        block = 2 ** (len(self.widths) - 1)
-        if any(n % block for n in task.crop):
-            yield (
-                "config.data.crop",
-                f"{task.crop} has a side that is not a multiple of {block}, which "
-                f"{len(self.widths)} levels (config.method.widths) need",
-            )
+        levels = len(self.widths)
+        why = f"{levels} levels (config.method.widths) need"
+        yield from divisible(task.crop, 2 ** (levels - 1), why)
         scheme = task.scheme
         if self.needs and not scheme.segments:
             yield "config.method", "asks for segments, of which the landmarks' scheme has none"
@@ -186,20 +183,10 @@ class Multitask:
                 optimizer={"network": optimizer.init(params)},
             )
 
-        def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
-            view = augmented(task, batch, key)
-            params, opt_state = state.params["network"], state.optimizer["network"]
-            differentiate = jax.value_and_grad(network.loss, has_aux=True)
-            (value, parts), gradient = differentiate(params, view)
-            update, opt_state = optimizer.update(gradient, opt_state, params)
-            new = state.replace(  # type: ignore[attr-defined]
-                step=state.step + 1,
-                params={"network": optax.apply_updates(params, update)},
-                optimizer={"network": opt_state},
-            )
-            return new, {"loss": value, **parts, "gradient_norm": optax.tree.norm(gradient)}
+        def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+            return network.loss(params, augmented(task, batch, key))
 
-        phase = Phase("train", self.steps, step)
+        phase = Phase("train", self.steps, descent("network", loss, optimizer))
         if self.needs:
             maps = LABEL_MAPS in self.needs
             read = read_segmented_case if maps else read_case_and_attributes

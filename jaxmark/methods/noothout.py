@@ -11,7 +11,7 @@ over patches and landmarks.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from jaxmark.bounds import (
     SHARE,
     Problem,
     check,
+    divisible,
     positive_numbers,
     setting,
 )
@@ -42,7 +43,7 @@ from jaxmark.methods.method import (
     Variables,
     whole_volume_stage,
 )
-from jaxmark.methods.optimizers import clipped, cosine_at_the_end
+from jaxmark.methods.optimizers import clipped, cosine_at_the_end, descent
 from jaxmark.methods.views import augmented
 from jaxmark.models.blocks import each
 from jaxmark.models.noothout import GLOBAL_STRIDE, LOCAL_STRIDE, LocalPatchNet, PatchResNet
@@ -125,12 +126,8 @@ class RegressionClassification:
 
     def misfits(self, task: Task) -> Iterator[Problem]:
         """See `Settings`."""
-        if any(n % GLOBAL_STRIDE for n in task.crop):
-            yield (
-                "config.data.crop",
-                f"{task.crop} has a side that is not a multiple of {GLOBAL_STRIDE}, the global "
-                "network's patch",
-            )
+        why = "patches of the global network need"
+        yield from divisible(task.crop, GLOBAL_STRIDE, why)
 
     def build(self, task: Task) -> Method:
         """The method for volumes of `task.crop`, whose sides 8 must divide."""
@@ -263,31 +260,15 @@ def stage_step(
 ) -> Callable[[State, Batch, Array], tuple[State, Metrics]]:
     """A step of the network `name`; the other one stays as it is."""
 
-    def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, tuple[Array, Array]]:
+    def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         entropy, error = losses(params, batch, key)
-        return error + class_weight * entropy, (entropy, error)
+        parts = {"classification_loss": entropy, "displacement_loss": error}
+        return error + class_weight * entropy, parts
 
-    def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
-        params, opt_state = state.params[name], state.optimizer[name]
-        (value, (entropy, error)), gradient = jax.value_and_grad(loss, has_aux=True)(
-            params, batch, key
-        )
-        update, opt_state = optimizer.update(gradient, opt_state, params)
-        refine = jnp.maximum(state.statistics["refine"], float(name == "local"))
-        new = State(
-            step=state.step + 1,
-            params={**state.params, name: optax.apply_updates(params, update)},
-            optimizer={**state.optimizer, name: opt_state},
-            statistics={"refine": refine},
-        )
-        return new, {
-            "loss": value,
-            "classification_loss": entropy,
-            "displacement_loss": error,
-            "gradient_norm": optax.tree.norm(gradient),
-        }
+    def statistics(found: dict[str, Any]) -> dict[str, Any]:
+        return {"refine": jnp.maximum(found["refine"], float(name == "local"))}
 
-    return step
+    return descent(name, loss, optimizer, statistics)
 
 
 def random_chunks(key: Array, image: Array, landmarks_ijk: Array, side: int) -> tuple[Array, Array]:

@@ -1,9 +1,13 @@
-"""Optimisers and learning rates that methods share."""
+"""Optimisers, learning rates, and the step of one network, which methods share."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
+from jax import Array
+
+from jaxmark.methods.method import Batch, Metrics, Params, State
 
 
 def clipped(norm: float, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -42,3 +46,30 @@ def kernels(tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, _: getattr(path[-1], "key", None) == "kernel", tree
     )
+
+
+def descent(
+    name: str,
+    loss: Callable[[Params, Batch, Array], tuple[Array, Metrics]],
+    optimizer: optax.GradientTransformation,
+    statistics: Callable[[dict[str, Any]], dict[str, Any]] = lambda found: found,
+) -> Callable[[State, Batch, Array], tuple[State, Metrics]]:
+    """A training step of the network `name`; a state's other networks stay as they are.
+
+    `loss(params, batch, key)` returns what falls, and metrics beside it. `statistics` are those
+    after the step.
+    """
+
+    def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
+        params, opt_state = state.params[name], state.optimizer[name]
+        (value, parts), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
+        update, opt_state = optimizer.update(gradient, opt_state, params)
+        new = State(
+            step=state.step + 1,
+            params={**state.params, name: optax.apply_updates(params, update)},
+            optimizer={**state.optimizer, name: opt_state},
+            statistics=statistics(state.statistics),
+        )
+        return new, {"loss": value, **parts, "gradient_norm": optax.tree.norm(gradient)}
+
+    return step

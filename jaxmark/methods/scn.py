@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxmark.bounds import NOT_NEGATIVE, POSITIVE, Bound, Problem, check, either, setting
+from jaxmark.bounds import NOT_NEGATIVE, POSITIVE, Bound, Problem, check, divisible, either, setting
 from jaxmark.core.heatmaps import decode, gaussian_sum, gaussians
 from jaxmark.methods.method import (
     GRADIENT,
@@ -175,11 +175,7 @@ class SpatialConfiguration:
             (local, f"{self.levels} levels (config.method.levels) need"),
             (spatial, ends),
         ):
-            if any(n % size for n in task.crop):
-                yield (
-                    "config.data.crop",
-                    f"{task.crop} has a side that is not a multiple of {size}, which {why}",
-                )
+            yield from divisible(task.crop, size, why)
 
     def build(self, task: Task) -> Method:
         """The method for volumes of `task.crop`, whose sides must fit levels and `downsample`."""

@@ -123,6 +123,6 @@ class AttributeBranch(nn.Module):
         if evidence is None:
             return logits
         slope = self.param("slope", nn.initializers.constant(0.1), (self.count, evidence.shape[-1]))
-        offset = self.param("level", nn.initializers.zeros, (self.count,))
+        offset = self.param("offset", nn.initializers.zeros, (self.count,))
         # Adam moves every parameter at the same pace; these few have the farthest to go.
         return logits + 10 * ((evidence * slope).sum(-1) + offset)

@@ -6,7 +6,7 @@ scan that fails is reported and the others go on; a second start does what is no
 ```
 output/<case>.mrk.json, .fcsv, .csv, .png   landmarks in the scan's own LPS mm, and a picture
 output/<case>.seg.nrrd, .attributes.json    of models that know of segments, as
-output/segmentations/<case>.nii.gz          `data.segmentation_files` and `predictions` say
+output/segmentations/<case>.nii.gz          `data.label_map_files` and `predictions` say
 output/batch/landmarks.csv, attributes.csv  all cases in one table
 output/batch/batch.json                     what failed and why, and how fast it was
 output/batch/cases/<case>.json              written last: what was made of which scan by which model

@@ -100,7 +100,14 @@ def _tile(case: PreparedCase, doubtful: bool) -> pictures.Tile:
     ijk = case.landmarks_ijk
     inside = ((ijk >= -0.5) & (ijk <= np.array(image.shape) - 0.5)).all(-1, keepdims=True)
     own = np.where(inside, ijk, np.nan)
-    tile = pictures.Tile(f"{name}{quality}", image.max(2), image.max(1), doubtful, own)
+    tile = pictures.Tile(
+        f"{name}{quality}",
+        image.max(2),
+        image.max(1),
+        doubtful,
+        own,
+        registered=bool(quality),
+    )
     if case.segments is None or case.segments.file is None:
         return tile
     labels = case.segments.label_map()

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmark.core.anatomy import Scheme
-from jaxmark.data.landmarks import write_fcsv, write_mrk_json, write_table
-from jaxmark.data.scans import write_scan
-from jaxmark.data.segmentation_files import (
+from jaxmark.data.label_map_files import (
     label_map_file,
     slicer_file,
     write_dataset,
     write_slicer_segmentation,
 )
+from jaxmark.data.landmarks import write_fcsv, write_mrk_json, write_table
+from jaxmark.data.scans import write_scan
 from jaxmark.inference.calibration import Calibration
 from jaxmark.inference.model import COLUMNS, ScanLandmarks
 from jaxmark.inference.predictor import Found

@@ -9,7 +9,7 @@ import numpy as np
 from jaxmark.core.geometry import apply_affine
 from jaxmark.core.grids import Grid, nearest_labels
 from jaxmark.data.cases import PreparedCase
-from jaxmark.data.segmentation_files import label_map_file
+from jaxmark.data.label_map_files import label_map_file
 from jaxmark.results.measures.points import Points
 from jaxmark.results.measures.segmentation import Maps, predicted_labels, true_labels
 

@@ -30,6 +30,9 @@ from jaxmark.data.scans import write_scan
 from jaxmark.data.segmentations import read_label_map, read_segments
 from jaxmark.system.files import write_json
 
+# Of a cohort whose label maps alone say what people lack.
+UNSEEN = "no attributes.csv: a segment that may be missing and has no voxels counts as absent"
+
 
 @pytest.fixture
 def root(tmp_path):
@@ -78,6 +81,7 @@ def test_the_circle_of_willis_keeps_its_order_whatever_its_labels_are(root, tmp_
     assert known.notes == (
         "'other' of dataset.json, 'ignore' of dataset.json: no segments, taken as background in "
         "label maps",
+        UNSEEN,
     )
     assert all(segment.ends == () for segment in known.segments)
     # Some of them are a scheme of their own.
@@ -87,7 +91,27 @@ def test_the_circle_of_willis_keeps_its_order_whatever_its_labels_are(root, tmp_
     assert known.values == (1, 2) and known.background == (3,)
     assert known.notes == (
         "'ignore' of dataset.json: no segments, taken as background in label maps",
+        UNSEEN,
     )
+
+
+def test_segments_are_chosen_by_name_and_in_order(root):
+    (root / "attributes.csv").write_text("case,one R,one L,stem\na,yes,no,\n")
+    chosen = {"root": str(root), "segments": ("stem", "one L")}
+    known = read_segments(read_cohort(Data(root=str(root))), Data(**chosen), maps=True)
+    assert known.segments == (SEGMENTS[2], SEGMENTS[1])
+    # What is not asked for is background in maps, and nothing is stated of it.
+    assert known.values == (9, 3) and set(known.background) == {12, 5}
+    np.testing.assert_array_equal(known.cases["a"].stated, [0, -1])
+    for names, problem in [
+        (("steam",), "'steam' is no segment of the label table; the nearest name is 'stem'"),
+        (("stem", "stem"), "names 'stem' 2 times"),
+    ]:
+        data = dataclasses.replace(Data(**chosen), segments=names)
+        refused(
+            lambda data=data: read_segments(read_cohort(Data(root=str(root))), data, maps=True),
+            f"config.data.segments: {problem}",
+        )
 
 
 def test_a_table_of_some_of_the_circle_s_segments_is_told_from_all(tmp_path):

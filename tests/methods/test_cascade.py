@@ -156,8 +156,8 @@ def test_the_first_stage_s_positions_come_back_at_full_resolution(tmp_path):
     ("changes", "message"),
     [
         (
-            {"factor": 4},
-            r"config\.data\.crop: \(16, 16, 8\) has a side that is not a multiple of 8|m",
+            {"factor": 8},
+            r"config\.data\.crop: \(16, 16, 8\) has a side that is not a multiple of 16, which 2 ",
         ),
         ({"patch": 6}, r"config\.method\.patch: 6 is not a multiple of 4"),
         ({"sides": ()}, r"config\.method\.sides: needs a weight for each of 1"),

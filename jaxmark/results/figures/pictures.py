@@ -140,13 +140,14 @@ class Tile:
     # (X, Y) and (X, Z) uint8: its label map by `seen_labels`.
     labels: tuple[np.ndarray, np.ndarray] | None = None
     segments: int = 0  # how many there are
+    registered: bool = False  # its title has the quality of the registration
 
 
+_SHEET_QUALITY = "number: quality of the registration; "
 _SHEET_MARKS = (
-    "number: quality of the registration; blue dots: mean landmarks; yellow rings: the case's own "
-    "landmarks; red frame: doubtful, see cases.csv"
+    "blue dots: mean landmarks; yellow rings: the case's own landmarks; red frame: doubtful, see "
+    "cases.csv"
 )
-
 _SHEET_LABELS = "; tinted: segments of its label map"
 
 _LABEL_OPACITY = 0.5
@@ -207,8 +208,10 @@ def contact_sheet(
         axes.set_ylim(rows * high, 0)
         axes.set_aspect("equal")
         figure.text(0.01, 1 - 0.2 / height, title, size=12, weight="bold", color="white")
+        numbered = _SHEET_QUALITY * any(tile.registered for tile in tiles)
         tinted = _SHEET_LABELS * any(tile.labels is not None for tile in tiles)
-        figure.text(0.01, 1 - 0.4 / height, _SHEET_MARKS + tinted, size=9, color="white")
+        marks = numbered + _SHEET_MARKS + tinted
+        figure.text(0.01, 1 - 0.4 / height, marks, size=9, color="white")
         return rendered(figure, "png")
 
 

@@ -12,7 +12,7 @@ from jaxmark.core.anatomy import Scheme
 from jaxmark.core.grids import Grid
 from jaxmark.core.segmentation import agreement, voxels
 from jaxmark.data.cases import CaseSegments, PreparedCase
-from jaxmark.data.segmentation_files import label_map_file, labels_on_grid
+from jaxmark.data.label_map_files import label_map_file, labels_on_grid
 from jaxmark.results.measures.tables import about_damage, cases_and_names, read_rows, write_rows
 from jaxmark.system.errors import InputError
 from jaxmark.system.parallel import parallel, worker_pool
