@@ -128,8 +128,9 @@ class Cascade:
                 "patch",
                 f"{self.patch} is not a multiple of {2**depth} (config.method.refine_widths)",
             )
-        if len(self.sides) < min(3, len(self.widths) - 1):
-            yield "sides", f"needs a weight for each of {min(3, len(self.widths) - 1)} side paths"
+        paths = min(3, len(self.widths) - 1)
+        if len(self.sides) < paths or min(self.sides, default=0) < 0:
+            yield "sides", f"{self.sides} is not a weight of 0 or more for each side path ({paths})"
 
     def misfits(self, task: Task) -> Iterator[Problem]:
         """See `Settings`."""

@@ -147,11 +147,17 @@ class Multitask:
     def conflicts(self) -> Iterator[Problem]:
         """See `bounds`."""
         if self.consistency and not (self.fork_attributes and self.segment_attributes):
-            yield "consistency", "compares two classifications: both need a weight"
+            yield (
+                "consistency",
+                "compares fork_attributes with segment_attributes; one is 0",
+            )
         if self.label_cross_entropy and not self.segmentation:
-            yield "label_cross_entropy", "is added to Dice: segmentation needs a weight"
+            yield (
+                "label_cross_entropy",
+                "is added to the loss of segmentation, which is 0",
+            )
         if self.attributes_from == "labels" and not self.segmentation:
-            yield "attributes_from", "is labels: segmentation needs a weight"
+            yield "attributes_from", "is 'labels', which nothing finds: segmentation is 0"
 
     def misfits(self, task: Task) -> Iterator[Problem]:
         """See `Settings`."""
@@ -160,12 +166,12 @@ class Multitask:
         yield from divisible(task.crop, 2 ** (levels - 1), why)
         scheme = task.scheme
         if self.needs and not scheme.segments:
-            yield "config.method", "asks for segments, of which the landmarks' scheme has none"
+            yield "config.method", "learns from segments, and these landmarks have none"
         elif self.fork_attributes and not scheme.may_change.any():
             yield (
                 "config.method.fork_attributes",
                 "needs segments that may be missing and end at landmarks: state ends and "
-                "may_be_missing in the label table, or set it and consistency to 0",
+                "may_be_missing in the label table, or set fork_attributes and consistency to 0",
             )
 
     def build(self, task: Task) -> Method:

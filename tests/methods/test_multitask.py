@@ -194,12 +194,15 @@ def test_where_little_is_found_of_a_segment_it_is_probably_missing():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"segment_attributes": 0.0}, r"config\.method\.consistency: compares two classific"),
+        (
+            {"segment_attributes": 0.0},
+            r"config\.method\.consistency: compares fork_attributes",
+        ),
         ({**OFF, "label_cross_entropy": 1.0}, r"config\.method\.label_cross_entropy: is added"),
         ({"widths": (4, 4, 4, 4, 4)}, r"config\.data\.crop: \(16, 16, 8\) .* multiple of 16"),
         (
             {**OFF, "attributes_from": "labels"},
-            r"config\.method\.attributes_from: is labels: segmentation needs a weight",
+            r"config\.method\.attributes_from: is 'labels', which nothing finds",
         ),
         ({"derived": "maybe"}, r"config\.method\.derived: 'maybe'"),
     ],
@@ -210,7 +213,7 @@ def test_settings_that_cannot_be_are_named(changes, message):
 
 
 def test_a_scheme_without_what_the_tasks_need_is_named():
-    with pytest.raises(InputError, match=r"config\.method: asks for segments"):
+    with pytest.raises(InputError, match=r"config\.method: learns from segments"):
         SMALL.build(TASK)
     certain = Scheme("own", ("a", "b"), (), (Segment("big", ("a",)),))
     with pytest.raises(InputError, match=r"fork_attributes: needs segments that may be missing"):
