@@ -3,6 +3,7 @@
 A new one is a line here.
 """
 
+from jaxmark.data.phantoms.cine.cohort import CinePhantom
 from jaxmark.data.phantoms.cow.cohort import CirclePhantom
 from jaxmark.data.phantoms.vessels.aorta import AortaPhantom
 from jaxmark.data.phantoms.vessels.coronary import CoronaryPhantom
@@ -25,5 +26,5 @@ METHODS: dict[str, type] = {
     )
 }
 PHANTOMS: dict[str, type] = {
-    kind.__name__: kind for kind in (CirclePhantom, CoronaryPhantom, AortaPhantom)
+    kind.__name__: kind for kind in (CirclePhantom, CoronaryPhantom, AortaPhantom, CinePhantom)
 }
