@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxmark.config import Data
 from jaxmark.core.geometry import apply_affine
-from jaxmark.data.landmark_files import voxel_json
+from jaxmark.data.landmark_files import stacom, voxel_json
 from jaxmark.data.landmarks import Content, Landmarks, in_lps, read_content, read_tables
 from jaxmark.data.layouts import landmark_files
 from jaxmark.data.notes import Note
@@ -185,7 +185,16 @@ def _read(
     if isinstance(place, Path):
         found = landmark_files(place)
         place, notes = found.files, [*found.chosen, *found.unread]
-    return {case: read_content(file, case) for case, file in place.items()}, notes
+    contents: dict[str, Content] = {}
+    for name, file in place.items():
+        has_many = file.suffix.lower() == stacom.EXTENSION
+        found_in = read_tables(file, scans) if has_many else {name: read_content(file, name)}
+        for case, content in found_in.items():
+            if case in contents:
+                problem = f"case {case!r} has landmarks in {contents[case].file.name}, too"
+                raise InputError(file, problem)
+            contents[case] = content
+    return contents, notes
 
 
 # Frames and units

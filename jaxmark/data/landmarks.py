@@ -12,7 +12,7 @@ that was never placed) or leave it out.
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from jaxmark.data.landmark_files import fcsv, markups, tables, voxel_json
+from jaxmark.data.landmark_files import fcsv, markups, stacom, tables, voxel_json
 from jaxmark.data.landmark_files.content import Content, Landmarks, check_case, in_lps
 from jaxmark.system.errors import InputError
 
@@ -41,7 +41,7 @@ write_table = tables.write
 EXTENSIONS = (".mrk.json", ".fcsv", ".csv")
 # With names that other files have, too, and older names. The first that fits a file is its own;
 # where a case has several files, the first is preferred.
-ALL_EXTENSIONS = (".mrk.json", ".mkp.json", ".json", ".fcsv", ".csv", ".tsv")
+ALL_EXTENSIONS = (".mrk.json", ".mkp.json", ".json", ".fcsv", ".csv", ".tsv", stacom.EXTENSION)
 
 
 def read_landmarks(path: Path, frame: str = "", case: str = "") -> Landmarks:
@@ -82,27 +82,33 @@ def read_content(path: Path, case: str = "") -> Content:
     extension = extension_of(path)
     if extension in _READERS:
         return _READERS[extension](path)
-    if extension not in (".csv", ".tsv"):
+    if extension == stacom.EXTENSION and stacom.is_one(path):
+        cases = stacom.read(path)
+    elif extension in (".csv", ".tsv"):
+        cases = tables.read_case(path)
+    else:
         raise InputError(path, f"not a landmark format jaxmark reads: {', '.join(EXTENSIONS)}")
-    cases = tables.read_case(path)
+    teller = "it" if extension == stacom.EXTENSION else "column case"
     if len(cases) > 1:
-        raise InputError(path, f"column case names {len(cases)} cases; a file of one case has one")
+        raise InputError(path, f"{teller} names {len(cases)} cases; a file of one case has one")
     ((stated, content),) = cases.items()
     wanted = case or path.name[: -len(extension)]
     if stated not in ("", wanted):
-        raise InputError(path, f"column case names {stated!r}, not {wanted!r}")
+        raise InputError(path, f"{teller} names {stated!r}, not {wanted!r}")
     return content
 
 
 def read_tables(path: Path, known: Collection[str] = ()) -> dict[str, Content]:
-    """Case -> what one file of many cases says: CSV, or JSON with voxel indices.
+    """Case -> what one file of many cases says: CSV, JSON with voxel indices, or the challenge's
+    text (`landmark_files.stacom`).
 
     Args:
       known: names of cases that have images, which help to tell the column of cases.
     """
-    return (
-        voxel_json.read(path) if extension_of(path) == ".json" else tables.read_cases(path, known)
-    )
+    extension = extension_of(path)
+    if extension == stacom.EXTENSION:
+        return stacom.read(path, known)
+    return voxel_json.read(path) if extension == ".json" else tables.read_cases(path, known)
 
 
 def is_prediction_table(path: Path) -> bool:

@@ -6,6 +6,9 @@ jaxmark's own, which a folder `images/` tells:
 root/images/<case>.nii.gz            or another format of `scans`, or a folder of DICOM slices
 root/landmarks/<case>.mrk.json       or .fcsv or .csv; or all cases in one root/landmarks.csv, or in
                                      voxels in nnLandmark's root/all_landmarks_voxel.json
+                                     or, with pictures named in them, in the text files of a
+                                     challenge (`landmark_files.stacom`): root/landmarks.txt, or
+                                     root/landmarks/<any name>.txt
 root/segmentations/<case>.nii.gz     label maps, or another format; for methods that learn from them
 ```
 
@@ -39,7 +42,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxmark.data.formats.dicom_series import chosen_series
-from jaxmark.data.landmark_files import markups
+from jaxmark.data.landmark_files import markups, stacom
 from jaxmark.data.landmark_files.several import choose
 from jaxmark.data.landmarks import check_case, extension_of, is_prediction_table
 from jaxmark.data.notes import Note
@@ -54,7 +57,10 @@ from jaxmark.system.errors import InputError
 from jaxmark.system.files import read_json
 
 # Where all landmarks may be; of all places there may be one.
-_PLACES = ("landmarks", "landmarks.csv", "landmarks.tsv", "all_landmarks_voxel.json")
+_PLACES = (
+    *("landmarks", "landmarks.csv", "landmarks.tsv", "all_landmarks_voxel.json"),
+    "landmarks.txt",
+)
 _NO_SCANS = f"holds no scans ({', '.join(EXTENSIONS)} or DICOM)"
 
 
@@ -167,6 +173,8 @@ class LandmarkFiles(NamedTuple):
 
 def landmark_files(folder: Path) -> LandmarkFiles:
     """Case -> landmark file `<case>.<extension>`; hidden files are ignored.
+
+    A text file of `landmark_files.stacom` has its own cases in it; here it stands by its name.
 
     A `.json` file is one if it holds markups of 3D Slicer. Files of one case that say the same are
     one; what prediction writes beside `<case>.mrk.json` is not needed.
@@ -367,6 +375,8 @@ def _landmark_name(file: Path) -> tuple[str, str]:
     # Many files are called so.
     if extension == ".json" and not file.is_dir():
         problem = markups.why_not(file)
+    if extension == stacom.EXTENSION and not stacom.is_one(file):
+        return "", ""
     if extension == ".csv" and is_prediction_table(file):
         problem = "a table of predictions"
     return ("", problem) if problem else (file.name[: -len(extension)], "")
