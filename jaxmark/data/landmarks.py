@@ -77,14 +77,18 @@ def read_table(path: Path, frame: str = "") -> dict[str, Landmarks]:
     return {case: in_lps(content, frame) for case, content in read_tables(path).items()}
 
 
-def read_content(path: Path, case: str = "") -> Content:
-    """What a file of one case says, in its own frame and unit; see `read_landmarks`."""
+def read_content(path: Path, case: str = "", *, planar: bool = False) -> Content:
+    """What a file of one case says, in its own frame and unit; see `read_landmarks`.
+
+    Args:
+      planar: its points lie on a picture; of a table see `read_tables`.
+    """
     extension = extension_of(path)
     if extension in _READERS:
         return _READERS[extension](path)
     if extension not in (".csv", ".tsv"):
         raise InputError(path, f"not a landmark format jaxmark reads: {', '.join(EXTENSIONS)}")
-    cases = tables.read_case(path)
+    cases = tables.read_case(path, planar=planar)
     if len(cases) > 1:
         raise InputError(path, f"column case names {len(cases)} cases; a file of one case has one")
     ((stated, content),) = cases.items()
@@ -94,15 +98,19 @@ def read_content(path: Path, case: str = "") -> Content:
     return content
 
 
-def read_tables(path: Path, known: Collection[str] = ()) -> dict[str, Content]:
+def read_tables(
+    path: Path, known: Collection[str] = (), *, planar: bool = False
+) -> dict[str, Content]:
     """Case -> what one file of many cases says: CSV, or JSON with voxel indices.
 
     Args:
       known: names of cases that have images, which help to tell the column of cases.
+      planar: the points lie on pictures: a table has columns x_px and y_px, or x and y in mm, or
+        both, and maybe pixel_size_mm.
     """
-    return (
-        voxel_json.read(path) if extension_of(path) == ".json" else tables.read_cases(path, known)
-    )
+    if extension_of(path) == ".json":
+        return voxel_json.read(path)
+    return tables.read_cases(path, known, planar=planar)
 
 
 def is_prediction_table(path: Path) -> bool:
