@@ -153,7 +153,8 @@ class Frame:
             )
         if lead < AMBIGUOUS_LEAD:
             found.append(f"another rotation fits nearly as well (margin {lead:.3f})")
-        if overlap < _LITTLE_OVERLAP:
+        # Native pictures are filled up.
+        if overlap < _LITTLE_OVERLAP and self.grid == "common":
             found.append(f"only {100 * overlap:.0f} % of the prepared volume lies in the scan")
         return found
 

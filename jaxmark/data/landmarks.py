@@ -27,6 +27,7 @@ __all__ = [
     "is_prediction_table",
     "read_content",
     "read_landmarks",
+    "read_predicted",
     "read_table",
     "read_tables",
     "write_fcsv",
@@ -75,6 +76,14 @@ def read_table(path: Path, frame: str = "") -> dict[str, Landmarks]:
       InputError: as `read_landmarks` and `check_case`, or there is no column `case`.
     """
     return {case: in_lps(content, frame) for case, content in read_tables(path).items()}
+
+
+def read_predicted(path: Path, unit: str) -> dict[str, Landmarks]:
+    """What `write_table` wrote of points on pictures, in the unit of their world: "mm" or "px"."""
+    return {
+        case: content.also_mm if unit == "mm" else content.points
+        for case, content in tables.read_cases(path, planar=True).items()
+    }
 
 
 def read_content(path: Path, case: str = "", *, planar: bool = False) -> Content:

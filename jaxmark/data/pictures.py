@@ -7,6 +7,7 @@ the first pixel. Its unit is the millimetre where the size of a pixel is known, 
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,29 @@ NO_SIZE = (
 )
 
 
+@dataclass(frozen=True)
+class Plane:
+    """The world of a picture: the unit of its points, and how large a pixel is."""
+
+    unit: str
+    # Between columns and between rows; None: not known, and the unit is the pixel.
+    pixel_mm: tuple[float, float] | None
+
+    def pixels(self, points: np.ndarray) -> np.ndarray:
+        """(..., 2) in pixels of points (..., 3) of this world."""
+        return np.asarray(points)[..., :2] / self._per_pixel
+
+    def points(self, pixels: np.ndarray) -> np.ndarray:
+        """(..., 3), the inverse of `pixels`."""
+        flat = np.asarray(pixels, np.float64) * self._per_pixel
+        return np.concatenate([flat, np.zeros((*flat.shape[:-1], 1))], -1)
+
+    @property
+    def _per_pixel(self) -> np.ndarray:
+        mm = self.pixel_mm if self.unit == "mm" else None
+        return np.array(mm or (1.0, 1.0))
+
+
 def read_picture(path: Path, unit: str = "mm", pixel_size_mm: float = 0.0) -> Scan:
     """Reads one picture: a file with one of `EXTENSIONS`, a DICOM file, or a frame of one.
 
@@ -54,9 +78,37 @@ def read_picture(path: Path, unit: str = "mm", pixel_size_mm: float = 0.0) -> Sc
     pixel_mm, notes = _pixel_size(path, found, pixel_size_mm)
     if pixel_mm is None and unit == "mm":
         raise InputError(path, NO_SIZE)
+    return _scan(path, found.pixels, unit, pixel_mm, notes)
+
+
+def picture_in_memory(
+    pixels: np.ndarray, unit: str, pixel_mm: tuple[float, float] | None, where: str
+) -> Scan:
+    """A picture (X, Y), or (X, Y, 3) in colour, as `read_picture` has it; x to the right.
+
+    Raises:
+      InputError: about `where`, for what a file may not be.
+    """
+    path = Path(where)
+    if pixels.ndim not in (2, 3):
+        raise InputError(where, f"has {pixels.ndim} axes; a picture is (X, Y) or (X, Y, 3)")
+    raster.check_size(path, *pixels.shape[:2])
+    grey, notes = raster.in_grey(path, np.asarray(pixels))
+    if pixel_mm is None and unit == "mm":
+        raise InputError(where, NO_SIZE)
+    return _scan(path, grey, unit, pixel_mm, notes)
+
+
+def _scan(
+    path: Path,
+    pixels: np.ndarray,
+    unit: str,
+    pixel_mm: tuple[float, float] | None,
+    notes: tuple[str, ...],
+) -> Scan:
     x, y = pixel_mm if unit == "mm" and pixel_mm is not None else (1.0, 1.0)
-    pixels = np.asfortranarray(found.pixels[..., None], np.float32)
-    return mended(path, Scan(pixels, np.diag([x, y, 1.0, 1.0]), notes, pixel_mm))
+    voxels = np.asfortranarray(pixels[..., None], np.float32)
+    return mended(path, Scan(voxels, np.diag([x, y, 1.0, 1.0]), notes, pixel_mm))
 
 
 def states_pixel_size(path: Path) -> bool:
@@ -167,6 +219,11 @@ def search_pictures_below(folder: Path, series: str = "") -> Found:
         left_out,
         {},
     )
+
+
+def pictures_in(file: Path) -> dict[str, Path]:
+    """Name -> picture of one file: itself, or its frames; nothing for what is none."""
+    return dict(_files([file]))
 
 
 def picture_name(path: Path) -> str:

@@ -101,7 +101,8 @@ class Prepared:
     def annotation_doubts(self) -> dict[str, str]:
         """Case -> how its landmarks contradict the other cases', where they do."""
         cases = list(self.cases.values())
-        return annotation_doubts(cases, self.landmarks, self.frame.grid_to_common)
+        unit = "px" if self.frame.grid == "native" else self.frame.unit
+        return annotation_doubts(cases, self.landmarks, self.frame.grid_to_common, unit)
 
     def warnings(self) -> list[str]:
         """What a person should know of the cohort, a line each."""

@@ -26,6 +26,7 @@ from jaxmark.data.landmark_files.content import (
 )
 from jaxmark.data.landmark_files.rows import comments, lines, listed, numbers, rows
 from jaxmark.data.notes import Note
+from jaxmark.data.pictures import Plane
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import write_text_atomic
 
@@ -143,6 +144,7 @@ def write(
     path: Path,
     cases: Mapping[str, Mapping[str, np.ndarray | None]],
     columns: Mapping[str, Mapping[str, Mapping[str, float | str | None]]] | None = None,
+    planes: Mapping[str, Plane] | None = None,
 ) -> None:
     """Writes CSV that `read_table` gives back exactly, but for landmarks that are not annotated.
 
@@ -151,6 +153,8 @@ def write(
       cases: case -> landmark -> (3,) LPS mm, or None for absent; three NaN have no row.
       columns: further columns behind x, y and z, in this order: name -> case -> landmark -> number
         or text. None or nothing there is an empty cell.
+      planes: case -> the picture that its points lie on: these have x_px and y_px, and before them
+        x_mm and y_mm where the world is in mm.
 
     Raises:
       ValueError: a coordinate or number is not finite; a landmark's name is one that `read_table`
@@ -160,12 +164,19 @@ def write(
     columns = columns or {}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", "landmark", "x_lps_mm", "y_lps_mm", "z_lps_mm", *columns])
+    axes = ["x_lps_mm", "y_lps_mm", "z_lps_mm"]
+    if planes:
+        in_mm = next(iter(planes.values())).unit == "mm"
+        axes = [*["x_mm", "y_mm"] * in_mm, "x_px", "y_px"]
+    writer.writerow(["case", "landmark", *axes, *columns])
     for case, landmarks in cases.items():
         for name, xyz in landmarks.items():
             if status_of(xyz) == "undefined":
                 continue
-            values = ["", "", ""] if xyz is None else [repr(v) for v in finite(xyz)]
+            values = [""] * len(axes)
+            if xyz is not None:
+                shown = xyz if not planes else [*xyz[:2], *planes[case].pixels(xyz)][-len(axes) :]
+                values = [repr(v) for v in finite(shown)]
             values += [_cell(column.get(case, {}).get(name)) for column in columns.values()]
             writer.writerow([case, written(name), *values])
     write_text_atomic(path, text.getvalue())
