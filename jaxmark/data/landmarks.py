@@ -27,6 +27,7 @@ __all__ = [
     "is_prediction_table",
     "read_content",
     "read_landmarks",
+    "read_predicted",
     "read_table",
     "read_tables",
     "write_fcsv",
@@ -77,15 +78,27 @@ def read_table(path: Path, frame: str = "") -> dict[str, Landmarks]:
     return {case: in_lps(content, frame) for case, content in read_tables(path).items()}
 
 
-def read_content(path: Path, case: str = "") -> Content:
-    """What a file of one case says, in its own frame and unit; see `read_landmarks`."""
+def read_predicted(path: Path, unit: str) -> dict[str, Landmarks]:
+    """What `write_table` wrote of points on pictures, in the unit of their world: "mm" or "px"."""
+    return {
+        case: content.also_mm if unit == "mm" else content.points
+        for case, content in tables.read_cases(path, planar=True).items()
+    }
+
+
+def read_content(path: Path, case: str = "", *, planar: bool = False) -> Content:
+    """What a file of one case says, in its own frame and unit; see `read_landmarks`.
+
+    Args:
+      planar: its points lie on a picture; of a table see `read_tables`.
+    """
     extension = extension_of(path)
     if extension in _READERS:
         return _READERS[extension](path)
     if extension == stacom.EXTENSION and stacom.is_one(path):
         cases = stacom.read(path)
     elif extension in (".csv", ".tsv"):
-        cases = tables.read_case(path)
+        cases = tables.read_case(path, planar=planar)
     else:
         raise InputError(path, f"not a landmark format jaxmark reads: {', '.join(EXTENSIONS)}")
     teller = "it" if extension == stacom.EXTENSION else "column case"
@@ -98,17 +111,23 @@ def read_content(path: Path, case: str = "") -> Content:
     return content
 
 
-def read_tables(path: Path, known: Collection[str] = ()) -> dict[str, Content]:
+def read_tables(
+    path: Path, known: Collection[str] = (), *, planar: bool = False
+) -> dict[str, Content]:
     """Case -> what one file of many cases says: CSV, JSON with voxel indices, or the challenge's
     text (`landmark_files.stacom`).
 
     Args:
       known: names of cases that have images, which help to tell the column of cases.
+      planar: the points lie on pictures: a table has columns x_px and y_px, or x and y in mm, or
+        both, and maybe pixel_size_mm.
     """
     extension = extension_of(path)
     if extension == stacom.EXTENSION:
         return stacom.read(path, known)
-    return voxel_json.read(path) if extension == ".json" else tables.read_cases(path, known)
+    if extension == ".json":
+        return voxel_json.read(path)
+    return tables.read_cases(path, known, planar=planar)
 
 
 def is_prediction_table(path: Path) -> bool:

@@ -8,7 +8,7 @@ root/phantom.json                 how it was made
 root/splits.json                  by person; written last
 ```
 
-A slice's frame is the picture's: x to its right, y down, mm from its middle.
+A slice's frame is the picture's: x to its right, y down, mm from the centre of its first pixel.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from jaxmark.data.phantoms.cine.scanner import acquire, draw_settings
 from jaxmark.data.phantoms.cine.thorax import draw_build, paint_long_axis, paint_short_axis
 from jaxmark.data.phantoms.cine.tissue import blank, draw_contrast
 from jaxmark.data.phantoms.folders import make_cases, unfinished
-from jaxmark.data.phantoms.grids import Grid, centred_grid
+from jaxmark.data.phantoms.grids import Grid
 from jaxmark.data.scans import write_scan
 from jaxmark.system.files import write_json, write_text_atomic
 
@@ -139,7 +139,8 @@ def make_case(phantom: CinePhantom, number: int) -> CineCase:
         draw_contrast(image, phantom.scanner),
     )
     grid, degrees = _draw_grid(image, phantom, view)
-    plane = draw_plane(image, grid, image.normal(0, 10, 2) - (6, 0), degrees)
+    middle = (np.array(grid.shape[:2]) - 1) / 2 * grid.spacing_mm[:2]
+    plane = draw_plane(image, grid, middle + image.normal(0, 10, 2) - (6, 0), degrees)
     canvas, build = blank(plane, max(settings.edge_mm, plane.pixel_mm)), draw_build(body)
     if view.axis == "short":
         ring = short_axis.draw_ring(anatomy, moment, level)
@@ -171,7 +172,7 @@ def _draw_grid(rng: np.random.Generator, phantom: CinePhantom, view: View) -> tu
     tall = view.axis == "short" and not turned
     shape = (shorter, longer, 1) if tall else (longer, shorter, 1)
     degrees += 90.0 * (view.axis == "short" and turned)
-    return centred_grid(shape, (pixel, pixel, _SLICE_MM), np.zeros(3)), float(degrees)
+    return Grid(shape, np.diag([pixel, pixel, _SLICE_MM, 1.0])), float(degrees)
 
 
 def name_cases(phantom: CinePhantom) -> dict[str, list[str]]:

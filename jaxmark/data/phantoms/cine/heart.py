@@ -146,8 +146,8 @@ def at_contraction(heart: Heart, contraction: float) -> Moment:
         wall=float(np.sqrt(radius**2 + muscle) - radius),
         plane=plane,
         length=length,
-        # Ricci et al.: 3 to 4 mm wider at end-systole. It can't be wider than the LV.
-        annulus=min(heart.annulus + 3 * contraction, 1.9 * radius),
+        # Ricci et al.: 3 to 4 mm wider at end-systole, when the healthy LV is narrower than it.
+        annulus=min(heart.annulus + 3.5 * contraction, 2.5 * radius),
         rv=heart.rv * (1 - contraction * heart.rv_shortening),
         left_atrium=heart.left_atrium * (0.88 + 0.12 * contraction),
     )
