@@ -195,8 +195,8 @@ def test_experiment_files_find_the_first_phantom_where_it_was():
 
 
 def test_a_bend_that_could_fold_the_picture_is_refused():
-    validate(experiment(augment=Augment(elastic_mm=6.0, elastic_grid_mm=48.0)))
+    check(experiment(augment=Augment(elastic_mm=6.0, elastic_grid_mm=48.0)))
     refused(
-        lambda: validate(experiment(augment=Augment(elastic_mm=6.1, elastic_grid_mm=48.0))),
+        lambda: check(experiment(augment=Augment(elastic_mm=6.1, elastic_grid_mm=48.0))),
         "config.augment.elastic_mm: 6.1 is more than an eighth of elastic_grid_mm, 48.0",
     )
