@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxmark.bounds import (
     LENGTHS,
+    POSITIVE,
     SHARE,
     VOXELS,
     Problem,
@@ -172,11 +173,24 @@ class Augment:
     noise: float = setting(0.0, at_least(0))
     # Share of the cases that are mirrored left to right, with what is right and left exchanged.
     flip: float = setting(0.0, at_least(0), SHARE)
+    # Smooth random deformation: a cubic B-spline whose coefficients lie `elastic_grid_mm` apart and
+    # move voxels by at most `elastic_mm` along each axis.
+    elastic_mm: float = setting(0.0, at_least(0))
+    elastic_grid_mm: float = setting(48.0, POSITIVE)
 
     def conflicts(self) -> Iterator[Problem]:
         """See `bounds`."""
         if self.scale >= 1 or self.contrast >= 1:
             yield "", "scale and contrast must be under 1"
+        if self.elastic_mm > self.elastic_grid_mm / 8:
+            # Beyond that, a bend may fold the picture, and points have no single place in it.
+            yield (
+                "elastic_mm",
+                (
+                    f"{self.elastic_mm} is more than an eighth of elastic_grid_mm, "
+                    f"{self.elastic_grid_mm}: the picture could fold"
+                ),
+            )
 
 
 @dataclasses.dataclass

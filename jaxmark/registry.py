@@ -8,6 +8,7 @@ from jaxmark.data.phantoms.cow.cohort import CirclePhantom
 from jaxmark.data.phantoms.vessels.aorta import AortaPhantom
 from jaxmark.data.phantoms.vessels.coronary import CoronaryPhantom
 from jaxmark.methods.adversarial import Adversarial
+from jaxmark.methods.cardiac_gan import CardiacGAN
 from jaxmark.methods.cascade import Cascade
 from jaxmark.methods.heatmap import HeatmapRegression
 from jaxmark.methods.multitask import Multitask
@@ -23,6 +24,7 @@ METHODS: dict[str, type] = {
         SpatialConfiguration,
         Multitask,
         Cascade,
+        CardiacGAN,
     )
 }
 PHANTOMS: dict[str, type] = {

@@ -8,6 +8,7 @@ from jax import Array
 
 from jaxmark.core.augmentation import (
     View,
+    bend_controls,
     change_intensities,
     random_view,
     view_image,
@@ -29,6 +30,8 @@ def draw_view(task: Task, key: Array, count: int) -> View:
         rotation_degrees=task.augment.rotation_degrees,
         scale=task.augment.scale,
         flip=task.augment.flip,
+        elastic_mm=task.augment.elastic_mm,
+        controls=bend_controls(task.crop, task.spacing_mm, task.augment.elastic_grid_mm),
         flat=task.planar,
     )
 
