@@ -85,10 +85,20 @@ Problem = tuple[str, str]
 
 
 def divisible(crop: Sequence[int], block: int, why: str) -> Iterator[Problem]:
-    """Where a crop has a side that is not a multiple of `block` voxels, which `why` says."""
-    if any(side % block for side in crop):
+    """Where a crop has a side that is not a multiple of `block` voxels, which `why` says.
+
+    That pictures have one voxel along Z fits all networks.
+    """
+    sides = crop[:2] if crop[2] == 1 else crop
+    if any(side % block for side in sides):
         problem = f"{crop} has a side that is not a multiple of {block}, which {why}"
         yield "config.data.crop", problem
+
+
+def volumes_only(crop: Sequence[int]) -> Iterator[Problem]:
+    """Where a crop is a picture, one voxel along Z, and the method is for volumes alone."""
+    if crop[2] == 1:
+        yield "config.data.crop", f"{crop} is a picture, and this method is for volumes"
 
 
 def check(settings: Any, path: str, task: Any = None) -> None:

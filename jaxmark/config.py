@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxmark.bounds import (
     LENGTHS,
+    POSITIVE,
     SHARE,
     VOXELS,
     Problem,
@@ -45,7 +46,7 @@ class Data:
     # Frame of landmark files that don't state theirs: "LPS", "RAS" or "" (then they must).
     frame: str = setting("", one_of("", "LPS", "RAS"))
     # Unit of landmark files that state neither frame nor unit: "mm", or "voxels": indices of the
-    # case's own image, counted from 0, x fastest.
+    # case's own image, counted from 0, x fastest; of a picture, pixels.
     units: str = setting("mm", one_of("mm", "voxels"))
     # Landmarks of another cohort, for methods that learn from them: a table (CSV), or a folder of
     # landmark files. Empty: `unpaired.csv` in `root`, if it is there.
@@ -81,6 +82,17 @@ class Data:
     # ... or masks of one structure of one person, in the template's frame and in the shared one.
     template_mask: str = ""
     shared_mask: str = ""
+    # Where the crop has one voxel along Z, cases are pictures: PNG, JPEG, TIFF, BMP, DICOM, or a
+    # slice in NIfTI. Lengths of pictures, here and in all that is printed, are "mm", or "px" where
+    # the size of a pixel is not known or does not matter: then all "millimetres" are pixels.
+    unit: str = setting("mm", one_of("mm", "px"))
+    # Of all pictures that do not state the size of a pixel, and whose landmark table has no column
+    # pixel_size_mm; 0: not known. Resolutions in PNG, JPEG and TIFF are a print's, and not read.
+    pixel_size_mm: float = setting(0.0, at_least(0))
+    # "common": all cases are resampled to `spacing_mm`. "native" (pictures): nothing is resampled;
+    # the crop is about each picture's middle, and what lies outside of it is filled up. Lengths of
+    # the method are pixels then, and `spacing_mm` is 1.
+    grid: str = setting("common", one_of("common", "native"))
     spacing_mm: tuple[float, float, float] = setting((0.513, 0.513, 0.8), LENGTHS)
     crop: tuple[int, int, int] = setting((192, 160, 96), VOXELS)
     # Voxels kept around the crop on each side, so that augmentation moves over real voxels; none
@@ -99,6 +111,11 @@ class Data:
     all_sheets: bool = False
 
     @property
+    def planar(self) -> bool:
+        """Whether cases are pictures."""
+        return self.crop[2] == 1
+
+    @property
     def margins(self) -> tuple[int, int, int]:
         """`margin` along each axis."""
         x, y, z = (self.margin if side > 1 else 0 for side in self.crop)
@@ -106,6 +123,7 @@ class Data:
 
     def conflicts(self) -> Iterator[Problem]:
         """See `bounds`."""
+        yield from self._picture_conflicts()
         low, high = self.intensity_percentiles
         if not 0 <= low < high <= 100:
             yield "intensity_percentiles", f"{low}, {high} is not a rising pair"
@@ -124,6 +142,20 @@ class Data:
         if not 0 < self.train_fraction <= 1:
             yield "train_fraction", f"{self.train_fraction} is not above 0 and at most 1"
 
+    def _picture_conflicts(self) -> Iterator[Problem]:
+        for name, usual in (("unit", "mm"), ("pixel_size_mm", 0.0), ("grid", "common")):
+            if not self.planar and getattr(self, name) != usual:
+                problem = f"{getattr(self, name)} is for pictures, whose crop has Z = 1"
+                yield name, f"{problem}; it is {self.crop}"
+        if self.planar and self.register not in ("none", "center"):
+            yield "register", f"{self.register} is for volumes; pictures know none and center"
+        if self.planar and self.suffix:
+            yield "suffix", "chooses among images of nnU-Net or BIDS; pictures lie in images/"
+        if self.grid == "native" and self.register != "none":
+            yield "register", f"{self.register} moves pictures, but grid is native: set it to none"
+        if self.grid == "native" and any(length != 1 for length in self.spacing_mm):
+            yield "spacing_mm", f"{self.spacing_mm} is not 1, 1, 1, but grid is native"
+
 
 @dataclasses.dataclass
 class Augment:
@@ -141,11 +173,24 @@ class Augment:
     noise: float = setting(0.0, at_least(0))
     # Share of the cases that are mirrored left to right, with what is right and left exchanged.
     flip: float = setting(0.0, at_least(0), SHARE)
+    # Smooth random deformation: a cubic B-spline whose coefficients lie `elastic_grid_mm` apart and
+    # move voxels by at most `elastic_mm` along each axis.
+    elastic_mm: float = setting(0.0, at_least(0))
+    elastic_grid_mm: float = setting(48.0, POSITIVE)
 
     def conflicts(self) -> Iterator[Problem]:
         """See `bounds`."""
         if self.scale >= 1 or self.contrast >= 1:
             yield "", "scale and contrast must be under 1"
+        if self.elastic_mm > self.elastic_grid_mm / 8:
+            # Beyond that, a bend may fold the picture, and points have no single place in it.
+            yield (
+                "elastic_mm",
+                (
+                    f"{self.elastic_mm} is more than an eighth of elastic_grid_mm, "
+                    f"{self.elastic_grid_mm}: the picture could fold"
+                ),
+            )
 
 
 @dataclasses.dataclass
@@ -186,6 +231,8 @@ class Evaluate:
     """What is reported."""
 
     sdr_thresholds_mm: tuple[float, ...] = (2.0, 3.0, 4.0, 5.0, 6.0)
+    # Of pictures, whose errors are given in both units where both are known.
+    sdr_thresholds_px: tuple[float, ...] = (2.0, 3.0, 5.0)
 
 
 @dataclasses.dataclass

@@ -3,10 +3,12 @@
 A new one is a line here.
 """
 
+from jaxmark.data.phantoms.cine.cohort import CinePhantom
 from jaxmark.data.phantoms.cow.cohort import CirclePhantom
 from jaxmark.data.phantoms.vessels.aorta import AortaPhantom
 from jaxmark.data.phantoms.vessels.coronary import CoronaryPhantom
 from jaxmark.methods.adversarial import Adversarial
+from jaxmark.methods.cardiac_gan import CardiacGAN
 from jaxmark.methods.cascade import Cascade
 from jaxmark.methods.heatmap import HeatmapRegression
 from jaxmark.methods.multitask import Multitask
@@ -22,8 +24,9 @@ METHODS: dict[str, type] = {
         SpatialConfiguration,
         Multitask,
         Cascade,
+        CardiacGAN,
     )
 }
 PHANTOMS: dict[str, type] = {
-    kind.__name__: kind for kind in (CirclePhantom, CoronaryPhantom, AortaPhantom)
+    kind.__name__: kind for kind in (CirclePhantom, CoronaryPhantom, AortaPhantom, CinePhantom)
 }

@@ -33,6 +33,7 @@ from jaxmark.data.cache import cache_folder
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.frame import load_frame, save_frame
+from jaxmark.data.pictures import Plane
 from jaxmark.data.prepare import Prepared, prepare_cohort, prepared_shape
 from jaxmark.data.scans import LABEL_MAPS_FOLDER
 from jaxmark.data.segmentations import read_segments
@@ -98,6 +99,11 @@ class Run:
     def scheme(self) -> Scheme:
         """Of the prepared cases."""
         return scheme_of(self.prepared.landmarks, self.prepared.frame.segments)
+
+    def planes(self, cases: Sequence[PreparedCase]) -> dict[str, Plane]:
+        """Case -> the world of its picture; nothing where cases are volumes."""
+        frame = self.prepared.frame
+        return {c.name: Plane(frame.unit, c.pixel_mm) for c in cases} if frame.planar else {}
 
     def find(
         self, variables: Variables, cases: Sequence[PreparedCase], what: str
@@ -177,7 +183,8 @@ def predict(run: Run) -> None:
         for name in run.experiment.method.decoders
     }
     untrained = run.prepared.frame.untrained
-    predictions.write_split(found, landmarks, settings.decoder, promises, folder, untrained)
+    planes = run.planes(cases)
+    predictions.write_split(found, landmarks, settings.decoder, promises, folder, untrained, planes)
     _say_untrained(untrained)
     learned = predictions.write_learned(run.method, variables.params, landmarks, folder)
     if learned:
@@ -233,12 +240,16 @@ def evaluate(run: Run) -> dict[str, Any]:
     split, cases = run.evaluated()
     if not processes.primary():
         return {}
-    settings = run.experiment.predict
+    settings, thresholds = run.experiment.predict, run.experiment.evaluate
+    frame = run.prepared.frame
+    by_unit = {"mm": thresholds.sdr_thresholds_mm, "px": thresholds.sdr_thresholds_px}
     summary = evaluation.evaluate_cases(
         run.prepared.split("train"),
         cases,
         landmarks=run.prepared.landmarks,
-        thresholds_mm=run.experiment.evaluate.sdr_thresholds_mm,
+        thresholds_mm=by_unit[frame.unit],
+        other_thresholds=by_unit["px" if frame.unit == "mm" else "mm"],
+        unit=frame.unit if frame.planar else "",
         # Promises that were learned from these cases can't be judged by them.
         promised=None if split == "val" else settings.coverage,
         predictions=run.workdir / "predictions" / f"landmarks_{settings.decoder}.csv",
@@ -355,7 +366,8 @@ def predict_batch(
     workdir, folder = Path(workdir), Path(folder)
     # What is quickly seen first: loading the model takes seconds, finding scans may take minutes.
     _check_trained(workdir)
-    sources = batch.scans_at(Path(scans), experiment.data.series)
+    data = experiment.data
+    sources = batch.scans_at(Path(scans), data.series, planar=data.planar)
     # Each process predicts scans of its own.
     model = load_model(workdir, experiment)
     _say_untrained(model.frame.untrained)
@@ -499,6 +511,8 @@ def _prepare(
     # Read before anything is prepared: a mistake in it should show at once.
     notes = [*cohort.notes]
     needed = experiment.method.needs
+    if data.planar and LABEL_MAPS in needed:
+        raise InputError("config.method", "learns from label maps, which pictures do not have here")
     sets = read_unpaired(data, cohort.names, notes) if UNPAIRED in needed else None
     segments = None
     if needed & {SEGMENTS, LABEL_MAPS}:

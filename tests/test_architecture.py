@@ -30,14 +30,14 @@ LIBRARIES = {
     "absl": ("main.py",),
     "ml_collections": ("main.py",),
     "matplotlib": ("results/figures",),
-    "skimage": ("core/segmentation.py",),
+    "skimage": ("core/segmentation.py", "core/spots.py"),
     "tensorboardX": ("training/records.py",),
 }
 # Mathematics and files that need no JAX: they run in worker processes.
 WITHOUT_JAX = (
     "data",
     *(f"core/{name}.py" for name in ("alignment", "anatomy", "calibration", "geometry", "grids")),
-    *(f"core/{name}.py" for name in ("metrics", "segmentation")),
+    *(f"core/{name}.py" for name in ("metrics", "segmentation", "spots")),
 )
 # The one import that points up: where experiment files of people look for the first phantom.
 UPWARD = {("config.py", "jaxmark.data.phantoms.cow.cohort")}
@@ -112,7 +112,7 @@ def test_nothing_asks_for_the_host_s_devices_while_it_is_traced():
 
 def test_methods_do_not_know_each_other_but_for_the_generator():
     # One file a paper: what two papers share is moved down, or is the one network they share.
-    papers = ("adversarial", "cascade", "heatmap", "multitask", "noothout", "scn")
+    papers = ("adversarial", "cardiac_gan", "cascade", "heatmap", "multitask", "noothout", "scn")
     for name in papers:
         known = {f"jaxmark.methods.{paper}" for paper in papers}
         others = known & set(imports(FILES[f"methods/{name}.py"]))

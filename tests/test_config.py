@@ -192,3 +192,11 @@ def test_experiment_files_find_the_first_phantom_where_it_was():
     assert Phantom is CirclePhantom
     with pytest.raises(ImportError, match="Ghost"):
         from jaxmark.config import Ghost  # noqa: F401
+
+
+def test_a_bend_that_could_fold_the_picture_is_refused():
+    check(experiment(augment=Augment(elastic_mm=6.0, elastic_grid_mm=48.0)))
+    refused(
+        lambda: check(experiment(augment=Augment(elastic_mm=6.1, elastic_grid_mm=48.0))),
+        "config.augment.elastic_mm: 6.1 is more than an eighth of elastic_grid_mm, 48.0",
+    )

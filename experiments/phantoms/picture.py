@@ -2,6 +2,7 @@
 
 python -m experiments.phantoms.picture --output=experiments/phantoms/phantom.png
 python -m experiments.phantoms.picture --kind=coronary --number=0,1,2 --output=coronary.png
+python -m experiments.phantoms.picture --kind=cine --number=3 --output=cine.png
 """
 
 from collections.abc import Callable
@@ -13,11 +14,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxmark.core.geometry import apply_affine
+from jaxmark.data.phantoms.cine import cohort as cine
 from jaxmark.data.phantoms.cow.cohort import CirclePhantom, PhantomCase, make_case
 from jaxmark.data.phantoms.vessels import aorta, coronary
 from jaxmark.data.phantoms.vessels.folder import VesselCase
 
-_KIND = flags.DEFINE_enum("kind", "circle", ["circle", "coronary", "aorta"], "Which phantom.")
+_KIND = flags.DEFINE_enum(
+    "kind", "circle", ["circle", "coronary", "aorta", "cine"], "Which phantom."
+)
 _NUMBER = flags.DEFINE_list("number", ["1"], "Which people; one for the circle.")
 _OUTPUT = flags.DEFINE_string("output", "phantom.png", "Where to write.")
 _CORONARY_HU, _AORTA_HU = (-200.0, 650.0), (-150.0, 500.0)
@@ -30,6 +34,8 @@ def main(_: list[str]) -> None:
         figure = draw_circle(numbers[0])
     elif _KIND.value == "coronary":
         figure = draw_people(numbers, coronary_case, coronary_panels, (19.0, 4.0))
+    elif _KIND.value == "cine":
+        figure = draw_cine(numbers)
     else:
         figure = draw_people(numbers, aorta_case, aorta_panels, (15.0, 7.5))
     figure.savefig(Path(_OUTPUT.value), dpi=80)
@@ -113,9 +119,26 @@ def aorta_panels(case: VesselCase) -> list[tuple[str, int, slice, tuple[float, f
     ]
 
 
+def draw_cine(numbers: list[int]) -> Figure:
+    """A row a scanner and person: both axes at end-diastole and end-systole."""
+    shown = [(scanner, number) for scanner in "AB" for number in numbers]
+    figure = Figure(figsize=(14, 3.6 * len(shown)), layout="constrained")
+    rows = figure.subplots(len(shown), 4, squeeze=False)
+    for row, (scanner, number) in zip(rows, shown, strict=True):
+        panels = [(view, frame) for view in ("short axis", "long axis") for frame in (0, 1)]
+        for axes, (view, frame) in zip(row, panels, strict=True):
+            phantom = cine.CinePhantom(view=view, scanner=scanner, frames=2)
+            case = cine.make_case(phantom, 2 * number + frame)
+            low, high = np.percentile(case.voxels, (0.5, 99.5))
+            draw(axes, case, case.landmarks_mm, 2, slice(0, 1), (float(low), float(high)))
+            time = ("end-diastole", "end-systole")[frame]
+            axes.set_title(f"{scanner}, {case.moment.heart.group}: {view}, {time}", size=10)
+    return figure
+
+
 def draw(
     axes: Axes,
-    case: PhantomCase | VesselCase,
+    case: PhantomCase | VesselCase | cine.CineCase,
     landmarks_mm: np.ndarray,
     through: int,
     slab: slice,

@@ -52,6 +52,9 @@ class View:
     offset: Array  # (B, 3) voxels from the crop to the volume, 0 for its centre
     # (B,) bool: the crop is mirrored along X, right to left. None: none is.
     flipped: Array | None = None
+    # (B, mx, my, mz, 3) mm, coefficients of `displacements` in the crop: it shows at x what without
+    # them it would show at x + u(x). None: nothing is bent. With them there is an `affine`.
+    bend: Array | None = None
 
 
 def random_view(
@@ -62,18 +65,29 @@ def random_view(
     rotation_degrees: float,
     scale: float,
     flip: float = 0.0,
+    elastic_mm: float = 0.0,
+    controls: Sequence[int] = (),
     flat: bool = False,
 ) -> View:
     """Uniform translations of up to so many voxels along each axis, rotations and scales.
 
-    `flip` is the probability of a mirror image; `flat` as in `random_affines`.
+    `flip` is the probability of a mirror image; `flat` as in `random_affines`. With `elastic_mm`,
+    coefficients of a bend are uniform up to it; `controls` is how many there are along each axis,
+    see `bend_controls`.
     """
     k_move, k_turn = jax.random.split(key)
     most = np.asarray(translation_voxels)
     flipped = None
     if flip:
         flipped = jax.random.bernoulli(jax.random.fold_in(key, 2), flip, (batch,))
-    if not (rotation_degrees or scale):
+    bend = None
+    if elastic_mm:
+        shape = (batch, *controls, 3)
+        bend = jax.random.uniform(
+            jax.random.fold_in(key, 3), shape, minval=-elastic_mm, maxval=elastic_mm
+        )
+        bend = bend * jnp.array([1.0, 1.0, 0.0]) if flat else bend
+    if not (rotation_degrees or scale or elastic_mm):
         moved = jax.random.randint(k_move, (batch, 3), -most, most + 1)
         return View(affine=None, offset=moved, flipped=flipped)
     far = most.astype(np.float32)
@@ -81,7 +95,67 @@ def random_view(
         affine=random_affines(k_turn, batch, degrees=rotation_degrees, scale=scale, flat=flat),
         offset=jax.random.uniform(k_move, (batch, 3), minval=-far, maxval=far),
         flipped=flipped,
+        bend=bend,
     )
+
+
+# Fixed-point steps of `unbent`. Each leaves at most 3/4 of the error where `config.Augment` bounds
+# the bend, so that these leave 2e-4 of it.
+_UNBENDING = 30
+
+
+def bend_controls(
+    crop: Sequence[int], spacing_mm: Sequence[float], grid_mm: float
+) -> tuple[int, int, int]:
+    """Coefficients of a bend along each axis, where they lie at least `grid_mm` apart.
+
+    One along an axis that is shorter: a bend does not change along it.
+    """
+    intervals = (int((n - 1) * s / grid_mm) for n, s in zip(crop, spacing_mm, strict=True))
+    x, y, z = (count + 3 if count else 1 for count in intervals)
+    return x, y, z
+
+
+def displacements(bend: Array, *bases: Array) -> Array:
+    """Uniform cubic B-splines u(x) of each volume, in mm (Rueckert et al., IEEE TMI 1999, Eq. 3).
+
+    Args:
+      bend: (B, mx, my, mz, 3) coefficients.
+      bases: `spline_basis` of the coordinates along X, Y and Z: (n, m) each, for a grid, which
+        gives (B, nx, ny, nz, 3); or (B, K, m) each, for points, which gives (B, K, 3).
+    """
+    if bases[0].ndim == 2:
+        return jnp.einsum("xi,yj,zk,bijkc->bxyzc", *bases, bend)
+    return jnp.einsum("bni,bnj,bnk,bijkc->bnc", *bases, bend)
+
+
+def spline_basis(voxels: Array, side: int, controls: int) -> Array:
+    """Weights (..., controls) of the coefficients at places (...) along an axis of `side` voxels.
+
+    Beyond the first and the last voxel they are those of these.
+    """
+    if controls == 1:
+        return jnp.ones((*voxels.shape, 1))
+    place = jnp.clip(voxels / (side - 1), 0, 1) * (controls - 3)
+    u = jnp.abs(place[..., None] + 1 - jnp.arange(controls))
+    return jnp.where(u < 1, 2 / 3 - u**2 + u**3 / 2, jnp.maximum(2 - u, 0) ** 3 / 6)
+
+
+def unbent(
+    points_ijk: Array, bend: Array, crop: Sequence[int], spacing_mm: Sequence[float]
+) -> Array:
+    """Where points (B, K, 3) of a crop come to lie when it is bent: y with y + u(y) = x.
+
+    Found by y <- x - u(y), which converges since u changes by less than its argument does.
+    """
+    spacing = jnp.asarray(spacing_mm, jnp.float32)
+    sides = list(zip(crop, bend.shape[1:4], strict=True))
+
+    def closer(_: int, moved: Array) -> Array:
+        bases = (spline_basis(moved[..., a], *sides[a]) for a in range(3))
+        return points_ijk - displacements(bend, *bases) / spacing
+
+    return jax.lax.fori_loop(0, _UNBENDING, closer, points_ijk)
 
 
 def view_points(
@@ -103,6 +177,8 @@ def view_points(
         centre = _centre(crop)
         back = jnp.linalg.inv(_in_voxels(view.affine, spacing_mm))
         moved = jnp.einsum("bij,bkj->bki", back, moved - centre) + centre
+    if view.bend is not None:
+        moved = unbent(moved, view.bend, crop, spacing_mm)
     if view.flipped is None:
         return moved
     mirror = moved * jnp.array([-1.0, 1, 1]) + jnp.array([crop[0] - 1.0, 0, 0])
@@ -165,9 +241,10 @@ def view_image(
         axes = (jnp.arange(n) - c for n, c in zip(crop, centre, strict=True))
         grid = jnp.stack(jnp.meshgrid(*axes, indexing="ij"))
 
-        def turn(volume: Array, matrix: Array, offset: Array) -> Array:
+        def turn(volume: Array, matrix: Array, offset: Array, bent: Array | None) -> Array:
             start = (centre + corner + offset)[:, None, None, None]
-            source = jnp.einsum("ij,jxyz->ixyz", matrix, grid) + start
+            shown = grid if bent is None else grid + bent
+            source = jnp.einsum("ij,jxyz->ixyz", matrix, shown) + start
             sample = jax.vmap(
                 lambda channel: map_coordinates(channel, list(source), order=order, mode="nearest"),
                 in_axes=-1,
@@ -175,7 +252,13 @@ def view_image(
             )
             return sample(volume)
 
-        found = jax.vmap(turn)(image, _in_voxels(view.affine, spacing_mm), view.offset)
+        bent = None
+        if view.bend is not None:
+            sides = zip(crop, view.bend.shape[1:4], strict=True)
+            bases = (spline_basis(jnp.arange(float(n)), n, m) for n, m in sides)
+            field_mm = displacements(view.bend, *bases)
+            bent = jnp.moveaxis(field_mm / jnp.asarray(spacing_mm, jnp.float32), -1, 1)
+        found = jax.vmap(turn)(image, _in_voxels(view.affine, spacing_mm), view.offset, bent)
     if view.flipped is None:
         return found
     return jnp.where(view.flipped[:, None, None, None, None], found[:, ::-1], found)

@@ -1,4 +1,4 @@
-"""3-D convolution, pooling and up-sampling, written in the forms that XLA runs fast.
+"""Convolution, pooling and up-sampling in 3-D and 2-D, in the forms that XLA runs fast.
 
 XLA's 3-D convolution on a CPU reaches a tenth of what its 2-D convolution and its matrix product
 reach, and a transposed convolution (dilated on the left) is slower still, on GPUs as well. The
@@ -6,7 +6,8 @@ functions here equal the textbook definitions; how they compute is chosen at tra
 shape and pass. BUILD_NOTES.md has the times of all forms that were tried, and
 `experiments/benchmarks/convolutions.py` measures them again.
 
-Arrays are `(B, X, Y, Z, C)`; kernels `(kx, ky, kz, C_in, C_out)`.
+Volumes are `(B, X, Y, Z, C)`, their kernels `(kx, ky, kz, C_in, C_out)`; pictures `(B, X, Y, C)`,
+their kernels `(kx, ky, C_in, C_out)`.
 """
 
 import functools
@@ -53,8 +54,8 @@ def conv_same(x: Array, kernel: Array) -> Array:
 
     Forward, input gradient and weight gradient are each written out; reverse mode only.
     """
-    if kernel.shape[:3] == (1, 1, 1):
-        return matmul(x, kernel[0, 0, 0])
+    if max(kernel.shape[:-2]) == 1:
+        return matmul(x, kernel[(0,) * (kernel.ndim - 2)])
     return _conv(x, kernel)
 
 
@@ -66,9 +67,9 @@ def conv_reflect(x: Array, kernel: Array) -> Array:
     The rim that is convolved with zeros and cut off costs little but where a volume is not much
     larger than its kernel.
     """
-    rim = [n // 2 for n in kernel.shape[:3]]
+    rim = [n // 2 for n in kernel.shape[:-2]]
     padded = jnp.pad(x, [(0, 0), *((r, r) for r in rim), (0, 0)], mode="reflect")
-    inner = (slice(r, r + n) for r, n in zip(rim, x.shape[1:4], strict=True))
+    inner = (slice(r, r + n) for r, n in zip(rim, x.shape[1:-1], strict=True))
     return conv_same(padded, kernel)[:, *inner]
 
 
@@ -83,8 +84,8 @@ def _conv_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _conv_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    dx = _conv(dy, kernel[::-1, ::-1, ::-1].swapaxes(3, 4))
-    size = kernel.shape[:3]
+    size = kernel.shape[:-2]
+    dx = _conv(dy, lax.rev(kernel, range(len(size))).swapaxes(-2, -1))
     dk = lax.platform_dependent(
         x,
         dy,
@@ -98,9 +99,10 @@ _conv.defvjp(_conv_forward, _conv_backward)
 
 
 def conv_direct(x: Array, kernel: Array) -> Array:
-    """The textbook, for platforms with 3-D convolutions of their own (cuDNN)."""
-    numbers = ("NXYZC", "XYZIO", "NXYZC")
-    return lax.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", dimension_numbers=numbers)
+    """The textbook, for platforms with convolutions of their own (cuDNN)."""
+    axes = "XYZ"[: x.ndim - 2]
+    numbers = (f"N{axes}C", f"{axes}IO", f"N{axes}C")
+    return lax.conv_general_dilated(x, kernel, (1,) * len(axes), "SAME", dimension_numbers=numbers)
 
 
 def weight_gradient_direct(x: Array, dy: Array, size: Sequence[int]) -> Array:
@@ -112,9 +114,11 @@ def weight_gradient_direct(x: Array, dy: Array, size: Sequence[int]) -> Array:
 def conv_on_cpu(x: Array, kernel: Array) -> Array:
     """Sums over Y and Z by 2-D convolutions over all planes; the sum over X as is cheapest.
 
-    Those of large kernels by Fourier transforms.
+    Those of large kernels by Fourier transforms. A picture is the one plane of a volume.
     """
-    kx, _, _, c_in, c_out = kernel.shape
+    if x.ndim == 4:
+        return conv_on_cpu(x[:, None], kernel[None])[:, 0]
+    kx, _, _, c_in, _ = kernel.shape
     dtype = x.dtype
     x, kernel = _at_least_float32(x), _at_least_float32(kernel)
     if suits_dft(x.shape, kernel.shape[:3]):
@@ -267,6 +271,8 @@ def dft_matrices(plane: tuple[int, int], size: tuple[int, int]) -> tuple[np.ndar
 
 def weight_gradient_on_cpu(x: Array, dy: Array, size: Sequence[int]) -> Array:
     """Gradient of the kernel: by columns, that of large kernels by Fourier transforms."""
+    if x.ndim == 4:
+        return weight_gradient_on_cpu(x[:, None], dy[:, None], (1, *size))[0]
     dtype = x.dtype
     x, dy = _at_least_float32(x), _at_least_float32(dy)
     if suits_dft(x.shape, size):
@@ -346,38 +352,45 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def to_blocks(x: Array) -> Array:
-    """Blocks of 2 x 2 x 2 voxels into channels: `(B, 2X, 2Y, 2Z, C)` to `(B, X, Y, Z, 8 C)`."""
-    b, nx, ny, nz, c = x.shape
-    x = _in_blocks(x).transpose(0, 1, 3, 5, 2, 4, 6, 7)
-    return x.reshape(b, nx // 2, ny // 2, nz // 2, 8 * c)
+    """Blocks of 2 x 2 x 2 voxels into channels: `(B, 2X, 2Y, 2Z, C)` to `(B, X, Y, Z, 8 C)`.
+
+    Of pictures, blocks of 2 x 2 into 4 C channels.
+    """
+    halves = _in_blocks(x)
+    places, inside = range(1, halves.ndim - 1, 2), _inside(x)
+    order = (0, *places, *inside, halves.ndim - 1)
+    return halves.transpose(order).reshape(x.shape[0], *(n // 2 for n in x.shape[1:-1]), -1)
 
 
 def from_blocks(x: Array) -> Array:
     """The inverse of `to_blocks`."""
-    b, nx, ny, nz, c = x.shape
-    x = x.reshape(b, nx, ny, nz, 2, 2, 2, c // 8)
-    return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, 2 * nx, 2 * ny, 2 * nz, c // 8)
+    b, *sides, c = x.shape
+    axes = len(sides)
+    halves = x.reshape(b, *sides, *(2,) * axes, c // 2**axes)
+    order = [place for axis in range(1, axes + 1) for place in (axis, axes + axis)]
+    halves = halves.transpose(0, *order, halves.ndim - 1)
+    return halves.reshape(b, *(2 * n for n in sides), c // 2**axes)
 
 
 def conv_strided_2(x: Array, kernel: Array) -> Array:
-    """Convolution with a 2 x 2 x 2 kernel and stride 2, which halves every side (even ones)."""
+    """Convolution with a kernel of 2 voxels a side and stride 2: halves every side (even ones)."""
     return matmul(to_blocks(x), kernel.reshape(-1, kernel.shape[-1]))
 
 
 def conv_transpose_2(x: Array, kernel: Array) -> Array:
-    """Transposed convolution with a 2 x 2 x 2 kernel and stride 2: each voxel becomes a block.
+    """Transposed convolution with a kernel of 2 voxels a side, stride 2: voxels become blocks.
 
     out[2i + a, 2j + b, 2k + c] = x[i, j, k] @ kernel[a, b, c]: one matrix product, then blocks are
     laid out in space.
     """
-    columns = kernel.transpose(3, 0, 1, 2, 4).reshape(x.shape[-1], -1)
+    columns = jnp.moveaxis(kernel, -2, 0).reshape(x.shape[-1], -1)
     return from_blocks(matmul(x, columns))
 
 
 @jax.custom_vjp
 def max_pool_2(x: Array) -> Array:
-    """Maximum over blocks of 2 x 2 x 2; every side must be even. Equals share the gradient."""
-    return _in_blocks(x).max((2, 4, 6))
+    """Maximum over blocks of 2 voxels a side, all even. Equals share the gradient."""
+    return _in_blocks(x).max(_inside(x))
 
 
 def _max_pool_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -387,39 +400,44 @@ def _max_pool_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _max_pool_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array]:
     x, y = saved
-    b, nx, ny, nz, c = y.shape
-    one = (b, nx, 1, ny, 1, nz, 1, c)
+    one = jnp.expand_dims(y, _inside(x)).shape
     largest = _in_blocks(x) >= y.reshape(one)
     # XLA may compute x once more for this, rounded otherwise, and then none equals the maximum: a
     # block's gradient is lost, where JAX's own division by the number of equals makes it NaN.
-    share = dy / jnp.maximum(largest.sum((2, 4, 6)), 1).astype(dy.dtype)
+    share = dy / jnp.maximum(largest.sum(_inside(x)), 1).astype(dy.dtype)
     return (jnp.where(largest, share.reshape(one), 0).reshape(x.shape),)
 
 
 max_pool_2.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-def _in_blocks(x: Array) -> Array:
-    """(B, 2X, 2Y, 2Z, C) as (B, X, 2, Y, 2, Z, 2, C)."""
-    b, nx, ny, nz, c = x.shape
-    return x.reshape(b, nx // 2, 2, ny // 2, 2, nz // 2, 2, c)
+def _in_blocks(x: Array, size: int = 2) -> Array:
+    """(B, 2X, 2Y, 2Z, C) as (B, X, 2, Y, 2, Z, 2, C), or with another `size` than 2."""
+    b, *sides, c = x.shape
+    return x.reshape(b, *(part for n in sides for part in (n // size, size)), c)
+
+
+def _inside(x: Array) -> tuple[int, ...]:
+    """The axes of `_in_blocks(x)` that are places inside of a block."""
+    return tuple(range(2, 2 * x.ndim - 3, 2))
 
 
 def avg_pool(x: Array, size: int) -> Array:
     """Mean over blocks of `size` voxels a side, which must divide every side."""
-    b, nx, ny, nz, c = x.shape
-    blocks = b, nx // size, size, ny // size, size, nz // size, size, c
-    return x.reshape(blocks).mean((2, 4, 6))
+    return _in_blocks(x, size).mean(_inside(x))
 
 
 def avg_pool_2(x: Array) -> Array:
-    """Mean over blocks of 2 x 2 x 2; every side must be even."""
+    """Mean over blocks of 2 voxels a side; every side must be even."""
     return avg_pool(x, 2)
 
 
 def upsample_2(x: Array, method: str = "trilinear") -> Array:
-    """Twice the voxels a side, `nearest` or `trilinear` (half-pixel centres, edges repeated)."""
-    for axis in (1, 2, 3):
+    """Twice the voxels a side, `nearest` or `trilinear` (half-pixel centres, edges repeated).
+
+    Of pictures, `trilinear` is bilinear.
+    """
+    for axis in range(1, x.ndim - 1):
         if method == "nearest":
             low = high = x
         elif method == "trilinear":

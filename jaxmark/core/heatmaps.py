@@ -44,9 +44,14 @@ def _gaussian_1d(centre: Array, n: int, spacing_mm: float, sigma_mm: float | Arr
     return jnp.exp(-0.5 * distance**2)
 
 
-def gaussian_sum(spacing_mm: Sequence[float], sigma_mm: float) -> float:
-    """The sum over all voxels of a Gaussian of height 1."""
-    return (2 * math.pi) ** 1.5 * sigma_mm**3 / math.prod(spacing_mm)
+def gaussian_sum(shape: Sequence[int], spacing_mm: Sequence[float], sigma_mm: float) -> float:
+    """The sum of a Gaussian of height 1 over all voxels of a volume of this shape (X, Y, Z).
+
+    Pictures, with one voxel along Z, are summed along X and Y alone: their spacing along Z counts
+    for nothing.
+    """
+    sides = [mm for n, mm in zip(shape, spacing_mm, strict=True) if n > 1]
+    return (2 * math.pi) ** (len(sides) / 2) * sigma_mm ** len(sides) / math.prod(sides)
 
 
 def cell_voxels(
@@ -117,7 +122,7 @@ def decode(
         # The mean shift asks for no scale: relative to the maximum nothing over- or underflows.
         window = jnp.exp(window - score[..., None, None, None])
         log_sum = logsumexp(log_sums, axis=0)
-        score = jnp.exp(score - log_sum) * gaussian_sum(spacing_mm, sigma_mm)
+        score = jnp.exp(score - log_sum) * gaussian_sum(features.shape[1:4], spacing_mm, sigma_mm)
         evidence = log_sum - math.log(math.prod(features.shape[1:4]))
     else:
         evidence = jax.scipy.special.logit(jnp.clip(score, 1e-4, 1 - 1e-4))

@@ -365,3 +365,37 @@ def _over_slabs(
 def _masked_mean(values: Array, mask: Array) -> Array:
     """Mean of the values (B, K) where the mask is true; 0 where it never is."""
     return jnp.where(mask, values, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def huber_loss(prediction: Array, target: Array, delta: float, counted: Array) -> Array:
+    """Huber's loss (1964), mean over the pixels that are counted (Kanakatte et al., Eq. 3).
+
+    Half the square of errors up to `delta`, from there on the line that continues it. All arrays
+    have one shape; `counted` is bool.
+    """
+    error = jnp.abs(prediction - target)
+    near = jnp.minimum(error, delta)
+    return _masked_mean(near * (error - near / 2), counted)
+
+
+def square_and_absolute_loss(
+    first: Array, second: Array | float, alpha: float, counted: Array
+) -> Array:
+    """`alpha` MSE + MAE over what is counted of each case (Kanakatte et al., Eq. 7).
+
+    Args:
+      first, second: (B, X, Y), or one number.
+      counted: (B, X, Y) bool, as the pixels of the foreground square.
+
+    Returns:
+      The mean over the cases of which anything is counted.
+    """
+    error = jnp.abs(first - second)
+    where = jnp.where(counted, alpha * error**2 + error, 0.0).sum((1, 2))
+    each = where / jnp.maximum(counted.sum((1, 2)), 1)
+    return _masked_mean(each, counted.any((1, 2)))
+
+
+def least_squares_loss(responses: Array, wanted: float, counted: Array) -> Array:
+    """A discriminator's responses (B,) against 1 or 0 (Mao et al., ICCV 2017, Eq. 2)."""
+    return _masked_mean((responses - wanted) ** 2, counted)

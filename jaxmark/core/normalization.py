@@ -19,7 +19,7 @@ def group_norm(x: Array, scale: Array, bias: Array, group: int) -> Array:
     """Mean 0 and variance 1 for every `group` neighbouring channels of a volume, then an affine.
 
     Args:
-      x: (B, X, Y, Z, C) of any float type; statistics are float32 or better.
+      x: (B, X, Y, Z, C) or (B, X, Y, C) of any float type; statistics are float32 or better.
       scale, bias: (C,).
       group: channels a group; divides C.
 
@@ -97,7 +97,7 @@ leaky_relu.defvjp(_leaky_relu_forward, _leaky_relu_backward)
 def _channel_means(*factors: Array) -> Array:
     """Means over the voxels of a product of volumes: (B, C)."""
     precise = [_precise(f) for f in factors]
-    return functools.reduce(jnp.multiply, precise).mean((1, 2, 3))
+    return functools.reduce(jnp.multiply, precise).mean(tuple(range(1, factors[0].ndim - 1)))
 
 
 def _precise(x: Array) -> Array:
@@ -114,5 +114,5 @@ def _group_means(first: Array, second: Array, group: int) -> tuple[Array, Array]
 
 def _affine(x: Array, slope: Array, offset: Array) -> Array:
     """`slope` and `offset` are (B, C)."""
-    spread = (slice(None), None, None, None)
+    spread = (slice(None), *(None,) * (x.ndim - 2))
     return (_precise(x) * slope[spread] + offset[spread]).astype(x.dtype)

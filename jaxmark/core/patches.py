@@ -5,7 +5,8 @@ logit, that the landmark lies inside, and a displacement from the patch's centre
 (Noothout et al., IEEE TMI 2020). Displacements are in voxels, on the scale of `shrink`.
 
 Logits are `(B, x, y, z, K)` and displacements `(B, x, y, z, K, 3)`, of a grid of patches; positions
-`(B, K, 3)` in voxels (voxel centres at integers). Everything is float32.
+`(B, K, 3)` in voxels (voxel centres at integers). Everything is float32. Pictures have two axes:
+there is no z, and positions and displacements are two numbers.
 """
 
 import math
@@ -35,7 +36,12 @@ def patch_centres(grid: Sequence[int], stride: int) -> Array:
 def displacements(landmarks_ijk: Array, grid: Sequence[int], stride: int) -> Array:
     """(B, x, y, z, K, 3) voxels, not shrunk: from each patch's centre to each landmark."""
     centres = patch_centres(grid, stride)
-    return landmarks_ijk[:, None, None, None] - centres[:, :, :, None]
+    return _of_patches(landmarks_ijk, len(grid)) - centres[..., None, :]
+
+
+def _of_patches(values: Array, axes: int) -> Array:
+    """(B, K, ...) with axes of length 1 for the patches between the first two."""
+    return jnp.expand_dims(values, range(1, axes + 1))
 
 
 def vote_losses(
@@ -62,10 +68,11 @@ def vote_losses(
       Binary cross-entropy in nats, mean over all patches of the known landmarks, and the absolute
       error of the shrunk displacements, mean over axes and all patches of the present landmarks.
     """
-    true = displacements(landmarks_ijk, logits.shape[1:4], stride)
+    grid = logits.shape[1:-1]
+    true = displacements(landmarks_ijk, grid, stride)
     # Half open, so that a landmark on a border is in one patch.
     inside = ((true >= -stride / 2) & (true < stride / 2)).all(-1)
-    holds = inside & present[:, None, None, None]
+    holds = inside & _of_patches(present, len(grid))
     entropy = jax.nn.softplus(logits) - jnp.where(holds, logits, 0.0)
     error = jnp.abs(votes - shrink(true)).mean(-1)
     return _mean(entropy, present | absent), _mean(error, present)
@@ -73,7 +80,7 @@ def vote_losses(
 
 def _mean(values: Array, mask: Array) -> Array:
     """Mean of (B, x, y, z, K) over all patches where the mask (B, K) is true; 0 if it never is."""
-    values = jnp.where(mask, values.mean((1, 2, 3)), 0.0)
+    values = jnp.where(mask, values.mean(_patch_axes(values)), 0.0)
     return values.sum() / jnp.maximum(mask.sum(), 1)
 
 
@@ -85,8 +92,13 @@ def decode_votes(logits: Array, votes: Array, *, stride: int) -> tuple[Array, Ar
     """
     # The probabilities' ratios, also where all of them are too small for float32.
     chance = jax.nn.log_sigmoid(logits)
-    highest = chance.max((1, 2, 3), keepdims=True)
+    axes = _patch_axes(logits)
+    highest = chance.max(axes, keepdims=True)
     weight = jnp.exp(chance - highest)[..., None]
-    seen = patch_centres(logits.shape[1:4], stride)[:, :, :, None] + stretch(votes)
-    mean = (weight * seen).sum((1, 2, 3)) / weight.sum((1, 2, 3))
-    return mean, logits.max((1, 2, 3))
+    seen = patch_centres(logits.shape[1:-1], stride)[..., None, :] + stretch(votes)
+    mean = (weight * seen).sum(axes) / weight.sum(axes)
+    return mean, logits.max(axes)
+
+
+def _patch_axes(logits: Array) -> tuple[int, ...]:
+    return tuple(range(1, logits.ndim - 1))

@@ -15,9 +15,15 @@ _NAMED = 3
 
 
 def annotation_doubts(
-    cases: Sequence[PreparedCase], landmarks: Sequence[str], grid_to_common: np.ndarray
+    cases: Sequence[PreparedCase],
+    landmarks: Sequence[str],
+    grid_to_common: np.ndarray,
+    unit: str = "mm",
 ) -> dict[str, str]:
-    """Case -> what contradicts the other cases, of those where anything does."""
+    """Case -> what contradicts the other cases, of those where anything does.
+
+    `unit` is that of lengths in the common frame.
+    """
     to_common = [grid_to_common @ np.linalg.inv(case.ijk_to_lps) for case in cases]
     world = [case.landmarks_mm for case in cases]
     points, negated = (
@@ -25,17 +31,17 @@ def annotation_doubts(
         for signs in (1.0, _NEGATED)
     )
     found = contradictions(points, negated, scheme_of(landmarks).mirrored)
-    return {cases[number].name: _words(one, landmarks) for number, one in found.items()}
+    return {cases[number].name: _words(one, landmarks, unit) for number, one in found.items()}
 
 
-def _words(found: Contradiction, landmarks: Sequence[str]) -> str:
+def _words(found: Contradiction, landmarks: Sequence[str], unit: str) -> str:
     names = [repr(landmarks[k]) for k in found.landmarks]
     if found.kind == "far":
         others = f"; so are {', '.join(names[1:_NAMED])}" if names[1:] else ""
         others += f" and {len(names) - _NAMED} more" * (len(names) > _NAMED)
         return (
-            f"landmark {names[0]} is {found.off_mm:.1f} mm from where the other cases have it "
-            f"(up to {found.then_mm:.1f} mm would be usual){others}"
+            f"landmark {names[0]} is {found.off_mm:.1f} {unit} from where the other cases have it "
+            f"(up to {found.then_mm:.1f} {unit} would be usual){others}"
         )
     what, then = {
         "negated": (
@@ -46,6 +52,6 @@ def _words(found: Contradiction, landmarks: Sequence[str]) -> str:
         "exchanged": (f"landmarks {' and '.join(names)} seem to be exchanged", "once exchanged"),
     }[found.kind]
     return (
-        f"{what}: {found.off_mm:.1f} mm from where the other cases have them, "
-        f"{found.then_mm:.1f} mm {then}"
+        f"{what}: {found.off_mm:.1f} {unit} from where the other cases have them, "
+        f"{found.then_mm:.1f} {unit} {then}"
     )

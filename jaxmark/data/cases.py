@@ -89,6 +89,8 @@ class PreparedCase:
     voxel_mm: np.ndarray = dataclasses.field(default_factory=_unknown)
     # Where the method needs them.
     segments: CaseSegments | None = None
+    # Of a picture: mm between columns and between rows, if they are known.
+    pixel_mm: tuple[float, float] | None = None
 
     @property
     def landmarks_ijk(self) -> np.ndarray:
@@ -142,6 +144,7 @@ def save_case(case: PreparedCase, image: np.ndarray, made_from: Path) -> None:
             "made_from": str(made_from),
             # Cases of before there were notes lack them.
             **({"notes": list(case.notes)} if case.notes else {}),
+            **({"pixel_mm": case.pixel_mm} if case.pixel_mm else {}),
         }
     )
     write_folder(case.folder, {"image.npy": array, "case.json": json_text(tree).encode()})
@@ -172,6 +175,7 @@ def load_case(folder: Path) -> PreparedCase:
             absent=np.asarray(tree["absent"], bool).reshape(len(points)),
             image_crc32=tree["image_crc32"],
             notes=_notes(tree.get("notes", [])),
+            pixel_mm=_pixel_mm(tree.get("pixel_mm")),
             extent_mm=_size(tree.get("extent_mm")),
             voxel_mm=_size(tree.get("voxel_mm")),
             quality=figures["quality"],
@@ -207,6 +211,15 @@ def read_segmented_case(case: PreparedCase, rng: np.random.Generator) -> HostBat
     assert case.segments is not None
     batch["targets"]["segmentation"] = case.segments.label_map()
     return batch
+
+
+def _pixel_mm(stated: Any) -> tuple[float, float] | None:
+    if stated is None:
+        return None
+    x, y = map(float, stated)
+    if not (0 < x < 1e9 and 0 < y < 1e9):
+        raise ValueError("a pixel of no size")
+    return x, y
 
 
 def _notes(lines: object) -> tuple[str, ...]:

@@ -50,6 +50,8 @@ class RawCase:
     # None: the case has no landmarks (it can be predicted, not evaluated).
     landmark_file: Path | None
     landmark_names: tuple[str, ...]
+    # Of a picture, mm, as landmark table or config say; 0: neither does.
+    pixel_size_mm: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def read_cohort(data: Data) -> Cohort:
     root = Path(data.root).expanduser()
     if not data.root or not root.is_dir():
         raise InputError("config.data.root", f"there is no folder {data.root!r}")
-    layout = find_layout(root, data.suffix, data.series)
+    layout = find_layout(root, data.suffix, data.series, planar=data.planar)
     scans = layout.images
     found = read_labels(layout.labels, data, scans)
     labels, notes = found.cases, [*layout.notes, *found.notes]
@@ -93,7 +95,7 @@ def read_cohort(data: Data) -> Cohort:
         names = choose_names(data.landmarks, labels, notes)
     else:
         names = common_names(root, labels)
-    cases = {case: _case(case, scans[case], labels.get(case), names) for case in scans}
+    cases = {case: _case(case, scans[case], labels.get(case), names, data) for case in scans}
     splits_file = root / "splits.json"
     if splits_file.exists():
         splits = _read_splits(splits_file, cases)
@@ -129,8 +131,8 @@ def _check_annotated(
         )
 
 
-def check_inside(case: RawCase, scan: Scan) -> None:
-    """Refuses a landmark that lies outside the voxels of its scan.
+def check_inside(case: RawCase, scan: Scan, unit: str = "mm") -> None:
+    """Refuses a landmark that lies outside the voxels of its scan, whose world is in this unit.
 
     Raises:
       InputError: for the first one; it says so where the point with x and y the other way round
@@ -144,18 +146,21 @@ def check_inside(case: RawCase, scan: Scan) -> None:
             continue
         corners = np.array(list(np.ndindex(2, 2, 2))) * shape - 0.5
         corners_mm = corners @ scan.ijk_to_lps[:3, :3].T + scan.ijk_to_lps[:3, 3]
+        shown = slice(0, 2 if scan.planar else 3)
         extent = ", ".join(
             f"{axis} {low:.1f} to {high:.1f}"
             for axis, low, high in zip("xyz", corners_mm.min(0), corners_mm.max(0), strict=True)
+            if axis in "xyz"[shown]
         )
         hint = ""
         if _is_inside(xyz * [-1, -1, 1], scan):
             hint = "; with x and y negated it is inside: are these positions RAS, not LPS?"
-        point = ", ".join(f"{v:.1f}" for v in xyz)
+        point = ", ".join(f"{v:.1f}" for v in xyz[shown])
+        place, what = ("", "picture") if scan.planar else ("LPS ", "scan")
         raise InputError(
             case.landmark_file or case.scan,
-            f"case {case.name!r}: landmark {name!r} at LPS ({point}) mm is outside of its scan, "
-            f"which extends over {extent} mm{hint}",
+            f"case {case.name!r}: landmark {name!r} at {place}({point}) {unit} is outside of its "
+            f"{what}, which extends over {extent} {unit}{hint}",
         )
 
 
@@ -166,7 +171,9 @@ def _is_inside(xyz: np.ndarray, scan: Scan) -> bool:
     return bool(np.all((ijk >= -edge) & (ijk <= np.array(scan.voxels.shape) - 1 + edge)))
 
 
-def _case(name: str, scan: Path, labels: Labels | None, names: tuple[str, ...]) -> RawCase:
+def _case(
+    name: str, scan: Path, labels: Labels | None, names: tuple[str, ...], data: Data
+) -> RawCase:
     given = labels.landmarks if labels else {}
     landmarks_mm = np.full((len(names), 3), np.nan)
     absent = np.zeros(len(names), bool)
@@ -177,7 +184,8 @@ def _case(name: str, scan: Path, labels: Labels | None, names: tuple[str, ...]) 
         absent[k] = landmark in given and xyz is None
     present = np.isfinite(landmarks_mm).all(-1)
     file = labels.file if labels else None
-    return RawCase(name, scan, landmarks_mm, present, absent, file, names)
+    size_mm = labels.pixel_size_mm if labels else data.pixel_size_mm
+    return RawCase(name, scan, landmarks_mm, present, absent, file, names, size_mm)
 
 
 def _read_splits(file: Path, cases: dict[str, RawCase]) -> dict[str, tuple[str, ...]]:

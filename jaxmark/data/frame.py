@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from jaxmark.core.anatomy import Segment
+from jaxmark.core.geometry import compose_affine
 from jaxmark.core.grids import Grid
 from jaxmark.data.mutual_information import register_mutual_information
-from jaxmark.data.registration import Kind, covered, register, resample
+from jaxmark.data.pictures import read_picture
+from jaxmark.data.registration import Kind, background, covered, register, resample
 from jaxmark.data.scans import Scan, read_scan, write_scan
 from jaxmark.system.errors import InputError, about
 from jaxmark.system.files import read_json, write_json
@@ -52,6 +54,7 @@ class PreparedScan:
     voxel_mm: np.ndarray  # (3,) of the scan, sorted
     grid: Grid  # of the scan itself
     notes: tuple[str, ...] = ()  # of the scan
+    pixel_mm: tuple[float, float] | None = None  # of a picture, if it is known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +73,18 @@ class Frame:
     quality_limit: float = -np.inf  # registrations of less quality have probably failed
     untrained: tuple[str, ...] = ()  # landmarks that no training case has
     segments: tuple[Segment, ...] = ()  # of the scheme, where the method knows any
+    unit: str = "mm"  # of worlds: "px" of pictures whose pixel size is not known
+    # "native": voxels of prepared pictures are their own pixels, wherever `grid_to_common` is.
+    grid: str = "common"
+
+    @property
+    def planar(self) -> bool:
+        """Whether scans are pictures."""
+        return self.shape[2] == 1
+
+    def read(self, path: Path, pixel_size_mm: float = 0.0) -> Scan:
+        """A scan as it is prepared; the pixel size is of a picture that does not state it."""
+        return read_picture(path, self.unit, pixel_size_mm) if self.planar else read_scan(path)
 
     def align(self, scan: Scan) -> Alignment:
         """Register a scan to the template; the common frame is the scan's where there is none."""
@@ -83,7 +98,10 @@ class Frame:
 
     def apply(self, scan: Scan, alignment: Alignment) -> PreparedScan:
         """The scan on the common grid; ValueError where it does not reach there."""
+        native = self.grid == "native"
         ijk_to_lps = alignment.matrix @ self.grid_to_common
+        if native:
+            ijk_to_lps = scan.ijk_to_lps @ compose_affine(np.eye(3), -_offset(scan, self.shape))
         # Every second node is enough for a share and for percentiles.
         half = ijk_to_lps @ np.diag([2.0, 2.0, 2.0, 1.0])
         x, y, z = (-(-n // 2) for n in self.shape)
@@ -93,7 +111,7 @@ class Frame:
                 "lies outside of the volume that the model looks at; if its frame is another one, "
                 "config.data.register has to bring it there"
             )
-        image = resample(scan, self.shape, ijk_to_lps)
+        image = (_cropped if native else resample)(scan, self.shape, ijk_to_lps)
         low, high = self._range(image[::2, ::2, ::2][seen])
         image = (image - low) / (high - low)
         most = (0.0, 1.0) if self.intensity == "window" else (-_MOST, _MOST)
@@ -106,8 +124,10 @@ class Frame:
             overlap=float(seen.mean()),
             notes=scan.notes,
             profile=intensity_profile(image),
-            extent_mm=np.sort(scan.spacing_mm * scan.voxels.shape),
-            voxel_mm=np.sort(scan.spacing_mm),
+            # A picture has no thickness.
+            extent_mm=np.sort(scan.spacing_mm * scan.voxels.shape * [1, 1, not self.planar]),
+            voxel_mm=np.sort(scan.spacing_mm * [1, 1, not self.planar]),
+            pixel_mm=scan.pixel_mm,
             grid=Grid(scan.voxels.shape, scan.ijk_to_lps),
         )
 
@@ -133,9 +153,29 @@ class Frame:
             )
         if lead < AMBIGUOUS_LEAD:
             found.append(f"another rotation fits nearly as well (margin {lead:.3f})")
-        if overlap < _LITTLE_OVERLAP:
+        # Native pictures are filled up.
+        if overlap < _LITTLE_OVERLAP and self.grid == "common":
             found.append(f"only {100 * overlap:.0f} % of the prepared volume lies in the scan")
         return found
+
+
+def _offset(scan: Scan, shape: tuple[int, int, int]) -> np.ndarray:
+    """(3,) whole voxels that a scan is moved by, so that its middle is that of a native grid."""
+    return (np.array(shape) - scan.voxels.shape) // 2
+
+
+def _cropped(scan: Scan, shape: tuple[int, int, int], _: np.ndarray) -> np.ndarray:
+    """The middle of a scan (X, Y, Z) on its own grid; its background where it has no voxels."""
+    image = np.full(shape, background(scan), np.float32)
+    offset = _offset(scan, shape)
+    to = tuple(
+        slice(max(o, 0), max(o, 0) + n) for o, n in zip(offset, scan.voxels.shape, strict=True)
+    )
+    there = image[to].shape
+    image[to] = scan.voxels[
+        tuple(slice(max(-o, 0), max(-o, 0) + n) for o, n in zip(offset, there, strict=True))
+    ]
+    return image
 
 
 def intensity_profile(image: np.ndarray) -> np.ndarray:
@@ -144,17 +184,21 @@ def intensity_profile(image: np.ndarray) -> np.ndarray:
     return np.quantile(voxels, np.linspace(0.01, 0.99, 50))
 
 
-def prepare_scan(path: Path, frame: Frame) -> PreparedScan:
-    """Read and prepare a scan never seen; InputError that names it where that is impossible."""
-    scan = read_scan(path)
+def prepare_scan(path: Path, frame: Frame, pixel_size_mm: float = 0.0) -> PreparedScan:
+    """Read and prepare a scan never seen; InputError that names it where that is impossible.
+
+    The pixel size is of a picture that does not state it; 0: not known.
+    """
+    scan = frame.read(path, pixel_size_mm)
     with about(path):
         return frame.apply(scan, frame.align(scan))
 
 
 def save_frame(frame: Frame, landmarks: Sequence[str], folder: Path) -> None:
-    """Write what a new scan needs: `frame.json`, and `template.mha` if there is one."""
+    """Write what a new scan needs: `frame.json`, and the template if there is one."""
     if frame.template is not None:
-        write_scan(folder / "template.mha", frame.template.voxels, frame.template.ijk_to_lps)
+        template = folder / _TEMPLATES[frame.planar]
+        write_scan(template, frame.template.voxels, frame.template.ijk_to_lps)
     tree = {
         "schema_version": SCHEMA_VERSION,
         "landmarks": list(landmarks),
@@ -172,6 +216,10 @@ def save_frame(frame: Frame, landmarks: Sequence[str], folder: Path) -> None:
     # Only where there is any: the files of other models stay the same.
     if frame.untrained:
         tree["untrained"] = list(frame.untrained)
+    if frame.unit != "mm":
+        tree["unit"] = frame.unit
+    if frame.grid != "common":
+        tree["grid"] = frame.grid
     if frame.segments:
         tree["segments"] = [dataclasses.asdict(segment) for segment in frame.segments]
     write_json(folder / "frame.json", tree)
@@ -187,7 +235,7 @@ def load_frame(folder: Path) -> tuple[Frame, tuple[str, ...]]:
             register=tree["register"],
             metric=tree["metric"],
             search_degrees=tree["search_degrees"],
-            template=read_scan(folder / "template.mha") if tree["has_template"] else None,
+            template=_read_template(folder, tree["shape"]) if tree["has_template"] else None,
             common_to_template=_matrix(tree["common_to_template"]),
             grid_to_common=_matrix(tree["grid_to_common"]),
             shape=tuple(tree["shape"]),
@@ -199,12 +247,25 @@ def load_frame(folder: Path) -> tuple[Frame, tuple[str, ...]]:
                 Segment(str(s["name"]), _some_of(s["ends"], names), bool(s["may_be_missing"]))
                 for s in tree.get("segments", [])
             ),
+            unit=tree.get("unit", "mm"),
+            grid=tree.get("grid", "common"),
         )
         return frame, tuple(names)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(path, f"lacks a field or has a wrong one ({error!r})") from error
+
+
+# Of volumes, and of pictures.
+_TEMPLATES = ("template.mha", "template.nii")
+
+
+def _read_template(folder: Path, shape: Sequence[int]) -> Scan:
+    planar = shape[2] == 1
+    path = folder / _TEMPLATES[planar]
+    # It is in the world that it was written in.
+    return read_picture(path) if planar else read_scan(path)
 
 
 def _some_of(names: list[str], known: list[str]) -> tuple[str, ...]:

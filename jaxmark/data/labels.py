@@ -17,10 +17,11 @@ import numpy as np
 
 from jaxmark.config import Data
 from jaxmark.core.geometry import apply_affine
-from jaxmark.data.landmark_files import voxel_json
+from jaxmark.data.landmark_files import stacom, voxel_json
 from jaxmark.data.landmarks import Content, Landmarks, in_lps, read_content, read_tables
 from jaxmark.data.layouts import landmark_files
 from jaxmark.data.notes import Note
+from jaxmark.data.picture_points import points_on_pictures
 from jaxmark.data.places import scan_places
 from jaxmark.system.errors import InputError
 
@@ -42,10 +43,12 @@ _NUMBERED = re.compile(r"(?P<head>(?:(?P<list>.*?)[-_ ])?)0*(?P<number>[0-9]+)")
 
 
 class Labels(NamedTuple):
-    """Landmarks of one case, in LPS millimetres, and where they were read."""
+    """Landmarks of one case, in LPS millimetres or on its picture, and where they were read."""
 
     file: Path
     landmarks: Landmarks
+    # Of its picture, as the table or the config says; 0: neither does, or it is no picture.
+    pixel_size_mm: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,37 @@ def read_labels(
         files do; nobody states the frame; a case has no scan; an image's voxels have another size
         than is stated beside its landmarks.
     """
-    contents, notes = _read(place, scans or {})
+    contents, notes = _read(place, scans or {}, data)
     for case, content in contents.items():
         if scans is not None and case not in scans:
             problem = f"case {case!r} has landmarks but no image{nearest(case, scans)}"
             raise InputError(content.file, problem)
         notes += content.notes
+    if data.planar:
+        landmarks = points_on_pictures(contents, scans, data, notes)
+    else:
+        landmarks = _in_space(contents, scans, data, notes)
+    labels = {}
+    for case, content in contents.items():
+        given = landmarks[case]
+        for name in given:
+            # Who corrected a prediction left hidden what is not there.
+            if name in content.unlikely and given[name] is not None:
+                given[name] = None
+                what = "predicted as probably absent: taken as absent"
+                notes.append(Note(f"{name!r} of {case}", what))
+        size_mm = content.pixel_size_mm or data.pixel_size_mm
+        labels[case] = Labels(content.file, given, size_mm)
+    return LabelSet(_without_list_names(labels, data.landmarks, notes), tuple(notes))
+
+
+def _in_space(
+    contents: Mapping[str, Content],
+    scans: Mapping[str, Path] | None,
+    data: Data,
+    notes: list[Note],
+) -> dict[str, Landmarks]:
+    """Case -> landmarks of a volume in LPS mm."""
     in_voxels = _in_voxels(contents, data, notes)
     if in_voxels and scans is None:
         first = contents[in_voxels[0]].file
@@ -88,17 +116,7 @@ def read_labels(
     in_mm = {case: content for case, content in contents.items() if case not in places}
     landmarks = _all_in_lps(in_mm, data.frame, notes)
     landmarks |= {case: _from_voxels(contents[case].points, at) for case, at in places.items()}
-    labels = {}
-    for case, content in contents.items():
-        given = landmarks[case]
-        for name in given:
-            # Who corrected a prediction left hidden what is not there.
-            if name in content.unlikely and given[name] is not None:
-                given[name] = None
-                what = "predicted as probably absent: taken as absent"
-                notes.append(Note(f"{name!r} of {case}", what))
-        labels[case] = Labels(content.file, given)
-    return LabelSet(_without_list_names(labels, data.landmarks, notes), tuple(notes))
+    return landmarks
 
 
 def choose_names(
@@ -116,7 +134,7 @@ def choose_names(
     known = {name for given in labels.values() for name in given.landmarks}
     strange = [name for name in names if name not in known]
     others: dict[str, None] = {}
-    for case, (file, given) in labels.items():
+    for case, (file, given, _) in labels.items():
         unknown = [name for name in given if name not in names]
         others |= dict.fromkeys(unknown)
         if unknown and strange:
@@ -142,7 +160,7 @@ def common_names(root: Path, labels: Mapping[str, Labels]) -> tuple[str, ...]:
     first, *others = sorted(labels, key=natural)
     names = list(labels[first].landmarks)
     for case in others:
-        file, given = labels[case]
+        file, given, _ = labels[case]
         missing = [name for name in names if name not in given]
         extra = [name for name in given if name not in names]
         if missing or extra:
@@ -177,15 +195,28 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 
 def _read(
-    place: Path | Mapping[str, Path], scans: Collection[str]
+    place: Path | Mapping[str, Path], scans: Collection[str], data: Data
 ) -> tuple[dict[str, Content], list[Note]]:
     if isinstance(place, Path) and not place.is_dir():
-        return read_tables(place, scans), []
+        return read_tables(place, scans, planar=data.planar), []
     notes: list[Note] = []
     if isinstance(place, Path):
-        found = landmark_files(place)
+        found = landmark_files(place, planar=data.planar)
         place, notes = found.files, [*found.chosen, *found.unread]
-    return {case: read_content(file, case) for case, file in place.items()}, notes
+    contents: dict[str, Content] = {}
+    for name, file in place.items():
+        has_many = file.suffix.lower() == stacom.EXTENSION
+        found_in = (
+            read_tables(file, scans)
+            if has_many
+            else {name: read_content(file, name, planar=data.planar)}
+        )
+        for case, content in found_in.items():
+            if case in contents:
+                problem = f"case {case!r} has landmarks in {contents[case].file.name}, too"
+                raise InputError(file, problem)
+            contents[case] = content
+    return contents, notes
 
 
 # Frames and units
@@ -298,10 +329,10 @@ def _without_list_names(
     # What was chosen may be written as in one of the files.
     wanted = {match["number"]: name for name in chosen if (match := _NUMBERED.fullmatch(name))}
     renamed = {}
-    for case, (file, given) in labels.items():
+    for case, (_, given, _) in labels.items():
         number = {name: match["number"] for name, match in parts[case].items() if match}
         new = {wanted.get(number[name], number[name]): xyz for name, xyz in given.items()}
-        renamed[case] = Labels(file, new)
+        renamed[case] = labels[case]._replace(landmarks=new)
     what = "labels differ from file to file in the list's name alone; their numbers are the names"
     notes += [Note(repr(f"{head}1"), what) for head in sorted(heads)]
     return renamed

@@ -12,7 +12,7 @@ that was never placed) or leave it out.
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from jaxmark.data.landmark_files import fcsv, markups, tables, voxel_json
+from jaxmark.data.landmark_files import fcsv, markups, stacom, tables, voxel_json
 from jaxmark.data.landmark_files.content import Content, Landmarks, check_case, in_lps
 from jaxmark.system.errors import InputError
 
@@ -27,6 +27,7 @@ __all__ = [
     "is_prediction_table",
     "read_content",
     "read_landmarks",
+    "read_predicted",
     "read_table",
     "read_tables",
     "write_fcsv",
@@ -41,7 +42,7 @@ write_table = tables.write
 EXTENSIONS = (".mrk.json", ".fcsv", ".csv")
 # With names that other files have, too, and older names. The first that fits a file is its own;
 # where a case has several files, the first is preferred.
-ALL_EXTENSIONS = (".mrk.json", ".mkp.json", ".json", ".fcsv", ".csv", ".tsv")
+ALL_EXTENSIONS = (".mrk.json", ".mkp.json", ".json", ".fcsv", ".csv", ".tsv", stacom.EXTENSION)
 
 
 def read_landmarks(path: Path, frame: str = "", case: str = "") -> Landmarks:
@@ -77,32 +78,56 @@ def read_table(path: Path, frame: str = "") -> dict[str, Landmarks]:
     return {case: in_lps(content, frame) for case, content in read_tables(path).items()}
 
 
-def read_content(path: Path, case: str = "") -> Content:
-    """What a file of one case says, in its own frame and unit; see `read_landmarks`."""
+def read_predicted(path: Path, unit: str) -> dict[str, Landmarks]:
+    """What `write_table` wrote of points on pictures, in the unit of their world: "mm" or "px"."""
+    return {
+        case: content.also_mm if unit == "mm" else content.points
+        for case, content in tables.read_cases(path, planar=True).items()
+    }
+
+
+def read_content(path: Path, case: str = "", *, planar: bool = False) -> Content:
+    """What a file of one case says, in its own frame and unit; see `read_landmarks`.
+
+    Args:
+      planar: its points lie on a picture; of a table see `read_tables`.
+    """
     extension = extension_of(path)
     if extension in _READERS:
         return _READERS[extension](path)
-    if extension not in (".csv", ".tsv"):
+    if extension == stacom.EXTENSION and stacom.is_one(path):
+        cases = stacom.read(path)
+    elif extension in (".csv", ".tsv"):
+        cases = tables.read_case(path, planar=planar)
+    else:
         raise InputError(path, f"not a landmark format jaxmark reads: {', '.join(EXTENSIONS)}")
-    cases = tables.read_case(path)
+    teller = "it" if extension == stacom.EXTENSION else "column case"
     if len(cases) > 1:
-        raise InputError(path, f"column case names {len(cases)} cases; a file of one case has one")
+        raise InputError(path, f"{teller} names {len(cases)} cases; a file of one case has one")
     ((stated, content),) = cases.items()
     wanted = case or path.name[: -len(extension)]
     if stated not in ("", wanted):
-        raise InputError(path, f"column case names {stated!r}, not {wanted!r}")
+        raise InputError(path, f"{teller} names {stated!r}, not {wanted!r}")
     return content
 
 
-def read_tables(path: Path, known: Collection[str] = ()) -> dict[str, Content]:
-    """Case -> what one file of many cases says: CSV, or JSON with voxel indices.
+def read_tables(
+    path: Path, known: Collection[str] = (), *, planar: bool = False
+) -> dict[str, Content]:
+    """Case -> what one file of many cases says: CSV, JSON with voxel indices, or the challenge's
+    text (`landmark_files.stacom`).
 
     Args:
       known: names of cases that have images, which help to tell the column of cases.
+      planar: the points lie on pictures: a table has columns x_px and y_px, or x and y in mm, or
+        both, and maybe pixel_size_mm.
     """
-    return (
-        voxel_json.read(path) if extension_of(path) == ".json" else tables.read_cases(path, known)
-    )
+    extension = extension_of(path)
+    if extension == stacom.EXTENSION:
+        return stacom.read(path, known)
+    if extension == ".json":
+        return voxel_json.read(path)
+    return tables.read_cases(path, known, planar=planar)
 
 
 def is_prediction_table(path: Path) -> bool:

@@ -6,6 +6,9 @@ jaxmark's own, which a folder `images/` tells:
 root/images/<case>.nii.gz            or another format of `scans`, or a folder of DICOM slices
 root/landmarks/<case>.mrk.json       or .fcsv or .csv; or all cases in one root/landmarks.csv, or in
                                      voxels in nnLandmark's root/all_landmarks_voxel.json
+                                     or, with pictures named in them, in the text files of a
+                                     challenge (`landmark_files.stacom`): root/landmarks.txt, or
+                                     root/landmarks/<any name>.txt
 root/segmentations/<case>.nii.gz     label maps, or another format; for methods that learn from them
 ```
 
@@ -39,10 +42,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxmark.data.formats.dicom_series import chosen_series
-from jaxmark.data.landmark_files import markups
+from jaxmark.data.landmark_files import markups, stacom
 from jaxmark.data.landmark_files.several import choose
 from jaxmark.data.landmarks import check_case, extension_of, is_prediction_table
 from jaxmark.data.notes import Note
+from jaxmark.data.pictures import EXTENSIONS as PICTURES
+from jaxmark.data.pictures import find_pictures
 from jaxmark.data.scans import (
     EXTENSIONS,
     LATER_EXTENSIONS,
@@ -54,7 +59,10 @@ from jaxmark.system.errors import InputError
 from jaxmark.system.files import read_json
 
 # Where all landmarks may be; of all places there may be one.
-_PLACES = ("landmarks", "landmarks.csv", "landmarks.tsv", "all_landmarks_voxel.json")
+_PLACES = (
+    *("landmarks", "landmarks.csv", "landmarks.tsv", "all_landmarks_voxel.json"),
+    "landmarks.txt",
+)
 _NO_SCANS = f"holds no scans ({', '.join(EXTENSIONS)} or DICOM)"
 
 
@@ -85,7 +93,7 @@ class _Image(NamedTuple):
     path: Path
 
 
-def find_layout(root: Path, suffix: str = "", series: str = "") -> Layout:
+def find_layout(root: Path, suffix: str = "", series: str = "", *, planar: bool = False) -> Layout:
     """Finds the images and landmark files in a cohort's folder.
 
     Args:
@@ -94,12 +102,15 @@ def find_layout(root: Path, suffix: str = "", series: str = "") -> Layout:
         ("T1w", or more of the name: "run-1_T1w"); "" where each case has one image.
       series: the DICOM series to read of folders that hold several: its description, number or UID;
         "" where each folder holds one volume.
+      planar: the images are pictures, see `pictures`: jaxmark's own layout is read alone.
 
     Raises:
       InputError: the folder has no such layout, or no images; a case has two images, two landmark
         files or two places of landmarks; the suffix picks nothing; a name is not one of the layout,
         or one that `check_case` refuses; `dataset.json` is not as nnU-Net's.
     """
+    if planar:
+        return _of_pictures(root, suffix, series)
     if (root / "images").is_dir():
         layout = _own(root, suffix)
     elif (root / "imagesTr").is_dir() or (root / "imagesTs").is_dir():
@@ -165,8 +176,11 @@ class LandmarkFiles(NamedTuple):
     unread: list[Note]
 
 
-def landmark_files(folder: Path) -> LandmarkFiles:
+def landmark_files(folder: Path, *, planar: bool = False) -> LandmarkFiles:
     """Case -> landmark file `<case>.<extension>`; hidden files are ignored.
+
+    `planar` files are of points on pictures. A text file of `landmark_files.stacom` has its own
+    cases in it; here it stands by its name.
 
     A `.json` file is one if it holds markups of 3D Slicer. Files of one case that say the same are
     one; what prediction writes beside `<case>.mrk.json` is not needed.
@@ -188,7 +202,7 @@ def landmark_files(folder: Path) -> LandmarkFiles:
         found.setdefault(name, []).append(file)
     files, chosen = {}, []
     for name, some in found.items():
-        files[name], notes = choose(some, name)
+        files[name], notes = choose(some, name, planar=planar)
         chosen += notes
     return LandmarkFiles(files, chosen, unread)
 
@@ -203,6 +217,26 @@ def _own(root: Path, suffix: str) -> Layout:
     if not images:
         raise InputError(folder, "; ".join([_NO_SCANS, *over]))
     return Layout(images, _labels(root, {}), passed_over=over)
+
+
+def _of_pictures(root: Path, suffix: str, series: str) -> Layout:
+    """jaxmark's own layout, of pictures."""
+    folder = root / "images"
+    if not folder.is_dir():
+        raise InputError(root, "has no folder images/, where pictures are looked for")
+    if suffix:
+        problem = f"{suffix!r} chooses among several images a case, but {folder} has one"
+        raise InputError("config.data.suffix", problem)
+    images = find_pictures(folder, series)
+    # Frames of a file, and the files of a cine, lie below these.
+    inside = [*images.values(), *(path.parent for path in images.values())]
+    over = passed_over(folder, inside, readable_ones=PICTURES)
+    if not images:
+        problem = f"holds no pictures ({', '.join(PICTURES)} or DICOM)"
+        raise InputError(folder, "; ".join(filter(None, [problem, over])))
+    for case, image in images.items():
+        check_case(image, case)
+    return Layout(images, _labels(root, {}), passed_over=(f"{folder}: {over}",) if over else ())
 
 
 def _nnunet(root: Path, suffix: str) -> Layout:
@@ -367,6 +401,8 @@ def _landmark_name(file: Path) -> tuple[str, str]:
     # Many files are called so.
     if extension == ".json" and not file.is_dir():
         problem = markups.why_not(file)
+    if extension == stacom.EXTENSION and not stacom.is_one(file):
+        return "", ""
     if extension == ".csv" and is_prediction_table(file):
         problem = "a table of predictions"
     return ("", problem) if problem else (file.name[: -len(extension)], "")

@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxmark.config import Data
 from jaxmark.data.cache import cache_folder
+from jaxmark.data.pictures import read_picture, states_pixel_size
 from jaxmark.data.scans import read_scan
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import read_sealed, sealed, write_json
@@ -35,6 +36,31 @@ def scan_places(scans: Mapping[str, Path], data: Data) -> dict[str, np.ndarray]:
         found = parallel(pool, _find, jobs, "reading where scans lie")
     places |= dict(zip(unknown, found, strict=True))
     return {case: place for case, place in places.items() if place is not None}
+
+
+def picture_sizes(
+    pictures: Mapping[str, tuple[Path, float]], data: Data
+) -> dict[str, tuple[float, float] | None]:
+    """Case -> mm between columns and between rows of its picture; None where nobody states it.
+
+    Args:
+      pictures: case -> its file, and the size that is stated elsewhere, 0: it is not.
+
+    Raises:
+      InputError, or an ExceptionGroup of them: pictures cannot be read, or contradict what is
+      stated elsewhere.
+    """
+    asked = {case: path for case, (path, _) in pictures.items() if states_pixel_size(path)}
+    with worker_pool(data.workers, len(asked)) as pool:
+        jobs = [(path, pictures[case][1]) for case, path in asked.items()]
+        found = parallel(pool, _size, jobs, "reading pixel sizes")
+    stated = {case: (mm, mm) if mm else None for case, (_, mm) in pictures.items()}
+    return stated | dict(zip(asked, found, strict=True))
+
+
+def _size(job: tuple[Path, float]) -> tuple[float, float] | None:
+    path, stated_mm = job
+    return read_picture(path, "px", stated_mm).pixel_mm
 
 
 def _find(job: tuple[Path, Path]) -> np.ndarray:

@@ -10,7 +10,7 @@ import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from jaxmark.data.cohort import SPLITS, Cohort, RawCase, check_inside
 from jaxmark.data.frame import Alignment, Frame
 from jaxmark.data.left_out import LeftOut, left_out, untrained
 from jaxmark.data.notes import first_few
+from jaxmark.data.pictures import read_picture
 from jaxmark.data.prepared_segments import (
     load_checked,
     load_segments,
@@ -32,7 +33,7 @@ from jaxmark.data.prepared_segments import (
     segments_jobs,
 )
 from jaxmark.data.registration import Kind, register
-from jaxmark.data.scans import read_scan
+from jaxmark.data.scans import Scan, read_scan
 from jaxmark.data.segmentations import CohortSegments
 from jaxmark.data.transforms import read_transform
 from jaxmark.system.errors import InputError, about
@@ -100,7 +101,8 @@ class Prepared:
     def annotation_doubts(self) -> dict[str, str]:
         """Case -> how its landmarks contradict the other cases', where they do."""
         cases = list(self.cases.values())
-        return annotation_doubts(cases, self.landmarks, self.frame.grid_to_common)
+        unit = "px" if self.frame.grid == "native" else self.frame.unit
+        return annotation_doubts(cases, self.landmarks, self.frame.grid_to_common, unit)
 
     def warnings(self) -> list[str]:
         """What a person should know of the cohort, a line each."""
@@ -205,6 +207,21 @@ def _segments_cell(segments: CaseSegments | None) -> str:
     return told if segments.file is None else f"{told}, {segments.file.parent.name}"
 
 
+class Template(NamedTuple):
+    """A scan to which others are registered."""
+
+    path: Path
+    # Of pictures: the unit of their world, and a pixel size that is stated beside the file.
+    unit: str = ""
+    pixel_size_mm: float = 0.0
+
+    def read(self) -> Scan:
+        """See `read_scan` and `read_picture`."""
+        if self.unit:
+            return read_picture(self.path, self.unit, self.pixel_size_mm)
+        return read_scan(self.path)
+
+
 def prepare_cohort(cohort: Cohort, data: Data, segments: CohortSegments | None = None) -> Prepared:
     """Prepare every case of the splits, or find it in the cache.
 
@@ -280,23 +297,25 @@ def prepare_cohort(cohort: Cohort, data: Data, segments: CohortSegments | None =
         cases[name] = dataclasses.replace(cases[name], segments=load_segments(job.home))
     mended = (*unaligned, *unprepared, *unsegmented)
     # That of a case is said there.
-    own = any(template == source.scan for source in sources)
+    own = any(template is not None and template.path == source.scan for source in sources)
     notes = frame.template.notes if frame.template is not None and not own else ()
     return Prepared(cohort.names, cases, cohort.splits, frame, mended, notes, left_out(cohort))
 
 
-def _unplaced_frame(data: Data, template: Path | None) -> Frame:
+def _unplaced_frame(data: Data, template: Template | None) -> Frame:
     """The frame before the training cases are aligned: where its grid lies is not known."""
     return Frame(
         register=cast(Kind, data.register),
         metric=data.metric,
         search_degrees=data.search_degrees,
-        template=read_scan(template) if template else None,
+        template=template.read() if template else None,
         common_to_template=template_in_common(data),
         grid_to_common=np.eye(4),
         shape=prepared_shape(data),
         intensity=data.intensity,
         intensity_range=intensity_range(data),
+        unit=data.unit,
+        grid=data.grid,
     )
 
 
@@ -307,7 +326,7 @@ def _own_segments(landmarks: Sequence[str], segments: CohortSegments | None) -> 
     return segments.segments
 
 
-def _settings(cohort: Cohort, data: Data, template: Path | None) -> dict[str, Any]:
+def _settings(cohort: Cohort, data: Data, template: Template | None) -> dict[str, Any]:
     """All that the prepared cases of a cohort have in common, for their folder in the cache."""
     extra = [data.template_transform, data.template_mask, data.shared_mask]
     return {
@@ -321,29 +340,35 @@ def _settings(cohort: Cohort, data: Data, template: Path | None) -> dict[str, An
         "margin": data.margin,
         "intensity": data.intensity,
         "intensity_range": intensity_range(data),
-        "template": file_state(template) if template else None,
+        "template": file_state(template.path) if template else None,
         "template_in_common": [file_state(Path(path)) for path in extra if path],
+        # Only of pictures: volumes stay prepared.
+        **({"unit": data.unit, "grid": data.grid} if data.planar else {}),
         "train": [identity(cohort.cases[name]) for name in cohort.splits["train"]],
     }
 
 
-def choose_template(train: Sequence[RawCase], data: Data) -> Path | None:
+def choose_template(train: Sequence[RawCase], data: Data) -> Template | None:
     """The configured scan, or that of the most typical training case; None: nothing to register."""
     if data.register == "none":
         return None
     if data.template:
         for source in train:
             if source.name == data.template:
-                return source.scan
+                return _template(source.scan, data, source.pixel_size_mm)
         if Path(data.template).exists():
-            return Path(data.template)
+            return _template(Path(data.template), data, data.pixel_size_mm)
         raise InputError(
             "config.data.template", f"{data.template!r} is neither a training case nor a scan file"
         )
     landmarks = np.stack([source.landmarks_mm for source in train])
     with about("config.data.template"):
         chosen = pick_template(landmarks, np.stack([source.present for source in train]))
-    return train[chosen].scan
+    return _template(train[chosen].scan, data, train[chosen].pixel_size_mm)
+
+
+def _template(path: Path, data: Data, pixel_size_mm: float) -> Template:
+    return Template(path, data.unit, pixel_size_mm) if data.planar else Template(path)
 
 
 def template_in_common(data: Data) -> np.ndarray:
@@ -401,6 +426,9 @@ def place_grid(
     mean = (total / np.maximum(seen.sum(0), 1)[:, None])[seen.any(0)]
     centre = (mean.min(0) + mean.max(0)) / 2
     matrix = np.diag([*data.spacing_mm, 1.0])
+    if data.planar:
+        # A picture's plane is z = 0.
+        centre[2] = 0.0
     middle = (np.asarray(prepared_shape(data)) - 1) / 2
     matrix[:3, 3] = centre - middle * np.asarray(data.spacing_mm)
     return matrix
@@ -410,6 +438,7 @@ def identity(source: RawCase) -> dict[str, Any]:
     """What a prepared case is made from: the scan's files by size and time, and the landmarks."""
     return {
         **file_state(source.scan),
+        **({"pixel_size_mm": source.pixel_size_mm} if source.pixel_size_mm else {}),
         "landmarks": [
             p.tolist() if here else bool(absent)
             for p, here, absent in zip(
@@ -450,15 +479,15 @@ def write_alignment(path: Path, alignment: Alignment) -> None:
 _FIGURES = {"quality": "quality", "lead": "margin"}
 
 
-_read_once = functools.lru_cache(maxsize=1)(read_scan)
+_read_once = functools.lru_cache(maxsize=1)(Template.read)
 
 
-def _check_and_align(job: tuple[RawCase, Frame, Path | None, Path]) -> Alignment:
+def _check_and_align(job: tuple[RawCase, Frame, Template | None, Path]) -> Alignment:
     source, frame, template, file = job
     if template is not None:
         frame = dataclasses.replace(frame, template=_read_once(template))
-    scan = read_scan(source.scan)
-    check_inside(source, scan)
+    scan = frame.read(source.scan, source.pixel_size_mm)
+    check_inside(source, scan, frame.unit)
     with about(source.scan):
         alignment = frame.align(scan)
     write_alignment(file, alignment)
@@ -468,7 +497,7 @@ def _check_and_align(job: tuple[RawCase, Frame, Path | None, Path]) -> Alignment
 def _prepare_case(job: tuple[RawCase, Frame, Alignment, Path]) -> None:
     source, frame, alignment, folder = job
     with about(source.scan):
-        prepared = frame.apply(read_scan(source.scan), alignment)
+        prepared = frame.apply(frame.read(source.scan, source.pixel_size_mm), alignment)
     case = PreparedCase(
         name=source.name,
         folder=folder,
@@ -482,5 +511,6 @@ def _prepare_case(job: tuple[RawCase, Frame, Alignment, Path]) -> None:
         notes=prepared.notes,
         extent_mm=prepared.extent_mm,
         voxel_mm=prepared.voxel_mm,
+        pixel_mm=prepared.pixel_mm,
     )
     save_case(case, prepared.image, source.scan)

@@ -134,7 +134,7 @@ def resample(scan: Scan, shape: tuple[int, int, int], grid_to_lps: np.ndarray) -
         # Blends to the outside over one voxel, so that a node which rounding puts just over the
         # edge keeps its value.
         mode="grid-constant",
-        cval=_background(scan),
+        cval=background(scan),
         prefilter=False,
     )
 
@@ -154,7 +154,7 @@ def warp(
     lps_to_ijk = np.linalg.inv(scan.ijk_to_lps)
     sigma = _smoothing(lps_to_ijk @ transform.matrix @ grid_to_lps)
     smooth = ndimage.gaussian_filter(scan.voxels, sigma, mode="nearest", truncate=3.0)
-    warped, outside = np.empty(shape, np.float32), _background(scan)
+    warped, outside = np.empty(shape, np.float32), background(scan)
     for k, points in enumerate(slices_of(shape, grid_to_lps)):
         ijk = apply_affine(lps_to_ijk, transform(points))
         warped[..., k] = ndimage.map_coordinates(
@@ -181,7 +181,8 @@ def _smoothing(grid_to_ijk: np.ndarray) -> np.ndarray:
     return 0.5 * np.sqrt(np.maximum(ratio**2 - 1, 0))
 
 
-def _background(scan: Scan) -> float:
+def background(scan: Scan) -> float:
+    """What is taken to be outside of a scan."""
     return float(np.percentile(scan.voxels[::2, ::2, ::2], _LOW_PERCENTILE))
 
 
@@ -220,7 +221,10 @@ def _level(fixed: Scan, moving: Scan, spacing_mm: float, count: int) -> _Level:
     points = apply_affine(fixed.ijk_to_lps, ijk)
     center = points.mean(0)
     size_mm = np.sqrt(((points - center) ** 2).sum(1).mean())
-    by_ijk = np.stack([g.ravel()[chosen] for g in np.gradient(fixed.voxels)], -1)
+    by_ijk = np.zeros((len(chosen), 3))
+    # A picture has no gradient along z.
+    for axis in np.flatnonzero(np.array(fixed.voxels.shape) > 1):
+        by_ijk[:, axis] = np.gradient(fixed.voxels, axis=axis).ravel()[chosen]
     return _Level(
         fixed=fixed,
         moving=moving,

@@ -14,13 +14,13 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from jaxmark.data.formats import dicom, dicom_series, metaimage, mgh, nifti, nrrd
+from jaxmark.data.formats import dicom, dicom_series, metaimage, mgh, nifti, nrrd, raster
 from jaxmark.data.formats.safeguards import (
     DAMAGED,
     ITK_ERRORS,
@@ -78,7 +78,7 @@ _LITTLE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Scan:
-    """A volume and its place in space."""
+    """A volume and its place in space; a picture is one with one voxel along z, see `pictures`."""
 
     # (X, Y, Z) float32, x fastest in memory as in the file.
     voxels: np.ndarray
@@ -86,6 +86,13 @@ class Scan:
     ijk_to_lps: np.ndarray
     # What a reader guessed or repaired, a line each.
     notes: tuple[str, ...] = ()
+    # Of a picture: mm between columns and between rows; None where nobody states it.
+    pixel_mm: tuple[float, float] | None = None
+
+    @property
+    def planar(self) -> bool:
+        """Whether it is a picture."""
+        return self.voxels.shape[2] == 1
 
     @property
     def spacing_mm(self) -> np.ndarray:
@@ -114,7 +121,7 @@ def find_scans(folder: Path) -> dict[str, Path]:
     Raises:
       InputError: no such folder, one that cannot be read, two scans of one name.
     """
-    return _by_name(_scans_among(entries(folder)))
+    return by_name(_scans_among(entries(folder)))
 
 
 def search_below(folder: Path, series: str = "") -> Found:
@@ -140,7 +147,7 @@ def search_below(folder: Path, series: str = "") -> Found:
     left_out: dict[Path, str] = {}
     other_series: dict[Path, str] = {}
     not_meant: set[Path] = set()
-    for parent, found in _folders_below(folder):
+    for parent, found in folders_below(folder):
         above = parent.relative_to(folder).parts
         scans += [(name, path, above) for name, path in _images(found)]
         contents = dicom_series.contents(dicom_series.slice_files(parent))
@@ -156,22 +163,29 @@ def search_below(folder: Path, series: str = "") -> Found:
             other_series[parent] = named([str(volume) for volume in contents.volumes])
         pairs = zip(volumes, contents.volumes, strict=False)
         not_meant |= {path for (_, path), volume in pairs if volume not in meant}
-    count = Counter(_as_a_file(name) for name, _, _ in scans)
+    count = Counter(as_a_file(name) for name, _, _ in scans)
 
     def full_name(name: str, above: tuple[str, ...]) -> str:
-        return name if count[_as_a_file(name)] == 1 else "-".join((*above, name))
+        return name if count[as_a_file(name)] == 1 else "-".join((*above, name))
 
     full = ((full_name(name, above), path) for name, path, above in scans if path not in not_meant)
-    return Found(_by_name(full), left_out, other_series)
+    return Found(by_name(full), left_out, other_series)
 
 
-def passed_over(folder: Path, scans: Collection[Path], *, below: bool = False) -> str:
+def passed_over(
+    folder: Path,
+    scans: Collection[Path],
+    *,
+    below: bool = False,
+    readable_ones: Sequence[str] = EXTENSIONS,
+) -> str:
     """A line about files that look like images, by their names, and are none of the scans.
 
     Empty where there are none. Parts of scans (slices, files of voxels) are not meant.
 
     Args:
       scans: what was found in the folder, or below it.
+      readable_ones: how names end of what would be read.
     """
     whole = set(scans)
     folders = whole | {path.parent for path in scans if dicom_series.is_series_path(path)}
@@ -179,9 +193,7 @@ def passed_over(folder: Path, scans: Collection[Path], *, below: bool = False) -
     parts = {path.with_suffix("") for path in scans if path.suffix.lower() in _HEADERS}
     found = [
         path
-        for paths in (
-            (paths for _, paths in _folders_below(folder)) if below else [entries(folder)]
-        )
+        for paths in ((paths for _, paths in folders_below(folder)) if below else [entries(folder)])
         for path in paths
         if path not in whole
         and path.name.lower().endswith(EXTENSIONS + _LIKE_IMAGES)
@@ -195,7 +207,7 @@ def passed_over(folder: Path, scans: Collection[Path], *, below: bool = False) -
     more = f" and {len(found) - _NAMED} more" * (len(found) > _NAMED)
     look = "looks like an image and is" if len(found) == 1 else "look like images and are"
     files = "1 file" if len(found) == 1 else f"{len(found)} files"
-    known = ", ".join(EXTENSIONS)
+    known = ", ".join(readable_ones)
     return f"{files} {look} not read: {names}{more} (jaxmark reads {known} and DICOM series)"
 
 
@@ -203,7 +215,7 @@ def _stem(path: Path) -> Path:
     return path.with_name(path.name[: path.name.lower().rindex(".img")])
 
 
-def _folders_below(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
+def folders_below(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
     """The folder and all below it, each with what is in it.
 
     Links to folders are left out, and so are label maps, such as earlier predictions.
@@ -236,11 +248,11 @@ def _images(paths: Sequence[Path]) -> list[tuple[str, Path]]:
 def _without_copies(named: Iterable[tuple[str, Path]]) -> list[tuple[str, Path]]:
     """Of two with one name, one of `LATER_EXTENSIONS` is left out: FreeSurfer's beside its copy."""
     scans = list(named)
-    earlier = {_as_a_file(n) for n, path in scans if _extension(path) not in LATER_EXTENSIONS}
+    earlier = {as_a_file(n) for n, path in scans if _extension(path) not in LATER_EXTENSIONS}
     return [
         (name, path)
         for name, path in scans
-        if _extension(path) not in LATER_EXTENSIONS or _as_a_file(name) not in earlier
+        if _extension(path) not in LATER_EXTENSIONS or as_a_file(name) not in earlier
     ]
 
 
@@ -315,7 +327,7 @@ def read_scan(path: Path) -> Scan:
     """
     # What overflows is refused, with a better word than NumPy's.
     with readable(path), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        return _mended(path, _scan(*_read(path)))
+        return mended(path, _scan(*_read(path)))
 
 
 def read_voxels(path: Path) -> Content:
@@ -399,7 +411,7 @@ def checked_scan(voxels: np.ndarray, ijk_to_lps: np.ndarray, where: str) -> Scan
     if ijk_to_lps.shape != (4, 4) or not np.isfinite(ijk_to_lps).all():
         raise InputError(where, "its affine is not (4, 4) finite numbers")
     check_place(Path(where), voxels.shape, ijk_to_lps)
-    return _mended(Path(where), _scan(voxels, np.asarray(ijk_to_lps, np.float64)))
+    return mended(Path(where), _scan(voxels, np.asarray(ijk_to_lps, np.float64)))
 
 
 def _scan(voxels: np.ndarray, ijk_to_lps: np.ndarray, notes: Iterable[str] = ()) -> Scan:
@@ -412,18 +424,18 @@ def _extension(path: Path) -> str:
     return next((e for e in EXTENSIONS if name.endswith(e)), "")
 
 
-def _by_name(scans: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+def by_name(scans: Iterable[tuple[str, Path]]) -> dict[str, Path]:
     """Sorted by name."""
     found: dict[str, tuple[str, Path]] = {}
     for name, path in scans:
-        if (key := _as_a_file(name)) in found:
+        if (key := as_a_file(name)) in found:
             other = found[key][1].name
             raise InputError(path, f"case {name!r} has a second image, {other}")
         found[key] = name, path
     return dict(sorted(found.values()))
 
 
-def _as_a_file(name: str) -> str:
+def as_a_file(name: str) -> str:
     """The same for names that may be one file: of macOS and Windows they often are."""
     return unicodedata.normalize("NFC", name).casefold()
 
@@ -443,7 +455,12 @@ def _read_file(path: Path) -> Content:
     if path.suffix.lower() == ".img":
         raise InputError(path, f"holds voxels alone: name its header, {path.stem}.hdr")
     if not extension:
-        raise InputError(path, f"not an image format jaxmark reads: {', '.join(EXTENSIONS)}")
+        raise InputError(
+            path,
+            f"not an image format jaxmark reads: {', '.join(EXTENSIONS)}"
+            + "; pictures are read where config.data.crop has Z = 1"
+            * path.name.lower().endswith(raster.EXTENSIONS),
+        )
     try:
         return _READERS[extension](path)
     except ITK_ERRORS as error:
@@ -452,13 +469,14 @@ def _read_file(path: Path) -> Content:
         raise InputError(path, DAMAGED) from None
 
 
-def _mended(path: Path, scan: Scan) -> Scan:
+def mended(path: Path, scan: Scan) -> Scan:
     """The scan with what may be repaired, and noted; InputError for what may not."""
     voxels, filled = _without_nan(path, scan.voxels)
     if voxels.min() == voxels.max():
         raise InputError(path, f"all voxels are {voxels.flat[0]:g}: an empty scan")
     place, turned = straightened(voxels.shape, scan.ijk_to_lps)
-    return Scan(voxels, place, (*scan.notes, *turned, *filled))
+    notes = (*scan.notes, *turned, *filled)
+    return replace(scan, voxels=voxels, ijk_to_lps=place, notes=notes)
 
 
 def _without_nan(path: Path, voxels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:

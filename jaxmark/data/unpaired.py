@@ -42,7 +42,7 @@ def read_unpaired(
     notes: list[Note] = [*labels.notes]
     choose_names(names, labels.cases, notes)
     sets = {}
-    for case, (_, given) in labels.cases.items():
+    for case, (_, given, _) in labels.cases.items():
         positions = [given.get(name) for name in names]
         sets[case] = np.array([np.full(3, np.nan) if xyz is None else xyz for xyz in positions])
     if not sets:

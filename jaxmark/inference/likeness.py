@@ -38,8 +38,11 @@ class Usual:
     voxel_mm: np.ndarray  # (N, 3) sorted
     evidence: np.ndarray | None  # (N,) mean over landmarks; None: the network has learned them
 
-    def doubts(self, scan: PreparedScan, evidence: float) -> list[str]:
-        """How a scan, and what the network sees in it, differs from these cases."""
+    def doubts(self, scan: PreparedScan, evidence: float, unit: str = "mm") -> list[str]:
+        """How a scan, and what the network sees in it, differs from these cases.
+
+        `unit` is that of its lengths.
+        """
         found = []
         count = len(self.profile)
         theirs = self._distances
@@ -58,14 +61,19 @@ class Usual:
             )
         for what, own_mm, all_mm, factor in (
             ("a field of view", scan.extent_mm, self.extent_mm, _EXTENT),
-            ("voxels", scan.voxel_mm, self.voxel_mm, _VOXEL),
+            (
+                "pixels" if scan.grid.shape[2] == 1 else "voxels",
+                scan.voxel_mm,
+                self.voxel_mm,
+                _VOXEL,
+            ),
         ):
             low, high = _range(all_mm)
             # NaN, where it is not known, is never beyond.
             if (own_mm < low / factor).any() or (own_mm > high * factor).any():
                 found.append(
-                    f"{what} of {_times(own_mm)} mm, in the {self.of} cases "
-                    f"{' to '.join(dict.fromkeys([_times(low), _times(high)]))} mm"
+                    f"{what} of {_times(own_mm)} {unit}, in the {self.of} cases "
+                    f"{' to '.join(dict.fromkeys([_times(low), _times(high)]))} {unit}"
                 )
         if self.evidence is not None and count >= LEAST_CASES:
             if evidence < -unusual_above(-self.evidence, _LEVEL):
@@ -165,4 +173,5 @@ def _range(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _times(lengths: np.ndarray) -> str:
-    return " x ".join(f"{length:.3g}" for length in lengths)
+    # A picture has no thickness.
+    return " x ".join(f"{length:.3g}" for length in lengths if length != 0)

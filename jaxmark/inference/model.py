@@ -16,6 +16,7 @@ from jaxmark.data.cases import Volume
 from jaxmark.data.formats.safeguards import voxels_and_place
 from jaxmark.data.frame import Frame, PreparedScan
 from jaxmark.data.landmarks import Landmarks
+from jaxmark.data.pictures import Plane, picture_in_memory
 from jaxmark.data.scans import Scan, checked_scan, read_scan
 from jaxmark.inference.calibration import Calibration, evidence_of
 from jaxmark.inference.predictor import Found, Predictor
@@ -38,6 +39,7 @@ class Landmark:
     presence: float | None  # probability; None where nothing is known of absence
     radius_mm: float | None  # holds the truth with the stated probability; None: not known
     trained: bool = True  # False: no training case has it, and its position means nothing
+    position_px: np.ndarray | None = None  # (2,) on a picture, whose centre of the first is 0, 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,13 @@ class ScanLandmarks:
     untrained: tuple[str, ...] = ()
     # Of models that know of segments.
     segments: ScanSegments | None = None
+    # Of a picture; where its unit is the pixel, so is that of all "millimetres" here.
+    plane: Plane | None = None
+
+    @property
+    def unit(self) -> str:
+        """Of positions and radii."""
+        return "mm" if self.plane is None else self.plane.unit
 
     @classmethod
     def of(
@@ -72,6 +81,7 @@ class ScanLandmarks:
         notes: Sequence[str] = (),
         untrained: Sequence[str] = (),
         segments: ScanSegments | None = None,
+        plane: Plane | None = None,
     ) -> "ScanLandmarks":
         """What a network found, with what validation cases say of it."""
         presence = calibration.presence(np.asarray(found.prediction.evidence))
@@ -88,6 +98,7 @@ class ScanLandmarks:
             notes=tuple(notes),
             untrained=tuple(untrained),
             segments=segments,
+            plane=plane,
         )
 
     def __iter__(self) -> Iterator[Landmark]:
@@ -95,7 +106,8 @@ class ScanLandmarks:
         for name, position in self.points().items():
             values = {column: columns[column][name] for column in COLUMNS}
             trained = name not in self.untrained
-            yield Landmark(name, position, trained=trained, **values)  # type: ignore[arg-type]
+            px = None if self.plane is None else self.plane.pixels(position)
+            yield Landmark(name, position, trained=trained, position_px=px, **values)  # type: ignore[arg-type]
 
     @property
     def hidden(self) -> tuple[str, ...]:
@@ -134,7 +146,7 @@ class ScanLandmarks:
             if (presence := columns["presence"][name]) is not None:
                 known.append(f"presence {presence:.2f}")
             if (radius := columns["radius_mm"][name]) is not None:
-                known.append(f"within {radius:.1f} mm ({100 * self.coverage:g} %)")
+                known.append(f"within {radius:.1f} {self.unit} ({100 * self.coverage:g} %)")
             words[name] = ", ".join([*known, f"score {columns['score'][name]:.3f}"])
         return words
 
@@ -167,7 +179,15 @@ class TrainedModel:
         if promises["usual"] is None:
             del promises["usual"]
         frame = (self.preparation / "frame.json").read_bytes()
-        parts = (weights.hexdigest(), frame, self.experiment.predict.decoder, promises)
+        parts: tuple[object, ...] = (
+            weights.hexdigest(),
+            frame,
+            self.experiment.predict.decoder,
+            promises,
+        )
+        # It places pictures that do not state it.
+        if size_mm := self.experiment.data.pixel_size_mm:
+            parts = (*parts, size_mm)
         return json_key([str(part) for part in parts])
 
     def predict(
@@ -180,19 +200,42 @@ class TrainedModel:
 
         Args:
           scan: a file or a folder with one DICOM series; an image of SimpleITK; or an array
-            (X, Y, Z) of intensities.
-          affine: of an array: (4, 4) voxels, counted from 0, to millimetres.
+            (X, Y, Z) of intensities. Of a model of pictures: a picture's file, an image with two
+            axes, or an array (X, Y), or (X, Y, 3) in colour, with x to the right. The size of a
+            pixel is `config.data.pixel_size_mm`, or what file or image states.
+          affine: of an array: (4, 4) voxels, counted from 0, to millimetres; not of a picture.
           frame: the affine's, "LPS" (ITK, DICOM) or "RAS" (nibabel, NIfTI).
 
         Raises:
           InputError: the scan can't be read or prepared; an array comes without affine or frame.
         """
-        name, read = _scan_of(scan, affine, frame)
+        name, read = self._read(scan, affine, frame)
         with about(name):
             prepared = self.frame.apply(read, self.frame.align(read))
         volume = Volume(name, lambda: prepared.image, prepared.ijk_to_lps)
         (found,) = self.predictor(self.variables, [volume])
         return self.landmarks_of(found, prepared)
+
+    def _read(
+        self, scan: str | Path | sitk.Image | np.ndarray, affine: np.ndarray | None, frame: str
+    ) -> tuple[str, Scan]:
+        """A name for messages, and the scan itself."""
+        if not self.frame.planar:
+            return _scan_of(scan, affine, frame)
+        size_mm = self.experiment.data.pixel_size_mm
+        if isinstance(scan, (str, Path)):
+            return str(scan), self.frame.read(Path(scan), size_mm)
+        pixel_mm = (size_mm, size_mm) if size_mm else None
+        if not isinstance(scan, sitk.Image):
+            pixels = np.asarray(scan)
+            return "array", picture_in_memory(pixels, self.frame.unit, pixel_mm, "array")
+        if scan.GetDimension() != 2:
+            raise InputError("image", "is not a picture with two axes")
+        pixels = np.swapaxes(sitk.GetArrayFromImage(scan), 0, 1)
+        x_mm, y_mm = scan.GetSpacing()
+        return "image", picture_in_memory(
+            pixels, self.frame.unit, pixel_mm or (x_mm, y_mm), "image"
+        )
 
     def landmarks_of(self, found: Found, prepared: PreparedScan) -> ScanLandmarks:
         """What the network found in a prepared scan, with what is known of it."""
@@ -202,7 +245,7 @@ class TrainedModel:
         if self.calibration.usual is not None:
             evidence = np.asarray(found.prediction.evidence)
             mean = float(evidence_of(evidence, self.landmarks, untrained))
-            doubts += self.calibration.usual.doubts(prepared, mean)
+            doubts += self.calibration.usual.doubts(prepared, mean, self.frame.unit)
         return ScanLandmarks.of(
             found,
             self.landmarks,
@@ -212,6 +255,7 @@ class TrainedModel:
             notes=prepared.notes,
             untrained=untrained,
             segments=ScanSegments.of(found, self.scheme, prepared.grid),
+            plane=Plane(self.frame.unit, prepared.pixel_mm) if self.frame.planar else None,
         )
 
 

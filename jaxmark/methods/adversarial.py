@@ -21,6 +21,7 @@ from jaxmark.bounds import (
     SHARE,
     Problem,
     check,
+    divisible,
     either,
     positive_numbers,
     setting,
@@ -123,8 +124,8 @@ class Adversarial(HeatmapRegression):
     def misfits(self, task: Task) -> Iterator[Problem]:
         """See `Settings`."""
         yield from super().misfits(task)
-        if self.shown == "heatmaps" and any(n % 2 for n in task.crop):
-            yield "config.data.crop", f"{task.crop} has an odd side, which D can't halve"
+        if self.shown == "heatmaps":
+            yield from divisible(task.crop, 2, "D's first layer needs")
 
     def build(self, task: Task) -> Method:
         """The method; InputError where settings and volumes don't fit."""
@@ -206,6 +207,7 @@ class HeatmapCritic:
         self.settings, self.generator = settings, generator
         self._net = HeatmapDiscriminator(
             len(generator.task.landmarks),
+            generator.task.axes,
             settings.discriminator_widths,
             settings.discriminator_hidden,
             positions=settings.positions,
@@ -214,8 +216,9 @@ class HeatmapCritic:
 
     def init(self, key: Array) -> Params:
         """See `Critic`."""
-        crop, landmarks = self.generator.task.crop, len(self.generator.task.landmarks)
-        return self._net.init(key, jnp.zeros((1, *crop, landmarks)))
+        task = self.generator.task
+        heatmaps = jnp.zeros((1, *task.crop, len(task.landmarks)))
+        return self._net.init(key, task.squeezed(heatmaps))
 
     def fake(self, d: Params, maps: Array, shared: Array) -> Array:
         """See `Critic`."""
@@ -243,7 +246,7 @@ class HeatmapCritic:
         return logits, jnp.asarray(squared).mean()
 
     def _stem(self, d: Params, heatmaps: Array, shared: Array) -> Array:
-        seen = heatmaps * shared[:, None, None, None]
+        seen = self.generator.task.squeezed(heatmaps * shared[:, None, None, None])
         return jnp.asarray(self._net.apply(d, seen, method="stem"))
 
     def _judge(self, d: Params, stem: Array) -> Array:
@@ -259,7 +262,7 @@ class CellCritic:
         self._cell = cell_voxels(task.crop, task.spacing_mm, settings.cell_mm)
         # The power of a Gaussian is a narrower one.
         narrow = settings.sigma_mm / math.sqrt(settings.sharpness)
-        self._true_mass = gaussian_sum(task.spacing_mm, narrow)
+        self._true_mass = gaussian_sum(task.crop, task.spacing_mm, narrow)
         self._net = CellDiscriminator(
             settings.discriminator_widths,
             settings.discriminator_hidden,
@@ -271,7 +274,8 @@ class CellCritic:
         """See `Critic`."""
         task = self.generator.task
         grid = (n // c for n, c in zip(task.crop, self._cell, strict=True))
-        return self._net.init(key, jnp.zeros((1, *grid, len(task.landmarks))))
+        cells = jnp.zeros((1, *grid, len(task.landmarks)))
+        return self._net.init(key, task.squeezed(cells))
 
     def fake(self, d: Params, maps: Array, shared: Array) -> Array:
         """See `Critic`."""
@@ -304,7 +308,7 @@ class CellCritic:
         return logits, (gradient**2).sum((1, 2, 3, 4)).mean()
 
     def _judge(self, d: Params, cells: Array) -> Array:
-        return jnp.asarray(self._net.apply(d, cells))
+        return jnp.asarray(self._net.apply(d, self.generator.task.squeezed(cells)))
 
 
 def _distribution(masses: Array, true_mass: float, shared: Array) -> Array:

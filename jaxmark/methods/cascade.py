@@ -27,6 +27,7 @@ from jaxmark.bounds import (
     either,
     positive_numbers,
     setting,
+    volumes_only,
 )
 from jaxmark.core.heatmaps import decode
 from jaxmark.core.losses import (
@@ -134,6 +135,7 @@ class Cascade:
 
     def misfits(self, task: Task) -> Iterator[Problem]:
         """See `Settings`."""
+        yield from volumes_only(task.crop)
         levels = len(self.widths)
         why = f"{levels} levels (config.method.widths) of voxels {self.factor} times as long need"
         yield from divisible(task.crop, self.factor * 2 ** (levels - 1), why)

@@ -136,13 +136,14 @@ class Generator:
 
     def init(self, key: Array) -> Params:
         """Parameters of both halves, body and head."""
-        channels = 4 if self.settings.coordinates else 1
-        return self._net.init(key, jnp.zeros((1, *self.task.crop, channels)))
+        channels = 1 + (self.task.axes if self.settings.coordinates else 0)
+        return self._net.init(key, self.task.squeezed(jnp.zeros((1, *self.task.crop, channels))))
 
     def features(self, params: Params, image: Array) -> Array:
         """Volumes (B, X, Y, Z, 1) -> what the head makes heatmaps of, voxel by voxel."""
+        image = self.task.squeezed(image)
         image = append_coordinates(image) if self.settings.coordinates else image
-        return jnp.asarray(self._net.apply(params, image, method="features"))
+        return self.task.restored(jnp.asarray(self._net.apply(params, image, method="features")))
 
     def head(self, params: Params) -> Head:
         """Features to heatmaps, or with the cross-entropy to logits of a softmax."""
@@ -168,7 +169,7 @@ class Generator:
         """
         if self.settings.loss != "cross_entropy":
             return lambda slab: slab.astype(jnp.float32)
-        total = gaussian_sum(self.task.spacing_mm, self.settings.sigma_mm)
+        total = gaussian_sum(self.task.crop, self.task.spacing_mm, self.settings.sigma_mm)
         sums = map_slabs(
             lambda slab, _: logsumexp(slab.astype(jnp.float32), axis=(1, 2, 3)),
             maps,

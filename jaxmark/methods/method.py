@@ -81,6 +81,24 @@ class Task:
         return self.scheme.landmarks
 
     @property
+    def planar(self) -> bool:
+        """Whether volumes are pictures, one voxel along Z: then networks are 2-D."""
+        return self.crop[2] == 1
+
+    @property
+    def axes(self) -> int:
+        """Axes that a network sees: 3, or 2 of pictures."""
+        return 2 if self.planar else 3
+
+    def squeezed(self, volumes: Array) -> Array:
+        """Volumes (B, X, Y, Z, C) as networks take them: pictures are (B, X, Y, C) there."""
+        return volumes[:, :, :, 0] if self.planar else volumes
+
+    def restored(self, made: Array) -> Array:
+        """The inverse of `squeezed`, of what a network made."""
+        return made[:, :, :, None] if self.planar else made
+
+    @property
     def slab_voxels(self) -> int:
         """Voxels, about, that are made into heatmaps at a time: see `core.slabs`."""
         return slab_voxels(self.platform)

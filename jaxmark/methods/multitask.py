@@ -26,6 +26,7 @@ from jaxmark.bounds import (
     either,
     positive_numbers,
     setting,
+    volumes_only,
 )
 from jaxmark.core.heatmaps import decode
 from jaxmark.core.losses import (
@@ -161,6 +162,7 @@ class Multitask:
 
     def misfits(self, task: Task) -> Iterator[Problem]:
         """See `Settings`."""
+        yield from volumes_only(task.crop)
         levels = len(self.widths)
         why = f"{levels} levels (config.method.widths) need"
         yield from divisible(task.crop, 2 ** (levels - 1), why)

@@ -183,7 +183,7 @@ class Stages:
         """Parameters: `global`, and `local` with an axis over the landmarks before all others."""
         k_global, k_local = jax.random.split(key)
         # Convolutions don't ask how large the volume is.
-        volume = jnp.zeros((1, GLOBAL_STRIDE, GLOBAL_STRIDE, GLOBAL_STRIDE, 1))
+        volume = jnp.zeros((1, *(GLOBAL_STRIDE,) * self.task.axes, 1))
         keys = jax.random.split(k_local, len(self.task.landmarks))
         return {
             "global": self._global.init(k_global, volume),
@@ -191,7 +191,10 @@ class Stages:
         }
 
     def global_votes(self, params: Params, image: Array) -> tuple[Array, Array]:
-        """Logits and displacements of all landmarks from volumes (B, X, Y, Z, 1)."""
+        """Logits and displacements of all landmarks from volumes (B, X, Y, Z, 1).
+
+        Here and below, pictures are without Z, and places in them two numbers.
+        """
         logits, votes = self._global.apply(params, image)
         return jnp.asarray(logits), jnp.asarray(votes)
 
@@ -212,7 +215,10 @@ class Stages:
         k_view, k_chunk = jax.random.split(key)
         view = augmented(self.task, batch, k_view)
         image, landmarks_ijk = random_chunks(
-            k_chunk, view.image, view.landmarks_ijk, self.settings.chunk
+            k_chunk,
+            self.task.squeezed(view.image),
+            view.landmarks_ijk[..., : self.task.axes],
+            self.settings.chunk,
         )
         logits, votes = self.global_votes(params, image)
         return vote_losses(
@@ -226,9 +232,10 @@ class Stages:
         """
         k_view, k_jitter = jax.random.split(key)
         view = augmented(self.task, batch, k_view)
-        points, far = view.landmarks_ijk, self.settings.jitter_voxels
+        image, far = self.task.squeezed(view.image), self.settings.jitter_voxels
+        points = view.landmarks_ijk[..., : self.task.axes]
         jitter = jax.random.uniform(k_jitter, points.shape, minval=-far, maxval=far)
-        logits, votes, first = self.local_votes(params, view.image, points + jitter)
+        logits, votes, first = self.local_votes(params, image, points + jitter)
         nothing = jnp.zeros_like(view.absent)
         return vote_losses(
             logits, votes, points - first, view.present, nothing, stride=LOCAL_STRIDE
@@ -242,12 +249,13 @@ class Stages:
         `evidence` is the largest of its patches' logits, `score` the probability that it stands
         for.
         """
-        params = variables.params
+        params, image = variables.params, self.task.squeezed(image)
         logits, votes = self.global_votes(params["global"], image)
         position, evidence = decode_votes(logits, votes, stride=GLOBAL_STRIDE)
         logits, votes, first = self.local_votes(params["local"], image, position)
         refined, _ = decode_votes(logits, votes, stride=LOCAL_STRIDE)
         position = jnp.where(variables.statistics["refine"] > 0, first + refined, position)
+        position = jnp.pad(position, [(0, 0), (0, 0), (0, 3 - self.task.axes)])
         return Prediction(
             {"argmax": jnp.round(position), "subvoxel": position},
             score=jax.nn.sigmoid(evidence),
@@ -274,12 +282,12 @@ def stage_step(
 def random_chunks(key: Array, image: Array, landmarks_ijk: Array, side: int) -> tuple[Array, Array]:
     """A cube of `side` voxels anywhere in each volume, or the volume's side if that is less.
 
-    Volumes are (B, X, Y, Z, C); landmarks come back in voxels of the chunks.
+    Volumes are (B, X, Y, Z, C); landmarks come back in voxels of the chunks. Of pictures, a square.
     """
-    shape = image.shape[1:4]
+    shape = image.shape[1:-1]
     size = tuple(min(side, n) for n in shape)
     room = jnp.asarray([n - m for n, m in zip(shape, size, strict=True)])
-    first = jax.random.randint(key, (image.shape[0], 3), 0, room + 1)
+    first = jax.random.randint(key, (image.shape[0], len(shape)), 0, room + 1)
 
     def cut(volume: Array, corner: Array) -> Array:
         return jax.lax.dynamic_slice(volume, (*corner, 0), (*size, volume.shape[-1]))
@@ -296,13 +304,14 @@ def cut_crops(image: Array, centres_ijk: Array, side: int) -> tuple[Array, Array
     Returns:
       Crops (K, B, side, side, side, C), and their first voxels (B, K, 3), whole numbers.
     """
-    half = side // 2
-    padded = jnp.pad(image, [(0, 0), *[(half, half)] * 3, (0, 0)], mode="edge")
-    last = jnp.asarray(image.shape[1:4], jnp.float32) - 1
+    half, axes = side // 2, image.ndim - 2
+    padded = jnp.pad(image, [(0, 0), *[(half, half)] * axes, (0, 0)], mode="edge")
+    last = jnp.asarray(image.shape[1:-1], jnp.float32) - 1
     first = jnp.round(jnp.clip(centres_ijk, 0, last) - (side - 1) / 2).astype(jnp.int32)
 
     def cut(volume: Array, corner: Array) -> Array:
-        return jax.lax.dynamic_slice(volume, (*corner, 0), (side, side, side, volume.shape[-1]))
+        size = (*(side,) * axes, volume.shape[-1])
+        return jax.lax.dynamic_slice(volume, (*corner, 0), size)
 
     crops = jax.vmap(jax.vmap(cut, (None, 0)))(padded, first + half)
     return crops.swapaxes(0, 1), first

@@ -88,7 +88,7 @@ class SpatialConfiguration:
     """Settings. None: the recipe's own, `RECIPES`; all other values are the same in both.
 
     Lengths in voxels are of the authors' isotropic grids of 2 mm. Where voxels have unequal sides,
-    the side of a cube of the same volume counts.
+    the side of a cube of the same volume counts, or of pictures that of a square of the same area.
     """
 
     # "2019" or "later": the networks (see `SpatialConfigurationNet`) and what is None below.
@@ -211,7 +211,7 @@ class ScaledHeatmaps:
     def __init__(self, settings: SpatialConfiguration, task: Task):
         self.settings, self.task = settings, task
         self.recipe = resolved(settings)
-        self.voxel_mm = math.prod(task.spacing_mm) ** (1 / 3)
+        self.voxel_mm = math.prod(task.spacing_mm[: task.axes]) ** (1 / task.axes)
         self.sigma_mm = settings.sigma_mm or self.recipe.sigma_voxels * self.voxel_mm
         self._net = SpatialConfigurationNet(
             len(task.landmarks),
@@ -230,7 +230,7 @@ class ScaledHeatmaps:
     def init(self, key: Array) -> dict[str, Any]:
         """Parameters at the start."""
         return {
-            "scn": self._net.init(key, jnp.zeros((1, *self.task.crop, 1))),
+            "scn": self._net.init(key, self.task.squeezed(jnp.zeros((1, *self.task.crop, 1)))),
             "sigma_mm": jnp.full((len(self.task.landmarks),), self.sigma_mm, jnp.float32),
         }
 
@@ -260,18 +260,21 @@ class ScaledHeatmaps:
         They are there as a whole: the spatial part looks at all local ones before any product is
         known. Beside features of 64 channels, K are few.
         """
+        image = self.task.squeezed(image)
         if key is None:
             made: Any = self._net.apply(params["scn"], image)
         else:
             made = self._training_net.apply(params["scn"], image, rngs={"dropout": key})
-        heatmaps, local, spatial = made
+        heatmaps, local, spatial = map(self.task.restored, made)
         return heatmaps, local, spatial
 
     def height(self, sigma: Array) -> Array:
         """The targets' heights (K,) for widths (K,) in mm."""
         if not self.recipe.target_sum:
             return jnp.ones_like(sigma)
-        return self.recipe.target_sum / (gaussian_sum(self.task.spacing_mm, 1.0) * sigma**3)
+        task = self.task
+        unit = gaussian_sum(task.crop, task.spacing_mm, 1.0)
+        return self.recipe.target_sum / (unit * sigma**task.axes)
 
     def losses(
         self,

@@ -8,6 +8,7 @@ from jax import Array
 
 from jaxmark.core.augmentation import (
     View,
+    bend_controls,
     change_intensities,
     random_view,
     view_image,
@@ -29,14 +30,19 @@ def draw_view(task: Task, key: Array, count: int) -> View:
         rotation_degrees=task.augment.rotation_degrees,
         scale=task.augment.scale,
         flip=task.augment.flip,
-        flat=task.crop[2] == 1,
+        elastic_mm=task.augment.elastic_mm,
+        controls=bend_controls(task.crop, task.spacing_mm, task.augment.elastic_grid_mm),
+        flat=task.planar,
     )
 
 
 def view_landmarks(
     task: Task, view: View, landmarks_ijk: Array, *masks: Array
 ) -> tuple[Array, ...]:
-    """Landmarks (B, K, 3) in voxels of the views' crops, and masks (B, K) of them."""
+    """Landmarks (B, K, 3) in voxels of the views' crops, and masks (B, K) of them.
+
+    Those of pictures lie in the picture's plane, however far above it a file puts them.
+    """
     mirrored = task.scheme.mirrored
     moved = view_points(
         landmarks_ijk,
@@ -46,6 +52,8 @@ def view_landmarks(
         spacing_mm=task.spacing_mm,
         mirrored=mirrored,
     )
+    if task.planar:
+        moved = moved * jnp.array([1.0, 1.0, 0.0])
     return moved, *(view_values(mask, view, mirrored) for mask in masks)
 
 

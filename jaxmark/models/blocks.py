@@ -1,4 +1,9 @@
-"""Layers shared by the networks. Volumes are `(B, X, Y, Z, C)`."""
+"""Layers shared by the networks.
+
+Volumes are `(B, X, Y, Z, C)`, pictures `(B, X, Y, C)`: what a network is shown makes its layers 3-D
+or 2-D. A volume of one plane is still a volume, so that on every level a network is what it is on
+the finest.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,22 +24,22 @@ kernel_init = nn.initializers.he_normal()
 
 
 def coordinates(shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Array:
-    """(X, Y, Z, 3): each voxel's place in the volume, from -1 to 1 on each axis."""
+    """(X, Y, Z, 3), or (X, Y, 2): each voxel's place, from -1 to 1 on each axis."""
     axes = (jnp.linspace(-1, 1, n, dtype=dtype) for n in shape)
     return jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)
 
 
 def append_coordinates(x: Array) -> Array:
-    """`x` with three more channels, `coordinates`.
+    """`x` with a channel more for each axis, `coordinates`.
 
     A convolution sees the same everywhere (Liu et al., NeurIPS 2018); with these it may know where.
     """
-    place = coordinates(x.shape[1:4], x.dtype)
-    return jnp.concatenate([x, jnp.broadcast_to(place, (*x.shape[:4], 3))], axis=-1)
+    place = coordinates(x.shape[1:-1], x.dtype)
+    return jnp.concatenate([x, jnp.broadcast_to(place, (len(x), *place.shape))], axis=-1)
 
 
 class Conv(nn.Module):
-    """3-D convolution that keeps the shape; parameters are float32, arithmetic is `dtype`."""
+    """Convolution that keeps the shape; parameters are float32, arithmetic is `dtype`."""
 
     features: int
     kernel: int = 3
@@ -46,7 +51,9 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        shape = (self.kernel,) * 3 + (x.shape[-1], self.features)
+        # Layers of one voxel work on arrays with any number of axes, with the same parameters.
+        axes = 3 if self.kernel == 1 else x.ndim - 2
+        shape = (self.kernel,) * axes + (x.shape[-1], self.features)
         convolve = conv_reflect if self.reflect else conv_same
         y = convolve(x, self.param("kernel", self.initializer, shape).astype(self.dtype))
         if self.bias:
@@ -55,16 +62,18 @@ class Conv(nn.Module):
 
 
 class Up(nn.Module):
-    """Transposed convolution with a 2 x 2 x 2 kernel that doubles every side."""
+    """Transposed convolution with a kernel of 2 voxels a side that doubles every side."""
 
     features: int
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", kernel_init, (2, 2, 2, x.shape[-1], self.features))
+        axes = x.ndim - 2
+        kernel = self.param("kernel", kernel_init, (*(2,) * axes, x.shape[-1], self.features))
         # Each output voxel sees one kernel tap, not eight: scale He's variance for that.
-        return conv_transpose_2(x.astype(self.dtype), (kernel * math.sqrt(8)).astype(self.dtype))
+        kernel = kernel * math.sqrt(2**axes)
+        return conv_transpose_2(x.astype(self.dtype), kernel.astype(self.dtype))
 
 
 class Norm(nn.Module):
@@ -79,7 +88,10 @@ class Norm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3^3 convolutions and a shortcut (He et al. 2016), which a 1^3 convolution widens."""
+    """Two convolutions and a shortcut (He et al. 2016), which a layer of one voxel widens.
+
+    Kernels have 3 voxels a side.
+    """
 
     features: int
     dtype: DTypeLike = jnp.float32
@@ -96,7 +108,7 @@ class ResidualBlock(nn.Module):
 
 
 class Pointwise(nn.Module):
-    """1^3 convolutions on arrays `(..., C)`: one, or two with a rectifier between."""
+    """Layers of one voxel on arrays `(..., C)`: one, or two with a rectifier between."""
 
     features: int
     hidden: int = 0

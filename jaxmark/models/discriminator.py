@@ -15,13 +15,15 @@ class HeatmapDiscriminator(nn.Module):
     """Heatmaps of all landmarks -> one logit a case, positive for real ones (Tan et al. 2023).
 
     It never sees an image. The paper says "CNN architecture" and a scalar output; the layers are
-    ours: a 2^3 convolution of stride 2, and `Verdict`.
+    ours: a convolution of 2 voxels a side and stride 2, and `Verdict`.
 
     It comes in two halves: `stem`, the first convolution, is linear and works on any even number of
     planes, so heatmaps need never be whole; `judge` takes what the stem made of all of them.
     """
 
     landmarks: int
+    # 3, or 2 of pictures: all arrays are without Z then.
+    axes: int = 3
     widths: Sequence[int] = (32, 64, 64)
     hidden: int = 64
     # The paper's dagger: also show a coordinate matrix and a map of distances from the centre.
@@ -30,8 +32,8 @@ class HeatmapDiscriminator(nn.Module):
 
     def setup(self) -> None:
         first = self.widths[0]
-        channels = self.landmarks + (4 if self.positions else 0)
-        self.kernel = self.param("kernel", kernel_init, (2, 2, 2, channels, first))
+        channels = self.landmarks + (self.axes + 1 if self.positions else 0)
+        self.kernel = self.param("kernel", kernel_init, (*(2,) * self.axes, channels, first))
         self.bias = self.param("bias", nn.initializers.zeros, (first,))
         self.verdict = Verdict(self.widths[1:], self.hidden, dtype=self.dtype)
 
@@ -47,7 +49,7 @@ class HeatmapDiscriminator(nn.Module):
     def judge(self, x: Array) -> Array:
         """What the stem made of all planes -> logits (B,) float32."""
         if self.positions:
-            place = positions([2 * n for n in x.shape[1:4]]).astype(self.dtype)
+            place = positions([2 * n for n in x.shape[1:-1]]).astype(self.dtype)
             kernel = self.kernel[..., self.landmarks :, :].astype(self.dtype)
             # Once a case: else a kernel's gradient would first be summed over cases as a volume,
             # which then travels from device to device.
@@ -62,7 +64,7 @@ class HeatmapDiscriminator(nn.Module):
         """
         kernel = self.kernel[..., : self.landmarks, :].reshape(-1, self.widths[0])
         gradient = gradient.astype(jnp.float32)
-        return jnp.einsum("bxyzi,ij,bxyzj->b", gradient, kernel.T @ kernel, gradient)
+        return jnp.einsum("b...i,ij,b...j->b", gradient, kernel.T @ kernel, gradient)
 
 
 class CellDiscriminator(nn.Module):
@@ -78,12 +80,12 @@ class CellDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, cells: Array) -> Array:
-        """(B, X, Y, Z, K), each landmark's sum over cells 1 or 0, to logits (B,) float32."""
+        """(B, X, Y, Z, K) or (B, X, Y, K), sums over cells 1 or 0, to logits (B,) float32."""
         # A landmark fills a few of thousands of cells: a scale at which a network gets going.
         x = 4 * cells.astype(self.dtype)
         if self.positions:
-            place = positions(x.shape[1:4]).astype(self.dtype)
-            x = jnp.concatenate([x, jnp.broadcast_to(place, (*x.shape[:4], 4))], axis=-1)
+            place = positions(x.shape[1:-1]).astype(self.dtype)
+            x = jnp.concatenate([x, jnp.broadcast_to(place, (len(x), *place.shape))], axis=-1)
         x = nn.leaky_relu(Conv(self.widths[0], dtype=self.dtype)(x), SLOPE)
         return Verdict(self.widths[1:], self.hidden, dtype=self.dtype)(x)
 
@@ -104,7 +106,7 @@ class Verdict(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """(B, X, Y, Z, C) to (B,) float32."""
+        """(B, X, Y, Z, C) or (B, X, Y, C) to (B,) float32."""
         for width in self.widths:
             x = nn.leaky_relu(Strided(width, dtype=self.dtype)(x), SLOPE)
             x = nn.leaky_relu(Conv(width, dtype=self.dtype)(x), SLOPE)
@@ -114,24 +116,26 @@ class Verdict(nn.Module):
 
 
 class Strided(nn.Module):
-    """Convolution with a 2^3 kernel and stride 2; an odd side gets a plane of zeros."""
+    """Convolution with a kernel of 2 voxels a side, stride 2; odd sides get a plane of zeros."""
 
     features: int
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", kernel_init, (2, 2, 2, x.shape[-1], self.features))
+        sides = x.shape[1:-1]
+        size = (2,) * len(sides)
+        kernel = self.param("kernel", kernel_init, (*size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x = jnp.pad(x, [(0, 0), *((0, n % 2) for n in x.shape[1:4]), (0, 0)])
+        x = jnp.pad(x, [(0, 0), *((0, n % 2) for n in sides), (0, 0)])
         return conv_strided_2(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
 def positions(shape: Sequence[int]) -> Array:
     """(X, Y, Z, 4): coordinates from -1 to 1, and the distance from the centre, 1 at the corners.
 
-    Tan et al. 2023 name both and leave their scale open.
+    Of pictures (X, Y, 3). Tan et al. 2023 name both and leave their scale open.
     """
     place = coordinates(shape)
-    distance = jnp.linalg.norm(place, axis=-1, keepdims=True) / jnp.sqrt(3.0)
+    distance = jnp.linalg.norm(place, axis=-1, keepdims=True) / jnp.sqrt(float(len(shape)))
     return jnp.concatenate([place, distance], axis=-1)

@@ -1,9 +1,10 @@
 """Networks of Noothout et al. (IEEE TMI 2020): a volume in, what each of its patches says out.
 
 Both return logits `(B, x, y, z, K)` and displacements `(B, x, y, z, K, 3)` in float32, see
-`core/patches`. Where a ResNet has batch normalisation there is one of groups of channels (ours): no
-case depends on the others of its batch. Its statistics are those of whatever is shown, so a network
-trained on chunks sees other ones in whole volumes.
+`core/patches`; of pictures `(B, x, y, K)` and `(B, x, y, K, 2)`. Where a ResNet has batch
+normalisation there is one of groups of channels (ours): no case depends on the others of its batch.
+Its statistics are those of whatever is shown, so a network trained on chunks sees other ones in
+whole volumes.
 """
 
 from collections.abc import Sequence
@@ -37,8 +38,8 @@ class PatchResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
-        if any(n % GLOBAL_STRIDE for n in x.shape[1:4]):
-            raise ValueError(f"volume {x.shape[1:4]} has a side that is not a multiple of 8")
+        if any(n % GLOBAL_STRIDE for n in x.shape[1:-1]):
+            raise ValueError(f"volume {x.shape[1:-1]} has a side that is not a multiple of 8")
         x = Stem(self.stem, dtype=self.dtype)(x.astype(self.dtype))
         x = relu(Norm()(x))
         for stage, (width, blocks) in enumerate(zip(self.widths, self.blocks, strict=True)):
@@ -78,7 +79,8 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", kernel_init, (7, 7, 7, x.shape[-1], self.features))
+        size = (7,) * (x.ndim - 2)
+        kernel = self.param("kernel", kernel_init, (*size, x.shape[-1], self.features))
         return conv_same(to_blocks(x), over_blocks(kernel).astype(self.dtype))
 
 
@@ -88,13 +90,16 @@ def over_blocks(kernel: Array) -> Array:
     Output i sees voxels 2i - 3 to 2i + 3, which lie in the blocks i - 2 to i + 1. One block more
     makes the kernel odd, as `conv_same` wants it, and is all zeros.
     """
-    *_, c, d = kernel.shape
-    taps = jnp.pad(kernel, [(1, 2)] * 3 + [(0, 0)] * 2).reshape(5, 2, 5, 2, 5, 2, c, d)
-    return taps.transpose(0, 2, 4, 1, 3, 5, 6, 7).reshape(5, 5, 5, 8 * c, d)
+    *sides, c, d = kernel.shape
+    axes = len(sides)
+    taps = jnp.pad(kernel, [(1, 2)] * axes + [(0, 0)] * 2).reshape(*(5, 2) * axes, c, d)
+    blocks, inside = range(0, 2 * axes, 2), range(1, 2 * axes, 2)
+    taps = taps.transpose(*blocks, *inside, 2 * axes, 2 * axes + 1)
+    return taps.reshape(*(5,) * axes, 2**axes * c, d)
 
 
 class PatchHeads(nn.Module):
-    """Two heads of 1^3 convolutions: logits (..., K) and displacements (..., K, 3)."""
+    """Two heads of layers of one voxel: logits (..., K) and displacements (..., K, 3 or 2)."""
 
     landmarks: int
     hidden: int = 0
@@ -103,5 +108,6 @@ class PatchHeads(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
         logits = Pointwise(self.landmarks, self.hidden, self.dtype, name="holds")(x)
-        votes = Pointwise(3 * self.landmarks, self.hidden, self.dtype, name="votes")(x)
-        return logits, votes.reshape(*votes.shape[:-1], self.landmarks, 3)
+        axes = x.ndim - 2
+        votes = Pointwise(axes * self.landmarks, self.hidden, self.dtype, name="votes")(x)
+        return logits, votes.reshape(*votes.shape[:-1], self.landmarks, axes)

@@ -188,7 +188,7 @@ class SpatialConfigurationNet(nn.Module):
     def __call__(self, image: Array) -> tuple[Array, Array, Array]:
         """(B, X, Y, Z, C) to heatmaps, local and spatial ones, (B, X, Y, Z, K) float32 each.
 
-        X, Y and Z must be multiples of what `multiples` says.
+        Or all without Z. Sides must be multiples of what `multiples` says.
         """
         shared: dict[str, Any] = {
             "dropout": self.dropout,
@@ -242,5 +242,5 @@ def upsample_cubic(x: Array, factor: int) -> Array:
 
     Half-pixel centres; beyond the edges no voxels, and weights that still sum to 1.
     """
-    b, nx, ny, nz, c = x.shape
-    return jax.image.resize(x, (b, factor * nx, factor * ny, factor * nz, c), "cubic")
+    b, *sides, c = x.shape
+    return jax.image.resize(x, (b, *(factor * n for n in sides), c), "cubic")

@@ -1,4 +1,4 @@
-"""The residual U-Net that turns a volume into one heatmap a landmark."""
+"""The residual U-Net that turns a volume or a picture into one heatmap a landmark."""
 
 from collections.abc import Sequence
 
@@ -14,13 +14,13 @@ from jaxmark.models.blocks import Pointwise, ResidualBlock, Up
 class ResidualUNet(nn.Module):
     """U-Net with a residual block on every level and long skip connections (Tan et al. 2023).
 
-    Widths, depth and normalisation are open in the paper. `head` channels of a 1^3 layer with a
-    rectifier stand before the last one: without them, all heatmaps are linear mixtures of the
-    `widths[0]` channels of the finest level, too few to keep more landmarks than that apart.
+    Widths, depth and normalisation are open in the paper. `head` channels of a layer of one voxel
+    with a rectifier stand before the last one: without them, all heatmaps are linear mixtures of
+    the `widths[0]` channels of the finest level, too few to keep more landmarks than that apart.
 
-    Input `(B, X, Y, Z, C)`, output `(B, X, Y, Z, out_channels)` in float32; X, Y and Z must be
-    multiples of `2 ** (levels - 1)`. The two halves are there by themselves: `features`, and
-    `heatmaps`, which works on voxels one by one and so on any part of the volume.
+    Input `(B, X, Y, Z, C)`, output `(B, X, Y, Z, out_channels)` in float32; pictures have no Z.
+    Sides must be multiples of `2 ** (levels - 1)`. The two halves are there by themselves:
+    `features`, and `heatmaps`, which works on voxels one by one and so on any part of the volume.
     """
 
     widths: Sequence[int]
@@ -56,8 +56,8 @@ class UNetBody(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         block = 2 ** (len(self.widths) - 1)
-        if any(n % block for n in x.shape[1:4]):
-            raise ValueError(f"volume {x.shape[1:4]} has a side that is not a multiple of {block}")
+        if any(n % block for n in x.shape[1:-1]):
+            raise ValueError(f"volume {x.shape[1:-1]} has a side that is not a multiple of {block}")
         # Under its own name, so that parameters are the same either way.
         kind = nn.remat(ResidualBlock) if self.remat else ResidualBlock
         widths = [*self.widths, *reversed(self.widths[:-1])]

@@ -36,11 +36,14 @@ from jaxmark.data.cases import Volume
 from jaxmark.data.formats.safeguards import named
 from jaxmark.data.frame import Frame, PreparedScan, load_frame, prepare_scan
 from jaxmark.data.landmarks import check_case, write_table
-from jaxmark.data.scans import case_name, file_flaw, passed_over, search_below
+from jaxmark.data.pictures import EXTENSIONS as PICTURES
+from jaxmark.data.pictures import Plane, pictures_in, search_pictures_below
+from jaxmark.data.scans import EXTENSIONS, case_name, file_flaw, passed_over, search_below
 from jaxmark.inference.model import COLUMNS, ScanLandmarks, TrainedModel
 from jaxmark.inference.segments import ScanSegments
 from jaxmark.methods.method import TOLD
 from jaxmark.results.figures import pictures
+from jaxmark.results.measures.units import from_unit, in_unit
 from jaxmark.results.predictions import (
     ATTRIBUTES,
     DOUBTS,
@@ -92,11 +95,12 @@ class Outcome:
         )
 
 
-def scans_at(path: Path, series: str = "") -> dict[str, Path]:
+def scans_at(path: Path, series: str = "", *, planar: bool = False) -> dict[str, Path]:
     """Name -> scan: the scan at `path`, or all below it; says what is left out and passed over.
 
     Args:
       series: of DICOM series below a folder those alone that are called so: `search_below`.
+      planar: pictures are looked for, not volumes.
 
     Raises:
       InputError: there is nothing, or no scan, or one slice of a series, or no series so called.
@@ -104,16 +108,22 @@ def scans_at(path: Path, series: str = "") -> dict[str, Path]:
     if not path.exists():
         raise InputError(path, "no such file or folder (--input)")
     if path.is_file():
+        if planar:
+            return pictures_in(path) or {path.name: path}
         name = case_name(path)
         if not name and (flaw := file_flaw(path)):
             raise InputError(path, flaw)
         return {name or path.name: path}
-    found = search_below(path, series)
+    found = search_pictures_below(path, series) if planar else search_below(path, series)
     left_out = [f"{folder}: {what}" for folder, what in found.left_out.items()]
     known = [*found.scans.values(), *found.left_out, *found.other_series]
-    over = passed_over(path, known, below=True)
+    if planar:
+        # Frames lie in files, and files of a cine in its folder.
+        known += [scan.parent for scan in found.scans.values()]
+    over = passed_over(path, known, below=True, readable_ones=PICTURES if planar else EXTENSIONS)
     if not found.scans:
-        lines = ["holds no scans (--input)", named(left_out), over]
+        what = "pictures" if planar else "scans"
+        lines = [f"holds no {what} (--input)", named(left_out), over]
         if found.other_series:
             lines[0] = f"holds {_other_series(found.other_series, series)}"
         raise InputError(path, "; ".join(filter(None, lines)))
@@ -244,8 +254,11 @@ class _Share:
         """Scans as the network takes them; those that can't be prepared have failed."""
         model = self._model
         names = itertools.takewhile(lambda _: not self._stopped, self._todo)
-        jobs = ((model.preparation, model.identity, name, self._todo[name]) for name in names)
-        for (_, _, name, _), result in ahead(pool, _prepare, jobs, depth):
+        size_mm = model.experiment.data.pixel_size_mm
+        jobs = (
+            (model.preparation, model.identity, name, self._todo[name], size_mm) for name in names
+        )
+        for (_, _, name, _, _), result in ahead(pool, _prepare, jobs, depth):
             if isinstance(result, InputError):
                 self._fail(name, result)
             else:
@@ -311,11 +324,11 @@ def _bad_name(name: str, path: Path) -> InputError | None:
     return None
 
 
-def _prepare(job: tuple[Path, str, str, Path]) -> PreparedScan | InputError:
+def _prepare(job: tuple[Path, str, str, Path, float]) -> PreparedScan | InputError:
     """Whatever is wrong with one scan must not end the batch."""
-    preparation, model, name, path = job
+    preparation, model, name, path, pixel_size_mm = job
     try:
-        return prepare_scan(path, _frame_of(preparation, model))
+        return prepare_scan(path, _frame_of(preparation, model), pixel_size_mm)
     except InputError as error:
         return error
     except MemoryError:
@@ -346,7 +359,7 @@ def _write(job: _Writing) -> OSError | None:
 
 def _picture(job: _Writing) -> bytes:
     case, prepared = job.case, job.prepared
-    radius = (f" ({r:.1f} mm)" if np.isfinite(r) else "" for r in case.radius_mm)
+    radius = (f" ({r:.1f} {case.unit})" if np.isfinite(r) else "" for r in case.radius_mm)
     untrained = np.isin(case.landmarks, case.untrained)
     ijk = apply_affine(np.linalg.inv(prepared.ijk_to_lps), case.positions_mm)
     return pictures.overlay(
@@ -360,6 +373,7 @@ def _picture(job: _Writing) -> bytes:
         ],
         faint=np.isin(case.landmarks, case.hidden) & ~untrained,
         segments=_drawn(case.segments),
+        unit=case.unit,
     )
 
 
@@ -371,8 +385,8 @@ def _drawn(segments: ScanSegments | None) -> pictures.Segmentation | None:
 
 
 def _describe(job: _Writing) -> dict[str, Any]:
-    columns = job.case.columns()
-    return {
+    columns, plane = job.case.columns(), job.case.plane
+    tree = {
         "schema_version": SCHEMA_VERSION,
         "case": job.case.name,
         "made_from": file_state(job.scan),
@@ -389,6 +403,9 @@ def _describe(job: _Writing) -> dict[str, Any]:
             for name, xyz in zip(job.case.landmarks, job.case.positions_mm, strict=True)
         },
     }
+    if plane is not None:
+        tree["picture"] = dataclasses.asdict(plane)
+    return in_unit(tree, job.case.unit)
 
 
 def _is_done(model: TrainedModel, name: str, path: Path, folder: Path) -> bool:
@@ -419,7 +436,7 @@ def read_record(path: Path, landmarks: Sequence[str]) -> dict[str, Any]:
     Raises:
       InputError: it is missing, damaged, or of other landmarks.
     """
-    tree = read_json(path, SCHEMA_VERSION)
+    tree = _read_in_mm(path)
     try:
         rows = tree["landmarks"]
         if list(rows) != list(landmarks):
@@ -436,18 +453,32 @@ def read_record(path: Path, landmarks: Sequence[str]) -> dict[str, Any]:
         raise InputError(path, f"lacks a field or has a wrong one ({error!r})") from error
 
 
+def _read_in_mm(path: Path) -> dict[str, Any]:
+    """A record with the names that lengths have in mm, whatever their unit."""
+    tree = read_json(path, SCHEMA_VERSION)
+    picture = tree.get("picture")
+    found: dict[str, Any] = from_unit(tree, picture["unit"]) if isinstance(picture, dict) else tree
+    return found
+
+
 def _write_batch(
     outcome: Outcome, done: Sequence[str], sources: dict[str, Path], folder: Path
 ) -> None:
     """The table of all cases that are done, and what became of the batch."""
-    records = {name: read_json(_record(folder, name), SCHEMA_VERSION) for name in done}
+    records = {name: _read_in_mm(_record(folder, name)) for name in done}
+    planes = {
+        name: Plane(tree["picture"]["unit"], tree["picture"]["pixel_mm"])
+        for name, tree in records.items()
+        if "picture" in tree
+    }
+    unit = next(iter(planes.values())).unit if planes else "mm"
     cases: dict[str, dict[str, Any]] = {name: tree["landmarks"] for name, tree in records.items()}
     points = {
         name: {landmark: np.array(row["lps_mm"]) for landmark, row in rows.items()}
         for name, rows in cases.items()
     }
     columns = {
-        column: {
+        in_unit(column, unit): {
             name: {landmark: row[column] for landmark, row in rows.items()}
             for name, rows in cases.items()
         }
@@ -460,7 +491,7 @@ def _write_batch(
         for name, tree in records.items()
     }
     table = {**columns, DOUBTS: words}
-    write_table(folder / "batch" / "landmarks.csv", points, table)
+    write_table(folder / "batch" / "landmarks.csv", points, table, planes)
     write_json(
         folder / "batch" / "batch.json",
         {

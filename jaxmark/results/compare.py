@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from jaxmark.core import metrics
-from jaxmark.results.evaluate import read_summary
+from jaxmark.results.evaluate import read_summary, unit_of
 from jaxmark.results.figures import charts
 from jaxmark.results.measures.attributes import LANDMARK, SEGMENT, read_attributes_table
 from jaxmark.results.measures.points import Points, read_points
@@ -97,6 +97,9 @@ def check_same_points(folder: Path, points: Points, first: Points) -> None:
     for what in ("cases", "landmarks"):
         if getattr(points, what) != getattr(first, what):
             raise InputError(folder / "evaluation", f"is of other {what} than the first run's")
+    if points.unit != first.unit:
+        problem = f"is in {points.unit}, the first run in {first.unit}"
+        raise InputError(folder / "evaluation", problem)
     if not np.array_equal(points.truth_mm, first.truth_mm, equal_nan=True):
         raise InputError(folder / "evaluation", "has other true positions than the first run's")
 
@@ -196,7 +199,8 @@ def write_comparison(
     `published` are a paper's figures, label -> figures.
     """
     published = published or {}
-    dots = charts.landmark_dots({row.label: row.summary["per_landmark"] for row in rows})
+    unit = unit_of(rows[0].summary)
+    dots = charts.landmark_dots({row.label: row.summary["per_landmark"] for row in rows}, unit)
     sections = [
         (name, table(head, lines, numbers=range(1, len(head))) + f"<p>{escape(meaning)}</p>\n")
         for name, meaning, head, lines in tables(rows, published)
@@ -237,8 +241,8 @@ def tables(rows: Sequence[Row], published: Mapping[str, Published]) -> list[Tabl
 
 def _figures(rows: Sequence[Row]) -> Table:
     thresholds = list(rows[0].summary["sdr"])
-    several = any(row.runs > 1 for row in rows)
-    head = ["", "MRE (SD) mm", "median", *(f"SDR {t} mm" for t in thresholds), "confusion"]
+    several, unit = any(row.runs > 1 for row in rows), unit_of(rows[0].summary)
+    head = ["", f"MRE (SD) {unit}", "median", *(f"SDR {t} {unit}" for t in thresholds), "confusion"]
     head += ["runs", "SD of runs"] * several
     lines = []
     for row in rows:
@@ -253,7 +257,8 @@ def _figures(rows: Sequence[Row]) -> Table:
 
 
 def _differences(rows: Sequence[Row]) -> Table:
-    head = ["", "MRE (mm)", "95 % interval", "p", "confusion (%)", "95 % interval", "p"]
+    error = f"MRE ({unit_of(rows[0].summary)})"
+    head = ["", error, "95 % interval", "p", "confusion (%)", "95 % interval", "p"]
     lines = []
     for row in rows:
         if row.error_test is None or row.confusion_test is None:
@@ -348,7 +353,8 @@ def _published(rows: Sequence[Row], published: Mapping[str, Published]) -> Table
             sdr = [f"{value:.1f} %" for value in paper["sdr"]]
             lines.append([row.label, f"{mm(paper['mre_mm'])}{spread}", *sdr])
     thresholds = list(rows[0].summary["sdr"])
-    head = ["", "MRE (SD) mm", *(f"SDR {t} mm" for t in thresholds)]
+    unit = unit_of(rows[0].summary)
+    head = ["", f"MRE (SD) {unit}", *(f"SDR {t} {unit}" for t in thresholds)]
     return "Published", "Of the paper, on its own data.", head, lines
 
 

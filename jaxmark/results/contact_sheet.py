@@ -103,7 +103,7 @@ def _tile(case: PreparedCase, doubtful: bool) -> pictures.Tile:
     tile = pictures.Tile(
         f"{name}{quality}",
         image.max(2),
-        image.max(1),
+        image.max(1) if image.shape[2] > 1 else None,
         doubtful,
         own,
         registered=bool(quality),

@@ -17,6 +17,7 @@ from jaxmark.results.measures.points import (
     points_of,
     write_points,
 )
+from jaxmark.results.measures.units import from_unit, in_unit
 from jaxmark.system.files import read_json, write_json
 from jaxmark.system.messages import counted
 
@@ -32,6 +33,7 @@ def evaluate(
     folder: Path,
     promised: float | None = None,
     more: Mapping[str, Any] | None = None,
+    other_thresholds: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Score predictions, and predictions that need no network, and write both to `folder`.
 
@@ -40,7 +42,9 @@ def evaluate(
     columns of `Points` one `error_<floor>_mm` for each floor. `summary.json` has the figures of
     `metrics.summarize`, and the same ones of each floor under `floors`. With `promised`, the
     coverage that radii are stated for, it also has `coverage` and `presence`, of that module;
-    without, these are None. `more` figures, by name, stand behind them. Returns that summary.
+    without, these are None. `more` figures, by name, stand behind them. Returns that summary. Of
+    pictures it also has their `unit`, and under `also` the main figures in the other unit, with
+    `other_thresholds`; where the unit is the pixel, names in files end in _px.
     Raises ValueError for a position that is not finite at a present landmark.
     """
     positions = {
@@ -48,11 +52,11 @@ def evaluate(
     }
     summary = {
         "schema_version": SCHEMA_VERSION,
-        **figures(points, thresholds_mm, positions, promised),
+        **figures(points, thresholds_mm, positions, promised, other_thresholds),
         **(more or {}),
     }
     write_points(points, positions, folder)
-    write_json(folder / SUMMARY, summary)
+    write_json(folder / SUMMARY, in_unit(summary, points.unit))
     return summary
 
 
@@ -68,16 +72,19 @@ def evaluate_cases(
     scheme: Scheme | None = None,
     tells: Collection[str] = (),
     workers: int = 1,
+    unit: str = "",
+    other_thresholds: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Score the table `predictions` of prepared cases against their landmarks; see `evaluate`.
 
     The floors are those of `floors_of`. What the method `tells` of segments of the `scheme`
     (`Method.tells`), label maps and attributes beside that table, is scored as well: see
-    `measures`. `workers` are processes for that, 0: one a CPU core.
+    `measures`. `workers` are processes for that, 0: one a CPU core. `unit` is that of pictures'
+    points, "": they are scans.
 
     Raises InputError for predictions that lack a case, and for cases without any landmark.
     """
-    points = points_of(cases, landmarks, predictions)
+    points = points_of(cases, landmarks, predictions, unit)
     more = {}
     if scheme is not None and tells:
         more = _segments(cases, scheme, tells, predictions.parent, folder, workers)
@@ -88,6 +95,7 @@ def evaluate_cases(
         folder=folder,
         promised=promised,
         more=more,
+        other_thresholds=other_thresholds,
     )
 
 
@@ -127,9 +135,11 @@ def headline(summary: Mapping[str, Any]) -> str:
             f"; {100 * kept['share']:.1f} % within the radii stated for {100 * kept['nominal']:g} %"
         )
     seen = f"{counted(summary['n_points'], 'point')} of {counted(summary['n_scans'], 'scan')}"
+    unit, also = unit_of(summary), summary.get("also")
+    other = f", {also['mre']:.3f} {also['unit']} ({also['median']:.3f})" if also else ""
     return (
-        f"MRE {summary['mre_mm']:.3f} mm (median {summary['median_mm']:.3f}) over {seen}; "
-        f"floors: {floors} mm{promise}"
+        f"MRE {summary['mre_mm']:.3f} {unit} (median {summary['median_mm']:.3f}){other} over "
+        f"{seen}; floors: {floors} {unit}{promise}"
     )
 
 
@@ -151,4 +161,10 @@ def segments_headline(summary: Mapping[str, Any]) -> str:
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """The figures that `evaluate` wrote. Raises InputError for a missing or damaged file."""
-    return read_json(folder / SUMMARY, SCHEMA_VERSION)
+    summary = read_json(folder / SUMMARY, SCHEMA_VERSION)
+    return from_unit(summary, unit_of(summary))
+
+
+def unit_of(summary: Mapping[str, Any]) -> str:
+    """Of the lengths in a summary."""
+    return str(summary.get("unit", "mm"))

@@ -14,6 +14,7 @@ from jaxmark.data.label_map_files import (
     write_slicer_segmentation,
 )
 from jaxmark.data.landmarks import write_fcsv, write_mrk_json, write_table
+from jaxmark.data.pictures import Plane
 from jaxmark.data.scans import write_scan
 from jaxmark.inference.calibration import Calibration
 from jaxmark.inference.model import COLUMNS, ScanLandmarks
@@ -22,6 +23,7 @@ from jaxmark.inference.segments import ScanSegments
 from jaxmark.methods.method import SEGMENTATION, Method, Params
 from jaxmark.results.figures.pictures import segment_colors
 from jaxmark.results.measures.tables import write_rows
+from jaxmark.results.measures.units import in_unit
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import read_json, write_json
 
@@ -175,13 +177,18 @@ def read_predicted_attributes(path: Path, scheme: Scheme) -> StatedAttributes:
 def write_predictions(path: Path, cases: Iterable[ScanLandmarks]) -> None:
     """One table of any number of cases."""
     listed = list(cases)
-    columns = {column: {case.name: case.columns()[column] for case in listed} for column in COLUMNS}
+    unit = listed[0].unit if listed else "mm"
+    columns = {
+        in_unit(column, unit): {case.name: case.columns()[column] for case in listed}
+        for column in COLUMNS
+    }
     words = {
         case.name: doubts_by_landmark(case.landmarks, case.doubts, case.untrained)
         for case in listed
     }
     table: dict[str, Mapping[str, Mapping[str, Any]]] = {**columns, DOUBTS: words}
-    write_table(path, {case.name: case.points() for case in listed}, table)
+    planes = {case.name: case.plane for case in listed if case.plane is not None}
+    write_table(path, {case.name: case.points() for case in listed}, table, planes)
 
 
 def doubts_by_landmark(
@@ -244,15 +251,24 @@ def write_split(
     calibrations: Mapping[str, Calibration],
     folder: Path,
     untrained: Sequence[str] = (),
+    planes: Mapping[str, Plane] | None = None,
 ) -> None:
-    """Predictions of a cohort's split.
+    """Predictions of a cohort's split, with the pictures' `planes` by their cases, if they are some.
 
     A `<case>.mrk.json` each, with the decoder asked for, and for every decoder, by which there is a
     calibration, one table, `landmarks_<decoder>.csv`. `untrained` landmarks are hidden.
     """
     for name, calibration in calibrations.items():
         cases = [
-            ScanLandmarks.of(f, landmarks, name, calibration, untrained=untrained) for f in found
+            ScanLandmarks.of(
+                f,
+                landmarks,
+                name,
+                calibration,
+                untrained=untrained,
+                plane=(planes or {}).get(f.name),
+            )
+            for f in found
         ]
         if name == decoder:
             for case in cases:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from jaxmark.core import metrics
-from jaxmark.results.evaluate import read_summary
+from jaxmark.results.evaluate import read_summary, unit_of
 from jaxmark.results.figures import charts, pictures
 from jaxmark.results.measures.points import Points, read_floor_errors, read_points
 from jaxmark.results.page import chart, data_uri, interval, mm, p_value, page, percent, table
@@ -28,11 +28,11 @@ _WORST_POINTS = 10
 PAGE = Path("report") / "index.html"
 
 _FIGURES = (
-    ("mre_mm", "MRE (mm)", "mean radial error over all points"),
-    ("median_mm", "median (mm)", "half of the points are nearer than this"),
-    ("sd_points_mm", "SD of points (mm)", "how much single points differ"),
-    ("sd_scans_mm", "SD of scans (mm)", "how much the scans' means differ"),
-    ("sd_landmarks_mm", "SD of landmarks (mm)", "how much the landmarks' means differ"),
+    ("mre_mm", "MRE", "mean radial error over all points"),
+    ("median_mm", "median", "half of the points are nearer than this"),
+    ("sd_points_mm", "SD of points", "how much single points differ"),
+    ("sd_scans_mm", "SD of scans", "how much the scans' means differ"),
+    ("sd_landmarks_mm", "SD of landmarks", "how much the landmarks' means differ"),
 )
 
 
@@ -58,7 +58,8 @@ def write_report(
     log, speed = read_records(workdir / METRICS), read_records(workdir / SPEED)
     learned = read_learned(workdir / "predictions", points.landmarks)
 
-    curves = charts.training_curves(log, kinds)
+    unit = points.unit
+    curves = charts.training_curves(log, kinds, unit)
     floors = summary["floors"]
     thresholds = [float(threshold) for threshold in summary["sdr"]]
     sections = [
@@ -66,7 +67,7 @@ def write_report(
         (
             "Success detection rate",
             chart(
-                charts.sdr_curve(points.error_mm(), floor_errors, thresholds),
+                charts.sdr_curve(points.error_mm(), floor_errors, thresholds, unit),
                 "Share of points within a radius",
             ),
         ),
@@ -77,6 +78,7 @@ def write_report(
                 charts.per_landmark_bars(
                     summary["per_landmark"],
                     {name: floor["per_landmark"] for name, floor in floors.items()},
+                    unit,
                 ),
                 "Mean radial error of each landmark",
             ),
@@ -85,7 +87,10 @@ def write_report(
         ("Anatomical variants", variants_section(summary.get("attributes"), workdir)),
         ("What was learned of each landmark", _learned(summary, learned)),
         ("What the predictions promise", _promises(summary)),
-        (f"The {_WORST_POINTS} worst points", _worst_points_table(points)),
+        (
+            f"The {_WORST_POINTS} worst points",
+            _worst_points_table(points, planar="unit" in summary),
+        ),
         ("All cases", _cases_table(points)),
         ("Training", _training(log, curves)),
         ("Settings", _settings(config)),
@@ -100,7 +105,10 @@ def write_report(
 def _lead(summary: Mapping[str, Any]) -> str:
     """The one sentence that a reader in a hurry takes away."""
     mre = summary["mre_mm"]
-    text = f"<strong>{mm(mre)} mm</strong> mean radial error"
+    unit = unit_of(summary)
+    text = f"<strong>{mm(mre)} {unit}</strong> mean radial error"
+    if also := summary.get("also"):
+        text += f" ({mm(also['mre'])} {also['unit']})"
     floors = {n: f["mre_mm"] for n, f in summary["floors"].items() if f["mre_mm"] is not None}
     if mre is None or not floors:
         return text
@@ -109,7 +117,7 @@ def _lead(summary: Mapping[str, Any]) -> str:
         verdict = "not smaller than"
     else:
         verdict = f"{floors[name] / mre:.1f} times smaller than" if mre else "smaller than"
-    return f"{text}, {verdict} that of “{escape(_words(name))}” ({mm(floors[name])} mm)"
+    return f"{text}, {verdict} that of “{escape(_words(name))}” ({mm(floors[name])} {unit})"
 
 
 def _facts(
@@ -135,27 +143,41 @@ def _facts(
 def _figures_table(
     summary: Mapping[str, Any], points: Points, floor_errors: Mapping[str, np.ndarray]
 ) -> str:
-    columns = [summary, *summary["floors"].values()]
+    columns, unit = [summary, *summary["floors"].values()], points.unit
     rows = [
-        [label, *(mm(column[key]) for column in columns), meaning]
+        [f"{label} ({unit})", *(mm(column[key]) for column in columns), meaning]
         for key, label, meaning in _FIGURES
     ]
     for threshold in summary["sdr"]:
         shares = (percent(column["sdr"][threshold]) for column in columns)
-        rows.append([f"SDR at {threshold} mm", *shares, f"points within {threshold} mm"])
+        rows.append([f"SDR at {threshold} {unit}", *shares, f"points within {threshold} {unit}"])
+    rows += _also_rows(summary)
     shares = (percent(column["confusion_rate"]) for column in columns)
     meaning = "points nearer to another landmark than to their own"
     rows.append(["confusion rate", *shares, meaning])
     if floor_errors:
         tests = [metrics.paired_comparison(points.error_mm(), e, 0) for e in floor_errors.values()]
         meaning = "this method's MRE minus the baseline's"
-        rows.append(["difference (mm)", "", *(mm(t["difference"]) for t in tests), meaning])
+        rows.append([f"difference ({unit})", "", *(mm(t["difference"]) for t in tests), meaning])
         meaning = "of that difference: scans drawn with replacement"
-        rows.append(["95 % interval (mm)", "", *map(interval, tests), meaning])
+        rows.append([f"95 % interval ({unit})", "", *map(interval, tests), meaning])
         meaning = "Wilcoxon signed-rank test on scans' means"
         rows.append(["p", "", *(p_value(t["p_value"]) for t in tests), meaning])
     head = ["", "this method", *map(_words, summary["floors"]), "meaning"]
     return table(head, rows, numbers=range(1, len(columns) + 1))
+
+
+def _also_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """The figures of pictures in their other unit, of the method alone."""
+    also, floors = summary.get("also"), [""] * len(summary["floors"])
+    if not also:
+        return []
+    unit = also["unit"]
+    rows = [[f"MRE ({unit})", mm(also["mre"]), *floors, "the same errors in the other unit"]]
+    rows.append([f"median ({unit})", mm(also["median"]), *floors, ""])
+    for threshold, share in also["sdr"].items():
+        rows.append([f"SDR at {threshold} {unit}", percent(share), *floors, ""])
+    return rows
 
 
 def _promises(summary: Mapping[str, Any]) -> str:
@@ -170,13 +192,14 @@ def _promises(summary: Mapping[str, Any]) -> str:
         parts.append(
             f"<p>Radii are stated to hold the truth in {100 * kept['nominal']:g} % of cases. They "
             f"held it in {percent(kept['share'])}{spread} of {kept['n_points']} points; the mean "
-            f"radius is {mm(kept['mean_radius_mm'])} mm.{unstated}</p>\n"
+            f"radius is {mm(kept['mean_radius_mm'])} {unit_of(summary)}.{unstated}</p>\n"
         )
         rows = [
             [row["name"], str(own["n"]), mm(own["radius_mm"]), percent(own["share"])]
             for row, own in zip(summary["per_landmark"], kept["per_landmark"], strict=True)
         ]
-        table_of_radii = table(["landmark", "points", "radius (mm)", "held"], rows, (1, 2, 3))
+        radius = f"radius ({unit_of(summary)})"
+        table_of_radii = table(["landmark", "points", radius, "held"], rows, (1, 2, 3))
         parts.append(f"<details><summary>Radius by landmark</summary>{table_of_radii}</details>\n")
     if known is not None:
         auc = "–" if known["auc"] is None else f"{known['auc']:.3f}"
@@ -205,7 +228,8 @@ def _learned(summary: Mapping[str, Any], learned: Mapping[str, Mapping[str, floa
         [name, mm(error[name]), *(f"{values[name]:.3g}" for values in learned.values())]
         for name in error
     ]
-    body = table(["landmark", "MRE (mm)", *map(_words, learned)], rows, range(1, 2 + len(learned)))
+    head = f"MRE ({unit_of(summary)})"
+    body = table(["landmark", head, *map(_words, learned)], rows, range(1, 2 + len(learned)))
     found = [name for name in error if error[name] is not None]
     for number, values in learned.items():
         rank = spearmanr([values[name] for name in found], [error[name] for name in found])
@@ -235,8 +259,8 @@ def _overlays(points: Points, overlays: Sequence[OverlayCase]) -> str:
         row = errors.get(case.name)
         if row is not None and np.isfinite(row).any():
             worst = int(np.nanargmax(row))
-            title += f", mean error {np.nanmean(row):.2f} mm"
-            caption = f"worst: {points.landmarks[worst]}, {row[worst]:.2f} mm"
+            title += f", mean error {np.nanmean(row):.2f} {points.unit}"
+            caption = f"worst: {points.landmarks[worst]}, {row[worst]:.2f} {points.unit}"
         else:
             caption = ""
         png = pictures.overlay(
@@ -245,6 +269,7 @@ def _overlays(points: Points, overlays: Sequence[OverlayCase]) -> str:
             case.predicted_ijk,
             title[:1].upper() + title[1:],
             truth_ijk=case.truth_ijk,
+            unit=points.unit,
         )
         drawn.append(
             f'<figure class="scan"><img src="{data_uri(png, "image/png")}" alt="{escape(title)}">'
@@ -253,9 +278,10 @@ def _overlays(points: Points, overlays: Sequence[OverlayCase]) -> str:
     return "".join(drawn)
 
 
-def _worst_points_table(points: Points) -> str:
+def _worst_points_table(points: Points, *, planar: bool) -> str:
     errors = points.error_mm()
     nearest = metrics.nearest_landmark(points.truth_mm, points.predicted_mm, points.present)
+    axes = 2 if planar else 3
     order = np.argsort(np.nan_to_num(-errors, nan=np.inf), axis=None, kind="stable")
     rows = []
     for n, k in zip(*np.unravel_index(order[:_WORST_POINTS], errors.shape), strict=True):
@@ -267,12 +293,16 @@ def _worst_points_table(points: Points) -> str:
                     mm(errors[n, k]),
                     f"{points.score[n, k]:.3g}",
                     points.landmarks[nearest[n, k]] if nearest[n, k] != k else "",
-                    _position(points.predicted_mm[n, k]),
-                    _position(points.truth_mm[n, k]),
+                    _position(points.predicted_mm[n, k], axes),
+                    _position(points.truth_mm[n, k], axes),
                 ]
             )
-    head = ["case", "landmark", "error (mm)", "score", "confused with", "predicted", "true"]
+    error = f"error ({points.unit})"
+    head = ["case", "landmark", error, "score", "confused with", "predicted", "true"]
     note = "<p>Positions are LPS millimetres of the scanner.</p>"
+    if axes == 2:
+        unit = "millimetres" if points.unit == "mm" else "pixels"
+        note = f"<p>Positions are {unit} from the picture's first pixel: right, down.</p>"
     return table(head, rows, numbers=(2, 3, 5, 6)) + note
 
 
@@ -286,7 +316,8 @@ def _cases_table(points: Points) -> str:
         worst = int(np.nanargmax(row))
         middle = [mm(np.nanmean(row)), mm(np.nanmedian(row)), mm(row[worst])]
         rows.append((np.nanmean(row), [case, str(n), *middle, points.landmarks[worst]]))
-    head = ["case", "landmarks", "mean (mm)", "median (mm)", "largest (mm)", "at"]
+    figures = [f"{name} ({points.unit})" for name in ("mean", "median", "largest")]
+    head = ["case", "landmarks", *figures, "at"]
     ranked = [cells for _, cells in sorted(rows, key=lambda row: -row[0])]
     return table(head, ranked, numbers=(1, 2, 3, 4))
 
@@ -306,8 +337,8 @@ def _settings(config: Mapping[str, Any]) -> str:
     )
 
 
-def _position(position_mm: np.ndarray) -> str:
-    return ", ".join(f"{value:.1f}".replace("-", "−") for value in position_mm)
+def _position(position_mm: np.ndarray, axes: int) -> str:
+    return ", ".join(f"{value:.1f}".replace("-", "−") for value in position_mm[:axes])
 
 
 def _words(name: str) -> str:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy.interpolate import BSpline
 
 from jaxmark.config import Augment
 from jaxmark.core import augmentation
@@ -61,6 +62,74 @@ def test_landmarks_follow_the_volume(settings):
     # Something did move, and each volume by its own amount.
     shift = np.asarray(moved - (points - jnp.array(MARGIN)))
     assert np.abs(shift).max() > 0.5 and not np.allclose(shift[0], shift[1])
+
+
+ELASTIC = {"elastic_mm": 1.0, "elastic_grid_mm": 8.0}
+
+
+@pytest.mark.parametrize("others", [{}, {"rotation_degrees": 20.0, "flip": 0.5}])
+def test_landmarks_follow_a_bent_volume(others):
+    # Coordinates as intensities: bent, they say at each voxel where it came from.
+    task = dataclasses.replace(TASK, scheme=scheme_of(("a", "b", "c", "d")))
+    _, points = volumes(landmarks=4)
+    axes = jnp.stack(jnp.meshgrid(*(jnp.arange(float(n)) for n in FULL), indexing="ij"), -1)
+    channels = jnp.tile(axes, (3, 1, 1, 1, 1))
+    found, moved = jax.jit(lambda k: augment(k, channels, points, task, **others, **ELASTIC))(
+        jax.random.key(2)
+    )
+    for case in range(3):
+        back = np.stack(
+            [
+                ndimage.map_coordinates(found[case, ..., c], np.asarray(moved[case]).T, order=3)
+                for c in range(3)
+            ],
+            -1,
+        )
+        np.testing.assert_allclose(back, points[case], atol=0.02)
+    # It is not a turned volume alone.
+    _, straight = augment(jax.random.key(2), channels, points, task, **others)
+    assert 0.1 < np.abs(moved - straight).max() <= 1.0
+
+
+def test_a_bend_is_a_cubic_spline_of_its_coefficients():
+    n, m, spacing = 20, 7, 1.5
+    bend = np.random.default_rng(3).normal(size=(1, m, 1, 1, 3)).astype(np.float32)
+    at = np.array([0.0, 0.3, 7.9, 18.2, 19.0])
+    basis = augmentation.spline_basis(jnp.asarray(at), n, m)
+    one = jnp.ones((len(at), 1))
+    found = augmentation.displacements(jnp.asarray(bend), basis[None], one[None], one[None])[0]
+    # Knots of scipy's spline lie at the ends of the intervals between the first and last voxel.
+    step = (n - 1) / (m - 3)
+    spline = BSpline(np.arange(-3, m + 1) * step, bend[0, :, 0, 0], 3)
+    np.testing.assert_allclose(found, spline(at), atol=1e-5)
+    assert augmentation.bend_controls((n, n, 1), (spacing,) * 3, 7.2) == (6, 6, 1)
+    assert augmentation.bend_controls((n, n, 4), (spacing,) * 3, 7.2) == (6, 6, 1)
+
+
+def test_pictures_bend_in_their_plane():
+    task = dataclasses.replace(TASK, crop=(16, 14, 1), margin=(4, 4, 0))
+    _, points = volumes(shape=(24, 22, 1))
+    points = points.at[..., 2].set(0.0)
+    image = gaussians(points, (24, 22, 1), SPACING, 2.0)
+    found, moved = augment(jax.random.key(1), image, points, task, **ELASTIC)
+    assert found.shape == (3, 16, 14, 1, 1)
+    np.testing.assert_array_equal(moved[..., 2], 0)
+    bent = np.abs(moved - (points - jnp.array(task.margin)))[..., :2]
+    assert 0.1 < bent.max() <= 1.0
+    _, seen, *_ = decode(found, lambda x: x, spacing_mm=SPACING, sigma_mm=2.0, softmax=False)
+    np.testing.assert_allclose(seen[..., :2], moved[..., :2], atol=0.25)
+
+
+def test_the_strongest_bend_allowed_does_not_fold():
+    # The worst case: coefficients at both ends of what they may be, next to each other.
+    crop, spacing, grid = (33, 33, 33), (1.0,) * 3, 8.0
+    m = augmentation.bend_controls(crop, spacing, grid)
+    signs = jnp.indices(m).sum(0) % 2 * 2.0 - 1
+    bend = jnp.broadcast_to(signs[..., None], (1, *m, 3)) * (grid / 8)
+    points = jnp.asarray(np.random.default_rng(0).uniform(0, 32, (1, 200, 3)), jnp.float32)
+    y = augmentation.unbent(points, bend, crop, spacing)
+    bases = (augmentation.spline_basis(y[..., a], crop[a], m[a]) for a in range(3))
+    np.testing.assert_allclose(y + augmentation.displacements(bend, *bases), points, atol=1e-3)
 
 
 def test_nothing_set_is_the_centre_crop():

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from jaxmark.core.geometry import compose_affine
+from jaxmark.data.formats.raster import Picture, check_size
 from jaxmark.data.formats.safeguards import (
     MAX_SKEW,
     UNREADABLE,
@@ -121,6 +122,26 @@ def read(path: Path) -> Content:
     voxels = read_voxels(data, shape[:3], dtype, begin, 0 if packed else None)
     scaled = _scaled(voxels, float(fields["scl_slope"]), float(fields["scl_inter"]))
     return Content(scaled, ijk_to_lps, notes)
+
+
+def read_slice(path: Path) -> Picture:
+    """The one slice in a file (X, Y, 1), or of a header with two axes; its place is not read."""
+    header = _header(path)
+    fields = header.fields
+    _check_numbers(path, fields, header.least_offset)
+    shape = _shape(fields)
+    if len(shape) < 2 or any(size != 1 for size in shape[2:]):
+        stated = " x ".join(map(str, shape))
+        problem = f"has {stated} voxels, but config.data.crop with Z = 1 is of pictures"
+        raise InputError(path, problem)
+    check_size(path, shape[0], shape[1])
+    pixel_mm = fields["pixdim"][1:3].astype(np.float64) * _unit_mm(fields)
+    check_spacing(path, pixel_mm)
+    dtype = np.dtype(_TYPES[int(fields["datatype"])]).newbyteorder(header.order)
+    stream = 0 if _is_packed(path) else None
+    pixels = read_voxels(path, shape[:2], dtype, int(fields["vox_offset"]), stream)
+    scaled = _scaled(pixels, float(fields["scl_slope"]), float(fields["scl_inter"]))
+    return Picture(scaled, (float(pixel_mm[0]), float(pixel_mm[1])))
 
 
 def check_written(path: Path, voxel_bytes: int) -> None:

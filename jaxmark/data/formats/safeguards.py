@@ -114,7 +114,10 @@ def check_shape(path: Path, shape: Sequence[int], components: int = 1) -> None:
         raise InputError(path, f"has {components} numbers a voxel (colour or vector), not one")
     shape = tuple(shape[:3])
     if min(shape) < MIN_VOXELS:
-        raise InputError(path, f"has {shape} voxels; each axis needs at least {MIN_VOXELS}")
+        picture = "; a picture? config.data.crop with Z = 1 reads it" * (shape[2] == 1)
+        raise InputError(
+            path, f"has {shape} voxels; each axis needs at least {MIN_VOXELS}{picture}"
+        )
     if math.prod(shape) > _MAX_VOXELS:
         raise InputError(path, f"has {shape} voxels, more than {_MAX_VOXELS} in all")
 

@@ -26,11 +26,16 @@ _OTHER_CASE = frozenset(
 # They may number rows as well.
 _WEAK_CASE = ("id", "pid", "uid", "key")
 
+# Of the picture that a point lies on.
+PIXEL_SIZE = "pixel_size_mm"
+
 # Endings of the images that tables name; not all of them are read.
-_IMAGES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".hdr", ".img", ".dcm")
+_VOLUMES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".hdr", ".img", ".dcm")
+_IMAGES = (*_VOLUMES, ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 _FRAMES = ("lps", "ras")
 _MM = ("mm", "millimeter", "millimeters", "millimetre", "millimetres")
+_PIXELS = ("px", "pix", "pixel", "pixels")
 _VOXELS = ("vox", "voxel", "voxels", "ijk")
 _FILLERS = ("position", "pos", "coordinate", "coordinates", "coord", "coords", "location", "point")
 _WORDS = {*_FRAMES, *_MM, *_VOXELS, *_FILLERS, "world", "physical", "index"}
@@ -134,6 +139,55 @@ def axes(path: Path, header: Sequence[str]) -> Axes:
         if len(found) > (0 if letters == "xyz" else 1):
             return _axes(path, header, found, index)
     raise InputError(path, f"has no column x, y, z; its columns are {listed([*header])}")
+
+
+class PlanarAxes(NamedTuple):
+    """Where x and y of a point on a picture are, in pixels or in mm, and the size of its pixels."""
+
+    # None: there are no such columns.
+    pixels: tuple[int, int] | None
+    mm: tuple[int, int] | None
+    # "LPS", "RAS" or "", and "mm" or "": what the names of `mm` state.
+    frame: str
+    unit: str
+    pixel_size: int | None
+
+
+def planar_axes(path: Path, header: Sequence[str]) -> PlanarAxes:
+    """Where the points of a table of pictures are: x_px and y_px, or x and y, or both.
+
+    Raises:
+      InputError: one is missing or there twice.
+    """
+    places: dict[str, dict[str, int]] = {"pixels": {}, "mm": {}}
+    stated = []
+    for i, column in enumerate(header):
+        words = _words(column)
+        plain = [word for word in words if word not in _PIXELS]
+        if not _known(plain, "xy"):
+            continue
+        (axis,) = {*plain} & {"x", "y"}
+        kind = "mm" if plain == words and not {*words} & {*_VOXELS} else "pixels"
+        if axis in places[kind]:
+            raise InputError(path, f"has two columns for {axis}: {listed([*header])}")
+        places[kind][axis] = i
+        if kind == "mm":
+            stated.append(_stated(words))
+    both: dict[str, tuple[int, int] | None] = {}
+    for kind, at in places.items():
+        if len(at) == 1:
+            (other,) = {"x", "y"} - {*at}
+            problem = f"has no column {other} beside {header[next(iter(at.values()))]!r}"
+            raise InputError(path, problem)
+        both[kind] = (at["x"], at["y"]) if at else None
+    if not any(both.values()):
+        problem = f"has no column x_px, y_px (or x, y in mm); its columns are {listed([*header])}"
+        raise InputError(path, problem)
+    keys = [key(column) for column in header]
+    size = keys.index(PIXEL_SIZE) if PIXEL_SIZE in keys else None
+    return PlanarAxes(
+        both["pixels"], both["mm"], *_agreed(path, header, stated or [("", "")]), size
+    )
 
 
 def has_axes(header: Sequence[str]) -> bool:

@@ -39,7 +39,7 @@ _TO_LPS = {"LPS": np.array([1.0, 1.0, 1.0]), "RAS": np.array([-1.0, -1.0, 1.0])}
 STATUSES = ("undefined", "preview", "defined", "missing")
 # What prediction writes behind a landmark: see `ScanLandmarks.descriptions`.
 _OWN_WORDS = re.compile(
-    r"(presence \d\.\d\d, )?(within \d+\.\d mm \([\d.e+-]+ %\), )?score -?[\d.]+"
+    r"(presence \d\.\d\d, )?(within \d+\.\d (?:mm|px) \([\d.e+-]+ %\), )?score -?[\d.]+"
 )
 
 
@@ -62,6 +62,10 @@ class Content:
     notes: tuple[Note, ...] = ()
     # Of voxels: the image's voxel size (3,) that is stated beside them, by the word for it there.
     spacings_mm: Mapping[str, np.ndarray] = field(default_factory=dict)
+    # Of points on a picture in pixels: their millimetres, where a table has both.
+    also_mm: Landmarks = field(default_factory=dict)
+    # Of the picture; 0: the file does not say.
+    pixel_size_mm: float = 0.0
 
     @property
     def says_unit(self) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ _SAME_MM = 0.01
 _MARKUPS = (".mrk.json", ".mkp.json", ".json")
 
 
-def choose(files: Sequence[Path], case: str, kind: str = "file") -> tuple[Path, list[Note]]:
+def choose(
+    files: Sequence[Path], case: str, kind: str = "file", *, planar: bool = False
+) -> tuple[Path, list[Note]]:
     """The file of a case that is read, and what is to be said about the others.
 
     Files that say the same are one. Beside a `.mrk.json` what jaxmark's prediction wrote is older:
@@ -23,6 +26,7 @@ def choose(files: Sequence[Path], case: str, kind: str = "file") -> tuple[Path, 
 
     Args:
       kind: what the files are called in the message.
+      planar: their points lie on a picture.
 
     Raises:
       InputError: the files say different things, or one of them cannot be read.
@@ -30,7 +34,7 @@ def choose(files: Sequence[Path], case: str, kind: str = "file") -> tuple[Path, 
     first, *others = sorted(files, key=lambda file: ALL_EXTENSIONS.index(extension_of(file)))
     notes = []
     for other in others:
-        away = _difference(first, other, case)
+        away = _difference(first, other, case, planar)
         if away is None:
             one, two = sorted([first, other])
             raise InputError(two, f"case {case!r} has a second {kind}, {one.name}")
@@ -44,10 +48,16 @@ def choose(files: Sequence[Path], case: str, kind: str = "file") -> tuple[Path, 
     return first, notes
 
 
-def _difference(first: Path, other: Path, case: str) -> float | None:
+def _difference(first: Path, other: Path, case: str, planar: bool) -> float | None:
     """How far apart the files are, in mm or infinitely; None: nobody knows which is right."""
     try:
-        one, two = (read_content(file, case) for file in (first, other))
+        one, two = (read_content(file, case, planar=planar) for file in (first, other))
+        if planar:
+            # Markups state millimetres, of which a picture without a pixel size has one a pixel.
+            one, two = (
+                replace(content, points=content.also_mm or content.points, frame="", unit="")
+                for content in (one, two)
+            )
     except InputError:
         return None
     away = _apart(one, two)

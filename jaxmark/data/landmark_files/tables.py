@@ -26,6 +26,7 @@ from jaxmark.data.landmark_files.content import (
 )
 from jaxmark.data.landmark_files.rows import comments, lines, listed, numbers, rows
 from jaxmark.data.notes import Note
+from jaxmark.data.pictures import Plane
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import write_text_atomic
 
@@ -34,7 +35,8 @@ _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _SEPARATOR = re.compile('"?sep=(.)"?[;,\\s"]*', re.IGNORECASE)
 # Columns that prediction writes.
 _LONGEST_LIST = 300
-_PREDICTED = ("score", "presence", "radius_mm")
+_PREDICTED = ("score", "presence")
+_RADIUS = ("radius_mm", "radius_px")
 _NO = ("0", "false", "no")
 
 
@@ -60,26 +62,74 @@ class Table:
         return [cells[index] for _, cells in self.rows]
 
 
-def read_case(path: Path) -> dict[str, Content]:
+def read_case(path: Path, *, planar: bool = False) -> dict[str, Content]:
     """Case -> landmarks of a file that should be of one; the case is "" without a column `case`.
 
     Columns that may name the case, but are called otherwise, are not heeded: the file's name does.
+
+    Args:
+      planar: the points lie on a picture, see `read_cases`.
     """
     table = _read(path)
     named = columns.CASE in map(columns.key, table.header)
     cases = table.column(columns.case_columns(path, table.header)[0]) if named else None
-    return _contents(table, cases)
+    return (_planar_contents if planar else _contents)(table, cases)
 
 
-def read_cases(path: Path, known: Collection[str] = ()) -> dict[str, Content]:
+def read_cases(
+    path: Path, known: Collection[str] = (), *, planar: bool = False
+) -> dict[str, Content]:
     """Case -> landmarks of a table of many.
 
     Args:
       known: the cases that have images: they decide between columns, and between a name and it with
         its ending.
+      planar: the points lie on pictures: columns x_px and y_px, or x and y in mm, or both (then
+        pixels are `points` and millimetres `also_mm`), and maybe pixel_size_mm.
     """
     table = _read(path)
-    return _contents(table, read_case_column(table, known)[1])
+    cases = read_case_column(table, known)[1]
+    return (_planar_contents if planar else _contents)(table, cases)
+
+
+def _planar_contents(table: Table, cases: Sequence[str] | None) -> dict[str, Content]:
+    """As `_contents`, of points with z = 0."""
+    path, header = table.path, table.header
+    at = columns.planar_axes(path, header)
+    found: list[dict[str, Content]] = []
+    for place, frame, unit in ((at.pixels, "", "voxels"), (at.mm, at.frame, at.unit)):
+        if place is None:
+            continue
+        rows = [
+            (line, [*row, "0" if any(row[i] for i in place) else ""]) for line, row in table.rows
+        ]
+        with_z = dataclasses.replace(table, header=[*header, "z"], rows=rows)
+        axes = columns.Axes((*place, len(header)), frame, unit)
+        found.append(_contents(with_z, cases, axes, "pixels of the pictures"))
+    sizes = _pixel_sizes(table, cases, at.pixel_size)
+    contents = found[0]
+    for case, content in contents.items():
+        also = found[-1][case].points if len(found) > 1 else {}
+        size = sizes.get(case, 0.0)
+        contents[case] = dataclasses.replace(content, also_mm=also, pixel_size_mm=size)
+    return contents
+
+
+def _pixel_sizes(table: Table, cases: Sequence[str] | None, column: int | None) -> dict[str, float]:
+    """Case -> mm, of those that state it; InputError where a case states two."""
+    sizes: dict[str, float] = {}
+    if column is None:
+        return sizes
+    for number, (line, cells) in enumerate(table.rows):
+        if not cells[column]:
+            continue
+        (size,) = numbers(table.path, f"line {line}", [cells[column]], [columns.PIXEL_SIZE])
+        case = "" if cases is None else cases[number]
+        if size <= 0 or sizes.setdefault(case, size) != size:
+            what = "not positive" if size <= 0 else f"and {sizes[case]:g} above"
+            problem = f"line {line}: {columns.PIXEL_SIZE} is {size:g}, {what}"
+            raise InputError(table.path, problem)
+    return sizes
 
 
 def is_predicted(path: Path) -> bool:
@@ -94,6 +144,7 @@ def write(
     path: Path,
     cases: Mapping[str, Mapping[str, np.ndarray | None]],
     columns: Mapping[str, Mapping[str, Mapping[str, float | str | None]]] | None = None,
+    planes: Mapping[str, Plane] | None = None,
 ) -> None:
     """Writes CSV that `read_table` gives back exactly, but for landmarks that are not annotated.
 
@@ -102,6 +153,8 @@ def write(
       cases: case -> landmark -> (3,) LPS mm, or None for absent; three NaN have no row.
       columns: further columns behind x, y and z, in this order: name -> case -> landmark -> number
         or text. None or nothing there is an empty cell.
+      planes: case -> the picture that its points lie on: these have x_px and y_px, and before them
+        x_mm and y_mm where the world is in mm.
 
     Raises:
       ValueError: a coordinate or number is not finite; a landmark's name is one that `read_table`
@@ -111,12 +164,19 @@ def write(
     columns = columns or {}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", "landmark", "x_lps_mm", "y_lps_mm", "z_lps_mm", *columns])
+    axes = ["x_lps_mm", "y_lps_mm", "z_lps_mm"]
+    if planes:
+        in_mm = next(iter(planes.values())).unit == "mm"
+        axes = [*["x_mm", "y_mm"] * in_mm, "x_px", "y_px"]
+    writer.writerow(["case", "landmark", *axes, *columns])
     for case, landmarks in cases.items():
         for name, xyz in landmarks.items():
             if status_of(xyz) == "undefined":
                 continue
-            values = ["", "", ""] if xyz is None else [repr(v) for v in finite(xyz)]
+            values = [""] * len(axes)
+            if xyz is not None:
+                shown = xyz if not planes else [*xyz[:2], *planes[case].pixels(xyz)][-len(axes) :]
+                values = [repr(v) for v in finite(shown)]
             values += [_cell(column.get(case, {}).get(name)) for column in columns.values()]
             writer.writerow([case, written(name), *values])
     write_text_atomic(path, text.getvalue())
@@ -288,17 +348,28 @@ class _Numbers:
         return numbers(self._table.path, where, cells, names)
 
 
-def _contents(table: Table, cases: Sequence[str] | None) -> dict[str, Content]:
-    """Case -> its landmarks; the one case is "" where no column names it."""
+def _contents(
+    table: Table,
+    cases: Sequence[str] | None,
+    layout: columns.Wide | columns.Axes | None = None,
+    what: str = "voxel indices of the images",
+) -> dict[str, Content]:
+    """Case -> its landmarks; the one case is "" where no column names it.
+
+    Args:
+      layout: where they are; None: as the columns' names say.
+      what: positions in voxels are called in a note.
+    """
     path, header = table.path, table.header
     name_column = columns.landmark_column(path, header)
-    layout: columns.Wide | columns.Axes | None = None
     # Beside one row a case a column "name" is the case's.
-    if not columns.has_axes(header) and (
-        name_column is None or columns.key(header[name_column]) == "name"
+    if (
+        layout is None
+        and not columns.has_axes(header)
+        and (name_column is None or columns.key(header[name_column]) == "name")
     ):
         layout = columns.wide(path, header)
-    if layout is None and name_column is None:
+    if name_column is None and not isinstance(layout, columns.Wide):
         lower = [column.lower() for column in header]
         raise InputError(path, f"has no column 'landmark'; its columns are {listed(lower)}")
     layout = layout or columns.axes(path, header)
@@ -308,7 +379,7 @@ def _contents(table: Table, cases: Sequence[str] | None) -> dict[str, Content]:
     if layout.unit == "voxels" and stated:
         raise InputError(path, f"states the frame {stated} and has columns in voxels")
     if layout.unit == "voxels":
-        table.note("positions are voxel indices of the images, counted from 0")
+        table.note(f"positions are {what}, counted from 0")
     if not table.rows:
         raise InputError(path, "has no landmarks")
     read = _Numbers(table)
@@ -404,7 +475,8 @@ def _case(table: Table, cases: Sequence[str] | None, row: int) -> str:
 
 
 def _is_predicted(header: Sequence[str]) -> bool:
-    return set(_PREDICTED) <= set(map(columns.key, header))
+    keys = set(map(columns.key, header))
+    return set(_PREDICTED) <= keys and not keys.isdisjoint(_RADIUS)
 
 
 def _below_half(cell: str) -> bool:

@@ -17,11 +17,13 @@ from jaxmark.results.figures.style import FLOORS, INK, LINES, METHOD, STYLE, TRU
 def per_landmark_bars(
     per_landmark: Sequence[Mapping[str, Any]],
     floors: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    unit: str = "mm",
 ) -> bytes:
     """SVG: each landmark's mean radial error with one standard deviation on either side.
 
     `per_landmark` are rows of `metrics.summarize`, `floors` those of baselines, drawn as ticks.
-    Rows keep their order, which holds left and right together; each adds to the height.
+    Rows keep their order, which holds left and right together; each adds to the height. Lengths of
+    this and other charts are in the `unit`.
     """
     rows = np.arange(len(per_landmark))
     mean = _column(per_landmark, "mre_mm")
@@ -60,7 +62,7 @@ def per_landmark_bars(
             )
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
-        axes.set_xlabel("radial error (mm)")
+        axes.set_xlabel(f"radial error ({unit})")
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(
             # Patches come last by default.
@@ -72,7 +74,7 @@ def per_landmark_bars(
         return rendered(figure, "svg")
 
 
-def landmark_dots(methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
+def landmark_dots(methods: Mapping[str, Sequence[Mapping[str, Any]]], unit: str = "mm") -> bytes:
     """SVG: each landmark's mean radial error by each method, on a logarithmic axis.
 
     `methods` are labels and rows of `metrics.summarize`, with the same landmarks in each.
@@ -94,13 +96,16 @@ def landmark_dots(methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
-        axes.set_xlabel("mean radial error (mm, logarithmic)")
+        axes.set_xlabel(f"mean radial error ({unit}, logarithmic)")
         figure.legend(loc="outside upper left", ncols=4)
         return rendered(figure, "svg")
 
 
 def sdr_curve(
-    errors_mm: np.ndarray, floors: Mapping[str, np.ndarray], thresholds_mm: Sequence[float]
+    errors_mm: np.ndarray,
+    floors: Mapping[str, np.ndarray],
+    thresholds_mm: Sequence[float],
+    unit: str = "mm",
 ) -> bytes:
     """SVG: share of points found within a radius, over all radii, with the thresholds marked.
 
@@ -144,7 +149,7 @@ def sdr_curve(
         _plain_log_ticks(axes, "x")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
         axes.grid(axis="y")
-        axes.set_xlabel("radius (mm, logarithmic); dashed: SDR thresholds")
+        axes.set_xlabel(f"radius ({unit}, logarithmic); dashed: SDR thresholds")
         axes.set_ylabel("points within the radius")
         return rendered(figure, "svg")
 
@@ -158,7 +163,9 @@ _PANELS = {
 }
 
 
-def training_curves(records: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) -> bytes | None:
+def training_curves(
+    records: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], unit: str = "mm"
+) -> bytes | None:
     """SVG: what was logged over all phases' steps, raw and smoothed, and the validation error.
 
     `records` are the lines of a log: `kind` "train" with numbers, "validation" with `mre_mm`, and
@@ -177,10 +184,11 @@ def training_curves(records: Sequence[Mapping[str, Any]], kinds: Mapping[str, st
         grid = figure.subplots(count, sharex=True, squeeze=False)[:, 0]
         for axes, (kind, curves) in zip(grid, panels.items(), strict=False):
             title, scale = _PANELS[kind]
+            title = title.replace("(mm)", f"({unit})")
             _draw_curves(axes, curves, scale)
             axes.set_ylabel(title)
         if validations:
-            _draw_validations(grid[-1], validations)
+            _draw_validations(grid[-1], validations, unit)
         for axes in grid:
             axes.grid(axis="y")
             axes.margins(x=0.01)
@@ -300,14 +308,14 @@ def _name_beside(
     )
 
 
-def _draw_validations(axes: Axes, curves: Sequence[Curve]) -> None:
+def _draw_validations(axes: Axes, curves: Sequence[Curve], unit: str) -> None:
     for steps, values in curves:
         axes.plot(steps, values, color=METHOD, lw=1.5, marker="o", ms=3.5)
     steps, values = (np.concatenate(part) for part in zip(*curves, strict=True))
     best = values.argmin()
     axes.plot(steps[best], values[best], "o", ms=9, mfc="none", mec=FLOORS[0], mew=1.6)
-    axes.set_title(f"best {values[best]:.2f} mm at step {steps[best]:,}", loc="right", size=9)
-    axes.set_ylabel("validation MRE (mm)")
+    axes.set_title(f"best {values[best]:.2f} {unit} at step {steps[best]:,}", loc="right", size=9)
+    axes.set_ylabel(f"validation MRE ({unit})")
     axes.set_yscale("log")
     _plain_log_ticks(axes, "y")
 

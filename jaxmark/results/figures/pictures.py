@@ -31,8 +31,11 @@ def overlay(
     names: Sequence[str] = (),
     faint: np.ndarray | None = None,
     segments: "Segmentation | None" = None,
+    unit: str = "mm",
 ) -> bytes:
     """PNG, 1400 pixels wide: three maximum intensity projections with landmarks on them.
+
+    A picture (X, Y, 1) is shown as it is, x to the right and y downwards, in one panel.
 
     `image` (X, Y, Z), x towards the patient's left, y towards the back, z towards the head;
     `predicted_ijk`, `truth_ijk` (K, 3) voxels, NaN for what is not to be drawn. With `names` points
@@ -48,7 +51,10 @@ def overlay(
     if faint is None:
         faint = np.zeros(len(predicted_mm), bool)
     # (name, horizontal axis, vertical axis)
+    planar = image.shape[2] == 1
     views = (("coronal", 0, 2), ("sagittal", 1, 2), ("axial", 0, 1))
+    if planar:
+        views = (("", 0, 1),)
 
     # Inches: the panels share what the margins leave of the width.
     key_rows = -(-len(names) // _KEY_COLUMNS)
@@ -67,7 +73,8 @@ def overlay(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
         figure.text(left / width, 1 - 0.3 / height, title, size=13, weight="bold", va="center")
-        x = left
+        # A picture has the width for itself.
+        x = left + planar * (room - widest * scale) / 2
         for name, across, upright in views:
             panel = size_mm[across] * scale, size_mm[upright] * scale
             y = height - top - panel[1]
@@ -86,8 +93,11 @@ def overlay(
                 faint,
                 numbered=bool(names),
             )
-            _name_sides(axes, across, upright)
-            axes.set_title(name, loc="left")
+            if planar:
+                _name_axes(axes, unit)
+            else:
+                _name_sides(axes, across, upright)
+                axes.set_title(name, loc="left")
         for number, name in enumerate(names):
             x, y = _entry(figure, left, key_height, number, key_rows, _KEY_COLUMNS)
             absent = " (probably absent)" * bool(faint[number])
@@ -133,8 +143,8 @@ class Tile:
     """A case on a contact sheet."""
 
     title: str
-    axial: np.ndarray  # (X, Y) maximum intensity projections, in [0, 1]
-    coronal: np.ndarray  # (X, Z)
+    axial: np.ndarray  # (X, Y) maximum intensity projections, in [0, 1]; or a picture
+    coronal: np.ndarray | None  # (X, Z); None of a picture
     doubtful: bool
     own_ijk: np.ndarray | None = None  # (K, 3) voxels: its own landmarks, NaN for what it lacks
     # (X, Y) and (X, Z) uint8: its label map by `seen_labels`.
@@ -163,11 +173,12 @@ def contact_sheet(
     cases have a red frame. Views as in `overlay`.
     """
     nx, ny = tiles[0].axial.shape
-    nz = tiles[0].coronal.shape[1]
+    planar = tiles[0].coronal is None
+    nz = 0 if tiles[0].coronal is None else tiles[0].coronal.shape[1]
     sx, sy, sz = spacing_mm
     # Voxels of x; other axes are stretched to the same millimetres.
     high_y, high_z = ny * sy / sx, nz * sz / sx
-    wide, high = 2.04 * nx, 1.16 * max(high_y, high_z)
+    wide, high = (1.0 if planar else 2.04) * nx, 1.16 * max(high_y, high_z)
     columns = int(np.clip(round(np.sqrt(len(tiles) * high / wide * 1.3)), 1, 6))
     rows = -(-len(tiles) // columns)
     width = 14.0
@@ -183,15 +194,18 @@ def contact_sheet(
             right = x + 1.04 * nx
             # Downwards: the face is at the top of the axial view, the head of the coronal one.
             places = ((x, x + nx, y + high_y, y), (right, right + nx, y + high_z, y))
+            places = places[:1] if planar else places
             _draw_tile(axes, tile, places)
             for ijk, ring in ((tile.own_ijk, True), (marks_ijk, False)):
                 if ijk is None:
                     continue
                 i, j, k = (np.asarray(ijk) + 0.5).T
-                at = (
-                    np.concatenate([x + i, right + i]),
-                    np.concatenate([y + j * sy / sx, y + high_z - k * sz / sx]),
-                )
+                at = x + i, y + j * sy / sx
+                if not planar:
+                    at = (
+                        np.concatenate([at[0], right + i]),
+                        np.concatenate([at[1], y + high_z - k * sz / sx]),
+                    )
                 if ring:
                     axes.plot(*at, "o", ms=3.4, mfc="none", mec=OWN, mew=0.7)
                 else:
@@ -200,9 +214,7 @@ def contact_sheet(
                 x, y - 0.02 * high, tile.title, size=8, color=TRUTH if tile.doubtful else "white"
             )
             if tile.doubtful:
-                frame = Rectangle(
-                    (x, y), 2.04 * nx, max(high_y, high_z), fill=False, ec=TRUTH, lw=2
-                )
+                frame = Rectangle((x, y), wide, max(high_y, high_z), fill=False, ec=TRUTH, lw=2)
                 axes.add_patch(frame)
         axes.set_xlim(0, columns * wide * 1.03)
         axes.set_ylim(rows * high, 0)
@@ -216,8 +228,9 @@ def contact_sheet(
 
 
 def _draw_tile(axes: Axes, tile: Tile, places: Sequence[tuple[float, float, float, float]]) -> None:
-    """The two views of a case, and its labels, at these extents."""
-    for view, extent in zip((tile.axial.T, tile.coronal.T[::-1]), places, strict=True):
+    """The two views of a case, and its labels, at these extents; of a picture it alone."""
+    views = [tile.axial.T, *([] if tile.coronal is None else [tile.coronal.T[::-1]])]
+    for view, extent in zip(views, places, strict=True):
         axes.imshow(view, cmap="gray", extent=extent, vmin=0, vmax=1)
     if tile.labels is not None:
         shown = tile.labels[0].T, tile.labels[1].T[::-1]
@@ -406,6 +419,13 @@ def _name_sides(axes: Axes, across: int, upright: int) -> None:
         )
     axes.set_xlabel(f"{'xyz'[across]} (mm)", labelpad=2)
     axes.set_ylabel(f"{'xyz'[upright]} (mm)", labelpad=2)
+
+
+def _name_axes(axes: Axes, unit: str) -> None:
+    """Of a picture: y grows downwards."""
+    axes.invert_yaxis()
+    axes.set_xlabel(f"x ({unit})", labelpad=2)
+    axes.set_ylabel(f"y ({unit})", labelpad=2)
 
 
 def _draw_checkerboard(axes: Axes, plane: Plane, *, after: bool) -> None:

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy as np
 from jaxmark.core import metrics
 from jaxmark.core.geometry import apply_affine
 from jaxmark.data.cases import PreparedCase
-from jaxmark.data.landmarks import read_table
+from jaxmark.data.landmarks import read_predicted, read_table
+from jaxmark.results.measures.units import from_unit, in_unit
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import read_bytes, write_text_atomic
 
@@ -44,6 +45,10 @@ class Points:
     score: np.ndarray
     presence: np.ndarray
     radius_mm: np.ndarray
+    # Of all lengths here; "px" of pictures whose pixel size does not count.
+    unit: str = "mm"
+    # (N, 2) between columns and between rows of pictures, where all are known.
+    pixel_mm: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         table = (len(self.cases), len(self.landmarks))
@@ -66,15 +71,23 @@ class Points:
         return metrics.radial_error_mm(self.truth_mm, self.predicted_mm, self.present)
 
 
-def points_of(cases: Sequence[PreparedCase], landmarks: Sequence[str], predictions: Path) -> Points:
+def points_of(
+    cases: Sequence[PreparedCase],
+    landmarks: Sequence[str],
+    predictions: Path,
+    unit: str = "",
+) -> Points:
     """The table `predictions` of prepared cases beside their landmarks.
+
+    `unit` is that of pictures' points, "mm" or "px"; "": they are scans.
 
     Raises InputError for predictions that lack a case, and for cases without any landmark.
     """
     if not any(case.present.any() for case in cases):
         raise InputError(predictions, "no case has landmarks to compare with: nothing to evaluate")
-    table = read_table(predictions)
-    stated = _read_stated(predictions)
+    table = read_predicted(predictions, unit) if unit else read_table(predictions)
+    stated = _read_stated(predictions, unit)
+    sizes = [case.pixel_mm for case in cases]
     predicted = np.full((len(cases), len(landmarks), 3), np.nan)
     for row, case in zip(predicted, cases, strict=True):
         for k, name in enumerate(landmarks):
@@ -89,6 +102,8 @@ def points_of(cases: Sequence[PreparedCase], landmarks: Sequence[str], predictio
         truth_mm=np.stack([case.landmarks_mm for case in cases]),
         predicted_mm=predicted,
         present=np.stack([case.present for case in cases]),
+        unit=unit or "mm",
+        pixel_mm=None if None in sizes else np.array(sizes),
         absent=np.stack([case.absent for case in cases]),
         **{
             column: np.array([[values[c.name, name] for name in landmarks] for c in cases])
@@ -120,8 +135,12 @@ def figures(
     thresholds_mm: Sequence[float],
     floors: Mapping[str, np.ndarray],
     promised: float | None,
+    other_thresholds: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """All figures of predictions, as `evaluate.evaluate` writes them; `floors` (N, K, 3)."""
+    """All figures of predictions, as `evaluate.evaluate` writes them; `floors` (N, K, 3).
+
+    Thresholds are in the points' unit, the other ones in the other unit of pictures.
+    """
 
     def of(predicted_mm: np.ndarray) -> dict[str, Any]:
         return metrics.summarize(
@@ -134,12 +153,34 @@ def figures(
         "coverage": None,
         "presence": None,
     }
+    if points.unit != "mm" or points.pixel_mm is not None:
+        found["unit"] = points.unit
+        found["also"] = _also(points, other_thresholds)
     if promised is not None and np.isfinite(points.radius_mm).any():
         kept = metrics.coverage(points.error_mm(), points.radius_mm, seed=0)
         found["coverage"] = {"nominal": promised, **kept}
     if promised is not None and np.isfinite(points.presence).any():
         found["presence"] = metrics.presence(points.presence, points.present, points.absent)
     return found
+
+
+def _also(points: Points, thresholds: Sequence[float]) -> dict[str, Any] | None:
+    """The main figures of pictures in their other unit; None where it is not known."""
+    if points.pixel_mm is None:
+        return None
+    unit = "px" if points.unit == "mm" else "mm"
+    per_pixel = np.concatenate([points.pixel_mm, np.ones((len(points.cases), 1))], 1)[:, None]
+    scale = 1 / per_pixel if unit == "px" else per_pixel
+    errors = metrics.radial_error_mm(
+        points.truth_mm * scale, points.predicted_mm * scale, points.present
+    )
+    known = errors[np.isfinite(errors)]
+    return {
+        "unit": unit,
+        "mre": float(known.mean()) if known.size else None,
+        "median": float(np.median(known)) if known.size else None,
+        "sdr": metrics.success_rates(errors, thresholds),
+    }
 
 
 def write_points(points: Points, floors: Mapping[str, np.ndarray], folder: Path) -> None:
@@ -155,15 +196,16 @@ def write_points(points: Points, floors: Mapping[str, np.ndarray], folder: Path)
 _EMPTY = {"score": np.nan, "presence": np.nan, "radius_mm": np.inf}
 
 
-def _read_stated(path: Path) -> dict[str, dict[tuple[str, str], float]]:
+def _read_stated(path: Path, unit: str = "") -> dict[str, dict[tuple[str, str], float]]:
     """Column -> (case, landmark) -> number, of a table that `read_table` has accepted."""
     with path.open(newline="", encoding="utf-8") as file:
         try:
             rows = list(csv.DictReader(file))
             return {
                 column: {
-                    (r["case"], r["landmark"]): float(r[column]) if r[column] else empty
+                    (r["case"], r["landmark"]): float(r[name]) if r[name] else empty
                     for r in rows
+                    for name in [in_unit(column, unit)]
                 }
                 for column, empty in _EMPTY.items()
             }
@@ -200,7 +242,8 @@ def read_floor_errors(folder: Path) -> dict[str, np.ndarray]:
 def _to_csv(points: Points, floor_errors: Mapping[str, np.ndarray]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_COLUMNS, *(f"error_{name}_mm" for name in floor_errors)])
+    columns = [*_COLUMNS, *(f"error_{name}_mm" for name in floor_errors)]
+    writer.writerow([_named(column, points.unit) for column in columns])
     error = points.error_mm()
     for n, case in enumerate(points.cases):
         for k, landmark in enumerate(points.landmarks):
@@ -221,13 +264,21 @@ def _read_table(path: Path) -> tuple[Points, dict[str, np.ndarray]]:
     try:
         text = read_bytes(path).decode()
         header, *rows = [*csv.reader(io.StringIO(text, newline=""), strict=True)] or [[]]
-        if tuple(header[: len(_COLUMNS)]) != _COLUMNS:
-            raise ValueError("its columns are not those of an evaluation")
-        return _parse(header, rows)
+        for unit in ("mm", "px"):
+            known = [_named(column, unit) for column in _COLUMNS]
+            if header[: len(known)] == known:
+                points, floors = _parse([from_unit(column, unit) for column in header], rows)
+                return replace(points, unit=unit), floors
+        raise ValueError("its columns are not those of an evaluation")
     except InputError:
         raise
     except (ValueError, csv.Error) as error:
         raise InputError(path, f"is damaged: {error}") from error
+
+
+def _named(column: str, unit: str) -> str:
+    """A column's name, of points in this unit."""
+    return in_unit(column, unit).replace("_lps_px", "_px")
 
 
 def _parse(header: list[str], rows: list[list[str]]) -> tuple[Points, dict[str, np.ndarray]]:

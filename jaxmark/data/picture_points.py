@@ -1,0 +1,108 @@
+"""Landmarks on pictures: pixels and millimetres of files as points of the picture's world."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from jaxmark.config import Data
+from jaxmark.data.landmark_files.content import Content, Landmarks, in_lps
+from jaxmark.data.notes import Note
+from jaxmark.data.pictures import NO_SIZE
+from jaxmark.data.places import picture_sizes
+from jaxmark.system.errors import InputError
+
+# So far may pixels and millimetres of one point be apart, in pixels: tables round.
+_SAME_PIXELS = 0.5
+# Two statements of one size, as a share.
+_SAME_SIZE = 0.01
+
+
+def points_on_pictures(
+    contents: Mapping[str, Content],
+    pictures: Mapping[str, Path] | None,
+    data: Data,
+    notes: list[Note],
+) -> dict[str, Landmarks]:
+    """Case -> landmarks (x, y, z) in the picture's world, see `pictures`, whatever its file states.
+
+    Args:
+      pictures: case -> its file; None where there are none.
+
+    Raises:
+      InputError: the size of a pixel is needed and not known, or stated in two ways; pixels and
+        millimetres of one point disagree; see also `in_lps`.
+    """
+    stated = {case: _stated(content, data) for case, content in contents.items()}
+    if pictures is None:
+        sizes = {case: (mm, mm) if mm else None for case, mm in stated.items()}
+    else:
+        sizes = picture_sizes({case: (pictures[case], mm) for case, mm in stated.items()}, data)
+    unknown = [case for case, size in sizes.items() if size is None]
+    if unknown and data.unit == "mm":
+        first = unknown[0]
+        where = contents[first].file if pictures is None else pictures[first]
+        raise InputError(where, f"{NO_SIZE}; so do {len(unknown)} of {len(sizes)} pictures")
+    return {
+        case: _in_the_world(case, content, sizes[case], data, notes)
+        for case, content in contents.items()
+    }
+
+
+def _stated(content: Content, data: Data) -> float:
+    """The pixel size in mm that table or config state, 0: neither; InputError where they differ."""
+    own, common = content.pixel_size_mm, data.pixel_size_mm
+    if own and common and abs(own / common - 1) > _SAME_SIZE:
+        problem = f"column pixel_size_mm says {own:g}, but config.data.pixel_size_mm {common:g}"
+        raise InputError(content.file, f"{problem}; leave one out")
+    return own or common
+
+
+def _in_the_world(
+    case: str,
+    content: Content,
+    size_mm: tuple[float, float] | None,
+    data: Data,
+    notes: list[Note],
+) -> Landmarks:
+    scale = np.array([*(size_mm or (1.0, 1.0)), 1.0])
+    silent = data.units == "voxels" and not content.says_unit
+    if silent:
+        what = "neither frame nor unit stated: pixels, as config.data.units says"
+        notes.append(Note(content.file.name, what))
+    if silent or content.unit == "voxels":
+        if size_mm is not None and content.also_mm:
+            _check_agreement(case, content, scale)
+        return _scaled(content.points, scale if data.unit == "mm" else np.ones(3))
+    # A picture has one frame.
+    in_mm = in_lps(replace(content, frame=content.frame or "LPS"))
+    if data.unit == "mm":
+        return in_mm
+    if size_mm is None:
+        raise InputError(
+            content.file,
+            f"case {case!r}: positions are millimetres, but its picture {NO_SIZE}; or, if they are "
+            "pixels, call the columns x_px and y_px, or set config.data.units=voxels",
+        )
+    return _scaled(in_mm, 1 / scale)
+
+
+def _scaled(points: Landmarks, scale: np.ndarray) -> Landmarks:
+    return {name: None if xyz is None else xyz * scale for name, xyz in points.items()}
+
+
+def _check_agreement(case: str, content: Content, scale: np.ndarray) -> None:
+    """Refuses pixels and millimetres of one point that are two points."""
+    for name, pixels in content.points.items():
+        mm = content.also_mm.get(name)
+        if pixels is None or mm is None or np.isnan([*pixels, *mm]).any():
+            continue
+        away = float(np.abs(mm / scale - pixels).max())
+        if away > _SAME_PIXELS:
+            raise InputError(
+                content.file,
+                f"case {case!r}: landmark {name!r} is at ({pixels[0]:g}, {pixels[1]:g}) px and at "
+                f"({mm[0]:g}, {mm[1]:g}) mm, which is {away:.1f} px away with pixels of "
+                f"{scale[0]:g} x {scale[1]:g} mm; is that size right?",
+            )

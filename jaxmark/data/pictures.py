@@ -1,0 +1,288 @@
+"""Pictures on disk: X-rays, photographs, single slices and the frames of a cine, as scans of Z = 1.
+
+A picture's world is its own plane: x to the right, y downwards, z = 0, the origin at the centre of
+the first pixel. Its unit is the millimetre where the size of a pixel is known, or else the pixel
+(`config.data.unit`): one of them counts as one millimetre everywhere below.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jaxmark.data.formats import dicom_pictures, dicom_series, nifti, raster
+from jaxmark.data.formats.safeguards import (
+    DAMAGED,
+    check_spacing,
+    entries,
+    named,
+    readable,
+)
+from jaxmark.data.scans import Found, Scan, as_a_file, by_name, folders_below, mended
+from jaxmark.system.errors import InputError
+
+_SLICES = (".nii", ".nii.gz")
+EXTENSIONS = (*raster.EXTENSIONS, *_SLICES)
+# So much may two sizes of one picture's pixels differ, as a share: some files round to two digits.
+_SAME_SIZE = 0.01
+NO_SIZE = (
+    "states no pixel size: set config.data.pixel_size_mm, give the landmark table a column "
+    "pixel_size_mm, or count in pixels (config.data.unit=px)"
+)
+
+
+@dataclass(frozen=True)
+class Plane:
+    """The world of a picture: the unit of its points, and how large a pixel is."""
+
+    unit: str
+    # Between columns and between rows; None: not known, and the unit is the pixel.
+    pixel_mm: tuple[float, float] | None
+
+    def pixels(self, points: np.ndarray) -> np.ndarray:
+        """(..., 2) in pixels of points (..., 3) of this world."""
+        return np.asarray(points)[..., :2] / self._per_pixel
+
+    def points(self, pixels: np.ndarray) -> np.ndarray:
+        """(..., 3), the inverse of `pixels`."""
+        flat = np.asarray(pixels, np.float64) * self._per_pixel
+        return np.concatenate([flat, np.zeros((*flat.shape[:-1], 1))], -1)
+
+    @property
+    def _per_pixel(self) -> np.ndarray:
+        mm = self.pixel_mm if self.unit == "mm" else None
+        return np.array(mm or (1.0, 1.0))
+
+
+def read_picture(path: Path, unit: str = "mm", pixel_size_mm: float = 0.0) -> Scan:
+    """Reads one picture: a file with one of `EXTENSIONS`, a DICOM file, or a frame of one.
+
+    Colour becomes brightness, and X-rays with white as 0 are inverted; both are said in `notes`.
+    Resolutions in PNG, JPEG and TIFF are those of a print, and are not read.
+
+    Args:
+      unit: of the picture's world: "mm", or "px".
+      pixel_size_mm: of a picture that does not state it; 0: not known.
+
+    Returns:
+      A scan (X, Y, 1); see the module.
+
+    Raises:
+      InputError: the file is missing, truncated, damaged, of an unknown format or no picture; in
+        mm its pixel size is not known, or stated in two ways; its pixels are all the same.
+    """
+    with readable(path), np.errstate(over="ignore", invalid="ignore"):
+        found = _read(path)
+    pixel_mm, notes = _pixel_size(path, found, pixel_size_mm)
+    if pixel_mm is None and unit == "mm":
+        raise InputError(path, NO_SIZE)
+    return _scan(path, found.pixels, unit, pixel_mm, notes)
+
+
+def picture_in_memory(
+    pixels: np.ndarray, unit: str, pixel_mm: tuple[float, float] | None, where: str
+) -> Scan:
+    """A picture (X, Y), or (X, Y, 3) in colour, as `read_picture` has it; x to the right.
+
+    Raises:
+      InputError: about `where`, for what a file may not be.
+    """
+    path = Path(where)
+    if pixels.ndim not in (2, 3):
+        raise InputError(where, f"has {pixels.ndim} axes; a picture is (X, Y) or (X, Y, 3)")
+    raster.check_size(path, *pixels.shape[:2])
+    grey, notes = raster.in_grey(path, np.asarray(pixels))
+    if pixel_mm is None and unit == "mm":
+        raise InputError(where, NO_SIZE)
+    return _scan(path, grey, unit, pixel_mm, notes)
+
+
+def _scan(
+    path: Path,
+    pixels: np.ndarray,
+    unit: str,
+    pixel_mm: tuple[float, float] | None,
+    notes: tuple[str, ...],
+) -> Scan:
+    x, y = pixel_mm if unit == "mm" and pixel_mm is not None else (1.0, 1.0)
+    voxels = np.asfortranarray(pixels[..., None], np.float32)
+    return mended(path, Scan(voxels, np.diag([x, y, 1.0, 1.0]), notes, pixel_mm))
+
+
+def states_pixel_size(path: Path) -> bool:
+    """Whether files of this kind say how large a pixel is: others need not be read for that."""
+    return not path.name.lower().endswith(raster.EXTENSIONS)
+
+
+def _read(path: Path) -> raster.Picture:
+    if dicom_pictures.is_frame_path(path):
+        return dicom_pictures.read(path)
+    if not path.is_file():
+        raise InputError(path, "is not a picture's file" if path.exists() else "no such file")
+    name = path.name.lower()
+    if name.endswith(raster.EXTENSIONS):
+        return raster.read(path)
+    if name.endswith(_SLICES):
+        try:
+            return nifti.read_slice(path)
+        except EOFError:
+            raise InputError(path, DAMAGED) from None
+    if dicom_series.is_dicom(path):
+        return dicom_pictures.read(path)
+    known = ", ".join(EXTENSIONS)
+    raise InputError(
+        path, f"not a picture format jaxmark reads: {known}, DICOM (config.data.crop has Z = 1)"
+    )
+
+
+def _pixel_size(
+    path: Path, found: raster.Picture, stated_mm: float
+) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
+    """What the file and the user say, and the notes; InputError where they contradict."""
+    if not stated_mm:
+        return found.pixel_mm, found.notes
+    check_spacing(path, (stated_mm,))
+    if found.pixel_mm is None:
+        return (stated_mm, stated_mm), found.notes
+    if any("at the detector" in note for note in found.notes):
+        # Who states another one has measured it.
+        kept = tuple(note for note in found.notes if "at the detector" not in note)
+        own = f"its pixel size is {stated_mm:g} mm as stated, not the {found.pixel_mm[0]:g} mm"
+        return (stated_mm, stated_mm), (*kept, f"{own} at the detector")
+    if any(abs(own / stated_mm - 1) > _SAME_SIZE for own in found.pixel_mm):
+        x, y = found.pixel_mm
+        raise InputError(
+            path,
+            f"states pixels of {x:g} x {y:g} mm, but {stated_mm:g} mm is stated for it "
+            "(config.data.pixel_size_mm, or column pixel_size_mm); leave it out, or mend the file",
+        )
+    return found.pixel_mm, found.notes
+
+
+# Folders
+
+
+def find_pictures(folder: Path, series: str = "") -> dict[str, Path]:
+    """Case name -> picture, sorted by name.
+
+    A file is a picture that is called by its name without the extension. A subfolder of DICOM
+    files is a cine: its frames are `<folder>-<n>`, counted from 1 in the order of their instance
+    numbers. So are those of a DICOM file with several frames, `<file>-<n>`.
+
+    Args:
+      series: of subfolders that hold several DICOM series, the one that is meant: its description,
+        number, UID or the end of it.
+
+    Raises:
+      InputError: no such folder, two pictures of one name; a cine's size changes, or its folder
+        holds several series and none is chosen.
+    """
+    paths = entries(folder)
+    found = list(_files(paths))
+    for path in paths:
+        with readable(path):
+            if path.is_dir():
+                found += _cine(path, series)
+    return by_name(found)
+
+
+def search_pictures_below(folder: Path, series: str = "") -> Found:
+    """As `find_pictures`, of the folder itself and of all folders below it.
+
+    Pictures of one name are called by their paths from `folder` on instead, joined by "-". A folder
+    whose DICOM files are no cine is left out, and named.
+    """
+    pictures: list[tuple[str, Path, tuple[str, ...]]] = []
+    left_out: dict[Path, str] = {}
+    for parent, paths in folders_below(folder):
+        above = parent.relative_to(folder).parts
+        pictures += [
+            (name, path, above)
+            for name, path in _files(paths)
+            # In a subfolder they are a cine.
+            if parent == folder or path.name.lower().endswith(EXTENSIONS)
+        ]
+        if parent == folder:
+            continue
+        try:
+            pictures += [(name, path, above[:-1]) for name, path in _cine(parent, series)]
+        except InputError as error:
+            left_out[parent] = str(error)
+    count = Counter(as_a_file(name) for name, _, _ in pictures)
+    return Found(
+        by_name(
+            (name if count[as_a_file(name)] == 1 else "-".join((*above, name)), path)
+            for name, path, above in pictures
+        ),
+        left_out,
+        {},
+    )
+
+
+def pictures_in(file: Path) -> dict[str, Path]:
+    """Name -> picture of one file: itself, or its frames; nothing for what is none."""
+    return dict(_files([file]))
+
+
+def picture_name(path: Path) -> str:
+    """The name of the picture in a file, empty for what is none."""
+    if path.name.startswith("."):
+        return ""
+    name = path.name.lower()
+    extension = next((e for e in EXTENSIONS if name.endswith(e)), "")
+    if extension:
+        return path.name[: -len(extension)]
+    if not path.is_file() or path.name == "DICOMDIR" or not dicom_series.is_dicom(path):
+        return ""
+    ending = path.suffix.lower()
+    return path.name[: -len(ending)] if ending in (".dcm", ".dicom", ".ima") else path.name
+
+
+def _files(paths: Iterable[Path]) -> Iterable[tuple[str, Path]]:
+    """The files among what is in one folder, those with several frames as so many pictures."""
+    for path in paths:
+        if path.is_dir() or not (name := picture_name(path)):
+            continue
+        if path.name.lower().endswith(EXTENSIONS):
+            yield name, path
+        elif (count := dicom_pictures.frame_count(path)) == 1:
+            yield name, path
+        else:
+            yield from _numbered(
+                name, [dicom_pictures.frame_path(path, n + 1) for n in range(count)]
+            )
+
+
+def _cine(folder: Path, series: str) -> list[tuple[str, Path]]:
+    """The frames of a folder's DICOM files; of several series those of the one that is meant."""
+    found = dicom_pictures.cines(folder)
+    meant = found
+    if series and found:
+        called = dicom_series.called(series, [cine.series for cine in found])
+        meant = [cine for cine in found if cine.series in called]
+    if found and len(meant) != 1:
+        listed = named([str(cine.series) for cine in found])
+        which = f"and {len(meant)} of them are {series!r}" if series else "need one"
+        raise InputError(
+            folder,
+            f"holds {len(found)} DICOM series, {which} (config.data.series: description, number or "
+            f"UID): {listed}",
+        )
+    frames: list[tuple[str, Path]] = []
+    for cine in meant:
+        cine.check()
+        files = [*cine.files]
+        frames += [(folder.name, files[0])] if len(files) == 1 else _numbered(folder.name, files)
+    for path in dicom_series.slice_files(folder):
+        if (count := dicom_pictures.frame_count(path)) > 1:
+            paths = [dicom_pictures.frame_path(path, n + 1) for n in range(count)]
+            frames += _numbered(f"{folder.name}-{picture_name(path)}", paths)
+    return frames
+
+
+def _numbered(name: str, paths: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Names with numbers of equal length, so that they sort as the frames follow each other."""
+    digits = max(3, len(str(len(paths))))
+    return [(f"{name}-{number:0{digits}d}", path) for number, path in enumerate(paths, start=1)]

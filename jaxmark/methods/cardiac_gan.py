@@ -1,0 +1,455 @@
+"""Landmarks of pictures by a generative adversarial network (Kanakatte et al.).
+
+A generator G turns a picture into another one with a Gaussian spot at every landmark; a
+discriminator D tells (picture, true heatmap) from (picture, predicted heatmap). Equations are in
+the paper's order. It leaves four things open that matter:
+
+- Eqs. 2, 4 and 5 as printed compare the picture with the heatmap, and D is in none of them. Read
+  here as least squares on D's verdict (Mao et al., ICCV 2017), which is the mean of its patches as
+  the paper says. `adversarial="printed"` is the printed form: D learns nothing, and G is pulled
+  towards the picture.
+- Eq. 7, as printed a term of D's loss, compares the true and the predicted heatmap. D is in neither
+  of them, so the term has no gradient in D. Read here as a term of G's loss, whose gradient it has;
+  `foreground` has the other readings.
+- All landmarks share one heatmap, which does not say whose spot is whose. `core.spots` says it by
+  the landmarks' configuration, a Gaussian that is learned from the training batches
+  (`core.configuration`) and kept with the statistics.
+- The rates of learning and dropout are "adjusted on the loss". Here: each network's are halved when
+  its own loss has not fallen for a while (`patience`).
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from jaxmark.bounds import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Problem,
+    at_least,
+    between,
+    check,
+    divisible,
+    either,
+    one_of,
+    positive_numbers,
+    setting,
+)
+from jaxmark.core.configuration import learned_configuration, unknown_configuration
+from jaxmark.core.losses import huber_loss, least_squares_loss, square_and_absolute_loss
+from jaxmark.core.shared_heatmap import foreground, patches_with, shared_heatmap
+from jaxmark.core.spots import contour_centre, find_spots, mean_shift, most_spots, named
+from jaxmark.methods import method
+from jaxmark.methods.method import (
+    GRADIENT,
+    LOSS,
+    Batch,
+    Method,
+    Metrics,
+    Params,
+    Phase,
+    Prediction,
+    Stage,
+    State,
+    Task,
+    Variables,
+    whole_volume_stage,
+)
+from jaxmark.methods.views import augmented
+from jaxmark.models.cardiac_gan import PatchDiscriminator, UNetGenerator
+
+# Of the starting rates of learning and dropout, after however many halvings.
+LEAST_SCALE = 1 / 32
+# A loss that falls by less than this share has not fallen.
+_FALLS = 0.01
+# True heatmap from which on a pixel belongs to a spot.
+_SPOT = 0.01
+
+
+@dataclasses.dataclass
+class CardiacGAN:
+    """Settings. The paper states depths, kernels, strides, variances, delta, Adam, its rate and
+    both dropouts; widths, steps, weights and all that is called ours are open there.
+    """
+
+    # The paper: 500 to 1500 epochs.
+    steps: int = setting(20_000, POSITIVE)
+    # Of the encoder; the decoder mirrors it. The paper: four levels.
+    widths: tuple[int, ...] = setting(
+        (32, 64, 128, 256), positive_numbers("must be positive numbers of channels")
+    )
+    # Blocks of the feature-filter enhancing block; 0: none. See `models.cardiac_gan`.
+    filters: int = setting(3, NOT_NEGATIVE)
+    # The paper: six layers.
+    discriminator_widths: tuple[int, ...] = setting(
+        (32, 64, 128, 256, 256, 256), positive_numbers("must be positive numbers of channels")
+    )
+    # Of a spot, in pixels^2; 0: 7 for a single landmark and 5 for several, as in the paper.
+    variance: float = setting(0.0, NOT_NEGATIVE)
+    # Where Huber's loss of the heatmap (Eq. 3) turns from squares to lines, and its weight (Eq. 1).
+    # It is a mean over pixels of which few have a spot, hence the size.
+    huber_delta: float = setting(0.4, POSITIVE)
+    beta: float = setting(1e4, POSITIVE)
+    # Eqs. 2, 4, 5: "least_squares" on D's verdict, or as "printed".
+    adversarial: str = setting("least_squares", either("least_squares", "printed"))
+    # Weight of the square within Eq. 7.
+    alpha: float = setting(10.0, NOT_NEGATIVE)
+    # Where Eq. 7 counts. "generator": its two patches are those of the heatmaps, in G's loss.
+    # "discriminator": they are D's responses where the square is, against 1 for true heatmaps and 0
+    # for predicted ones, in D's loss, so that it has to look there. "printed": those of the
+    # heatmaps, in D's loss, where they change nothing but its value, by which D's rates are
+    # adjusted. "none": without, the paper's comparison.
+    foreground: str = setting("generator", one_of("generator", "discriminator", "printed", "none"))
+    # The square: one a "picture", around all of its spots, as the paper seems to mean ("the size is
+    # decided on the run time"); or one a "spot" (ours: in between there is little foreground).
+    square: str = setting("picture", either("picture", "spot"))
+    learning_rate: float = setting(2e-4, POSITIVE)
+    # Adam's first moment, of both networks; the paper: its default.
+    beta1: float = setting(0.9, SHARE)
+    dropout: float = setting(0.4, at_least(0), SHARE)
+    discriminator_dropout: float = setting(0.6, at_least(0), SHARE)
+    # A network's loss is judged by its mean over so many steps; rate and dropout of the network are
+    # halved after so many of these without a new lowest one. 0: they stay.
+    window: int = setting(100, POSITIVE)
+    patience: int = setting(20, NOT_NEGATIVE)
+    # Height from which on a local maximum of the heatmap is a spot; true ones have 1.
+    least_height: float = setting(0.1, between(0, 1))
+
+    decoders: ClassVar[tuple[str, ...]] = ("argmax", "contour", "subvoxel")
+    metrics: ClassVar[Mapping[str, str]] = {
+        "loss": LOSS,
+        "heatmap_loss": LOSS,
+        "adversarial_loss": LOSS,
+        "foreground_loss": LOSS,
+        "discriminator_loss": LOSS,
+        "real_accuracy": method.SHARE,
+        "fake_accuracy": method.SHARE,
+        "generator_dropout": method.SHARE,
+        "discriminator_dropout": method.SHARE,
+        "gradient_norm": GRADIENT,
+        "discriminator_gradient_norm": GRADIENT,
+    }
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """See `Settings`."""
+        return frozenset()
+
+    def conflicts(self) -> Iterator[Problem]:
+        """See `bounds`."""
+        for name in ("dropout", "discriminator_dropout"):
+            if getattr(self, name) == 1:
+                yield name, "1 leaves nothing"
+
+    def misfits(self, task: Task) -> Iterator[Problem]:
+        """See `Settings`."""
+        if task.crop[2] != 1:
+            problem = f"{task.crop} is no picture: its third side has to be 1 for this method"
+            yield "config.data.crop", problem
+        for name in ("widths", "discriminator_widths"):
+            layers = len(getattr(self, name))
+            why = f"{layers} layers of stride 2 (config.method.{name}) need"
+            yield from divisible(task.crop[:2], 2**layers, why)
+
+    def build(self, task: Task) -> Method:
+        """The method for pictures; InputError where settings and task don't fit."""
+        check(self, "config.method", task)
+        networks = Networks(self, task)
+        optimizers = {name: optimizer(self) for name in ("generator", "discriminator")}
+
+        def init(key: Array) -> State:
+            params, statistics = networks.init(key)
+            return State(
+                step=jnp.zeros((), jnp.int32),
+                params=params,
+                optimizer={name: optimizers[name].init(params[name]) for name in optimizers},
+                statistics=statistics,
+            )
+
+        return Method(
+            init=init,
+            phases=(Phase("adversarial", self.steps, training_step(networks, optimizers)),),
+            stages=picture_stage(networks),
+        )
+
+
+def optimizer(settings: CardiacGAN) -> optax.GradientTransformationExtraArgs:
+    """Adam with a rate that is halved on a plateau of the loss, which each update is told."""
+    return optax.chain(
+        optax.adam(settings.learning_rate, b1=settings.beta1),
+        optax.contrib.reduce_on_plateau(
+            factor=0.5,
+            patience=settings.patience or np.iinfo(np.int32).max,
+            rtol=_FALLS,
+            accumulation_size=settings.window,
+            min_scale=LEAST_SCALE,
+        ),
+    )
+
+
+def scale(opt_state: Any) -> Array:
+    """() what the plateau rule makes of a network's starting rates."""
+    return jnp.asarray(opt_state[-1].scale)
+
+
+class Networks:
+    """G, D and what they are shown, as pure functions of their parameters."""
+
+    def __init__(self, settings: CardiacGAN, task: Task):
+        self.settings, self.task = settings, task
+        several = len(task.landmarks) > 1
+        self.variance = settings.variance or (5.0 if several else 7.0)
+        self._generator = UNetGenerator(settings.widths, settings.filters, dtype=task.dtype)
+        self._discriminator = PatchDiscriminator(settings.discriminator_widths, dtype=task.dtype)
+
+    def init(self, key: Array) -> tuple[dict[str, Params], dict[str, Any]]:
+        """Parameters of both; statistics: G's normalisation and the configuration."""
+        shape, nothing = self.task.crop[:2], jnp.zeros(())
+        image, heatmap = jnp.zeros((1, *shape, 1)), jnp.zeros((1, *shape))
+        keys = dict(
+            zip(("params", "dropout", "d", "d_dropout"), jax.random.split(key, 4), strict=True)
+        )
+        g = self._generator.init(
+            {name: keys[name] for name in ("params", "dropout")}, image, nothing
+        )
+        rngs = {"params": keys["d"], "dropout": keys["d_dropout"]}
+        d = self._discriminator.init(rngs, image, heatmap, nothing)
+        mean, covariance = unknown_configuration(shape, len(self.task.landmarks))
+        statistics = {
+            "generator": g["batch_stats"],
+            "configuration": {"mean": mean, "covariance": covariance},
+        }
+        return {"generator": g["params"], "discriminator": d["params"]}, statistics
+
+    def generate(
+        self, params: Params, statistics: Params, image: Array, rate: Array, key: Array
+    ) -> tuple[Array, Params]:
+        """G(I) of pictures (B, X, Y, 1), in training: heatmaps (B, X, Y), and new statistics."""
+        heatmap, new = self._generator.apply(
+            {"params": params, "batch_stats": statistics},
+            image,
+            rate,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+        )
+        return jnp.asarray(heatmap), new["batch_stats"]
+
+    def predict(self, variables: Variables, image: Array) -> Array:
+        """G(I) of pictures (B, X, Y, 1): heatmaps (B, X, Y)."""
+        g = {
+            "params": variables.params["generator"],
+            "batch_stats": variables.statistics["generator"],
+        }
+        return jnp.asarray(self._generator.apply(g, image))
+
+    def responses(
+        self, params: Params, image: Array, heatmap: Array, rate: Array, key: Array
+    ) -> Array:
+        """D's response to each patch of (I, heatmap): (B, px, py)."""
+        found, _ = self._discriminator.apply(
+            {"params": params}, image, heatmap, rate, rngs={"dropout": key}, mutable=["batch_stats"]
+        )
+        return jnp.asarray(found)
+
+    def target(self, view: Batch) -> Array:
+        """GT_h of the paper, (B, X, Y)."""
+        shape = self.task.crop[:2]
+        return shared_heatmap(view.landmarks_ijk, view.present, shape, self.variance)
+
+    def square(self, view: Batch) -> Array:
+        """The foreground square(s) of each picture, (B, X, Y) bool."""
+        return foreground(
+            view.landmarks_ijk,
+            view.present,
+            self.task.crop[:2],
+            self.variance,
+            single=self.settings.square == "spot",
+        )
+
+
+def verdict(responses: Array) -> Array:
+    """(B,) D's prediction: "the average of all the patch responses"."""
+    return responses.mean((1, 2))
+
+
+def training_step(
+    networks: Networks, optimizers: Mapping[str, optax.GradientTransformationExtraArgs]
+) -> Callable[[State, Batch, Array], tuple[State, Metrics]]:
+    """A step of D and then one of G against the new D, with one pass through G and one back.
+
+    Of a picture in which nothing is known of some landmark, the true heatmap is not known either:
+    it counts where there is a spot, and D is not shown it.
+    """
+    settings = networks.settings
+    as_printed = settings.adversarial == "printed"
+
+    def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
+        k_view, k_g, k_real, k_fake, k_adv = jax.random.split(key, 5)
+        view = augmented(networks.task, batch, k_view)
+        image = view.image[:, :, :, 0]
+        truth, square = networks.target(view), networks.square(view)  # GT_h
+        whole = (view.present | view.absent).all(1)
+        counted = whole[:, None, None] | (truth > _SPOT)
+        g, d = state.params["generator"], state.params["discriminator"]
+        g_rate = settings.dropout * scale(state.optimizer["generator"])
+        d_rate = settings.discriminator_dropout * scale(state.optimizer["discriminator"])
+
+        heatmap, pull, normalisation = jax.vjp(  # GP_h
+            lambda p: networks.generate(p, state.statistics["generator"], image, g_rate, k_g),
+            g,
+            has_aux=True,
+        )
+
+        def mse(first: Array, second: Array) -> Array:
+            return ((first - second) ** 2).mean()
+
+        def fpl(heatmap: Array) -> Array:  # Eq. 7
+            return square_and_absolute_loss(truth, heatmap, settings.alpha, square)
+
+        def loss_g(heatmap: Array, d: Params) -> tuple[Array, tuple[Array, Array]]:  # Eq. 1
+            if as_printed:
+                a_l = mse(image[..., 0], heatmap)  # Eq. 2
+            else:
+                fake = networks.responses(d, image, heatmap, d_rate, k_adv)
+                a_l = least_squares_loss(verdict(fake), 1.0, whole)
+            l_l = huber_loss(heatmap, truth, settings.huber_delta, counted)  # Eq. 3
+            g_l = a_l + settings.beta * l_l
+            return g_l + fpl(heatmap) if settings.foreground == "generator" else g_l, (a_l, l_l)
+
+        def loss_d(d: Params) -> tuple[Array, tuple[Array, Array]]:  # Eq. 8
+            real = networks.responses(d, image, truth, d_rate, k_real)
+            fake = networks.responses(d, image, heatmap, d_rate, k_fake)
+            if as_printed:
+                drl, dfl = mse(image[..., 0], truth), mse(image[..., 0], heatmap)  # Eqs. 4, 5
+            else:
+                drl = least_squares_loss(verdict(real), 1.0, whole)
+                dfl = least_squares_loss(verdict(fake), 0.0, whole)
+            loss = 0.5 * (drl + dfl)  # SDL, Eq. 6
+            if settings.foreground == "printed":
+                loss += fpl(heatmap)
+            elif settings.foreground == "discriminator":
+                shown = patches_with(square, real.shape[1:]) & whole[:, None, None]
+                ends = ((real, 1.0), (fake, 0.0))
+                loss += 0.5 * sum(
+                    square_and_absolute_loss(r, wanted, settings.alpha, shown) for r, wanted in ends
+                )
+            return loss, (verdict(real), verdict(fake))
+
+        (d_loss, (real, fake)), d_gradient = jax.value_and_grad(loss_d, has_aux=True)(d)
+        update, d_opt_state = optimizers["discriminator"].update(
+            d_gradient, state.optimizer["discriminator"], d, value=d_loss
+        )
+        d = optax.apply_updates(d, update)
+
+        (g_loss, (a_l, l_l)), asked = jax.value_and_grad(loss_g, has_aux=True)(heatmap, d)
+        (g_gradient,) = pull(asked)
+        update, g_opt_state = optimizers["generator"].update(
+            g_gradient, state.optimizer["generator"], g, value=g_loss
+        )
+        g = optax.apply_updates(g, update)
+
+        known = state.statistics["configuration"]
+        mean, covariance = learned_configuration(
+            known["mean"], known["covariance"], view.landmarks_ijk, view.present, state.step
+        )
+        new = State(
+            step=state.step + 1,
+            params={"generator": g, "discriminator": d},
+            optimizer={"generator": g_opt_state, "discriminator": d_opt_state},
+            statistics={
+                "generator": normalisation,
+                "configuration": {"mean": mean, "covariance": covariance},
+            },
+        )
+        return new, {
+            "loss": g_loss,
+            "heatmap_loss": l_l,
+            "adversarial_loss": a_l,
+            "foreground_loss": fpl(heatmap),
+            "discriminator_loss": d_loss,
+            "real_accuracy": (real > 0.5).mean(),
+            "fake_accuracy": (fake < 0.5).mean(),
+            "generator_dropout": g_rate,
+            "discriminator_dropout": d_rate,
+            "gradient_norm": optax.tree.norm(g_gradient),
+            "discriminator_gradient_norm": optax.tree.norm(d_gradient),
+        }
+
+    return step
+
+
+# What goes from the device to the host beside the heatmap, where `landmarks_of` takes it out again.
+_MEAN, _HEATMAP, _COVARIANCE = "configuration", "heatmap", "covariance"
+
+
+def picture_stage(networks: Networks) -> tuple[Stage]:
+    """Heatmaps on the device, landmarks from them on the host."""
+    landmarks = len(networks.task.landmarks)
+
+    def predict(variables: Variables, volumes: Array) -> Prediction:
+        heatmap = networks.predict(variables, volumes[:, :, :, 0])
+        count, known = len(heatmap), variables.statistics["configuration"]
+        mean = jnp.pad(known["mean"].reshape(landmarks, 2), [(0, 0), (0, 1)])
+        nothing = jnp.zeros((count, landmarks))
+        return Prediction(
+            {_MEAN: jnp.broadcast_to(mean, (count, *mean.shape))},
+            score=nothing,
+            evidence=nothing,
+            maps={
+                _HEATMAP: heatmap,
+                _COVARIANCE: jnp.broadcast_to(
+                    known["covariance"], (count, *known["covariance"].shape)
+                ),
+            },
+        )
+
+    (whole,) = whole_volume_stage(networks.task, predict)
+
+    def finish(found: Prediction) -> Prediction:
+        least = networks.settings.least_height
+        return whole.finish(landmarks_of(found, networks.variance, least))
+
+    return (Stage(whole.run, finish=finish),)
+
+
+def landmarks_of(found: Prediction, variance: float, least: float) -> Prediction:
+    """The landmarks of one picture, from its heatmap and the configuration of landmarks.
+
+    "contour" is the centre of the contour around each landmark's spot, as in the paper; "argmax"
+    its brightest pixel; "subvoxel" its sub-pixel peak. A landmark without a spot is placed where
+    the others make it likely, with the score 0. `score` is a spot's height, `evidence` what speaks
+    for the spot against a stray one, its height and its place among the others (`core.spots`).
+    """
+    heatmap = np.asarray(found.maps[_HEATMAP], np.float64)
+    sigma = variance**0.5
+    spots = find_spots(heatmap, sigma, least, most_spots(len(found.score)))
+    whose = named(
+        spots,
+        np.asarray(found.positions_ijk[_MEAN])[:, :2].ravel(),
+        np.asarray(found.maps[_COVARIANCE]),
+        heatmap.shape,
+        variance,
+    )
+    places: dict[str, Callable[[int], np.ndarray]] = {
+        "argmax": lambda spot: spots.peaks[spot],
+        "contour": lambda spot: contour_centre(heatmap, spots, spot, sigma),
+        "subvoxel": lambda spot: mean_shift(heatmap, spots, spot, sigma),
+    }
+    positions = {name: whose.expected.copy() for name in places}
+    score = np.zeros(len(whose.spot), np.float32)
+    for k in np.flatnonzero(whose.spot >= 0):
+        score[k] = spots.heights[whose.spot[k]]
+        for name, place in places.items():
+            positions[name][k] = place(int(whose.spot[k]))
+    return Prediction(
+        {name: np.pad(xy, [(0, 0), (0, 1)]).astype(np.float32) for name, xy in positions.items()},  # type: ignore[misc]
+        score=score,  # type: ignore[arg-type]
+        evidence=whose.evidence.astype(np.float32),  # type: ignore[arg-type]
+    )

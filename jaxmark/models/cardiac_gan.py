@@ -1,0 +1,164 @@
+"""The two networks of the cardiac GAN (Kanakatte et al.), on pictures `(B, X, Y, C)`.
+
+What a layer is, the paper says of the encoder alone: 3 x 3, stride 2, He's normal kernels, batch
+normalisation, leaky rectifier. Widths and all that is called ours below are left open there.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
+
+from jaxmark.core.normalization import leaky_relu
+from jaxmark.models.blocks import kernel_init
+
+# Of the leaky rectifiers; ours.
+SLOPE = 0.2
+
+
+class UNetGenerator(nn.Module):
+    """U-Net: one picture in, one picture with a spot at every landmark out.
+
+    The encoder halves the sides once for each of `widths`. At the bottom stand feature filters.
+    The decoder doubles the sides by repetition and convolves with stride 1 what it gets beside what
+    the encoder had at that size. The encoder has nothing at full size, so that the last skip
+    connection brings the picture itself (ours): edges are sharp there alone.
+
+    Dropout, of rate `dropout`, follows the bottom and the two coarsest levels of the decoder (as in
+    Isola et al., CVPR 2017): near the output it would be noise in the heatmap.
+    """
+
+    widths: Sequence[int]
+    filters: int = 3
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, dropout: Array | None = None) -> Array:
+        """(B, X, Y, 1) to (B, X, Y) float32; sides are multiples of `2 ** len(widths)`.
+
+        Without `dropout`: prediction, with the running means of batch normalisation.
+        """
+        train = dropout is not None
+        x = x.astype(self.dtype)
+        skips = []
+        for width in self.widths:
+            skips.append(x)
+            x = Layer(width, stride=2, dtype=self.dtype)(x, train)
+        for _ in range(self.filters):
+            x = FeatureFilter(dtype=self.dtype)(x, train)
+        x = Dropout()(x, dropout)
+        widths = [self.widths[0], *self.widths[:-1]]
+        for level, (width, skip) in enumerate(zip(widths[::-1], skips[::-1], strict=True)):
+            x = x.repeat(2, axis=1).repeat(2, axis=2)
+            x = Layer(width, dtype=self.dtype)(jnp.concatenate([x, skip], axis=-1), train)
+            if level < 2:
+                x = Dropout()(x, dropout)
+        # A heatmap is nearly everywhere 0, and starts so.
+        small = nn.initializers.normal(1e-3)
+        return convolution(1, dtype=self.dtype, initializer=small)(x)[..., 0].astype(jnp.float32)
+
+
+class PatchDiscriminator(nn.Module):
+    """(image, heatmap) to a response a patch: 1 where the heatmap is true, 0 where predicted.
+
+    Layers of stride 2 as in the generator's encoder, one for each of `widths`, and a 1 x 1
+    convolution (PatchGAN, Isola et al., CVPR 2017). Six layers make 4 x 4 patches of 256 x 256
+    pixels. The first layer is not normalised, which would hide how high a spot is; dropout follows
+    the last three (both ours).
+
+    It is never used but to train: its normalisation is that of each batch.
+    """
+
+    widths: Sequence[int]
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Array, heatmap: Array, dropout: Array) -> Array:
+        """(B, X, Y, 1) and (B, X, Y) to (B, X / 2^n, Y / 2^n) float32."""
+        x = jnp.concatenate([image, heatmap[..., None]], axis=-1).astype(self.dtype)
+        for i, width in enumerate(self.widths):
+            x = Layer(width, stride=2, normalised=i > 0, dtype=self.dtype)(x, True)
+            if i >= len(self.widths) - 3:
+                x = Dropout()(x, dropout)
+        last = convolution(1, kernel=1, dtype=jnp.float32)
+        return last(x.astype(jnp.float32))[..., 0]
+
+
+class FeatureFilter(nn.Module):
+    """One block of the feature-filter enhancing block, which the paper names and does not describe.
+
+    It is to select the few features that matter, to need few parameters and to regularise. Ours: a
+    residual bottleneck of half the channels (He et al., CVPR 2016) whose result is weighed channel
+    by channel, by numbers from 0 to 1 that the means of all channels decide (squeeze and
+    excitation, Hu et al., CVPR 2018). What is weighed 0 passes unchanged.
+    """
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        channels = x.shape[-1]
+        half, few = max(1, channels // 2), max(1, channels // 8)
+        y = Layer(half, kernel=1, dtype=self.dtype)(x, train)
+        y = Layer(half, dtype=self.dtype)(y, train)
+        y = Layer(channels, kernel=1, rectified=False, dtype=self.dtype)(y, train)
+        means = y.mean((1, 2), dtype=jnp.float32)
+        hidden = leaky_relu(nn.Dense(few, kernel_init=kernel_init)(means), SLOPE)
+        weights = nn.sigmoid(nn.Dense(channels)(hidden)).astype(self.dtype)
+        return leaky_relu(x + weights[:, None, None] * y, SLOPE)
+
+
+class Layer(nn.Module):
+    """Convolution, batch normalisation, leaky rectifier."""
+
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    normalised: bool = True
+    rectified: bool = True
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """In training with the means of the batch, else with the running ones."""
+        bias = not self.normalised
+        x = convolution(self.features, self.kernel, self.stride, bias=bias, dtype=self.dtype)(x)
+        if self.normalised:
+            x = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x)
+        return leaky_relu(x, SLOPE) if self.rectified else x
+
+
+def convolution(
+    features: int,
+    kernel: int = 3,
+    stride: int = 1,
+    *,
+    bias: bool = True,
+    dtype: DTypeLike = jnp.float32,
+    initializer: Initializer = kernel_init,
+) -> nn.Conv:
+    """A convolution that keeps the sides, or divides them by its stride."""
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=stride,
+        use_bias=bias,
+        dtype=dtype,
+        kernel_init=initializer,
+    )
+
+
+class Dropout(nn.Module):
+    """Dropout whose rate may change while a step is compiled once."""
+
+    @nn.compact
+    def __call__(self, x: Array, rate: Array | None) -> Array:
+        """`x` with that share of its values 0 and the others larger; None: `x` itself."""
+        if rate is None:
+            return x
+        kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, x.shape)
+        return jnp.where(kept, x / (1 - rate).astype(x.dtype), 0)
