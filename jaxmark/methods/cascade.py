@@ -414,7 +414,7 @@ class SecondStage:
         self.task = dataclasses.replace(
             task,
             crop=(settings.patch,) * 3,
-            margin=(_border(settings.patch, task.augment),) * 3,
+            margin=(view_border(settings.patch, task.augment),) * 3,
             augment=dataclasses.replace(task.augment, translation_voxels=0, flip=0.0),
         )
         self._net: DisplacementNet | ResidualUNet
@@ -442,7 +442,7 @@ class SecondStage:
 
     def loss(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         """The Euclidean distance that is left, in mm; or the cross-entropy of the heatmap."""
-        view = self._views(batch, key)
+        view = self.views(batch, key)
         # (B, K, n, n, n, 1) to (K, B, n, n, n, 1).
         features = self._features(params, view.image.swapaxes(0, 1))
         spacing = jnp.asarray(self.task.spacing_mm)
@@ -471,7 +471,7 @@ class SecondStage:
         """Patches (K, B, n, n, n, 1) -> landmarks (B, K, 3) in voxels of each patch."""
         return self._positions(params, self._features(params, patches))
 
-    def _views(self, batch: Batch, key: Array) -> Batch:
+    def views(self, batch: Batch, key: Array) -> Batch:
         """Random views of the patches (B, K, m, m, m, 1), each turned by itself."""
         b, k = batch.present.shape
         alone = Batch(
@@ -596,7 +596,7 @@ def refined(statistics: dict[str, Any]) -> dict[str, Any]:
     return {"refine": jnp.ones_like(statistics["refine"])}
 
 
-def _border(side: int, augment: Augment) -> int:
+def view_border(side: int, augment: Augment) -> int:
     """Voxels around a cube of `side` that its largest and most turned view reaches."""
     if not (augment.rotation_degrees or augment.scale):
         return 0
