@@ -53,13 +53,15 @@ def main(argv: Sequence[str]) -> None:
             for name in Cascade.decoders
         }
         print(as_text({name: points.error_mm() for name, points in found.items()}))
-        names = dict((name, label) for label, name in choose_cases(found[FINAL]))
+        names = {name: label for label, name in choose_cases(found[FINAL])}
         chosen = values.case or next((n for n, label in names.items() if label == "median"), "")
         case = next((case for case in cases if case.name == (chosen or cases[0].name)), None)
         if case is None:
             raise InputError(
                 "--case", f"{chosen!r} is not one of {', '.join(c.name for c in cases)}"
             )
+        if not case.present.any():
+            raise InputError("--case", f"{case.name!r} has no landmark to draw")
         picture = draw(case, found, experiment.data.spacing_mm, experiment.method.patch)
         with replacing(Path(values.output)) as temporary:
             temporary.write_bytes(picture)
@@ -83,17 +85,20 @@ def as_text(error_mm: Mapping[str, np.ndarray]) -> str:
     return "\n".join(lines)
 
 
+def shown_landmarks(errors_mm: np.ndarray) -> list[int]:
+    """Indices of those drawn: the worst, the best, some between; (K,) mm, NaN where absent."""
+    ranked = np.argsort(-np.nan_to_num(errors_mm, nan=-1))[: int(np.isfinite(errors_mm).sum())]
+    steps = np.linspace(0, len(ranked) - 1, min(MOST_COLUMNS, len(ranked)))
+    return sorted(ranked[np.rint(steps).astype(int)].tolist())
+
+
 def draw(
     case: PreparedCase, found: Mapping[str, Points], spacing_mm: Sequence[float], side: int
 ) -> bytes:
     """PNG: axial and coronal slices through the truth, one column a landmark."""
     points = found[FINAL]
     row = points.cases.index(case.name)
-    # Of many landmarks those on which the first stage is worst, the median and between.
-    first_error = np.where(points.present[row], found[FIRST].error_mm()[row], -1)
-    ranked = np.argsort(-first_error)[: int(points.present[row].sum())]
-    steps = np.linspace(0, len(ranked) - 1, min(MOST_COLUMNS, len(ranked)))
-    shown = sorted(ranked[np.rint(steps).astype(int)])
+    shown = shown_landmarks(found[FIRST].error_mm()[row])
     image, to_ijk = case.image(), np.linalg.inv(case.ijk_to_lps)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.4 * len(shown), 5.4), dpi=100, layout="constrained")
