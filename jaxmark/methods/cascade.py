@@ -1,9 +1,12 @@
 """Two-stage cascade regression (Tan et al., 2019): coarse heatmaps, then a look at full resolution.
 
-The first stage sees the whole volume, some times smaller, and makes a heatmap of each landmark and
-of the background. The second cuts a patch of the full resolution around each place found and says
-how far the landmark is from its middle, one small network a landmark. First the one is trained,
-then the other.
+Primary prediction (section 2.1), `FirstStage`: a U-Net sees the whole volume, `factor` times
+smaller, and makes a heatmap of each of the N landmarks and one of the background (Eq. 1; the loss
+makes them). It is trained with the weighted squared error of its output and of three side paths
+(Eq. 2). The place S_0 of a landmark is its heatmap's maximum. Refinement (section 2.2),
+`SecondStage`: of each landmark a small network sees a patch of the full resolution around S_0 and
+regresses the displacement, S = S_0 + dS. First the one is trained, then the other.
+`PatchedFirstStage` is the ablation of section 3.2.
 """
 
 import dataclasses
@@ -67,8 +70,9 @@ FIRST = ("stage1", "stage1_subvoxel")
 class Cascade:
     """Settings. The paper states the factor, patch, batch, Adam's rate, steps and side weights.
 
-    What has another comment is ours to choose. `config.augment` is for the first stage; patches of
-    the second one are moved alone.
+    What has another comment is ours to choose. `config.augment` (the paper: none) changes the
+    volumes of the first stage and, each by itself, the patches of the second one; those are moved
+    by up to `reach_mm` instead of by `translation_voxels`, and never mirrored.
     """
 
     # Of the two stages.
@@ -77,9 +81,9 @@ class Cascade:
     # How many voxels along each axis are one of the first stage; the paper: 4 coronary, 2 aorta.
     factor: int = setting(4, POSITIVE)
     # 0: the first stage sees the whole volume. Else, the paper's ablation, it sees patches of so
-    # many voxels a side, the paper's 48, and their highest response over the volume counts. The
-    # voxels are of the full resolution (ours: the paper gives none, but says that such a patch
-    # shows the surroundings of one landmark, and 48 voxels four times as long are half a chest).
+    # many voxels a side (the paper: 48), and a landmark is at the highest response in all of them.
+    # The paper does not state their resolution; here it is the full one: such a patch shows "the
+    # context information around one landmark", and 77 mm of the smaller volume would show four.
     first_patch: int = setting(0, NOT_NEGATIVE)
     # Ours, as are the height and width of the Gaussians.
     widths: tuple[int, ...] = setting(
@@ -147,8 +151,9 @@ class Cascade:
                 f"{self.first_patch} is not a multiple of {block} (config.method.widths)",
             )
         if self.first_patch and self.weights == "cross_entropy":
-            why = "cross_entropy does not compare patches: first_patch must be 0"
-            yield "weights", why
+            yield "weights", "cross_entropy does not compare patches: first_patch must be 0"
+        if self.first_patch and self.coordinates:
+            yield "coordinates", "are places in the whole volume: first_patch must be 0"
         depth = len(self.refine_widths) - (self.refine == "heatmap")
         if self.patch % 2**depth:
             yield (
@@ -168,7 +173,10 @@ class Cascade:
             )
             yield from divisible(task.crop, self.factor * 2 ** (levels - 1), why)
             if any(m % self.factor for m in task.margin):
-                yield "config.data.margin", f"{max(task.margin)} is not a multiple of {self.factor}"
+                why = (
+                    f"{max(task.margin)} is not a multiple of {self.factor} (config.method.factor)"
+                )
+                yield "config.data.margin", why
         if self.patch * min(task.spacing_mm) < 2 * self.reach_mm:
             yield (
                 "config.method.reach_mm",

@@ -173,6 +173,10 @@ def test_the_first_stage_s_positions_come_back_at_full_resolution(tmp_path):
         ({"sides": (-1.0,)}, r"config\.method\.sides: \(-1\.0,\) is not a weight of 0 or more"),
         ({"reach_mm": 9.0}, r"config\.method\.reach_mm: 9\.0 takes landmarks out of patches of 8"),
         ({"weights": "none"}, r"config\.method\.weights: 'none'"),
+        (
+            {"first_patch": 8, "coordinates": True},
+            r"config\.method\.coordinates: are places in the whole volume: first_patch must be 0",
+        ),
         ({"first_patch": 7}, r"config\.method\.first_patch: 7 is not a multiple of 2"),
         (
             {"first_patch": 8, "weights": "cross_entropy"},
