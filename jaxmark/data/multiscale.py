@@ -37,3 +37,13 @@ def patch(image: np.ndarray, first: Sequence[int] | np.ndarray, side: int) -> np
 def first_voxels(centres_ijk: np.ndarray, side: int) -> np.ndarray:
     """(..., 3) whole numbers: first voxels of cubes, middles within half a voxel of centres."""
     return np.floor(centres_ijk - (side - 1) / 2 + 0.5).astype(np.int64)
+
+
+def covering(shape: Sequence[int], side: int) -> np.ndarray:
+    """(N, 3) first voxels of cubes of `side` voxels that cover a volume side by side.
+
+    The last ones along an axis overlap with those before where the side does not divide it, and
+    reach beyond a volume that is smaller.
+    """
+    axes = [np.minimum(np.arange(0, n, side), max(n - side, 0)) for n in shape]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)

@@ -1,13 +1,17 @@
 """Two-stage cascade regression (Tan et al., 2019): coarse heatmaps, then a look at full resolution.
 
-The first stage sees the whole volume, some times smaller, and makes a heatmap of each landmark and
-of the background. The second cuts a patch of the full resolution around each place found and says
-how far the landmark is from its middle, one small network a landmark. First the one is trained,
-then the other.
+Primary prediction (section 2.1), `FirstStage`: a U-Net sees the whole volume, `factor` times
+smaller, and makes a heatmap of each of the N landmarks and one of the background (Eq. 1; the loss
+makes them). It is trained with the weighted squared error of its output and of three side paths
+(Eq. 2). The place S_0 of a landmark is its heatmap's maximum. Refinement (section 2.2),
+`SecondStage`: of each landmark a small network sees a patch of the full resolution around S_0 and
+regresses the displacement, S = S_0 + dS. First the one is trained, then the other.
+`PatchedFirstStage` is the ablation of section 3.2.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -29,6 +33,7 @@ from jaxmark.bounds import (
     setting,
     volumes_only,
 )
+from jaxmark.config import Augment
 from jaxmark.core.heatmaps import decode
 from jaxmark.core.losses import (
     distance_loss,
@@ -36,7 +41,7 @@ from jaxmark.core.losses import (
     heatmap_cross_entropy,
 )
 from jaxmark.data.cases import HostBatch, PreparedCase, Volume
-from jaxmark.data.multiscale import coarse, first_voxels, patch
+from jaxmark.data.multiscale import coarse, covering, first_voxels, patch
 from jaxmark.methods.method import (
     GRADIENT,
     LENGTH_MM,
@@ -54,17 +59,21 @@ from jaxmark.methods.method import (
 )
 from jaxmark.methods.optimizers import clipped, cosine_at_the_end, descent
 from jaxmark.methods.views import augmented
-from jaxmark.models.blocks import each
+from jaxmark.models.blocks import append_coordinates, each
 from jaxmark.models.cascade import DisplacementNet, SidePathUNet
 from jaxmark.models.unet import ResidualUNet
+
+# Decoders of what the first stage says.
+FIRST = ("stage1", "stage1_subvoxel")
 
 
 @dataclasses.dataclass
 class Cascade:
     """Settings. The paper states the factor, patch, batch, Adam's rate, steps and side weights.
 
-    What has another comment is ours to choose. `config.augment` is for the first stage; patches of
-    the second one are moved alone.
+    What has another comment is ours to choose. `config.augment` (the paper: none) changes the
+    volumes of the first stage and, each by itself, the patches of the second one; those are moved
+    by up to `reach_mm` instead of by `translation_voxels`, and never mirrored.
     """
 
     # Of the two stages.
@@ -72,12 +81,22 @@ class Cascade:
     refine_steps: int = setting(45_000, NOT_NEGATIVE)
     # How many voxels along each axis are one of the first stage; the paper: 4 coronary, 2 aorta.
     factor: int = setting(4, POSITIVE)
+    # 0: the first stage sees the whole volume. Else, the paper's ablation, it sees patches of so
+    # many voxels a side (the paper: 48), and a landmark is at the highest response in all of them.
+    # The paper does not state their resolution; here it is the full one: such a patch shows "the
+    # context information around one landmark", and 77 mm of the smaller volume would show four.
+    first_patch: int = setting(0, NOT_NEGATIVE)
     # Ours, as are the height and width of the Gaussians.
     widths: tuple[int, ...] = setting(
         (16, 32, 64, 128), positive_numbers("needs positive numbers of channels")
     )
+    # Channels of a 1^3 layer before the last; 0: none. See ResidualUNet.
+    head: int = setting(0, NOT_NEGATIVE)
     height: float = setting(1.0, POSITIVE)
     sigma_mm: float = setting(3.0, POSITIVE)
+    # Three more channels of the first stage: each voxel's place in the volume, from -1 to 1; ours,
+    # for registered cohorts.
+    coordinates: bool = False
     # "prediction": weights of the squared error are e to the power of the predicted values, as
     # printed; "truth": of the true ones. "cross_entropy": of a softmax over all voxels (ours).
     weights: str = setting("prediction", either("prediction", "truth", "cross_entropy"))
@@ -92,6 +111,8 @@ class Cascade:
     refine: str = setting("displacement", either("displacement", "heatmap"))
     # How often the second stage looks again around what it said; the paper's outlook: more than 1.
     looks: int = setting(1, POSITIVE)
+    # One network for all landmarks but for its last layer; ours, for few scans and many landmarks.
+    shared: bool = False
     # Ours.
     refine_widths: tuple[int, ...] = setting(
         (16, 32, 64, 64), positive_numbers("needs positive numbers of channels")
@@ -106,8 +127,9 @@ class Cascade:
     # Largest norm of a stage's gradient; 0: any, as in the paper.
     clip_norm: float = setting(0.0, NOT_NEGATIVE)
 
-    # "subvoxel": after the second stage; "stage1": the voxel of the first stage's maximum.
-    decoders: ClassVar[tuple[str, ...]] = ("subvoxel", "stage1")
+    # "subvoxel": after the second stage. Of the first stage alone: "stage1", the voxel of the
+    # maximum, as in the paper, and "stage1_subvoxel", from which the second one starts.
+    decoders: ClassVar[tuple[str, ...]] = ("subvoxel", "stage1", "stage1_subvoxel")
     metrics: ClassVar[Mapping[str, str]] = {
         "loss": LOSS,
         "heatmap_loss": LOSS,
@@ -123,6 +145,16 @@ class Cascade:
 
     def conflicts(self) -> Iterator[Problem]:
         """See `bounds`."""
+        block = 2 ** (len(self.widths) - 1)
+        if self.first_patch % block:
+            yield (
+                "first_patch",
+                f"{self.first_patch} is not a multiple of {block} (config.method.widths)",
+            )
+        if self.first_patch and self.weights == "cross_entropy":
+            yield "weights", "cross_entropy does not compare patches: first_patch must be 0"
+        if self.first_patch and self.coordinates:
+            yield "coordinates", "are places in the whole volume: first_patch must be 0"
         depth = len(self.refine_widths) - (self.refine == "heatmap")
         if self.patch % 2**depth:
             yield (
@@ -136,11 +168,17 @@ class Cascade:
     def misfits(self, task: Task) -> Iterator[Problem]:
         """See `Settings`."""
         yield from volumes_only(task.crop)
-        levels = len(self.widths)
-        why = f"{levels} levels (config.method.widths) of voxels {self.factor} times as long need"
-        yield from divisible(task.crop, self.factor * 2 ** (levels - 1), why)
-        if any(m % self.factor for m in task.margin):
-            yield "config.data.margin", f"{max(task.margin)} is not a multiple of {self.factor}"
+        if not self.first_patch:
+            levels = len(self.widths)
+            why = (
+                f"{levels} levels (config.method.widths) of voxels {self.factor} times as long need"
+            )
+            yield from divisible(task.crop, self.factor * 2 ** (levels - 1), why)
+            if any(m % self.factor for m in task.margin):
+                why = (
+                    f"{max(task.margin)} is not a multiple of {self.factor} (config.method.factor)"
+                )
+                yield "config.data.margin", why
         if self.patch * min(task.spacing_mm) < 2 * self.reach_mm:
             yield (
                 "config.method.reach_mm",
@@ -150,7 +188,8 @@ class Cascade:
     def build(self, task: Task) -> Method:
         """The method for volumes of `task.crop`, whose sides factor 2^(levels - 1) must divide."""
         check(self, "config.method", task)
-        first, second = FirstStage(self, task), SecondStage(self, task)
+        first = PatchedFirstStage(self, task) if self.first_patch else FirstStage(self, task)
+        second = SecondStage(self, task)
         optimizers = {
             name: clipped(self.clip_norm, optax.adam(cosine_at_the_end(rate, steps, self.decay)))
             for name, rate, steps in (
@@ -170,17 +209,11 @@ class Cascade:
                 statistics={"refine": jnp.zeros(())},
             )
 
-        phases = [
-            Phase(
-                "coarse",
-                self.steps,
-                descent("coarse", first.loss, optimizers["coarse"]),
-                read=functools.partial(read_coarse, factor=self.factor),
-            )
-        ]
+        step = descent("coarse", first.loss, optimizers["coarse"])
+        phases = [Phase("coarse", self.steps, step, read=first.read, batch=first.batch)]
         if self.refine_steps:
             read = functools.partial(
-                read_patches, side=self.patch, reach_mm=self.reach_mm, spacing_mm=task.spacing_mm
+                read_patches, side=second.side, reach_mm=self.reach_mm, spacing_mm=task.spacing_mm
             )
             step = descent("fine", second.loss, optimizers["fine"], refined)
             phases.append(
@@ -196,29 +229,43 @@ class Cascade:
 class FirstStage:
     """Heatmaps of the whole volume, `factor` times smaller."""
 
+    # Of its phase; None: `config.train.batch`.
+    batch: int | None = None
+
     def __init__(self, settings: Cascade, task: Task):
-        self.settings, factor = settings, settings.factor
-        whole = task.augment
-        self.task = dataclasses.replace(
+        self.settings, self.task, self._whole = settings, self._seen_by(settings, task), task
+        self._net = SidePathUNet(
+            settings.widths, len(task.landmarks) + 1, head=settings.head, dtype=task.dtype
+        )
+
+    @staticmethod
+    def _seen_by(settings: Cascade, task: Task) -> Task:
+        """The task on those voxels that the network sees."""
+        factor = settings.factor
+        moves = task.augment.translation_voxels // factor
+        return dataclasses.replace(
             task,
             crop=_divided(task.crop, factor),
             margin=_divided(task.margin, factor),
             spacing_mm=_times(task.spacing_mm, factor),
-            augment=dataclasses.replace(
-                whole, translation_voxels=whole.translation_voxels // factor
-            ),
+            augment=dataclasses.replace(task.augment, translation_voxels=moves),
         )
-        self._full_margin = np.array(task.margin, np.float32)
-        self._net = SidePathUNet(settings.widths, len(task.landmarks) + 1, dtype=task.dtype)
+
+    def read(self, case: PreparedCase, rng: np.random.Generator) -> HostBatch:
+        """One case's part of a batch."""
+        return read_coarse(case, rng, factor=self.settings.factor)
 
     def init(self, key: Array) -> Params:
         """Parameters of the U-Net."""
-        return self._net.init(key, jnp.zeros((1, *self.task.crop, 1)))
+        return self._net.init(key, self._seen(jnp.zeros((1, *self.task.crop, 1))))
+
+    def _seen(self, image: Array) -> Array:
+        return append_coordinates(image) if self.settings.coordinates else image
 
     def loss(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         """Eq. 2: the error of the heatmaps, and of those of the side paths."""
         view = augmented(self.task, batch, key)
-        features, sides = self._net.apply(params, view.image, method="features")
+        features, sides = self._net.apply(params, self._seen(view.image), method="features")
         head = self._head(params)
         final = self.heatmap_loss(features, view, 1, head)
         side = jnp.zeros(())
@@ -259,10 +306,30 @@ class FirstStage:
     def _head(self, params: Params) -> Callable[[Array], Array]:
         return lambda x: jnp.asarray(self._net.apply(params, x, method="heatmaps"))
 
+    def found(self, variables: Variables, image: Array) -> Prediction:
+        """Landmarks in what the network sees, (B, X, Y, Z, 1), in voxels of it."""
+        params = variables.params["coarse"]
+        features, _ = self._net.apply(params, self._seen(image), method="features")
+        head = self._head(params)
+        softmax = self.settings.weights == "cross_entropy"
+        peak, fine, score, evidence = decode(
+            features,
+            lambda x: head(x)[..., :-1],
+            spacing_mm=self.task.spacing_mm,
+            sigma_mm=self.settings.sigma_mm,
+            softmax=softmax,
+            slab_voxels=self.task.slab_voxels,
+        )
+        if not softmax:
+            score = score / self.settings.height
+        positions = {"stage1": peak, "stage1_subvoxel": fine, "subvoxel": fine}
+        return Prediction(positions, score, evidence)
+
     @property
     def stage(self) -> Stage:
         """The first look of a prediction; positions come back in voxels of the full resolution."""
         factor = self.settings.factor
+        margin = np.array(self._whole.margin, np.float32)
 
         def read(volume: Volume, earlier: Prediction | None) -> HostBatch:
             return {"image": coarse(volume.image(), factor)[..., None]}
@@ -270,25 +337,11 @@ class FirstStage:
         def run(variables: Variables, arrays: Mapping[str, Array]) -> Prediction:
             x, y, z = (slice(m, -m or None) for m in self.task.margin)
             image = arrays["image"][:, x, y, z].astype(jnp.float32)
-            params = variables.params["coarse"]
-            features, _ = self._net.apply(params, image, method="features")
-            head = self._head(params)
-            softmax = self.settings.weights == "cross_entropy"
-            peak, fine, score, evidence = decode(
-                features,
-                lambda x: head(x)[..., :-1],
-                spacing_mm=self.task.spacing_mm,
-                sigma_mm=self.settings.sigma_mm,
-                softmax=softmax,
-                slab_voxels=self.task.slab_voxels,
-            )
-            if not softmax:
-                score = score / self.settings.height
-            return Prediction({"stage1": peak, "subvoxel": fine}, score, evidence)
+            return self.found(variables, image)
 
         def finish(found: Prediction) -> Prediction:
             moved = {
-                name: np.asarray((ijk + 0.5) * factor - 0.5 + self._full_margin, np.float32)
+                name: np.asarray((ijk + 0.5) * factor - 0.5 + margin, np.float32)
                 for name, ijk in found.positions_ijk.items()
             }
             return found.replace(positions_ijk=moved)  # type: ignore[attr-defined]
@@ -296,75 +349,193 @@ class FirstStage:
         return Stage(run, read, finish)
 
 
+class PatchedFirstStage(FirstStage):
+    """Heatmaps of patches of the full resolution: the ablation."""
+
+    def __init__(self, settings: Cascade, task: Task):
+        super().__init__(settings, task)
+        self.batch = settings.refine_batch
+
+    @staticmethod
+    def _seen_by(settings: Cascade, task: Task) -> Task:
+        # Patches are moved alone, when they are cut.
+        still = dataclasses.replace(
+            task.augment, translation_voxels=0, rotation_degrees=0.0, scale=0.0, flip=0.0
+        )
+        side = settings.first_patch
+        return dataclasses.replace(task, crop=(side,) * 3, margin=(0, 0, 0), augment=still)
+
+    def read(self, case: PreparedCase, rng: np.random.Generator) -> HostBatch:
+        """A patch anywhere in the volume, or, every other time, one with a landmark inside."""
+        side, margin = self.settings.first_patch, np.array(self._whole.margin)
+        points = case.landmarks_ijk
+        room = np.maximum(np.array(self._whole.crop) - side, 0)
+        first = margin + rng.integers(0, room + 1)
+        if case.present.any() and rng.random() < 0.5:
+            chosen = points[rng.choice(np.flatnonzero(case.present))]
+            first = first_voxels(chosen + rng.uniform(-side / 2, side / 2, 3), side)
+        return {
+            "image": patch(case.image(mapped=True), first, side)[..., None],
+            "landmarks_ijk": (np.nan_to_num(points) - first).astype(np.float32),
+            "present": case.present,
+            "absent": case.absent,
+        }
+
+    @property
+    def stage(self) -> Stage:
+        """The patches side by side; of each landmark the highest response counts."""
+        side = self.settings.first_patch
+        corners = covering(self._whole.crop, side) + np.array(self._whole.margin)
+
+        def read(volume: Volume, earlier: Prediction | None) -> HostBatch:
+            image = volume.image()
+            return {
+                "image": np.stack([patch(image, corner, side) for corner in corners])[..., None]
+            }
+
+        def run(variables: Variables, arrays: Mapping[str, Array]) -> Prediction:
+            def of_one(images: Array) -> Prediction:
+                return self.found(variables, images.astype(jnp.float32))
+
+            # (N, B, ...), one patch of each volume at a time.
+            of_all = jax.lax.map(of_one, arrays["image"].swapaxes(0, 1))
+            moved = {
+                name: ijk + jnp.asarray(corners, jnp.float32)[:, None, None]
+                for name, ijk in of_all.positions_ijk.items()
+            }
+            of_all = of_all.replace(positions_ijk=moved)
+            best = jnp.argmax(of_all.score, axis=0)
+
+            def chosen(values: Array) -> Array:
+                index = best[None, ..., None] if values.ndim == 4 else best[None]
+                return jnp.take_along_axis(values, index, axis=0)[0]
+
+            return jax.tree.map(chosen, of_all)
+
+        return Stage(run, read)
+
+
 class SecondStage:
     """A patch of the full resolution around each landmark, and a network for each."""
 
     def __init__(self, settings: Cascade, task: Task):
-        self.settings, self.task = settings, task
+        self.settings = settings
+        # Of the patches: what lies around them is for views that are turned or larger.
+        self.task = dataclasses.replace(
+            task,
+            crop=(settings.patch,) * 3,
+            margin=(view_border(settings.patch, task.augment),) * 3,
+            augment=dataclasses.replace(task.augment, translation_voxels=0, flip=0.0),
+        )
         self._net: DisplacementNet | ResidualUNet
         if settings.refine == "displacement":
             self._net = DisplacementNet(settings.refine_widths, settings.hidden, dtype=task.dtype)
         else:
             self._net = ResidualUNet(settings.refine_widths, 1, dtype=task.dtype)
 
+    @property
+    def side(self) -> int:
+        """Voxels a side of what is read for training: a patch and what lies around it."""
+        return self.settings.patch + 2 * self.task.margin[0]
+
     def init(self, key: Array) -> Params:
-        """Parameters, with an axis over the landmarks before all others."""
+        """Parameters, with an axis over the landmarks before all others.
+
+        Where networks share their bodies, those have no such axis.
+        """
         keys = jax.random.split(key, len(self.task.landmarks))
         shape = jnp.zeros((1, *(self.settings.patch,) * 3, 1))
-        return jax.vmap(self._net.init, (0, None))(keys, shape)
+        parts = jax.vmap(self._net.init, (0, None))(keys, shape)["params"]
+        if self.settings.shared:
+            parts = {**parts, "body": jax.tree.map(lambda x: x[0], parts["body"])}
+        return {"params": parts}
 
     def loss(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         """The Euclidean distance that is left, in mm; or the cross-entropy of the heatmap."""
+        view = self.views(batch, key)
         # (B, K, n, n, n, 1) to (K, B, n, n, n, 1).
-        patches = batch.image.swapaxes(0, 1).astype(jnp.float32)
-        true = batch.landmarks_ijk
+        features = self._features(params, view.image.swapaxes(0, 1))
         spacing = jnp.asarray(self.task.spacing_mm)
         if self.settings.refine == "displacement":
-            moved = self.positions(params, patches)
-            loss = distance_loss(moved * spacing, true * spacing, batch.present)
+            moved = self._positions(params, features)
+            loss = distance_loss(moved * spacing, view.landmarks_ijk * spacing, view.present)
             return loss, {"distance_mm": loss}
 
-        def of_one(params: Params, images: Array, points: Array, present: Array) -> Array:
-            features = jnp.asarray(self._net.apply(params, images, method="features"))
+        def of_one(last: Params, features: Array, points: Array, present: Array) -> Array:
             return heatmap_cross_entropy(
                 features,
                 points[:, None],
                 present[:, None],
-                head=self._head(params),
+                head=self._last(last),
                 spacing_mm=self.task.spacing_mm,
                 sigma_mm=self.settings.refine_sigma_mm,
                 slab_voxels=self.task.slab_voxels,
             )
 
-        arguments = (params, patches, true.swapaxes(0, 1), batch.present.swapaxes(0, 1))
+        known = view.landmarks_ijk.swapaxes(0, 1), view.present.swapaxes(0, 1)
+        arguments = (params["params"]["last"], features, *known)
         losses = each(of_one, *arguments, platform=self.task.platform)
         return losses.mean(), {}
 
     def positions(self, params: Params, patches: Array) -> Array:
         """Patches (K, B, n, n, n, 1) -> landmarks (B, K, 3) in voxels of each patch."""
-        settings, spacing = self.settings, jnp.asarray(self.task.spacing_mm)
-        middle = (settings.patch - 1) / 2
+        return self._positions(params, self._features(params, patches))
 
-        def of_one(params: Params, images: Array) -> Array:
+    def views(self, batch: Batch, key: Array) -> Batch:
+        """Random views of the patches (B, K, m, m, m, 1), each turned by itself."""
+        b, k = batch.present.shape
+        alone = Batch(
+            image=batch.image.reshape(b * k, *batch.image.shape[2:]),
+            landmarks_ijk=batch.landmarks_ijk.reshape(b * k, 1, 3),
+            present=batch.present.reshape(b * k, 1),
+            absent=batch.absent.reshape(b * k, 1),
+        )
+        view = augmented(self.task, alone, key)
+        return Batch(
+            image=view.image.reshape(b, k, *view.image.shape[1:]),
+            landmarks_ijk=view.landmarks_ijk.reshape(b, k, 3),
+            present=batch.present,
+            absent=batch.absent,
+        )
+
+    def _features(self, params: Params, patches: Array) -> Array:
+        """(K, B, n, n, n, 1) -> what each landmark's last layers see, (K, B, ..., C)."""
+        body = params["params"]["body"]
+
+        def of_one(body: Params, images: Array) -> Array:
+            return jnp.asarray(
+                self._net.apply({"params": {"body": body}}, images, method="features")
+            )
+
+        if self.settings.shared:
+            found = of_one(body, patches.reshape(-1, *patches.shape[2:]))
+            return found.reshape(*patches.shape[:2], *found.shape[1:])
+        return each(of_one, body, patches, platform=self.task.platform)
+
+    def _positions(self, params: Params, features: Array) -> Array:
+        """Features (K, B, ..., C) -> landmarks (B, K, 3) in voxels of each patch."""
+        settings, spacing = self.settings, jnp.asarray(self.task.spacing_mm)
+        middle, reach = (settings.patch - 1) / 2, settings.reach_mm / spacing
+
+        def of_one(last: Params, features: Array) -> Array:
             if settings.refine == "displacement":
-                moved = jnp.asarray(self._net.apply(params, images))
-                return middle + moved * settings.reach_mm / spacing
-            features = jnp.asarray(self._net.apply(params, images, method="features"))
+                return middle + self._last(last)(features) * reach
             _, fine, _, _ = decode(
                 features,
-                self._head(params),
+                self._last(last),
                 spacing_mm=self.task.spacing_mm,
                 sigma_mm=settings.refine_sigma_mm,
                 softmax=True,
                 slab_voxels=self.task.slab_voxels,
             )
-            reach = settings.reach_mm / spacing
             return jnp.clip(fine[:, 0], middle - reach, middle + reach)
 
-        return each(of_one, params, patches, platform=self.task.platform).swapaxes(0, 1)
+        last = params["params"]["last"]
+        return each(of_one, last, features, platform=self.task.platform).swapaxes(0, 1)
 
-    def _head(self, params: Params) -> Callable[[Array], Array]:
-        return lambda x: jnp.asarray(self._net.apply(params, x, method="heatmaps"))
+    def _last(self, last: Params) -> Callable[[Array], Array]:
+        method = "displacements" if self.settings.refine == "displacement" else "heatmaps"
+        return lambda x: jnp.asarray(self._net.apply({"params": {"last": last}}, x, method=method))
 
     @property
     def stage(self) -> Stage:
@@ -380,7 +551,7 @@ class SecondStage:
                 "image": np.stack([patch(image, corner, side) for corner in first])[..., None],
                 "first": first.astype(np.float32),
                 "found": found,
-                "stage1": np.asarray(earlier.positions_ijk["stage1"]),
+                **{name: np.asarray(earlier.positions_ijk[name]) for name in FIRST},
                 "score": np.asarray(earlier.score),
                 "evidence": np.asarray(earlier.evidence),
             }
@@ -389,7 +560,7 @@ class SecondStage:
             patches = arrays["image"].swapaxes(0, 1).astype(jnp.float32)
             moved = arrays["first"] + self.positions(variables.params["fine"], patches)
             refined = jnp.where(variables.statistics["refine"] > 0, moved, arrays["found"])
-            positions = {"stage1": arrays["stage1"], "subvoxel": refined}
+            positions = {**{name: arrays[name] for name in FIRST}, "subvoxel": refined}
             return Prediction(positions, arrays["score"], arrays["evidence"])
 
         return Stage(run, read)
@@ -433,6 +604,16 @@ def read_patches(
 def refined(statistics: dict[str, Any]) -> dict[str, Any]:
     """After a step of the second stage: its word counts."""
     return {"refine": jnp.ones_like(statistics["refine"])}
+
+
+def view_border(side: int, augment: Augment) -> int:
+    """Voxels around a cube of `side` that its largest and most turned view reaches."""
+    if not (augment.rotation_degrees or augment.scale):
+        return 0
+    # cos + sqrt(2) sin is the largest sum of a rotation's row; it is greatest at this angle.
+    angle = min(math.radians(augment.rotation_degrees), math.atan(math.sqrt(2)))
+    farthest = (math.cos(angle) + math.sqrt(2) * math.sin(angle)) * (1 + augment.scale)
+    return math.ceil(side / 2 * (farthest - 1))
 
 
 def _times(lengths: tuple[float, float, float], factor: int) -> tuple[float, float, float]:

@@ -24,13 +24,14 @@ class SidePathUNet(nn.Module):
 
     widths: Sequence[int]
     channels: int
+    head: int = 0
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         widths = [*self.widths, *reversed(self.widths[:-1])]
         self.levels = [Level(width, dtype=self.dtype) for width in widths]
         self.ups = [Up(width, dtype=self.dtype) for width in reversed(self.widths[:-1])]
-        self.last = Pointwise(self.channels, dtype=self.dtype)
+        self.last = Pointwise(self.channels, hidden=self.head, dtype=self.dtype)
         count = min(3, len(self.widths) - 1)
         self.sides = [Pointwise(self.channels, dtype=self.dtype) for _ in range(count)]
 
@@ -85,12 +86,33 @@ class DisplacementNet(nn.Module):
     hidden: int
     dtype: DTypeLike = jnp.float32
 
+    def setup(self) -> None:
+        self.body = PatchBody(self.widths, self.hidden, dtype=self.dtype)
+        self.last = nn.Dense(3, kernel_init=nn.initializers.zeros)
+
+    def __call__(self, x: Array) -> Array:
+        return self.displacements(self.features(x))
+
+    def features(self, x: Array) -> Array:
+        """`(B, hidden)` in `dtype`: all but the last layer."""
+        return self.body(x)
+
+    def displacements(self, features: Array) -> Array:
+        """`(B, hidden)` to `(B, 3)` in float32."""
+        return jnp.tanh(self.last(features.astype(jnp.float32)))
+
+
+class PatchBody(nn.Module):
+    """The convolutions and the first dense layer."""
+
+    widths: Sequence[int]
+    hidden: int
+    dtype: DTypeLike = jnp.float32
+
     @nn.compact
     def __call__(self, x: Array) -> Array:
         x = x.astype(self.dtype)
         for width in self.widths:
             x = max_pool_2(relu(Conv(width, dtype=self.dtype)(x)))
         x = x.reshape(x.shape[0], -1)
-        x = relu(nn.Dense(self.hidden, dtype=self.dtype)(x))
-        moved = nn.Dense(3, kernel_init=nn.initializers.zeros)(x.astype(jnp.float32))
-        return jnp.tanh(moved)
+        return relu(nn.Dense(self.hidden, dtype=self.dtype)(x))

@@ -10,11 +10,20 @@ import spots
 from spots import MARGIN, SPACING
 
 from jaxmark.config import Augment
+from jaxmark.core.augmentation import random_affines
 from jaxmark.data.cases import PreparedCase, Volume, save_case
-from jaxmark.data.multiscale import coarse, first_voxels, patch
+from jaxmark.data.multiscale import coarse, covering, first_voxels, patch
 from jaxmark.inference.predictor import Predictor
-from jaxmark.methods.cascade import Cascade, FirstStage, read_coarse, read_patches
-from jaxmark.methods.method import Batch, Prediction
+from jaxmark.methods.cascade import (
+    Cascade,
+    FirstStage,
+    PatchedFirstStage,
+    SecondStage,
+    read_coarse,
+    read_patches,
+    view_border,
+)
+from jaxmark.methods.method import Batch, Prediction, Variables
 from jaxmark.system.devices import data_mesh
 from jaxmark.system.errors import InputError
 
@@ -164,6 +173,15 @@ def test_the_first_stage_s_positions_come_back_at_full_resolution(tmp_path):
         ({"sides": (-1.0,)}, r"config\.method\.sides: \(-1\.0,\) is not a weight of 0 or more"),
         ({"reach_mm": 9.0}, r"config\.method\.reach_mm: 9\.0 takes landmarks out of patches of 8"),
         ({"weights": "none"}, r"config\.method\.weights: 'none'"),
+        (
+            {"first_patch": 8, "coordinates": True},
+            r"config\.method\.coordinates: are places in the whole volume: first_patch must be 0",
+        ),
+        ({"first_patch": 7}, r"config\.method\.first_patch: 7 is not a multiple of 2"),
+        (
+            {"first_patch": 8, "weights": "cross_entropy"},
+            r"config\.method\.weights: cross_entropy does not compare patches",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_named(changes, message):
@@ -178,3 +196,178 @@ def test_a_volume_smaller_than_a_patch_has_zeros_around_it():
     volume = Volume("small", lambda: image, np.eye(4))
     (found,) = Predictor(method, 1, data_mesh())(method.init(jax.random.key(0)).variables, [volume])
     assert np.isfinite(found.landmarks_mm("subvoxel")).all()
+
+
+# --- stage 1 by patches
+
+
+@pytest.mark.parametrize(("shape", "side"), [((16, 8, 24), 8), ((17, 9, 8), 8), ((5, 9, 8), 8)])
+def test_patches_side_by_side_cover_the_volume(shape, side):
+    seen = np.zeros(np.maximum(shape, side), int)
+    corners = covering(shape, side)
+    for x, y, z in corners:
+        seen[x : x + side, y : y + side, z : z + side] += 1
+    assert seen.min() == 1
+    assert len(corners) == np.prod([-(-n // side) for n in shape])
+    assert (corners + side <= np.maximum(shape, side)).all()
+
+
+PATCHED = dataclasses.replace(SMALL, first_patch=8, refine_steps=0, weights="prediction")
+
+
+def test_the_highest_response_of_all_patches_counts(monkeypatch):
+    """Of a first stage that says what it sees: each landmark's place is the brightest voxel."""
+    rng = np.random.default_rng(0)
+    image = rng.uniform(0, 0.5, np.add(TASK.crop, 2 * MARGIN)).astype(np.float16)
+    # In the last patches, which overlap with those before; and in the border, which is not seen.
+    image[16, 15, 7], image[0, 0, 0] = 1.0, 2.0
+    task = dataclasses.replace(TASK, crop=(15, 14, 8))
+    image = image[:19, :18, :12]
+
+    def found(self, variables, images):
+        flat = images.reshape(images.shape[0], -1)
+        at = np.stack(np.unravel_index(range(flat.shape[1]), images.shape[1:4]), -1)
+        place = jax.numpy.asarray(at, np.float32)[flat.argmax(1)][:, None].repeat(2, 1)
+        score = flat.max(1)[:, None].repeat(2, 1)
+        return Prediction({"subvoxel": place}, score=score, evidence=-score)
+
+    monkeypatch.setattr(FirstStage, "found", found)
+    stage = PatchedFirstStage(PATCHED, task).stage
+    volume = Volume("v", lambda: image, np.eye(4))
+    arrays = {"image": np.stack([stage.read(volume, None)["image"]] * 2)}
+    said = stage.run(Variables(params={}), arrays)
+    np.testing.assert_array_equal(said.positions_ijk["subvoxel"], np.tile([16, 15, 7], (2, 2, 1)))
+    assert (said.score == 1).all() and (said.evidence == -1).all()
+
+
+def test_half_of_the_patches_show_a_landmark_and_all_lie_in_the_crop(tmp_path):
+    (case,) = cases(tmp_path, 1)
+    case = dataclasses.replace(case, present=np.array([True, False]))
+    stage = PatchedFirstStage(PATCHED, TASK)
+    drawn = [stage.read(case, np.random.default_rng(seed)) for seed in range(100)]
+    inside = [((d["landmarks_ijk"][0] > -1) & (d["landmarks_ijk"][0] < 8)).all() for d in drawn]
+    assert np.mean(inside) > 0.5
+    again = stage.read(case, np.random.default_rng(7))
+    np.testing.assert_array_equal(again["image"], drawn[7]["image"])
+    # What a patch shows is what lies there in the volume.
+    image = case.image()
+    for d in drawn[:20]:
+        first = np.rint(case.landmarks_ijk[0] - d["landmarks_ijk"][0]).astype(int)
+        np.testing.assert_array_equal(d["image"][..., 0], patch(image, first, 8))
+
+
+def test_a_first_stage_of_patches_learns(tmp_path):
+    seen = cases(tmp_path)
+    settings = dataclasses.replace(PATCHED, steps=200, refine_batch=12, weights="truth")
+    method = settings.build(TASK)
+    (phase,) = method.phases
+    assert phase.batch == 12
+    state, rng = method.init(jax.random.key(0)), np.random.default_rng(0)
+    step = jax.jit(phase.step)
+    for number, data in enumerate(batches(seen * 2, phase.read, phase.steps, rng)):
+        state, _ = step(state, data, jax.random.key(number))
+    predictor = Predictor(method, 2, data_mesh())
+    found = predictor(state.variables, (case.volume for case in seen))
+    errors = [
+        np.linalg.norm(f.landmarks_mm("stage1") - case.landmarks_mm, axis=1)
+        for f, case in zip(found, seen, strict=True)
+    ]
+    # At first it is 9 mm.
+    assert np.mean(errors) < 5
+
+
+# --- patches of stage 2
+
+
+def test_no_view_reaches_beyond_what_is_read():
+    augment = Augment(rotation_degrees=20, scale=0.1)
+    side = 16
+    border = view_border(side, augment)
+    corners = (np.stack(np.meshgrid(*[(-1, 1)] * 3), -1).reshape(-1, 3)) * (side - 1) / 2
+    matrices = random_affines(jax.random.key(0), 2000, degrees=20, scale=0.1)
+    reached = np.abs(np.einsum("nij,cj->nci", matrices, corners)).max()
+    # Not beyond, and no more than a voxel is never used.
+    assert border - 1 < reached - (side - 1) / 2 + 0.5 and reached <= side / 2 + border
+    assert view_border(side, Augment(translation_voxels=3)) == 0
+
+
+def test_views_of_patches_keep_landmarks_where_they_are_seen(tmp_path):
+    seen = cases(tmp_path, 3)
+    task = dataclasses.replace(TASK, augment=Augment(rotation_degrees=30, scale=0.1))
+    stage = SecondStage(SMALL, task)
+    assert stage.side == 8 + 2 * view_border(8, task.augment) > 8
+    read = functools.partial(read_patches, side=stage.side, reach_mm=1.0, spacing_mm=SPACING)
+    (batch,) = batches(seen, read, 1, np.random.default_rng(0))
+    view = stage.views(batch, jax.random.key(0))
+    assert view.image.shape == (3, 2, 8, 8, 8, 1)
+    # The spots are the brightest voxels.
+    image = np.asarray(view.image[..., 0]).reshape(3, 2, -1)
+    at = np.stack(np.unravel_index(image.argmax(-1), (8, 8, 8)), -1)
+    assert np.abs(at - view.landmarks_ijk).max() < 1.5
+    moved = np.asarray(view.landmarks_ijk) + (stage.side - 8) / 2 - batch.landmarks_ijk
+    assert np.abs(moved).max() > 0.1
+
+
+@pytest.mark.parametrize("refine", ["displacement", "heatmap"])
+def test_a_shared_body_learns_from_all_landmarks(tmp_path, refine):
+    (case,) = cases(tmp_path, 1)
+    batch = Batch(
+        **{
+            name: value[None]
+            for name, value in read_patches(
+                case, np.random.default_rng(0), side=8, reach_mm=1.0, spacing_mm=SPACING
+            ).items()
+        }
+    )
+    alone = dataclasses.replace(batch, present=np.array([[True, False]]))
+
+    def gradient(shared, data):
+        stage = SecondStage(dataclasses.replace(SMALL, refine=refine, shared=shared), TASK)
+        params = jax.tree.map(
+            lambda x: x + 0.01 * jax.random.normal(jax.random.key(1), x.shape),
+            stage.init(jax.random.key(0)),
+        )
+        return jax.grad(lambda p: stage.loss(p, data, jax.random.key(0))[0])(params)["params"]
+
+    own, shared = gradient(False, alone), gradient(True, alone)
+    for tree in (own["body"], own["last"], shared["last"]):
+        for leaf in jax.tree.leaves(tree):
+            assert leaf.shape[0] == 2 and not np.any(leaf[1])
+    first = jax.tree.leaves(own["body"])[0].shape[1:]
+    assert jax.tree.leaves(shared["body"])[0].shape == first
+    both = gradient(True, batch)
+    other = gradient(True, dataclasses.replace(batch, present=np.array([[False, True]])))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(both))
+    if refine == "displacement":
+        for a, b, c in zip(
+            *(jax.tree.leaves(t["body"]) for t in (both, shared, other)), strict=True
+        ):
+            np.testing.assert_allclose(a, (b + c) / 2, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("refine", ["displacement", "heatmap"])
+def test_a_case_without_any_landmark_teaches_the_second_stage_nothing(tmp_path, refine):
+    (case,) = cases(tmp_path, 1)
+    nowhere = np.full((2, 3), np.nan)
+    case = dataclasses.replace(
+        case, landmarks_mm=nowhere, present=np.zeros(2, bool), absent=np.ones(2, bool)
+    )
+    read = functools.partial(read_patches, side=8, reach_mm=1.0, spacing_mm=SPACING)
+    (batch,) = batches([case], read, 1, np.random.default_rng(0))
+    stage = SecondStage(dataclasses.replace(SMALL, refine=refine), TASK)
+    params = stage.init(jax.random.key(0))
+    (value, _), slope = jax.value_and_grad(stage.loss, has_aux=True)(
+        params, batch, jax.random.key(0)
+    )
+    assert value == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(slope))
+
+
+def test_the_first_stage_may_know_where_it_looks(tmp_path):
+    (case,) = cases(tmp_path, 1)
+    settings = dataclasses.replace(SMALL, coordinates=True, head=4)
+    method = settings.build(TASK)
+    state = method.init(jax.random.key(0))
+    (found,) = Predictor(method, 1, data_mesh())(state.variables, [case.volume])
+    assert {"subvoxel", "stage1", "stage1_subvoxel"} == set(found.prediction.positions_ijk)
+    kernels = jax.tree.leaves(state.params["coarse"]["params"]["levels_0"])
+    assert any(kernel.ndim == 5 and kernel.shape[3] == 4 for kernel in kernels)

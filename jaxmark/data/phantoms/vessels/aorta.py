@@ -41,7 +41,7 @@ class AortaPhantom:
 
     scheme: ClassVar[Scheme] = AORTA9
     # Part of the name of a cached cohort: a change of what is drawn must not reuse an older one.
-    recipe_version: ClassVar[int] = 1
+    recipe_version: ClassVar[int] = 2
 
     def write(self, folder: Path, workers: int = 0) -> None:
         """The cohort as files, or what of it is not there; see `folder.write_cohort`."""

@@ -118,6 +118,10 @@ def test_people_are_as_published(people):
             note("inferior mesenteric to bifurcation", main.travelled_mm[-1] - inferior)
             diameter = 2 * vessels["inferior mesenteric artery"].radii_mm[0]
             note("inferior mesenteric artery, diameter", diameter)
+        arch = ("brachiocephalic trunk", "left common carotid artery", "left subclavian artery")
+        iliac = ("right common iliac artery", "left common iliac artery")
+        for name in (*arch, *iliac):
+            note(f"{name}, diameter", 2 * vessels[name].radii_mm[0])
         note("ascending aorta", 2 * vessels["ascending aorta and arch"].radii_mm[66])
 
     # Mean and spread between people; sources stand in `branches`.
@@ -132,6 +136,12 @@ def test_people_are_as_published(people):
         "superior mesenteric artery, diameter": (7.4, 1.7),
         "inferior mesenteric artery, diameter": (3.6, 0.7),
         "ascending aorta": (32.6, 4.1),
+        "brachiocephalic trunk, diameter": (12.5, 1.95),
+        "left common carotid artery, diameter": (8.28, 1.51),
+        "left subclavian artery, diameter": (10.41, 2.2),
+        # Both sexes: 0.6 of 9.77 and 9.65, 0.4 of 8.59 and 8.45.
+        "right common iliac artery, diameter": (9.3, 1.6),
+        "left common iliac artery, diameter": (9.2, 1.6),
     }
     assert drawn.keys() == published.keys()
     for name, (mean, spread) in published.items():

@@ -1,0 +1,50 @@
+"""45 skull landmarks on micro-CT scans of mouse heads, refined at the scans' own voxels.
+
+    python -m jaxmark.main --config=experiments/mouse_ct_cascade.py --workdir=runs/mouse_cascade \\
+        --config.data.root=FOLDER
+    python -m experiments.cascade_stages --workdir=runs/mouse_cascade --output=stages.png
+
+FOLDER is that of `experiments/mouse_ct.py`, whose U-Net sees voxels of 0.35 mm. Here the first
+stage sees voxels of 0.42 mm, and the second one patches of 0.14 mm, the scans' own.
+
+There are 16 training heads: a network for each landmark would learn from 16 patches. So the second
+stage's networks share all but their last layers (`shared`), and its patches are turned and scaled
+as the first stage's volumes are.
+"""
+
+from jaxmark.config import Augment, Data, Evaluate, Experiment, Train
+from jaxmark.methods.cascade import Cascade
+
+
+def get_config(preset: str = "") -> Experiment:
+    """Only one preset."""
+    return Experiment(
+        name="mouse_ct_cascade",
+        data=Data(
+            register="similarity",
+            spacing_mm=(0.14, 0.14, 0.14),
+            crop=(144, 120, 144),
+            margin=15,
+        ),
+        method=Cascade(
+            steps=500,
+            refine_steps=1000,
+            factor=3,
+            widths=(16, 32, 64),
+            head=64,
+            coordinates=True,
+            weights="cross_entropy",
+            sigma_mm=0.7,
+            patch=16,
+            reach_mm=0.5,
+            looks=2,
+            shared=True,
+            refine_widths=(16, 32, 32),
+            decay=0.6,
+        ),
+        augment=Augment(
+            translation_voxels=9, rotation_degrees=10, scale=0.08, contrast=0.1, brightness=0.05
+        ),
+        train=Train(validate_every=250),
+        evaluate=Evaluate(sdr_thresholds_mm=(0.2, 0.4, 0.6, 0.8, 1.0, 2.0)),
+    )

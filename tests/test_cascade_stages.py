@@ -1,0 +1,82 @@
+"""Stage 1 against stage 2: figures of both, a picture of one case, and words for what cannot be."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from running import ROOT
+
+from experiments import cascade_stages
+from jaxmark.data.cases import PreparedCase, save_case
+from jaxmark.results.measures.points import Points
+
+
+def points(predicted_mm, truth_mm):
+    shape = truth_mm.shape[:2]
+    return Points(
+        cases=("c0",),
+        landmarks=tuple("abcdefgh"),
+        truth_mm=truth_mm,
+        predicted_mm=predicted_mm,
+        present=np.arange(8)[None] != 2,
+        absent=np.arange(8)[None] == 2,
+        score=np.ones(shape),
+        presence=np.ones(shape),
+        radius_mm=np.ones(shape),
+    )
+
+
+def test_a_picture_shows_some_landmarks_and_skips_what_is_absent(tmp_path):
+    image = np.random.default_rng(0).random((20, 18, 12)).astype(np.float16)
+    truth = np.random.default_rng(1).uniform(0, 12, (1, 8, 3))
+    case = PreparedCase(
+        name="c0",
+        folder=tmp_path / "c0",
+        ijk_to_lps=np.eye(4),
+        landmarks_mm=truth[0],
+        present=np.ones(8, bool),
+        absent=np.zeros(8, bool),
+    )
+    save_case(case, image, tmp_path)
+    # Far outside of the volume, too.
+    found = {
+        "stage1": points(truth + [100, 0, 0], truth),
+        "subvoxel": points(truth + [0, 1, 0], truth),
+    }
+    picture = cascade_stages.draw(case, found, (1.0, 1.0, 2.0), 8)
+    assert picture.startswith(b"\x89PNG")
+    few = cascade_stages.MOST_COLUMNS
+    shown = cascade_stages.shown_landmarks(found["stage1"].error_mm()[0])
+    assert len(shown) == few and 2 not in shown and list(shown) == sorted(shown)
+    width = int.from_bytes(picture[16:20])
+    assert width == 240 * few
+
+
+def test_the_final_place_is_compared_with_each_of_the_first_stage():
+    rng = np.random.default_rng(0)
+    first = rng.uniform(2, 3, (6, 4))
+    text = cascade_stages.as_text({"subvoxel": first - 1, "stage1": first})
+    lines = text.splitlines()
+    assert lines[2].startswith(f"| subvoxel | {np.mean(first) - 1:.3f} |")
+    assert lines[3].endswith("| -1.000 (-1.000 to -1.000) |")
+
+
+@pytest.mark.slow
+def test_the_command_reads_a_work_dir(tmp_path):
+    def call(*arguments):
+        command = [sys.executable, "-m", *arguments]
+        return subprocess.run(command, capture_output=True, encoding="utf-8", cwd=ROOT)
+
+    home = tmp_path / "run"
+    result = call("experiments.cascade_stages", f"--workdir={home}")
+    assert result.returncode == 1 and result.stderr.startswith(f"error: {home}: holds no trained")
+    config = "--config=experiments/vessel_cascade.py:tiny"
+    result = call("jaxmark.main", config, f"--workdir={home}")
+    assert result.returncode == 0, result.stderr
+    output = tmp_path / "stages.png"
+    result = call("experiments.cascade_stages", f"--workdir={home}", f"--output={output}")
+    assert result.returncode == 0, result.stderr
+    assert "| stage1_subvoxel |" in result.stdout and output.read_bytes().startswith(b"\x89PNG")
+    result = call("experiments.cascade_stages", f"--workdir={home}", "--case=nobody")
+    assert result.returncode == 1 and "error: --case: 'nobody' is not one of" in result.stderr
