@@ -19,10 +19,18 @@ from jaxmark.core.anatomy import COW19, Segment, scheme_of
 from jaxmark.core.geometry import apply_affine, pick_template
 from jaxmark.core.grids import Grid
 from jaxmark.data.annotations import annotation_doubts
+from jaxmark.data.arrays import replacing_folder
 from jaxmark.data.cache import cache_folder, in_cache
-from jaxmark.data.cases import CaseSegments, PreparedCase, load_case, save_case
+from jaxmark.data.cases import (
+    CaseSegments,
+    PreparedCase,
+    load_case,
+    save_case,
+    write_chunked_case,
+)
+from jaxmark.data.chunks import ChunkedImage, Chunks
 from jaxmark.data.cohort import SPLITS, Cohort, RawCase, check_inside
-from jaxmark.data.frame import Alignment, Frame
+from jaxmark.data.frame import Alignment, Frame, PreparedScan
 from jaxmark.data.left_out import LeftOut, left_out, untrained
 from jaxmark.data.notes import first_few
 from jaxmark.data.prepared_segments import (
@@ -31,8 +39,8 @@ from jaxmark.data.prepared_segments import (
     prepare_segments,
     segments_jobs,
 )
-from jaxmark.data.registration import Kind, register
-from jaxmark.data.scans import read_scan
+from jaxmark.data.registration import Kind, register, smaller
+from jaxmark.data.scans import Scan, read_scan
 from jaxmark.data.segmentations import CohortSegments
 from jaxmark.data.transforms import read_transform
 from jaxmark.system.errors import InputError, about
@@ -205,11 +213,17 @@ def _segments_cell(segments: CaseSegments | None) -> str:
     return told if segments.file is None else f"{told}, {segments.file.parent.name}"
 
 
-def prepare_cohort(cohort: Cohort, data: Data, segments: CohortSegments | None = None) -> Prepared:
+def prepare_cohort(
+    cohort: Cohort,
+    data: Data,
+    segments: CohortSegments | None = None,
+    chunks: Chunks | None = None,
+) -> Prepared:
     """Prepare every case of the splits, or find it in the cache.
 
     Args:
       segments: what is known of each case's, where the method learns from that.
+      chunks: how images are stored, where the method looks at parts of them.
 
     Raises:
       InputError, or an ExceptionGroup of them where several files are wrong: all files are checked
@@ -221,10 +235,10 @@ def prepare_cohort(cohort: Cohort, data: Data, segments: CohortSegments | None =
     if not train:
         raise InputError(data.root, "the split train has no cases: there is nothing to learn from")
     template = choose_template(train, data)
-    folder = cache_folder(data) / json_key(_settings(cohort, data, template))
+    folder = cache_folder(data) / json_key(_settings(cohort, data, template, chunks))
     keys = {s.name: f"{s.name}-{json_key(identity(s))}" for s in sources}
     homes = {name: folder / "cases" / key for name, key in keys.items()}
-    frame = _unplaced_frame(data, template)
+    frame = _unplaced_frame(data, template, chunks)
     # Jobs travel to other processes, which read the template themselves, once.
     light = dataclasses.replace(frame, template=None)
     files = {name: folder / "alignments" / f"{key}.json" for name, key in keys.items()}
@@ -285,18 +299,20 @@ def prepare_cohort(cohort: Cohort, data: Data, segments: CohortSegments | None =
     return Prepared(cohort.names, cases, cohort.splits, frame, mended, notes, left_out(cohort))
 
 
-def _unplaced_frame(data: Data, template: Path | None) -> Frame:
+def _unplaced_frame(data: Data, template: Path | None, chunks: Chunks | None) -> Frame:
     """The frame before the training cases are aligned: where its grid lies is not known."""
+    read = _read_template if chunks is None else _read_large_template
     return Frame(
         register=cast(Kind, data.register),
         metric=data.metric,
         search_degrees=data.search_degrees,
-        template=read_scan(template) if template else None,
+        template=read(template) if template else None,
         common_to_template=template_in_common(data),
         grid_to_common=np.eye(4),
         shape=prepared_shape(data),
         intensity=data.intensity,
         intensity_range=intensity_range(data),
+        chunks=chunks,
     )
 
 
@@ -307,7 +323,9 @@ def _own_segments(landmarks: Sequence[str], segments: CohortSegments | None) -> 
     return segments.segments
 
 
-def _settings(cohort: Cohort, data: Data, template: Path | None) -> dict[str, Any]:
+def _settings(
+    cohort: Cohort, data: Data, template: Path | None, chunks: Chunks | None
+) -> dict[str, Any]:
     """All that the prepared cases of a cohort have in common, for their folder in the cache."""
     extra = [data.template_transform, data.template_mask, data.shared_mask]
     return {
@@ -324,6 +342,8 @@ def _settings(cohort: Cohort, data: Data, template: Path | None) -> dict[str, An
         "template": file_state(template) if template else None,
         "template_in_common": [file_state(Path(path)) for path in extra if path],
         "train": [identity(cohort.cases[name]) for name in cohort.splits["train"]],
+        # Only where there are any: cases of other methods stay prepared.
+        **({} if chunks is None else {"chunks": dataclasses.asdict(chunks)}),
     }
 
 
@@ -450,14 +470,24 @@ def write_alignment(path: Path, alignment: Alignment) -> None:
 _FIGURES = {"quality": "quality", "lead": "margin"}
 
 
-_read_once = functools.lru_cache(maxsize=1)(read_scan)
+@functools.lru_cache(maxsize=1)
+def _read_template(path: Path) -> Scan:
+    """Once in each process."""
+    return read_scan(path)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_large_template(path: Path) -> Scan:
+    """As scans are that are compared with it."""
+    return smaller(read_scan(path, as_stored=True))
 
 
 def _check_and_align(job: tuple[RawCase, Frame, Path | None, Path]) -> Alignment:
     source, frame, template, file = job
     if template is not None:
-        frame = dataclasses.replace(frame, template=_read_once(template))
-    scan = read_scan(source.scan)
+        read = _read_template if frame.chunks is None else _read_large_template
+        frame = dataclasses.replace(frame, template=read(template))
+    scan = frame.read(source.scan)
     check_inside(source, scan)
     with about(source.scan):
         alignment = frame.align(scan)
@@ -467,9 +497,23 @@ def _check_and_align(job: tuple[RawCase, Frame, Path | None, Path]) -> Alignment
 
 def _prepare_case(job: tuple[RawCase, Frame, Alignment, Path]) -> None:
     source, frame, alignment, folder = job
-    with about(source.scan):
-        prepared = frame.apply(read_scan(source.scan), alignment)
-    case = PreparedCase(
+    scan = frame.read(source.scan)
+    if frame.chunks is None:
+        with about(source.scan):
+            prepared = frame.apply(scan, alignment)
+        assert isinstance(prepared.image, np.ndarray)
+        save_case(_case_of(source, prepared, folder), prepared.image, source.scan)
+        return
+    with replacing_folder(folder) as temporary:
+        with about(source.scan):
+            prepared = frame.store(scan, alignment, temporary)
+        assert isinstance(prepared.image, ChunkedImage)
+        case = dataclasses.replace(_case_of(source, prepared, folder), chunks=prepared.image)
+        write_chunked_case(case, temporary, source.scan)
+
+
+def _case_of(source: RawCase, prepared: PreparedScan, folder: Path) -> PreparedCase:
+    return PreparedCase(
         name=source.name,
         folder=folder,
         ijk_to_lps=prepared.ijk_to_lps,
@@ -483,4 +527,3 @@ def _prepare_case(job: tuple[RawCase, Frame, Alignment, Path]) -> None:
         extent_mm=prepared.extent_mm,
         voxel_mm=prepared.voxel_mm,
     )
-    save_case(case, prepared.image, source.scan)

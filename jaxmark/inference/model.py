@@ -1,8 +1,10 @@
 """A trained model, and what it says of a scan: landmarks in the scan's own millimetres."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,11 +14,11 @@ import SimpleITK as sitk
 
 from jaxmark.config import Experiment
 from jaxmark.core.anatomy import Scheme
-from jaxmark.data.cases import Volume
+from jaxmark.data.arrays import discarded
 from jaxmark.data.formats.safeguards import voxels_and_place
-from jaxmark.data.frame import Frame, PreparedScan
+from jaxmark.data.frame import Frame, PreparedScan, prepare_scan
 from jaxmark.data.landmarks import Landmarks
-from jaxmark.data.scans import Scan, checked_scan, read_scan
+from jaxmark.data.scans import Scan, checked_scan
 from jaxmark.inference.calibration import Calibration, evidence_of
 from jaxmark.inference.predictor import Found, Predictor
 from jaxmark.inference.segments import ScanSegments
@@ -178,6 +180,9 @@ class TrainedModel:
     ) -> ScanLandmarks:
         """The landmarks of one scan, and its segments where the model knows of any.
 
+        A model that looks at parts of a scan stores the prepared one meanwhile, among the system's
+        temporary files.
+
         Args:
           scan: a file or a folder with one DICOM series; an image of SimpleITK; or an array
             (X, Y, Z) of intensities.
@@ -187,12 +192,28 @@ class TrainedModel:
         Raises:
           InputError: the scan can't be read or prepared; an array comes without affine or frame.
         """
+        with contextlib.ExitStack() as stack:
+            folder = None
+            if self.frame.chunks is not None:
+                folder = Path(tempfile.mkdtemp(prefix="jaxmark-"))
+                stack.enter_context(discarded(folder))
+            name, prepared = self._prepared(scan, affine, frame, folder)
+            (found,) = self.predictor(self.variables, [prepared.volume(name)])
+            return self.landmarks_of(found, prepared)
+
+    def _prepared(
+        self,
+        scan: str | Path | sitk.Image | np.ndarray,
+        affine: np.ndarray | None,
+        frame: str,
+        folder: Path | None,
+    ) -> tuple[str, PreparedScan]:
+        """A name for messages, and the scan as the network takes it; its own voxels are let go."""
+        if isinstance(scan, (str, Path)):
+            return str(scan), prepare_scan(Path(scan), self.frame, folder)
         name, read = _scan_of(scan, affine, frame)
         with about(name):
-            prepared = self.frame.apply(read, self.frame.align(read))
-        volume = Volume(name, lambda: prepared.image, prepared.ijk_to_lps)
-        (found,) = self.predictor(self.variables, [volume])
-        return self.landmarks_of(found, prepared)
+            return name, self.frame.prepare(read, folder)
 
     def landmarks_of(self, found: Found, prepared: PreparedScan) -> ScanLandmarks:
         """What the network found in a prepared scan, with what is known of it."""
@@ -216,11 +237,9 @@ class TrainedModel:
 
 
 def _scan_of(
-    scan: str | Path | sitk.Image | np.ndarray, affine: np.ndarray | None, frame: str
+    scan: sitk.Image | np.ndarray, affine: np.ndarray | None, frame: str
 ) -> tuple[str, Scan]:
-    """A name for messages, and the scan itself."""
-    if isinstance(scan, (str, Path)):
-        return str(scan), read_scan(Path(scan))
+    """A name for messages, and the scan itself, of what is in memory already."""
     if isinstance(scan, sitk.Image):
         if scan.GetDimension() != 3 or scan.GetNumberOfComponentsPerPixel() != 1:
             raise InputError("image", "is not a volume of single numbers")
