@@ -202,8 +202,10 @@ class Frame:
             raise ValueError(f"is {low:g} everywhere in the volume that the model looks at")
         return float(low), float(high)
 
-    def doubts(self, quality: float, lead: float, overlap: float) -> list[str]:
-        """What a person should know of a scan's preparation, if anything."""
+    def doubts(
+        self, quality: float, lead: float, overlap: float, voxel_mm: np.ndarray
+    ) -> list[str]:
+        """What a person should know of a scan's preparation, if anything; see `PreparedScan`."""
         found = []
         if quality < self.quality_limit:
             found.append(
@@ -214,6 +216,15 @@ class Frame:
             found.append(f"another rotation fits nearly as well (margin {lead:.3f})")
         if overlap < _LITTLE_OVERLAP:
             found.append(f"only {100 * overlap:.0f} % of the prepared volume lies in the scan")
+        if self.chunks is not None:
+            # What is seen of it as a whole.
+            coarse_mm = self.chunks.factor * np.linalg.norm(self.grid_to_common[:3, :3], axis=0)
+            # NaN, where it is not known, is never larger.
+            if (voxel_mm > coarse_mm.max() * (1 + 1e-3)).any():
+                found.append(
+                    f"its voxels, up to {voxel_mm.max():.3g} mm long, are coarser than the "
+                    f"{coarse_mm.max():.3g} mm of the first stage: the second sees nothing finer"
+                )
         return found
 
 

@@ -99,7 +99,7 @@ class Prepared:
 
     def _preparation_doubts(self) -> dict[str, list[str]]:
         found = {
-            name: self.frame.doubts(case.quality, case.lead, case.overlap)
+            name: self.frame.doubts(case.quality, case.lead, case.overlap, case.voxel_mm)
             for name, case in self.cases.items()
         }
         return {name: lines for name, lines in found.items() if lines}

@@ -278,10 +278,12 @@ def _background(scan: Scan) -> float:
 def covered(scan: Scan, shape: tuple[int, int, int], grid_to_lps: np.ndarray) -> np.ndarray:
     """(X, Y, Z) bool of that shape: which nodes of an affine grid, as in `resample`, lie in it."""
     grid_to_ijk = np.linalg.inv(scan.ijk_to_lps) @ grid_to_lps
-    x, y, z = np.ogrid[tuple(slice(n) for n in shape)]
+    nodes = np.ogrid[tuple(slice(n) for n in shape)]
     inside = np.ones(shape, bool)
     for row, size in zip(grid_to_ijk, scan.voxels.shape, strict=False):
-        index = row[0] * x + row[1] * y + row[2] * z + row[3]
+        # Of parallel axes one counts, and the index is no volume.
+        counting = [step * node for step, node in zip(row[:3], nodes, strict=True) if step]
+        index = sum(counting, np.zeros((1, 1, 1))) + row[3]
         inside &= (index >= -0.5) & (index <= size - 0.5)
     return inside
 

@@ -14,10 +14,12 @@ import SimpleITK as sitk
 
 from jaxmark.config import Experiment
 from jaxmark.core.anatomy import Scheme
+from jaxmark.core.geometry import apply_affine
 from jaxmark.data.arrays import discarded
 from jaxmark.data.formats.safeguards import voxels_and_place
 from jaxmark.data.frame import Frame, PreparedScan, prepare_scan
 from jaxmark.data.landmarks import Landmarks
+from jaxmark.data.notes import first_few
 from jaxmark.data.scans import Scan, checked_scan
 from jaxmark.inference.calibration import Calibration, evidence_of
 from jaxmark.inference.predictor import Found, Predictor
@@ -218,12 +220,15 @@ class TrainedModel:
     def landmarks_of(self, found: Found, prepared: PreparedScan) -> ScanLandmarks:
         """What the network found in a prepared scan, with what is known of it."""
         decoder = self.experiment.predict.decoder
-        doubts = self.frame.doubts(prepared.quality, prepared.lead, prepared.overlap)
+        figures = prepared.quality, prepared.lead, prepared.overlap, prepared.voxel_mm
+        doubts = self.frame.doubts(*figures)
         untrained = self.frame.untrained
         if self.calibration.usual is not None:
             evidence = np.asarray(found.prediction.evidence)
             mean = float(evidence_of(evidence, self.landmarks, untrained))
             doubts += self.calibration.usual.doubts(prepared, mean)
+        if self.frame.chunks is not None:
+            doubts += self._at_the_border(found.landmarks_mm(decoder), prepared)
         return ScanLandmarks.of(
             found,
             self.landmarks,
@@ -234,6 +239,15 @@ class TrainedModel:
             untrained=untrained,
             segments=ScanSegments.of(found, self.scheme, prepared.grid),
         )
+
+    def _at_the_border(self, positions_mm: np.ndarray, prepared: PreparedScan) -> list[str]:
+        """A doubt where trained landmarks (K, 3) lie where a patch around them is cut off."""
+        ijk = apply_affine(np.linalg.inv(prepared.grid.ijk_to_lps), positions_mm)
+        beside = ((ijk < 1) | (ijk > np.array(prepared.grid.shape) - 2)).any(1)
+        names = [n for n in np.array(self.landmarks)[beside] if n not in self.frame.untrained]
+        if not names:
+            return []
+        return [f"{first_few(names)}: at the border of the scan or outside, with little to see"]
 
 
 def _scan_of(
