@@ -131,9 +131,8 @@ def _slice(
     through = 3 - upright
     at = int(np.clip(np.rint(marks[TRUTH][through]), 0, cube.shape[through] - 1))
     plane = np.take(cube, at, axis=through).T.astype(np.float32)
-    origin = "lower" if upright == 2 else "upper"
     aspect = spacing_mm[upright] / spacing_mm[0]
-    panel.imshow(plane, cmap="gray", origin=origin, aspect=aspect)
+    panel.imshow(plane, cmap="gray", origin="lower" if upright == 2 else "upper", aspect=aspect)
     panel.plot(*marks[TRUTH][[0, upright]], "o", ms=9, mfc="none", mec=TRUTH, mew=1.6)
     panel.plot(*marks[MARK][[0, upright]], "x", ms=8, mec=MARK, mew=1.8)
     panel.plot(*marks[PREDICTION][[0, upright]], "o", ms=4, mfc=PREDICTION, mec="black", mew=0.5)

@@ -19,10 +19,18 @@ from jaxmark.core.anatomy import COW19, Segment, scheme_of
 from jaxmark.core.geometry import apply_affine, pick_template
 from jaxmark.core.grids import Grid
 from jaxmark.data.annotations import annotation_doubts
+from jaxmark.data.arrays import replacing_folder
 from jaxmark.data.cache import cache_folder, in_cache
-from jaxmark.data.cases import CaseSegments, PreparedCase, load_case, save_case
+from jaxmark.data.cases import (
+    CaseSegments,
+    PreparedCase,
+    load_case,
+    save_case,
+    write_chunked_case,
+)
+from jaxmark.data.chunks import ChunkedImage, Chunks
 from jaxmark.data.cohort import SPLITS, Cohort, RawCase, check_inside
-from jaxmark.data.frame import Alignment, Frame
+from jaxmark.data.frame import Alignment, Frame, PreparedScan
 from jaxmark.data.left_out import LeftOut, left_out, untrained
 from jaxmark.data.notes import first_few
 from jaxmark.data.pictures import read_picture
@@ -32,7 +40,7 @@ from jaxmark.data.prepared_segments import (
     prepare_segments,
     segments_jobs,
 )
-from jaxmark.data.registration import Kind, register
+from jaxmark.data.registration import Kind, register, smaller
 from jaxmark.data.scans import Scan, read_scan
 from jaxmark.data.segmentations import CohortSegments
 from jaxmark.data.transforms import read_transform
@@ -92,7 +100,7 @@ class Prepared:
 
     def _preparation_doubts(self) -> dict[str, list[str]]:
         found = {
-            name: self.frame.doubts(case.quality, case.lead, case.overlap)
+            name: self.frame.doubts(case.quality, case.lead, case.overlap, case.voxel_mm)
             for name, case in self.cases.items()
         }
         return {name: lines for name, lines in found.items() if lines}
@@ -214,19 +222,27 @@ class Template(NamedTuple):
     # Of pictures: the unit of their world, and a pixel size that is stated beside the file.
     unit: str = ""
     pixel_size_mm: float = 0.0
+    # As large scans are that are compared with it.
+    small: bool = False
 
     def read(self) -> Scan:
         """See `read_scan` and `read_picture`."""
         if self.unit:
             return read_picture(self.path, self.unit, self.pixel_size_mm)
-        return read_scan(self.path)
+        return smaller(read_scan(self.path, as_stored=True)) if self.small else read_scan(self.path)
 
 
-def prepare_cohort(cohort: Cohort, data: Data, segments: CohortSegments | None = None) -> Prepared:
+def prepare_cohort(
+    cohort: Cohort,
+    data: Data,
+    segments: CohortSegments | None = None,
+    chunks: Chunks | None = None,
+) -> Prepared:
     """Prepare every case of the splits, or find it in the cache.
 
     Args:
       segments: what is known of each case's, where the method learns from that.
+      chunks: how images are stored, where the method looks at parts of them.
 
     Raises:
       InputError, or an ExceptionGroup of them where several files are wrong: all files are checked
@@ -238,10 +254,12 @@ def prepare_cohort(cohort: Cohort, data: Data, segments: CohortSegments | None =
     if not train:
         raise InputError(data.root, "the split train has no cases: there is nothing to learn from")
     template = choose_template(train, data)
-    folder = cache_folder(data) / json_key(_settings(cohort, data, template))
+    if template is not None:
+        template = template._replace(small=chunks is not None)
+    folder = cache_folder(data) / json_key(_settings(cohort, data, template, chunks))
     keys = {s.name: f"{s.name}-{json_key(identity(s))}" for s in sources}
     homes = {name: folder / "cases" / key for name, key in keys.items()}
-    frame = _unplaced_frame(data, template)
+    frame = _unplaced_frame(data, template, chunks)
     # Jobs travel to other processes, which read the template themselves, once.
     light = dataclasses.replace(frame, template=None)
     files = {name: folder / "alignments" / f"{key}.json" for name, key in keys.items()}
@@ -302,7 +320,7 @@ def prepare_cohort(cohort: Cohort, data: Data, segments: CohortSegments | None =
     return Prepared(cohort.names, cases, cohort.splits, frame, mended, notes, left_out(cohort))
 
 
-def _unplaced_frame(data: Data, template: Template | None) -> Frame:
+def _unplaced_frame(data: Data, template: Template | None, chunks: Chunks | None) -> Frame:
     """The frame before the training cases are aligned: where its grid lies is not known."""
     return Frame(
         register=cast(Kind, data.register),
@@ -316,6 +334,7 @@ def _unplaced_frame(data: Data, template: Template | None) -> Frame:
         intensity_range=intensity_range(data),
         unit=data.unit,
         grid=data.grid,
+        chunks=chunks,
     )
 
 
@@ -326,7 +345,9 @@ def _own_segments(landmarks: Sequence[str], segments: CohortSegments | None) -> 
     return segments.segments
 
 
-def _settings(cohort: Cohort, data: Data, template: Template | None) -> dict[str, Any]:
+def _settings(
+    cohort: Cohort, data: Data, template: Template | None, chunks: Chunks | None
+) -> dict[str, Any]:
     """All that the prepared cases of a cohort have in common, for their folder in the cache."""
     extra = [data.template_transform, data.template_mask, data.shared_mask]
     return {
@@ -345,6 +366,8 @@ def _settings(cohort: Cohort, data: Data, template: Template | None) -> dict[str
         # Only of pictures: volumes stay prepared.
         **({"unit": data.unit, "grid": data.grid} if data.planar else {}),
         "train": [identity(cohort.cases[name]) for name in cohort.splits["train"]],
+        # Only where there are any: cases of other methods stay prepared.
+        **({} if chunks is None else {"chunks": dataclasses.asdict(chunks)}),
     }
 
 
@@ -496,9 +519,23 @@ def _check_and_align(job: tuple[RawCase, Frame, Template | None, Path]) -> Align
 
 def _prepare_case(job: tuple[RawCase, Frame, Alignment, Path]) -> None:
     source, frame, alignment, folder = job
-    with about(source.scan):
-        prepared = frame.apply(frame.read(source.scan, source.pixel_size_mm), alignment)
-    case = PreparedCase(
+    scan = frame.read(source.scan, source.pixel_size_mm)
+    if frame.chunks is None:
+        with about(source.scan):
+            prepared = frame.apply(scan, alignment)
+        assert isinstance(prepared.image, np.ndarray)
+        save_case(_case_of(source, prepared, folder), prepared.image, source.scan)
+        return
+    with replacing_folder(folder) as temporary:
+        with about(source.scan):
+            prepared = frame.store(scan, alignment, temporary)
+        assert isinstance(prepared.image, ChunkedImage)
+        case = dataclasses.replace(_case_of(source, prepared, folder), chunks=prepared.image)
+        write_chunked_case(case, temporary, source.scan)
+
+
+def _case_of(source: RawCase, prepared: PreparedScan, folder: Path) -> PreparedCase:
+    return PreparedCase(
         name=source.name,
         folder=folder,
         ijk_to_lps=prepared.ijk_to_lps,
@@ -513,4 +550,3 @@ def _prepare_case(job: tuple[RawCase, Frame, Alignment, Path]) -> None:
         voxel_mm=prepared.voxel_mm,
         pixel_mm=prepared.pixel_mm,
     )
-    save_case(case, prepared.image, source.scan)
