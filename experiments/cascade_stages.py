@@ -139,7 +139,7 @@ def _slice(
     # A place beyond the patch stays beyond the picture.
     panel.set_xlim(-0.5, plane.shape[1] - 0.5)
     limits = (-0.5, plane.shape[0] - 0.5)
-    panel.set_ylim(limits if origin == "lower" else limits[::-1])
+    panel.set_ylim(limits if upright == 2 else limits[::-1])
     panel.set_xticks([])
     panel.set_yticks([])
 
