@@ -1,11 +1,12 @@
 """Stage 1 against stage 2: figures of both, a picture of one case, and words for what cannot be."""
 
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from running import ROOT
+from running import QUICK, ROOT, jaxmark
 
 from experiments import cascade_stages
 from jaxmark.data.cases import PreparedCase, save_case
@@ -59,25 +60,29 @@ def test_the_final_place_is_compared_with_each_of_the_first_stage():
 
 @pytest.mark.slow
 def test_the_command_reads_a_work_dir(tmp_path):
+    # One device, whatever the tests have.
+    inherited = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+
     def call(*arguments):
-        command = [sys.executable, "-m", *arguments]
-        return subprocess.run(command, capture_output=True, encoding="utf-8", cwd=ROOT)
+        command = [sys.executable, "-m", "experiments.cascade_stages", *arguments]
+        variables = {**inherited, "XLA_FLAGS": QUICK}
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", cwd=ROOT, env=variables
+        )
 
     home = tmp_path / "run"
-    result = call("experiments.cascade_stages", f"--workdir={home}")
+    result = call(f"--workdir={home}")
     assert result.returncode == 1 and result.stderr.startswith(f"error: {home}: holds no trained")
     config = "--config=experiments/vessel_cascade.py:tiny"
-    result = call("jaxmark.main", config, f"--workdir={home}")
+    result = jaxmark(config, f"--workdir={home}")
     assert result.returncode == 0, result.stderr
     output = tmp_path / "stages.png"
-    result = call(
-        "experiments.cascade_stages", f"--workdir={home}", f"--output={output}", "--looks=2"
-    )
+    result = call(f"--workdir={home}", f"--output={output}", "--looks=2")
     assert result.returncode == 0, result.stderr
     for name in ("stage1_subvoxel", "stage2, 1 look", "stage2, 2 looks"):
         assert f"| {name} |" in result.stdout
     assert output.read_bytes().startswith(b"\x89PNG")
-    result = call("experiments.cascade_stages", f"--workdir={home}", "--case=nobody")
+    result = call(f"--workdir={home}", "--case=nobody")
     assert (
         result.returncode == 1
         and "error: --case: 'nobody' is not one with landmarks" in result.stderr
