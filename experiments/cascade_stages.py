@@ -12,6 +12,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -113,7 +114,7 @@ def chosen_case(names: Sequence[str], errors_mm: np.ndarray, wanted: str) -> int
     if not wanted:
         ranked = annotated[np.argsort(np.nanmean(errors_mm[annotated], axis=1))]
         return int(ranked[(len(ranked) - 1) // 2])
-    known = [names[index] for index in annotated]
+    known = [names[index] for index in annotated.tolist()]
     if wanted not in known:
         raise InputError("--case", f"{wanted!r} is not one with landmarks: {', '.join(known)}")
     return names.index(wanted)
@@ -165,7 +166,7 @@ def _slice(
     through = 3 - upright
     at = int(np.clip(np.rint(marks[TRUTH][through]), 0, cube.shape[through] - 1))
     plane = np.take(cube, at, axis=through).T.astype(np.float32)
-    origin = "lower" if upright == 2 else "upper"
+    origin: Literal["lower", "upper"] = "lower" if upright == 2 else "upper"
     aspect = spacing_mm[upright] / spacing_mm[0]
     panel.imshow(plane, cmap="gray", origin=origin, aspect=aspect)
     panel.plot(*marks[TRUTH][[0, upright]], "o", ms=9, mfc="none", mec=TRUTH, mew=1.6)
