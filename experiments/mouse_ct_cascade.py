@@ -27,8 +27,8 @@ def get_config(preset: str = "") -> Experiment:
             margin=15,
         ),
         method=Cascade(
-            steps=500,
-            refine_steps=1000,
+            steps=300,
+            refine_steps=600,
             factor=3,
             widths=(16, 32, 64),
             head=64,
@@ -45,6 +45,6 @@ def get_config(preset: str = "") -> Experiment:
         augment=Augment(
             translation_voxels=9, rotation_degrees=10, scale=0.08, contrast=0.1, brightness=0.05
         ),
-        train=Train(validate_every=250),
+        train=Train(validate_every=150),
         evaluate=Evaluate(sdr_thresholds_mm=(0.2, 0.4, 0.6, 0.8, 1.0, 2.0)),
     )

@@ -80,8 +80,8 @@ def small() -> Experiment:
         train=40, val=16, test=20, spacing_mm=(1.6, 1.6, 1.6), shape=(128, 128, 128)
     )
     experiment.method = Cascade(
-        steps=600,
-        refine_steps=1_000,
+        steps=500,
+        refine_steps=800,
         widths=(16, 32, 64),
         weights="cross_entropy",
         sigma_mm=8.0,
@@ -90,9 +90,10 @@ def small() -> Experiment:
         refine="heatmap",
         refine_widths=(16, 32),
         refine_sigma_mm=2.0,
+        refine_batch=2,
         decay=0.5,
     )
-    experiment.train = Train(batch=2, log_every=20, validate_every=200)
+    experiment.train = Train(batch=1, log_every=20, validate_every=250)
     return experiment
 
 
@@ -144,7 +145,6 @@ def aorta_small() -> Experiment:
     experiment.method = dataclasses.replace(
         experiment.method, factor=2, reach_mm=12.0, refine_sigma_mm=3.0
     )
-    experiment.train.batch = 1
     return experiment
 
 

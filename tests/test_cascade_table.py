@@ -8,7 +8,7 @@ from jaxmark.config import to_json, validate
 from jaxmark.data.phantoms.vessels.coronaries import CORONARY5
 from jaxmark.methods.method import Task
 
-ROWS = (*cascade_table.TABLE.rows, *cascade_table.TABLE.extra)
+ROWS = cascade_table.TABLE.rows
 
 
 @pytest.mark.parametrize("size", cascade_table.SIZES)
@@ -36,7 +36,6 @@ def test_rows_differ_in_their_method_and_decoder_alone(size):
 
     assert changed("Entire-image") == {"refine_steps"}
     assert changed("Patch-based") == {"refine_steps", "first_patch"}
-    assert changed("Two-looks") == {"looks"}
     assert changed("Ours") - {"refine_widths"} == {"weights", "refine"}
     # The paper: the voxel of the maximum.
     for row in ("Patch-based", "Entire-image"):
