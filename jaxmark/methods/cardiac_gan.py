@@ -156,7 +156,7 @@ class CardiacGAN:
         for name in ("widths", "discriminator_widths"):
             layers = len(getattr(self, name))
             why = f"{layers} layers of stride 2 (config.method.{name}) need"
-            yield from divisible(task.crop[:2], 2**layers, why)
+            yield from divisible(task.crop, 2**layers, why)
 
     def build(self, task: Task) -> Method:
         """The method for pictures; InputError where settings and task don't fit."""
