@@ -158,8 +158,8 @@ def predict_scans(model: TrainedModel, sources: dict[str, Path], folder: Path) -
         raise InputError(folder, f"cannot be written: {error.strerror} (--output)") from error
     if primary():
         # Of a run that was killed.
-        for left in (folder / "batch").glob(f"{_STORE}*"):
-            shutil.rmtree(left, ignore_errors=True)
+        for stale in (folder / "batch").glob(f"{_STORE}*"):
+            shutil.rmtree(stale, ignore_errors=True)
     agreed = from_primary("scans", {name: str(path) for name, path in sources.items()})
     sources = {name: Path(path) for name, path in agreed.items()}
     bad_names = {name: bad for name, path in sources.items() if (bad := _bad_name(name, path))}
