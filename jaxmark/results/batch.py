@@ -10,7 +10,7 @@ output/segmentations/<case>.nii.gz          `data.label_map_files` and `predicti
 output/batch/landmarks.csv, attributes.csv  all cases in one table
 output/batch/batch.json                     what failed and why, and how fast it was
 output/batch/cases/<case>.json              written last: what was made of which scan by which model
-output/batch/.prepared/                     images in chunks, each until its case is written
+output/batch/.prepared-*/                   images in chunks, each until its case is written
 ```
 """
 
@@ -25,6 +25,7 @@ import os
 import shutil
 import sys
 import time
+import uuid
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -73,8 +74,8 @@ _SCANS_WORTH_PROCESSES = 4
 _NAMED = 5
 # What is wrong with one file's disk is wrong with the next one's.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-# Below the output folder.
-_STORE = Path("batch") / ".prepared"
+# In the folder `batch`; what tells processes apart follows.
+_STORE = ".prepared-"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +168,8 @@ def predict_scans(model: TrainedModel, sources: dict[str, Path], folder: Path) -
         raise InputError(folder, f"cannot be written: {error.strerror} (--output)") from error
     if primary():
         # Of a run that was killed.
-        shutil.rmtree(folder / _STORE, ignore_errors=True)
+        for stale in (folder / "batch").glob(f"{_STORE}*"):
+            shutil.rmtree(stale, ignore_errors=True)
     agreed = from_primary("scans", {name: str(path) for name, path in sources.items()})
     sources = {name: Path(path) for name, path in agreed.items()}
     bad_names = {name: bad for name, path in sources.items() if (bad := _bad_name(name, path))}
@@ -208,7 +210,7 @@ class _Share:
     ):
         self._model, self._todo, self._folder = model, todo, folder
         # Of this process alone.
-        self._store = folder / _STORE / str(os.getpid())
+        self._store = folder / "batch" / f"{_STORE}{uuid.uuid4().hex[:8]}"
         # The other processes have the same ones.
         self._failures = dict(bad_names)
         self._some_done = some_done
