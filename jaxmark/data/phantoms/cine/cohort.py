@@ -41,6 +41,8 @@ _ENDINGS = {"images": ".nii.gz", "landmarks": ".mrk.json", "anatomy": ".json"}
 _SLICE_MM = 8.0
 # Extent of the longer side, and the shorter by it.
 _FIELD_MM, _SHORTER = (300.0, 390.0), (0.78, 1.0)
+# Where hearts lie: from the picture's middle, mm; as on slices of the ACDC challenge.
+_HEART_MM, _HEART_SD_MM = (-9.0, -2.0), 16.0
 # Share of short-axis slices that show the RV above the LV: another side of the picture is up.
 _QUARTER_TURNED = 0.15
 
@@ -140,7 +142,7 @@ def make_case(phantom: CinePhantom, number: int) -> CineCase:
     )
     grid, degrees = _draw_grid(image, phantom, view)
     middle = (np.array(grid.shape[:2]) - 1) / 2 * grid.spacing_mm[:2]
-    plane = draw_plane(image, grid, middle + image.normal(0, 10, 2) - (6, 0), degrees)
+    plane = draw_plane(image, grid, middle + image.normal(_HEART_MM, _HEART_SD_MM), degrees)
     canvas, build = blank(plane, max(settings.edge_mm, plane.pixel_mm)), draw_build(body)
     if view.axis == "short":
         ring = short_axis.draw_ring(anatomy, moment, level)
