@@ -59,14 +59,10 @@ class Usual:
                 f"{100 * overlap:.0f} % of the prepared volume lies in the scan, in the {self.of} "
                 f"cases at least {100 * np.nanmin(self.overlap):.0f} %"
             )
+        voxels = "pixels" if scan.grid.shape[2] == 1 else "voxels"
         for what, own_mm, all_mm, factor in (
             ("a field of view", scan.extent_mm, self.extent_mm, _EXTENT),
-            (
-                "pixels" if scan.grid.shape[2] == 1 else "voxels",
-                scan.voxel_mm,
-                self.voxel_mm,
-                _VOXEL,
-            ),
+            (voxels, scan.voxel_mm, self.voxel_mm, _VOXEL),
         ):
             low, high = _range(all_mm)
             # NaN, where it is not known, is never beyond.

@@ -106,6 +106,7 @@ class ScanLandmarks:
         for name, position in self.points().items():
             values = {column: columns[column][name] for column in COLUMNS}
             trained = name not in self.untrained
+            assert position is not None, "a prediction has a position of every landmark"
             px = None if self.plane is None else self.plane.pixels(position)
             yield Landmark(name, position, trained=trained, position_px=px, **values)  # type: ignore[arg-type]
 
@@ -179,15 +180,10 @@ class TrainedModel:
         if promises["usual"] is None:
             del promises["usual"]
         frame = (self.preparation / "frame.json").read_bytes()
-        parts: tuple[object, ...] = (
-            weights.hexdigest(),
-            frame,
-            self.experiment.predict.decoder,
-            promises,
-        )
+        parts = [weights.hexdigest(), frame, self.experiment.predict.decoder, promises]
         # It places pictures that do not state it.
-        if size_mm := self.experiment.data.pixel_size_mm:
-            parts = (*parts, size_mm)
+        size_mm = self.experiment.data.pixel_size_mm
+        parts += [size_mm] if size_mm else []
         return json_key([str(part) for part in parts])
 
     def predict(

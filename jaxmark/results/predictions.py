@@ -253,7 +253,7 @@ def write_split(
     untrained: Sequence[str] = (),
     planes: Mapping[str, Plane] | None = None,
 ) -> None:
-    """Predictions of a cohort's split, with the pictures' `planes` by their cases, if they are some.
+    """Predictions of a cohort's split; of pictures with their `planes`, by case.
 
     A `<case>.mrk.json` each, with the decoder asked for, and for every decoder, by which there is a
     calibration, one table, `landmarks_<decoder>.csv`. `untrained` landmarks are hidden.

@@ -101,7 +101,7 @@ def train(
             disable=not primary(),
         )
         stack.callback(bar.close)
-        log = Log(records, bar, start.recent, start.step)
+        log = Log(records, bar, start.recent, start.step, experiment.data.unit)
 
         stop = stack.enter_context(stops())
 
@@ -227,8 +227,17 @@ def ends(phases: Sequence[Phase]) -> list[int]:
 class Log:
     """Counts steps, and says of them what people should know: in the log and on the bar."""
 
-    def __init__(self, records: Records, bar: "tqdm[Any]", recent: Sequence[Taken], step: int):
+    def __init__(
+        self,
+        records: Records,
+        bar: "tqdm[Any]",
+        recent: Sequence[Taken],
+        step: int,
+        unit: str = "mm",
+    ):
         self.step = step
+        # Of errors.
+        self._unit = unit
         # Those since the last line.
         self.recent = list(recent)
         self._records, self._bar = records, bar
@@ -282,7 +291,7 @@ class Log:
         """A validation error, if there is one."""
         if mre_mm is not None:
             self._records.write("validation", self._phase.name, self.step, mre_mm=mre_mm)
-            self._bar.write(f"step {self.step}: validation MRE {mre_mm:.3f} mm")
+            self._bar.write(f"step {self.step}: validation MRE {mre_mm:.3f} {self._unit}")
         self._start_clock()
 
     def _start_clock(self) -> None:

@@ -52,9 +52,7 @@ def overlay(
         faint = np.zeros(len(predicted_mm), bool)
     # (name, horizontal axis, vertical axis)
     planar = image.shape[2] == 1
-    views = (("coronal", 0, 2), ("sagittal", 1, 2), ("axial", 0, 1))
-    if planar:
-        views = (("", 0, 1),)
+    views = [("", 0, 1)] if planar else [("coronal", 0, 2), ("sagittal", 1, 2), ("axial", 0, 1)]
 
     # Inches: the panels share what the margins leave of the width.
     key_rows = -(-len(names) // _KEY_COLUMNS)
@@ -193,7 +191,7 @@ def contact_sheet(
             x, y = column * wide * 1.03, row * high + 0.13 * high
             right = x + 1.04 * nx
             # Downwards: the face is at the top of the axial view, the head of the coronal one.
-            places = ((x, x + nx, y + high_y, y), (right, right + nx, y + high_z, y))
+            places = [(x, x + nx, y + high_y, y), (right, right + nx, y + high_z, y)]
             places = places[:1] if planar else places
             _draw_tile(axes, tile, places)
             for ijk, ring in ((tile.own_ijk, True), (marks_ijk, False)):
