@@ -11,6 +11,7 @@ from running import ROOT
 from experiments import cardiac_gan, cardiac_table
 from jaxmark.config import to_json, validate
 from jaxmark.core import metrics
+from jaxmark.data.landmarks import read_table
 from jaxmark.data.phantoms.cine.cohort import VIEWS
 from jaxmark.methods.method import Task
 from jaxmark.results.compare import Row as Compared
@@ -112,8 +113,8 @@ def test_the_blind_test_is_of_the_other_scanner_s_people(tmp_path):
     assert len(points.cases) == 4
     # The truth is in pixels of each slice: millimetres by its pixel size.
     case = points.cases[1]
-    file = json.loads((tmp_path / "B" / "landmarks" / f"{case}.mrk.json").read_text())
-    mm = np.array([p["position"][:2] for p in file["markups"][0]["controlPoints"]])
+    table = read_table(tmp_path / "B" / "landmarks" / f"{case}.csv")[case]
+    mm = np.array([table[name][:2] for name in points.landmarks])
     spacing = sitk.ReadImage(str(tmp_path / "B" / "images" / f"{case}.nii.gz")).GetSpacing()
     np.testing.assert_allclose(points.truth_mm[1, :, :2] * spacing[:2], mm, atol=1e-3)
     before = (folder / "evaluation/points.csv").read_bytes()
