@@ -7,7 +7,7 @@ FOLDER holds `images/`, `landmarks.csv` (columns case, landmark, x_px, y_px) and
 size of a pixel is not known: errors are pixels. Slices keep their own pixels and are padded or
 cropped to 256 x 256 about their middle, as Kanakatte et al. do.
 
-`small` takes about ten minutes on two CPU cores.
+`small` is meant for two CPU cores.
 """
 
 from jaxmark.config import Augment, Data, Evaluate, Experiment, Train

@@ -7,8 +7,7 @@ FOLDER holds `images/`, `landmarks.csv` (columns case, landmark, x_px, y_px) and
 pixels measure 0.4 mm, or what `--config.data.pixel_size_mm` says. The challenge scores the mean
 radial error in mm and the points within 2, 2.5, 3 and 4 mm.
 
-`small` sees 0.8 mm and takes about ten minutes on two CPU cores; the other preset sees 0.4 mm and
-is meant for a GPU.
+`small` sees 0.8 mm and is meant for two CPU cores; the other preset sees 0.4 mm, on a GPU.
 """
 
 from jaxmark.config import Augment, Data, Evaluate, Experiment, Train

@@ -1,9 +1,10 @@
 """What a folder holds: which images, and where landmarks and label maps are, in three layouts.
 
-jaxmark's own, which a folder `images/` tells:
+jaxmark's own, which a folder `images/` tells, and the only one of pictures:
 
 ```
-root/images/<case>.nii.gz            or another format of `scans`, or a folder of DICOM slices
+root/images/<case>.nii.gz            or another format of `scans`, or a folder of DICOM slices; of
+                                     `pictures` <case>.png, .dcm ..., or a folder with a cine
 root/landmarks/<case>.mrk.json       or .fcsv or .csv; or all cases in one root/landmarks.csv, or in
                                      voxels in nnLandmark's root/all_landmarks_voxel.json
                                      or, with pictures named in them, in the text files of a

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxmark.config import Data
-from jaxmark.data.landmark_files.content import Content, Landmarks, in_lps
+from jaxmark.data.landmarks import Content, Landmarks, extension_of, in_lps
 from jaxmark.data.notes import Note
 from jaxmark.data.pictures import NO_SIZE
 from jaxmark.data.places import picture_sizes
@@ -43,7 +43,8 @@ def points_on_pictures(
     if unknown and data.unit == "mm":
         first = unknown[0]
         where = contents[first].file if pictures is None else pictures[first]
-        raise InputError(where, f"{NO_SIZE}; so do {len(unknown)} of {len(sizes)} pictures")
+        count = f"{len(unknown)} of {len(sizes)} pictures state none"
+        raise InputError(where, f"{NO_SIZE}; {count}")
     return {
         case: _in_the_world(case, content, sizes[case], data, notes)
         for case, content in contents.items()
@@ -75,6 +76,10 @@ def _in_the_world(
         if size_mm is not None and content.also_mm:
             _check_agreement(case, content, scale)
         return _scaled(content.points, scale if data.unit == "mm" else np.ones(3))
+    if data.unit == "px" and extension_of(content.file) not in (".csv", ".tsv"):
+        # As prediction writes them, and as 3D Slicer shows a picture without a place.
+        notes.append(Note(content.file.name, "positions are taken as pixels (config.data.unit)"))
+        return dict(content.points)
     # A picture has one frame.
     in_mm = in_lps(replace(content, frame=content.frame or "LPS"))
     if data.unit == "mm":
@@ -82,8 +87,9 @@ def _in_the_world(
     if size_mm is None:
         raise InputError(
             content.file,
-            f"case {case!r}: positions are millimetres, but its picture {NO_SIZE}; or, if they are "
-            "pixels, call the columns x_px and y_px, or set config.data.units=voxels",
+            f"case {case!r}: positions are millimetres, but nobody states the pixel size of its "
+            "picture: set config.data.pixel_size_mm or give the table a column pixel_size_mm; if "
+            "they are pixels, call the columns x_px and y_px, or set config.data.units=voxels",
         )
     return _scaled(in_mm, 1 / scale)
 

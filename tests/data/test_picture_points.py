@@ -83,8 +83,8 @@ def test_the_table_may_state_the_size_of_each_picture(tmp_path):
 @pytest.mark.parametrize(
     ("table", "fields", "parts"),
     [
-        (PX, {}, ("000.png", "states no pixel size", "2 of 2 pictures")),
-        (MM, {"unit": "px"}, ("landmarks.csv", "case '000'", "config.data.units=voxels")),
+        (PX, {}, ("000.png", "states no pixel size", "2 of 2 pictures state none")),
+        (MM, {"unit": "px"}, ("landmarks.csv", "case '000'", "nobody states", "units=voxels")),
         (BARE, {"unit": "px"}, ("landmarks.csv", "x_px and y_px")),
         (BOTH, {"pixel_size_mm": 0.2}, ("landmarks.csv", "landmark 'a'", "is that size right?")),
         (PX.replace("y_px", "y"), {"unit": "px"}, ("has no column y beside 'x_px'",)),
@@ -144,9 +144,13 @@ def test_markups_are_points_on_pictures_too(tmp_path):
     for n, write in enumerate((write_mrk_json, write_fcsv)):
         file = root / "landmarks" / f"{n:03}{('.mrk.json', '.fcsv')[n]}"
         write(file, dict(zip(NAMES, PIXELS[n] * [0.4, 0.4, 1], strict=True)))
-    np.testing.assert_allclose(
-        points(settings(root, pixel_size_mm=0.4)), PIXELS * [0.4, 0.4, 1], atol=1e-6
-    )
+    scaled = PIXELS * [0.4, 0.4, 1]
+    np.testing.assert_allclose(points(settings(root, pixel_size_mm=0.4)), scaled, atol=1e-6)
+    # In px their numbers are pixels, as prediction writes them.
+    for size in (0.0, 0.4):
+        data = settings(root, unit="px", pixel_size_mm=size)
+        np.testing.assert_allclose(points(data), scaled, atol=1e-6)
+        assert any("taken as pixels" in note for note in read_cohort(data).notes)
 
 
 @pytest.mark.parametrize("unit", ["px", "mm"])

@@ -162,3 +162,18 @@ def test_other_text_files_beside_landmarks_are_not_read(tmp_path):
     cohort = read_cohort(cohort_of(tmp_path, files, ("p1", "p2")))
     assert any("README.txt: not read in landmarks/" in line for line in cohort.notes)
     assert set(cohort.cases) == {"p1", "p2"}
+
+
+def test_points_of_pictures_stay_pixels_or_become_millimetres(tmp_path):
+    voxels = np.arange(256, dtype=np.int16).reshape(16, 16, 1)
+    for case in ("p1", "p2", "p3"):
+        path = tmp_path / "images" / f"{case}.nii.gz"
+        write_scan(path, voxels, np.diag([1.5, 1.5, 8.0, 1.0]))
+    written(tmp_path, FIRST + SECOND)
+    names = ("RV insert 1", "RV insert 2")
+    data = Data(root=str(tmp_path), landmarks=names, crop=(16, 16, 1), unit="px")
+    pixels = read_cohort(data).cases["p3"].landmarks_mm
+    np.testing.assert_allclose(pixels, [[3, 2, 0], [3, 5, 0]])
+    data.unit = "mm"
+    in_mm = read_cohort(data).cases["p3"].landmarks_mm
+    np.testing.assert_allclose(in_mm, [[4.5, 3, 0], [4.5, 7.5, 0]])

@@ -134,6 +134,8 @@ def _frames(
         raise InputError(path, f"is no picture but {what} (DICOM)")
     count = dicom_series.frame_count(head)
     width, height, samples = (head.whole(*tag) for tag in (_COLUMNS, _ROWS, _SAMPLES))
+    if min(width, height) < 0:
+        raise InputError(path, f"{DAMAGED}: it states no rows or columns")
     check_size(path, width, height)
     size = width * height * max(count, 1) * (3 if samples == 3 else 1)
     if not available >= size * head.whole(*_BITS) // 8 > 0:

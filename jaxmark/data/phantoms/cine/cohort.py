@@ -2,7 +2,7 @@
 
 ```
 root/images/<case>.nii.gz         int16, (X, Y, 1); the header has the size of a pixel
-root/landmarks/<case>.mrk.json    the landmarks of the view, LPS mm
+root/landmarks/<case>.csv         the landmarks of the view, LPS mm
 root/anatomy/<case>.json          what is known of the person and the moment
 root/phantom.json                 how it was made
 root/splits.json                  by person; written last
@@ -23,7 +23,7 @@ import numpy as np
 
 from jaxmark.bounds import Bound, at_least, either, one_of, setting
 from jaxmark.core.anatomy import Scheme
-from jaxmark.data.landmarks import write_mrk_json
+from jaxmark.data.landmarks import write_table
 from jaxmark.data.phantoms.cine import long_axis, short_axis
 from jaxmark.data.phantoms.cine.heart import GROUPS, Moment, at_contraction, draw_heart
 from jaxmark.data.phantoms.cine.plane import draw_plane
@@ -37,10 +37,12 @@ from jaxmark.system.files import write_json, write_text_atomic
 
 # Streams of random numbers of one seed; a person doesn't depend on the image made of it.
 _ANATOMY, _BODY, _IMAGE, _NOISE = range(4)
-_ENDINGS = {"images": ".nii.gz", "landmarks": ".mrk.json", "anatomy": ".json"}
+_ENDINGS = {"images": ".nii.gz", "landmarks": ".csv", "anatomy": ".json"}
 _SLICE_MM = 8.0
 # Extent of the longer side, and the shorter by it.
 _FIELD_MM, _SHORTER = (300.0, 390.0), (0.78, 1.0)
+# Where hearts lie: from the picture's middle, mm; as on slices of the ACDC challenge.
+_HEART_MM, _HEART_SD_MM = (-9.0, -2.0), 16.0
 # Share of short-axis slices that show the RV above the LV: another side of the picture is up.
 _QUARTER_TURNED = 0.15
 
@@ -140,7 +142,7 @@ def make_case(phantom: CinePhantom, number: int) -> CineCase:
     )
     grid, degrees = _draw_grid(image, phantom, view)
     middle = (np.array(grid.shape[:2]) - 1) / 2 * grid.spacing_mm[:2]
-    plane = draw_plane(image, grid, middle + image.normal(0, 10, 2) - (6, 0), degrees)
+    plane = draw_plane(image, grid, middle + image.normal(_HEART_MM, _HEART_SD_MM), degrees)
     canvas, build = blank(plane, max(settings.edge_mm, plane.pixel_mm)), draw_build(body)
     if view.axis == "short":
         ring = short_axis.draw_ring(anatomy, moment, level)
@@ -209,7 +211,7 @@ def _write_case(job: tuple[CinePhantom, int, str, Path]) -> None:
     case = make_case(phantom, number)
     write_scan(root / "images" / f"{name}.nii.gz", case.voxels, case.ijk_to_lps)
     points = dict(zip(phantom.scheme.landmarks, case.landmarks_mm, strict=True))
-    write_mrk_json(root / "landmarks" / f"{name}.mrk.json", points)
+    write_table(root / "landmarks" / f"{name}.csv", {name: points})
     write_text_atomic(root / "anatomy" / f"{name}.json", json.dumps(_describe(case)))
 
 

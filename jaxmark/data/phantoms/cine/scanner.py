@@ -35,8 +35,8 @@ def draw_settings(rng: np.random.Generator, scanner: str) -> Settings:
     weak = scanner == "B"
     kept = (rng.uniform(0.8, 1.0), rng.uniform(0.6, 0.8) if weak else rng.uniform(0.75, 0.95))
     return Settings(
-        edge_mm=rng.uniform(2.2, 3.6) if weak else rng.uniform(1.4, 2.4),
-        reach_mm=rng.uniform(55, 80) if weak else rng.uniform(90, 140),
+        edge_mm=rng.uniform(2.2, 3.6) if weak else rng.uniform(1.8, 2.8),
+        reach_mm=rng.uniform(75, 105) if weak else rng.uniform(110, 180),
         behind=rng.uniform(0.9, 1.8),
         bands=rng.uniform(0.8, 1.5) if weak else rng.uniform(0.4, 1.05),
         depth=rng.uniform(0.6, 0.9),

@@ -49,7 +49,7 @@ def paint_short_axis(
     half = (103 * build.size, 165 * build.size)
     chest = ellipsoid(turned, centre.tolist(), half)
     behind = np.clip(x / np.float32(90.0), 0, 1)
-    _paint_wall(rng, canvas, build, contrast, chest, 9 + 34 * behind)
+    _paint_wall(rng, canvas, build, contrast, chest, 9 + 52 * behind)
     hilum = np.array([40.0, -40.0]) + rng.normal(0, 10, 2)
     _paint_lung_vessels(rng, canvas, contrast, hilum, 26.0, 26)
     slope, bend, rest = rng.normal(0.1, 0.12), rng.uniform(0.0005, 0.0025), heart_mm + 2
@@ -63,7 +63,7 @@ def paint_short_axis(
     # Bowel, stomach, spleen and kidney lie in fat, behind and below the liver.
     for k in range(10):
         place = np.array([rng.uniform(0, 105), rest + 20 + 15 * k + rng.normal(0, 7)])
-        content = rng.choice([0.06, 0.2, contrast.liver, contrast.spleen, 0.6])
+        content = rng.choice([0.1, contrast.liver, contrast.spleen, 0.6, 0.8])
         axes, turn = (rng.uniform(12, 40), rng.uniform(9, 20)), rng.uniform(-50, 50)
         if is_inside(place):
             canvas.blob(contrast.skeletal, place, (axes[0] + 1.5, axes[1] + 1.5), turn)

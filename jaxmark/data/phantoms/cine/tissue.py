@@ -32,12 +32,12 @@ def draw_contrast(rng: np.random.Generator, scanner: str) -> Contrast:
     return Contrast(
         blood=1.0,
         muscle=rng.uniform(0.32, 0.46) if weak else rng.uniform(0.22, 0.34),
-        skeletal=rng.uniform(0.24, 0.34) if weak else rng.uniform(0.15, 0.24),
+        skeletal=rng.uniform(0.28, 0.4) if weak else rng.uniform(0.2, 0.32),
         fat=rng.uniform(0.9, 1.3) if weak else rng.uniform(0.65, 0.95),
-        liver=rng.uniform(0.3, 0.5) if weak else rng.uniform(0.18, 0.34),
+        liver=rng.uniform(0.35, 0.6) if weak else rng.uniform(0.24, 0.46),
         spleen=rng.uniform(0.4, 0.7) if weak else rng.uniform(0.3, 0.5),
         marrow=rng.uniform(0.3, 0.45),
-        lung=rng.uniform(0.03, 0.11),
+        lung=rng.uniform(0.04, 0.14),
     )
 
 

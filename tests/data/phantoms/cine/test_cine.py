@@ -14,12 +14,13 @@ from running import ROOT
 from jaxmark.bounds import check
 from jaxmark.config import Data
 from jaxmark.core.geometry import apply_affine
-from jaxmark.data.cohort import read_cohort
+from jaxmark.data.cohort import check_inside, read_cohort
 from jaxmark.data.phantoms.cine import short_axis
 from jaxmark.data.phantoms.cine.cohort import VIEWS, CinePhantom, make_case
 from jaxmark.data.phantoms.cine.heart import at_contraction, draw_heart
 from jaxmark.data.phantoms.cine.plane import angles, centroid, draw_plane, rays, smooth_fields
 from jaxmark.data.phantoms.grids import centred_grid
+from jaxmark.data.pictures import read_picture
 from jaxmark.registry import PHANTOMS
 from jaxmark.system.errors import InputError
 
@@ -87,9 +88,30 @@ def test_files_state_the_pixel_size_and_hold_the_case(root):
     assert known["heart"]["group"] == case.moment.heart.group
 
 
+def test_points_are_read_as_pixels_of_their_slices(root):
+    data = Data(
+        root=str(root),
+        landmarks=SMALL.scheme.landmarks,
+        unit="px",
+        grid="native",
+        spacing_mm=(1.0, 1.0, 1.0),
+        crop=(48, 48, 1),
+    )
+    case = read_cohort(data).cases["patient-002-frame-01"]
+    made = make_case(SMALL, 5)
+    ijk, _ = pixels_of(made)
+    np.testing.assert_allclose(case.landmarks_mm[:, :2], ijk, atol=1e-3)
+    data.unit = "mm"
+    in_mm = read_cohort(data).cases["patient-002-frame-01"].landmarks_mm
+    np.testing.assert_allclose(in_mm, made.landmarks_mm)
+    picture = read_picture(case.scan, "px")
+    np.testing.assert_array_equal(picture.voxels, made.voxels)
+    check_inside(case, picture)
+
+
 def test_what_is_missing_is_made_anew_with_the_same_bytes(root):
     before = digests(root)
-    (root / "landmarks/patient-002-frame-00.mrk.json").unlink()
+    (root / "landmarks/patient-002-frame-00.csv").unlink()
     (root / "splits.json").unlink()
     SMALL.write(root, workers=1)
     assert digests(root) == before
