@@ -75,24 +75,26 @@ class ChunkedImage:
     ) -> None:
         """Copies voxels `low` to `high` to where they lie in the patch that begins at `first`."""
         (i, j, k), (i_end, j_end, k_end) = low // SIDE, (high - 1) // SIDE + 1
-        row = np.empty((k_end - k, SIDE, SIDE, SIDE), np.float16)
-        # Cubes along the last axis lie one after another.
+        # Cubes along the last axis lie one after another: a row of them is one piece.
+        row = (int(k_end - k), SIDE, SIDE, SIDE)
+        size = 2 * SIDE**3
         places = {
-            (x, y): begin + ((x * counts[1] + y) * counts[2] + int(k)) * row[0].nbytes
+            (x, y): begin + ((x * counts[1] + y) * counts[2] + int(k)) * size
             for x, y in itertools.product(range(i, i_end), range(j, j_end))
         }
         # The disk fetches all at once.
         if hasattr(os, "posix_fadvise"):
             for place in places.values():
-                os.posix_fadvise(descriptor, place, row.nbytes, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(descriptor, place, row[0] * size, os.POSIX_FADV_WILLNEED)
         for (x, y), place in places.items():
-            if os.preadv(descriptor, [row.data], place) != row.nbytes:
+            piece = os.pread(descriptor, row[0] * size, place)
+            if len(piece) < row[0] * size:
                 raise ValueError("truncated")
-            for z, cube in enumerate(row, k):
+            for z, cube in enumerate(np.frombuffer(piece, np.float16).reshape(row), k):
                 corner = np.array([x, y, z]) * SIDE
                 start = np.maximum(low, corner)
-                size = np.minimum(high, corner + SIDE) - start
-                found[box(start - first, size)] = cube[box(start - corner, size)]
+                seen = np.minimum(high, corner + SIDE) - start
+                found[box(start - first, seen)] = cube[box(start - corner, seen)]
 
     def coarse(self, factor: int) -> np.ndarray:
         """As `multiscale.coarse`; stored for this image's own factor, else made anew."""

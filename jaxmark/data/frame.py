@@ -99,24 +99,15 @@ class Frame:
     quality_limit: float = -np.inf  # registrations of less quality have probably failed
     untrained: tuple[str, ...] = ()  # landmarks that no training case has
     segments: tuple[Segment, ...] = ()  # of the scheme, where the method knows any
+    chunks: Chunks | None = None  # how prepared images are stored; None: each in one array
     unit: str = "mm"  # of worlds: "px" of pictures whose pixel size is not known
     # "native": voxels of prepared pictures are their own pixels, wherever `grid_to_common` is.
     grid: str = "common"
-    chunks: Chunks | None = None  # how prepared images are stored; None: each in one array
 
     @property
     def planar(self) -> bool:
         """Whether scans are pictures."""
         return self.shape[2] == 1
-
-    def read(self, path: Path, pixel_size_mm: float = 0.0) -> Scan:
-        """A scan as it is prepared: a large one with voxels of the file's own type.
-
-        The pixel size is of a picture that does not state it.
-        """
-        if self.planar:
-            return read_picture(path, self.unit, pixel_size_mm)
-        return read_scan(path, as_stored=self.chunks is not None)
 
     def align(self, scan: Scan) -> Alignment:
         """Register a scan to the template; the common frame is the scan's where there is none."""
@@ -139,7 +130,17 @@ class Frame:
         seen = self._seen(scan, ijk_to_lps)
         image = (_cropped if native else resample)(scan, self.shape, ijk_to_lps)
         limits = self._range(image[::2, ::2, ::2][seen])
-        return self._prepared(scan, alignment, ijk_to_lps, seen, self._scaled(image, limits))
+        scaled = self._scaled(image, limits)
+        return self._prepared(scan, alignment, ijk_to_lps, seen, scaled)
+
+    def read(self, path: Path, pixel_size_mm: float = 0.0) -> Scan:
+        """A scan as it is prepared: a large one with voxels of the file's own type.
+
+        The pixel size is of a picture that does not state it; 0: not known.
+        """
+        if self.planar:
+            return read_picture(path, self.unit, pixel_size_mm)
+        return read_scan(path, as_stored=self.chunks is not None)
 
     def prepare(self, scan: Scan, folder: Path | None = None) -> PreparedScan:
         """The scan, aligned, on the common grid; see `apply`, and `store` for the folder."""

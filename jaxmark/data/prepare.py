@@ -222,14 +222,16 @@ class Template(NamedTuple):
     # Of pictures: the unit of their world, and a pixel size that is stated beside the file.
     unit: str = ""
     pixel_size_mm: float = 0.0
-    # As large scans are that are compared with it.
-    small: bool = False
 
     def read(self) -> Scan:
         """See `read_scan` and `read_picture`."""
         if self.unit:
             return read_picture(self.path, self.unit, self.pixel_size_mm)
-        return smaller(read_scan(self.path, as_stored=True)) if self.small else read_scan(self.path)
+        return read_scan(self.path)
+
+    def read_small(self) -> Scan:
+        """As scans are that are compared with it and that are prepared in chunks."""
+        return smaller(read_scan(self.path, as_stored=True))
 
 
 def prepare_cohort(
@@ -254,8 +256,6 @@ def prepare_cohort(
     if not train:
         raise InputError(data.root, "the split train has no cases: there is nothing to learn from")
     template = choose_template(train, data)
-    if template is not None:
-        template = template._replace(small=chunks is not None)
     folder = cache_folder(data) / json_key(_settings(cohort, data, template, chunks))
     keys = {s.name: f"{s.name}-{json_key(identity(s))}" for s in sources}
     homes = {name: folder / "cases" / key for name, key in keys.items()}
@@ -322,19 +322,20 @@ def prepare_cohort(
 
 def _unplaced_frame(data: Data, template: Template | None, chunks: Chunks | None) -> Frame:
     """The frame before the training cases are aligned: where its grid lies is not known."""
+    read = _read_template if chunks is None else _read_large_template
     return Frame(
         register=cast(Kind, data.register),
         metric=data.metric,
         search_degrees=data.search_degrees,
-        template=template.read() if template else None,
+        template=read(template) if template else None,
         common_to_template=template_in_common(data),
         grid_to_common=np.eye(4),
         shape=prepared_shape(data),
         intensity=data.intensity,
         intensity_range=intensity_range(data),
+        chunks=chunks,
         unit=data.unit,
         grid=data.grid,
-        chunks=chunks,
     )
 
 
@@ -502,13 +503,16 @@ def write_alignment(path: Path, alignment: Alignment) -> None:
 _FIGURES = {"quality": "quality", "lead": "margin"}
 
 
-_read_once = functools.lru_cache(maxsize=1)(Template.read)
+# Once in each process.
+_read_template = functools.lru_cache(maxsize=1)(Template.read)
+_read_large_template = functools.lru_cache(maxsize=1)(Template.read_small)
 
 
 def _check_and_align(job: tuple[RawCase, Frame, Template | None, Path]) -> Alignment:
     source, frame, template, file = job
     if template is not None:
-        frame = dataclasses.replace(frame, template=_read_once(template))
+        read = _read_template if frame.chunks is None else _read_large_template
+        frame = dataclasses.replace(frame, template=read(template))
     scan = frame.read(source.scan, source.pixel_size_mm)
     check_inside(source, scan, frame.unit)
     with about(source.scan):

@@ -278,15 +278,15 @@ class TrainedModel:
         return [f"{first_few(names)}: at the border of the scan or outside, with little to see"]
 
 
-def _picture_of(picture: sitk.Image | np.ndarray, unit: str, size_mm: float) -> tuple[str, Scan]:
-    """As `_scan_of`, of a picture; `size_mm` of its pixels counts before what an image states."""
+def _picture_of(scan: sitk.Image | np.ndarray, unit: str, size_mm: float) -> tuple[str, Scan]:
+    """As `_scan_of`, of a picture whose pixel size is stated, or 0."""
     pixel_mm = (size_mm, size_mm) if size_mm else None
-    if not isinstance(picture, sitk.Image):
-        return "array", picture_in_memory(np.asarray(picture), unit, pixel_mm, "array")
-    if picture.GetDimension() != 2:
+    if not isinstance(scan, sitk.Image):
+        return "array", picture_in_memory(np.asarray(scan), unit, pixel_mm, "array")
+    if scan.GetDimension() != 2:
         raise InputError("image", "is not a picture with two axes")
-    pixels = np.swapaxes(sitk.GetArrayFromImage(picture), 0, 1)
-    x_mm, y_mm = picture.GetSpacing()
+    x_mm, y_mm = scan.GetSpacing()
+    pixels = np.swapaxes(sitk.GetArrayFromImage(scan), 0, 1)
     return "image", picture_in_memory(pixels, unit, pixel_mm or (x_mm, y_mm), "image")
 
 

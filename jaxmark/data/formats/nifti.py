@@ -28,7 +28,6 @@ from jaxmark.data.formats.safeguards import (
     inflated,
     read_voxels,
     rounded,
-    scaled,
     skew,
 )
 from jaxmark.system.errors import InputError
@@ -140,7 +139,8 @@ def read_slice(path: Path) -> Picture:
     dtype = np.dtype(_TYPES[int(fields["datatype"])]).newbyteorder(header.order)
     stream = 0 if _is_packed(path) else None
     pixels = read_voxels(path, shape[:2], dtype, int(fields["vox_offset"]), stream)
-    return Picture(scaled(pixels, _scale(fields)), (float(pixel_mm[0]), float(pixel_mm[1])))
+    values = Content(pixels, np.eye(4), scale=_scale(fields)).values()
+    return Picture(values, (float(pixel_mm[0]), float(pixel_mm[1])))
 
 
 def check_written(path: Path, voxel_bytes: int) -> None:

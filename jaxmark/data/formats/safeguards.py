@@ -61,7 +61,7 @@ class Content(NamedTuple):
 
     def values(self) -> np.ndarray:
         """The voxels with their scale; float64 where there is one."""
-        return scaled(self.voxels, self.scale)
+        return self.voxels if self.scale == (1, 0) else _scaled(self.voxels, self.scale)
 
     def values_in_float32(self, *, as_stored: bool = False) -> np.ndarray:
         """As `values`, rounded, plane by plane: no array of float64 is as large as the scan.
@@ -75,20 +75,18 @@ class Content(NamedTuple):
             return voxels if small else voxels.astype(np.float32, copy=False)
         found = np.empty_like(voxels, np.float32)
         for k in range(voxels.shape[2]):
-            found[..., k] = scaled(voxels[..., k], self.scale)
+            found[..., k] = _scaled(voxels[..., k], self.scale)
         return found
 
 
-def scaled(voxels: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
-    """By way of float32, then float64, as ITK does it; the same array where there is no scale."""
-    if scale == (1, 0):
-        return voxels
+def _scaled(voxels: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
+    """By way of float32, then float64, as ITK does it."""
     if voxels.dtype.kind in "iu":
         voxels = voxels.astype(np.float32)
-    found = voxels.astype(np.float64)
-    found *= scale[0]
-    found += scale[1]
-    return found
+    scaled = voxels.astype(np.float64)
+    scaled *= scale[0]
+    scaled += scale[1]
+    return scaled
 
 
 # Files and folders
