@@ -176,7 +176,7 @@ class Frame:
     def _prepared(
         self, scan: Scan, alignment: Alignment, seen: np.ndarray, image: np.ndarray | ChunkedImage
     ) -> PreparedScan:
-        small = image.coarse(image.factor) if isinstance(image, ChunkedImage) else image
+        small = image.overview() if isinstance(image, ChunkedImage) else image
         return PreparedScan(
             image=image,
             ijk_to_lps=alignment.matrix @ self.grid_to_common,
