@@ -209,7 +209,7 @@ class Frame:
         seen: np.ndarray,
         image: np.ndarray | ChunkedImage,
     ) -> PreparedScan:
-        small = image.coarse(image.factor) if isinstance(image, ChunkedImage) else image
+        small = image.overview() if isinstance(image, ChunkedImage) else image
         return PreparedScan(
             image=image,
             ijk_to_lps=ijk_to_lps,
