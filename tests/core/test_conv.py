@@ -1,4 +1,4 @@
-"""The convolutions against XLA's own 3-D ones, in float64, with gradients."""
+"""The convolutions against XLA's own, in float64, with gradients, of volumes and pictures."""
 
 import functools
 
@@ -10,34 +10,41 @@ from jax import lax
 
 from jaxmark.core import conv
 
-NUMBERS = ("NXYZC", "XYZIO", "NXYZC")
+
+def numbers(x):
+    axes = "XYZ"[: x.ndim - 2]
+    return f"N{axes}C", f"{axes}IO", f"N{axes}C"
 
 
-def textbook_same(x, kernel):
-    return lax.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", dimension_numbers=NUMBERS)
+def textbook(x, kernel, stride, padding):
+    strides = (stride,) * (x.ndim - 2)
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers(x))
 
 
-def textbook_strided(x, kernel):
-    return lax.conv_general_dilated(x, kernel, (2, 2, 2), "VALID", dimension_numbers=NUMBERS)
+textbook_same = functools.partial(textbook, stride=1, padding="SAME")
+textbook_strided = functools.partial(textbook, stride=2, padding="VALID")
 
 
 def textbook_transpose(x, kernel):
     # lax mirrors the kernel of a transposed convolution; the definition does not.
-    mirrored = kernel[::-1, ::-1, ::-1]
-    return lax.conv_transpose(x, mirrored, (2, 2, 2), "VALID", dimension_numbers=NUMBERS)
+    axes = x.ndim - 2
+    mirrored = jnp.flip(kernel, range(axes))
+    return lax.conv_transpose(x, mirrored, (2,) * axes, "VALID", dimension_numbers=numbers(x))
 
 
 def textbook_max_pool(x):
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 2, 1), (1, 2, 2, 2, 1), "VALID")
+    window = (1, *(2,) * (x.ndim - 2), 1)
+    return lax.reduce_window(x, -jnp.inf, lax.max, window, window, "VALID")
 
 
 def textbook_avg_pool(x):
-    return lax.reduce_window(x, 0.0, lax.add, (1, 2, 2, 2, 1), (1, 2, 2, 2, 1), "VALID") / 8
+    window = (1, *(2,) * (x.ndim - 2), 1)
+    return lax.reduce_window(x, 0.0, lax.add, window, window, "VALID") / 2 ** (x.ndim - 2)
 
 
 def textbook_upsample(x, method):
-    b, nx, ny, nz, c = x.shape
-    return jax.image.resize(x, (b, 2 * nx, 2 * ny, 2 * nz, c), method)
+    b, *sides, c = x.shape
+    return jax.image.resize(x, (b, *(2 * n for n in sides), c), method)
 
 
 def assert_equal_with_gradients(ours, textbook, *shapes, tolerance=1e-12):
@@ -66,6 +73,10 @@ def assert_equal_with_gradients(ours, textbook, *shapes, tolerance=1e-12):
         ((6, 5, 4), (1, 1, 1), (5, 2)),
         ((6, 5, 4), (5, 3, 1), (2, 5)),
         ((4, 5, 6), (1, 3, 5), (9, 10)),
+        ((6, 8), (3, 3), (2, 5)),
+        ((5, 3), (3, 3), (9, 18)),
+        ((1, 7), (5, 3), (9, 4)),
+        ((6, 5), (1, 1), (5, 2)),
     ],
 )
 def test_same_convolution(volume, kernel, channels):
@@ -92,12 +103,13 @@ def test_every_form_equals_the_textbook_whatever_the_rule(form):
     assert_equal_with_gradients(form, textbook_same, (2, 7, 4, 5, 3), (3, 3, 3, 3, 18))
 
 
-@pytest.mark.parametrize("size", [(3, 3, 3), (5, 3, 1)])
+@pytest.mark.parametrize("size", [(3, 3, 3), (5, 3, 1), (3, 3), (7, 5)])
 def test_what_other_platforms_run_equals_what_the_cpu_runs(size):
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
-        x = jnp.asarray(rng.normal(size=(2, 4, 5, 6, 3)))
-        dy = jnp.asarray(rng.normal(size=(2, 4, 5, 6, 4)))
+        shape = (2, *(4, 5, 6)[: len(size)])
+        x = jnp.asarray(rng.normal(size=(*shape, 3)))
+        dy = jnp.asarray(rng.normal(size=(*shape, 4)))
         kernel = jnp.asarray(rng.normal(size=(*size, 3, 4)))
         np.testing.assert_allclose(
             conv.conv_direct(x, kernel), conv.conv_on_cpu(x, kernel), atol=1e-12
@@ -118,26 +130,28 @@ def test_winograd_is_accurate_in_float32():
     assert np.abs(np.asarray(found) - expected).max() < 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("axes", [3, 2])
 @pytest.mark.parametrize("channels", [(2, 20), (20, 2)])
-def test_strided_and_transposed_convolution(channels):
-    kernel = (2, 2, 2, *channels)
-    even, any_size = (2, 6, 4, 2, channels[0]), (2, 3, 4, 5, channels[0])
+def test_strided_and_transposed_convolution(channels, axes):
+    kernel = (*(2,) * axes, *channels)
+    even, any_size = (2, *(6, 4, 2)[:axes], channels[0]), (2, *(3, 4, 5)[:axes], channels[0])
     assert_equal_with_gradients(conv.conv_strided_2, textbook_strided, even, kernel)
     assert_equal_with_gradients(conv.conv_transpose_2, textbook_transpose, any_size, kernel)
 
 
-def test_pooling():
-    shape = (2, 6, 8, 4, 3)
+@pytest.mark.parametrize("shape", [(2, 6, 8, 4, 3), (2, 6, 8, 3)])
+def test_pooling(shape):
     assert_equal_with_gradients(conv.max_pool_2, textbook_max_pool, shape)
     assert_equal_with_gradients(conv.avg_pool_2, textbook_avg_pool, shape)
 
 
 @pytest.mark.parametrize("method", ["nearest", "trilinear"])
-@pytest.mark.parametrize("volume", [(4, 3, 5), (1, 2, 6)])
+@pytest.mark.parametrize("volume", [(4, 3, 5), (1, 2, 6), (4, 3)])
 def test_upsampling(method, volume):
+    named = "bilinear" if method == "trilinear" else method
     assert_equal_with_gradients(
         functools.partial(conv.upsample_2, method=method),
-        functools.partial(textbook_upsample, method=method),
+        functools.partial(textbook_upsample, method=named),
         (2, *volume, 3),
     )
 
@@ -173,11 +187,14 @@ def test_batches_of_convolutions():
         (conv.max_pool_2, None),
         (conv.avg_pool_2, None),
         (conv.upsample_2, None),
+        (conv.conv_same, (3, 3, 9, 4)),
+        (conv.conv_transpose_2, (2, 2, 9, 4)),
     ],
 )
 def test_bfloat16_stays_bfloat16(function, kernel):
     rng = np.random.default_rng(0)
-    shapes = [(2, 4, 6, 2, 9)] + ([kernel] if kernel else [])
+    sides = (4, 6, 2)[: len(kernel) - 2] if kernel else (4, 6, 2)
+    shapes = [(2, *sides, 9)] + ([kernel] if kernel else [])
     exact = [jnp.asarray(rng.normal(size=s), jnp.bfloat16).astype(jnp.float32) for s in shapes]
     args = [a.astype(jnp.bfloat16) for a in exact]
     found, back = jax.vjp(function, *args)
@@ -207,14 +224,20 @@ def mirrored(x, rim):
 
 
 @pytest.mark.parametrize(
-    ("volume", "kernel"), [((6, 8, 5), (3, 3, 3)), ((7, 5, 4), (7, 7, 7)), ((4, 5, 6), (1, 3, 5))]
+    ("volume", "kernel"),
+    [
+        ((6, 8, 5), (3, 3, 3)),
+        ((7, 5, 4), (7, 7, 7)),
+        ((4, 5, 6), (1, 3, 5)),
+        ((9, 8), (7, 7)),
+        ((4, 6), (3, 3)),
+    ],
 )
 def test_convolution_with_mirrored_borders(volume, kernel):
-    def textbook(x, k):
-        padded = mirrored(x, [n // 2 for n in kernel])
-        return lax.conv_general_dilated(padded, k, (1, 1, 1), "VALID", dimension_numbers=NUMBERS)
+    def expected(x, k):
+        return textbook(mirrored(x, [n // 2 for n in kernel]), k, stride=1, padding="VALID")
 
-    assert_equal_with_gradients(conv.conv_reflect, textbook, (2, *volume, 3), (*kernel, 3, 9))
+    assert_equal_with_gradients(conv.conv_reflect, expected, (2, *volume, 3), (*kernel, 3, 9))
 
 
 def test_of_a_mirrored_convolution_no_padded_volume_is_kept():
@@ -231,10 +254,12 @@ def test_of_a_mirrored_convolution_no_padded_volume_is_kept():
         ((3, 7, 7), (7, 7, 7)),
         ((4, 8, 9), (1, 7, 9)),
         ((6, 11, 7), (3, 11, 7)),
+        ((8, 9), (7, 7)),
     ],
 )
 def test_large_kernels_by_fourier_transforms(volume, kernel):
-    assert conv.suits_dft((2, *volume, 2), kernel)
+    one = (1,) * (3 - len(volume))
+    assert conv.suits_dft((2, *one, *volume, 2), (*one, *kernel))
     assert_equal_with_gradients(conv.conv_same, textbook_same, (2, *volume, 2), (*kernel, 2, 3))
 
 

@@ -9,12 +9,13 @@ import pytest
 from jaxmark.core.normalization import group_norm, leaky_relu, relu
 
 
+@pytest.mark.parametrize("sides", [(5, 4, 3), (5, 4)])
 @pytest.mark.parametrize(("channels", "group"), [(16, 8), (6, 2), (4, 4), (3, 1)])
-def test_value_and_gradients_are_flax_s(channels, group):
+def test_value_and_gradients_are_flax_s(channels, group, sides):
     rng = np.random.default_rng(0)
     layer = nn.GroupNorm(num_groups=None, group_size=group, param_dtype=jnp.float64)
     with jax.enable_x64(True):
-        x = jnp.asarray(3 + 2 * rng.normal(size=(2, 5, 4, 3, channels)))
+        x = jnp.asarray(3 + 2 * rng.normal(size=(2, *sides, channels)))
         scale, bias = jnp.asarray(rng.normal(size=(2, channels)))
         weight = jnp.asarray(rng.normal(size=x.shape))
         found, back = jax.vjp(jax.jit(lambda *a: group_norm(*a, group)), x, scale, bias)

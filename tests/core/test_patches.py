@@ -21,14 +21,14 @@ decode = jax.jit(decode_votes, static_argnames="stride")
 losses = jax.jit(vote_losses, static_argnames="stride")
 
 
-def drawn(seed=0, spread=1.0):
-    """What patches say, and where landmarks are: some beyond the volume."""
+def drawn(seed=0, spread=1.0, axes=3):
+    """What patches say, and where landmarks are: some beyond the volume. Two axes: of a picture."""
     rng = np.random.default_rng(seed)
-    size = STRIDE * np.array(GRID)
+    grid = GRID[:axes]
     return (
-        spread * rng.normal(size=(B, *GRID, K)),
-        rng.normal(size=(B, *GRID, K, 3)),
-        rng.uniform(-6, size + 6, (B, K, 3)),
+        spread * rng.normal(size=(B, *grid, K)),
+        rng.normal(size=(B, *grid, K, axes)),
+        rng.uniform(-6, STRIDE * np.array(grid) + 6, (B, K, axes)),
     )
 
 
@@ -58,7 +58,7 @@ def losses_in_float64(logits, votes, points, present, absent):
     """Both means, written as sums over every patch of every landmark."""
     entropies, errors = [], []
     for b, k in itertools.product(range(B), range(K)):
-        for patch in np.ndindex(GRID):
+        for patch in np.ndindex(logits.shape[1:-1]):
             true = points[b, k] - centre(patch)
             voxel = np.floor(points[b, k] + 0.5)
             first = STRIDE * np.array(patch)
@@ -72,8 +72,9 @@ def losses_in_float64(logits, votes, points, present, absent):
     return np.mean(entropies), np.mean(errors)
 
 
-def test_losses_are_those_of_float64():
-    logits, votes, points = drawn()
+@pytest.mark.parametrize("axes", [3, 2])
+def test_losses_are_those_of_float64(axes):
+    logits, votes, points = drawn(axes=axes)
     present = np.array([[True, False, False], [True, True, True]])
     absent = np.array([[False, True, False], [False, False, False]])
     arguments = (logits, votes, points, present, absent)
@@ -138,9 +139,10 @@ def test_votes_are_averaged_as_in_float64(offset):
         np.testing.assert_allclose(largest[b, k], logits[b, ..., k].max() + offset, rtol=1e-5)
 
 
-def test_patches_that_are_right_are_decoded_to_the_landmark_wherever_it_is():
-    logits, _, points = drawn()
-    votes = shrink(displacements(jnp.asarray(points, jnp.float32), GRID, STRIDE))
+@pytest.mark.parametrize("axes", [3, 2])
+def test_patches_that_are_right_are_decoded_to_the_landmark_wherever_it_is(axes):
+    logits, _, points = drawn(axes=axes)
+    votes = shrink(displacements(jnp.asarray(points, jnp.float32), GRID[:axes], STRIDE))
     found, _ = decode(jnp.asarray(logits, jnp.float32), votes, stride=STRIDE)
     np.testing.assert_allclose(found, points, atol=1e-3)
 

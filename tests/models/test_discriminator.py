@@ -11,9 +11,9 @@ from jaxmark.models.discriminator import CellDiscriminator, HeatmapDiscriminator
 SHAPE = (12, 8, 6)
 
 
-def build(**changes):
-    net = HeatmapDiscriminator(3, widths=(4, 6), hidden=5, **changes)
-    heatmaps = jax.random.uniform(jax.random.key(1), (2, *SHAPE, 3))
+def build(axes=3, **changes):
+    net = HeatmapDiscriminator(3, axes, widths=(4, 6), hidden=5, **changes)
+    heatmaps = jax.random.uniform(jax.random.key(1), (2, *SHAPE[:axes], 3))
     return net, net.init(jax.random.key(0), heatmaps), heatmaps
 
 
@@ -29,8 +29,9 @@ def test_parameters_are_those_counted_by_hand(shown):
     assert count == stem + strided + same + dense + last
 
 
-def test_the_stem_works_on_slabs():
-    net, params, heatmaps = build(positions=True)
+@pytest.mark.parametrize("axes", [3, 2])
+def test_the_stem_works_on_slabs(axes):
+    net, params, heatmaps = build(axes, positions=True)
     whole = net.apply(params, heatmaps, method="stem")
     parts = [net.apply(params, heatmaps[:, i : i + 4], method="stem") for i in (0, 4, 8)]
     np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole, atol=1e-6)
@@ -39,14 +40,16 @@ def test_the_stem_works_on_slabs():
     np.testing.assert_allclose(net.apply(params, whole, method="judge"), logits, atol=1e-5)
 
 
-def test_positions_are_part_of_the_first_convolution():
+@pytest.mark.parametrize("axes", [3, 2])
+def test_positions_are_part_of_the_first_convolution(axes):
     # The convolution of heatmaps and positions as one, as the paper draws it.
-    net, params, heatmaps = build(positions=True)
-    both = jnp.concatenate([heatmaps, jnp.broadcast_to(positions(SHAPE), (2, *SHAPE, 4))], axis=-1)
-    plain = HeatmapDiscriminator(7, widths=(4, 6), hidden=5)
+    net, params, heatmaps = build(axes, positions=True)
+    place = positions(SHAPE[:axes])
+    both = jnp.concatenate([heatmaps, jnp.broadcast_to(place, (2, *place.shape))], axis=-1)
+    plain = HeatmapDiscriminator(3 + axes + 1, axes, widths=(4, 6), hidden=5)
     expected = plain.apply(params, both)
     np.testing.assert_allclose(net.apply(params, heatmaps), expected, atol=1e-5)
-    assert params["params"]["kernel"].shape == (2, 2, 2, 7, 4)
+    assert params["params"]["kernel"].shape == (*(2,) * axes, 3 + axes + 1, 4)
 
 
 def test_positions_reach_one_at_the_corners():
@@ -54,12 +57,14 @@ def test_positions_reach_one_at_the_corners():
     np.testing.assert_allclose(place[0, 0, 0], [-1, -1, -1, 1])
     np.testing.assert_allclose(place[-1, 0, -1], [1, -1, 1, 1])
     np.testing.assert_allclose(place[1, 2, 3], [0, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(positions((3, 5))[0, -1], [-1, 1, 1])
 
 
-def test_squared_gradient_to_the_heatmaps():
-    net, params, heatmaps = build()
+@pytest.mark.parametrize("axes", [3, 2])
+def test_squared_gradient_to_the_heatmaps(axes):
+    net, params, heatmaps = build(axes)
     gradient = jax.grad(lambda h: net.apply(params, h).sum())(heatmaps)
-    expected = np.square(np.asarray(gradient, np.float64)).sum((1, 2, 3, 4))
+    expected = np.square(np.asarray(gradient, np.float64)).reshape(2, -1).sum(1)
     stem = net.apply(params, heatmaps, method="stem")
     to_stem = jax.grad(lambda s: net.apply(params, s, method="judge").sum())(stem)
     found = net.apply(params, to_stem, method="squared_input_gradient")

@@ -73,15 +73,21 @@ def test_half_precision_stays_near_full(make):
         assert 0 < jnp.abs(a - b).max() < 0.05 * jnp.abs(a).max()
 
 
-def test_the_first_convolution_is_one_with_stride_two():
-    x = jax.random.normal(jax.random.key(0), (2, 12, 8, 10, 3))
+@pytest.mark.parametrize("sides", [(12, 8, 10), (12, 8)])
+def test_the_first_convolution_is_one_with_stride_two(sides):
+    x = jax.random.normal(jax.random.key(0), (2, *sides, 3))
     stem = Stem(5)
     params = jax.jit(stem.init)(jax.random.key(1), x)
 
     def textbook(params, x):
-        kernel, numbers = params["params"]["kernel"], ("NXYZC", "XYZIO", "NXYZC")
+        kernel, axes = params["params"]["kernel"], "XYZ"[: len(sides)]
+        assert kernel.shape == (*(7,) * len(sides), 3, 5)
         return lax.conv_general_dilated(
-            x, kernel, (2, 2, 2), [(3, 3)] * 3, dimension_numbers=numbers
+            x,
+            kernel,
+            (2,) * len(sides),
+            [(3, 3)] * len(sides),
+            dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
         )
 
     np.testing.assert_allclose(stem.apply(params, x), textbook(params, x), atol=1e-4)
