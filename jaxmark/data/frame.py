@@ -157,8 +157,8 @@ class Frame:
 
         # NumPy lets go of the interpreter's lock: some are resampled while one is written.
         with ThreadPoolExecutor(_THREADS) as pool:
-            found = ahead(pool, slab, range(0, self.shape[0], thickness), _THREADS)
-            slabs = (image for _, image in found)
+            ready = ahead(pool, slab, range(0, self.shape[0], thickness), _THREADS)
+            slabs = (voxels for _, voxels in ready)
             image = write_chunks(folder, self.shape, slabs, self.chunks.factor)
         return self._prepared(scan, alignment, seen, image)
 
