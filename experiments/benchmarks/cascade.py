@@ -33,7 +33,6 @@ from experiments.benchmarks.common import Row
 from experiments.benchmarks.timing import table
 from jaxmark.config import SCHEMA_VERSION, Experiment, to_json
 from jaxmark.core.geometry import compose_affine
-from jaxmark.data import multiscale
 from jaxmark.data.arrays import map_npy, npy
 from jaxmark.data.cases import Volume
 from jaxmark.data.chunks import ChunkedImage, Chunks
@@ -154,10 +153,9 @@ def breakdown(folder: Path, model: TrainedModel) -> dict[str, list[Row]]:
     assert isinstance(image, ChunkedImage)
     path = store / "image.npy"
     path.write_bytes(npy(image.whole()))
-    found = _stages(timed, model, volume)
-    corners = multiscale.first_voxels(np.asarray(found.positions_ijk["stage1"]), _patch(model))
-    corners = np.clip(corners, 0, np.array(image.shape) - _patch(model))
-    patches = _patches(volume, map_npy(path, np.float16), store, corners, _patch(model))
+    _stages(timed, model, volume)
+    assert isinstance(model.experiment.method, Cascade)
+    patches = _patches(volume, image.shape, store, model.experiment.method.patch)
     (one,) = model.predictor(model.variables, [volume])
     case = model.landmarks_of(one, prepared)
 
@@ -171,14 +169,8 @@ def breakdown(folder: Path, model: TrainedModel) -> dict[str, list[Row]]:
     return {"parts": timed.rows, "a patch": patches}
 
 
-def _patch(model: TrainedModel) -> int:
-    method = model.experiment.method
-    assert isinstance(method, Cascade)
-    return method.patch
-
-
-def _stages(timed: Timed, model: TrainedModel, volume: Volume) -> Prediction:
-    """Both stages' programs; what the second found, on the host."""
+def _stages(timed: Timed, model: TrainedModel, volume: Volume) -> None:
+    """Both stages' programs."""
     found: Prediction | None = None
     stages = model.experiment.method.build(_task(model.experiment)).stages
     for number, stage in enumerate(stages[:2], start=1):
@@ -196,8 +188,6 @@ def _stages(timed: Timed, model: TrainedModel, volume: Volume) -> Prediction:
         run()
         result = timed(f"stage {number}: network", run, note)
         found = stage.finish(jax.tree.map(lambda x: x[0], result))
-    assert found is not None
-    return found
 
 
 def _run(program: Any, variables: Variables, arrays: Any) -> Any:
@@ -205,11 +195,11 @@ def _run(program: Any, variables: Variables, arrays: Any) -> Any:
     return jax.device_get(program(variables, arrays))
 
 
-def _patches(
-    volume: Volume, array: np.ndarray, store: Path, corners: np.ndarray, side: int
-) -> list[Row]:
+def _patches(volume: Volume, shape: tuple[int, int, int], store: Path, side: int) -> list[Row]:
     """A patch from cubes and from one array, in the system's cache and from the disk."""
-    whole = Volume("array", lambda: array, volume.ijk_to_lps)
+    # Mapped anew for each, as training and prediction open a case.
+    array = partial(map_npy, store / "image.npy", np.float16)
+    whole = Volume("array", array, volume.ijk_to_lps)
     rng, rows = np.random.default_rng(0), list[Row]()
     for name, source, file in (
         ("cubes", volume, "chunks.npy"),
@@ -218,7 +208,7 @@ def _patches(
         for cached in (True, False):
             clock = []
             for _ in range(31):
-                corner = corners[rng.integers(len(corners))] // 2 + rng.integers(0, side, 3)
+                corner = rng.integers(0, np.array(shape) - side + 1)
                 if cached:
                     source.patch(corner, side)
                 else:

@@ -55,13 +55,13 @@ class Volume:
     def overview(self) -> tuple[np.ndarray, np.ndarray]:
         """The image as it is looked at as a whole, and its own ijk_to_lps (4, 4).
 
-        One in chunks is too large for that: it is the coarse one.
+        Of one in chunks that is large it is the coarse form.
         """
         if self.chunks is None:
             return self.image(), self.ijk_to_lps
-        factor = self.chunks.factor
-        coarse_to_ijk = compose_affine(np.eye(3) * factor, np.full(3, (factor - 1) / 2))
-        return self.chunks.coarse(factor), self.ijk_to_lps @ coarse_to_ijk
+        factor = self.chunks.overview_factor
+        seen_to_ijk = compose_affine(np.eye(3) * factor, np.full(3, (factor - 1) / 2))
+        return self.chunks.overview(), self.ijk_to_lps @ seen_to_ijk
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,10 @@ from jaxmark.system.errors import InputError
 # Voxels a side: fewer make more pieces of a patch, more make it read more that it does not need.
 SIDE = 32
 
+# Voxels of an image that would take too much memory in pictures: float32 of half of 512^3 is
+# 0.27 GB.
+_LARGE = 2**26
+
 _CHUNKS, _COARSE = "chunks.npy", "coarse.npy"
 
 
@@ -122,6 +126,15 @@ class ChunkedImage:
         except (OSError, ValueError) as error:
             raise _damaged(path, error) from error
         return found
+
+    @property
+    def overview_factor(self) -> int:
+        """How many voxels along an axis are one in `overview`."""
+        return self.factor if math.prod(self.shape) > _LARGE else 1
+
+    def overview(self) -> np.ndarray:
+        """What pictures and statistics of the whole show: of a large image its coarse form."""
+        return self.whole() if self.overview_factor == 1 else self.coarse(self.factor)
 
     def check(self) -> None:
         """InputError where a file is not the one that was written."""

@@ -50,10 +50,10 @@ def write_contact_sheets(
     file.unlink(missing_ok=True)
     spacing_mm = np.linalg.norm(prepared.frame.grid_to_common[:3, :3], axis=0).tolist()
     marks = _mean_landmarks(prepared.split("train"))
-    if (chunks := prepared.frame.chunks) is not None:
-        # Coarse images are drawn.
-        spacing_mm = [chunks.factor * length for length in spacing_mm]
-        marks = (marks + 0.5) / chunks.factor - 0.5
+    if (chunks := prepared.cases[names[0]].chunks) is not None:
+        # Of large images the coarse form is drawn.
+        spacing_mm = [chunks.overview_factor * length for length in spacing_mm]
+        marks = (marks + 0.5) / chunks.overview_factor - 0.5
     count = f"{len(shown):,} of {len(names):,}" if len(shown) < len(names) else f"{len(names):,}"
     jobs = [
         _Sheet(

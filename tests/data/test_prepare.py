@@ -78,7 +78,7 @@ def test_images_in_chunks_are_those_in_memory_and_damaged_ones_are_made_anew(dat
     np.testing.assert_array_equal(mended.cases[hurt.name].image(), hurt.image())
     # Another factor is another image.
     other = prepare_cohort(read_cohort(data), data, chunks=Chunks(4))
-    assert other.cases[hurt.name].volume.overview()[0].shape == (7, 6, 5)
+    assert other.cases[hurt.name].volume.coarse(4).shape == (7, 6, 5)
 
 
 def write_case(data, name, voxels, ijk_to_lps, points):
