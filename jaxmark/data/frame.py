@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from jaxmark.data.registration import (
 from jaxmark.data.scans import Scan, read_scan, write_scan
 from jaxmark.system.errors import InputError, about
 from jaxmark.system.files import read_json, write_json
+from jaxmark.system.parallel import ahead
 
 SCHEMA_VERSION = 2
 
@@ -43,6 +45,8 @@ _LITTLE_OVERLAP = 0.5
 _MOST = 100.0
 # Nodes along each axis that are resampled at a time.
 _BLOCK = 128
+# That resample a scan which is stored.
+_THREADS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,8 +183,11 @@ class Frame:
                 found[box(corner, shape)] = self._scaled(values, limits)
             return found
 
-        slabs = (slab(first) for first in range(0, self.shape[0], thickness))
-        image = write_chunks(folder, self.shape, slabs, self.chunks.factor)
+        # NumPy lets go of the interpreter's lock: some are resampled while one is written.
+        with ThreadPoolExecutor(_THREADS) as pool:
+            ready = ahead(pool, slab, range(0, self.shape[0], thickness), _THREADS)
+            slabs = (voxels for _, voxels in ready)
+            image = write_chunks(folder, self.shape, slabs, self.chunks.factor)
         return self._prepared(scan, alignment, ijk_to_lps, seen, image)
 
     def _seen(self, scan: Scan, ijk_to_lps: np.ndarray) -> np.ndarray:

@@ -221,11 +221,14 @@ def _along(values: np.ndarray, axis: int, nodes: np.ndarray) -> np.ndarray:
 
 
 def _rows(values: np.ndarray, axis: int, index: np.ndarray) -> np.ndarray:
-    """As `np.take`; no copy where the rows follow one another."""
-    if (np.diff(index) == 1).all():
-        rows: list[slice] = [slice(None)] * 3
-        rows[axis] = slice(int(index[0]), int(index[-1]) + 1)
-        return values[tuple(rows)]
+    """As `np.take`; no copy where the rows follow one another, forwards or backwards."""
+    steps = np.diff(index)
+    for step in (1, -1):
+        if (steps == step).all():
+            rows: list[slice] = [slice(None)] * 3
+            end = int(index[-1]) + step
+            rows[axis] = slice(int(index[0]), None if end < 0 else end, step)
+            return values[tuple(rows)]
     return np.moveaxis(np.moveaxis(values, axis, 0)[index], 0, axis)
 
 

@@ -169,7 +169,7 @@ def test_parts_are_resampled_as_the_whole_is(tmp_path, monkeypatch, axes, intens
 def test_no_copy_of_the_scan_in_floats_is_made(tmp_path, monkeypatch):
     monkeypatch.setattr(frames, "_BLOCK", 16)
     monkeypatch.setattr(chunks, "_LARGE", 0)
-    shape = (256, 48, 48)
+    shape = (640, 40, 40)
     voxels = np.asfortranarray(np.random.default_rng(0).integers(0, 500, shape).astype(np.int16))
     frame = chunked_frame(shape, factor=4)
     # Between voxels: everything is interpolated.
