@@ -140,13 +140,18 @@ def _rv_free_wall(t: np.ndarray, b: np.ndarray, moment: Moment, septum: float) -
 def _atria(
     rng: np.random.Generator, t: np.ndarray, b: np.ndarray, moment: Moment, from_septum: float
 ) -> list[np.ndarray]:
-    """Left and right; their roofs keep still, so that they are longest at end-systole."""
+    """Left and right; their roofs keep still, so that they are longest at end-systole.
+
+    However large they are, a septum is left between them.
+    """
     found = []
-    right = from_septum + 0.45 * moment.rv
-    for middle, base in ((-1.0, 0.0), (right, _TRICUSPID_MM)):
+    right, septum = from_septum + 0.45 * moment.rv, moment.annulus / 2 + 3.5
+    sides = ((-1.0, 0.0, b - (septum - 1.5)), (right, _TRICUSPID_MM, septum + 1.5 - b))
+    for middle, base, beyond in sides:
         half = moment.left_atrium / 2 * rng.normal(1.0, 0.06)
         long = half * rng.uniform(1.15, 1.4) + moment.plane / 2
-        found.append(ellipsoid((t, b), (base - 0.72 * long, middle), (long, half)))
+        whole = ellipsoid((t, b), (base - 0.72 * long, middle), (long, half))
+        found.append(common(whole, beyond))
     return found
 
 
