@@ -123,18 +123,17 @@ class _Law:
             alone = self._ahead + _log_normal(
                 self._places, self._mean[own], self._covariance[own, own]
             )
-            for m, centre in enumerate(means):
-                gains = np.full((self.landmarks, len(self._places)), -np.inf)
-                for j in range(self.landmarks):
-                    if j != k:
-                        block = slice(2 * j, 2 * j + 2)
-                        gains[j] = self._ahead + _log_normal(
-                            self._places, centre[block], rest[block, block]
-                        )
-                gains[:, m] = -np.inf
-                reading = _assignment(gains)
+            blocks = np.einsum("jajb->jab", rest.reshape(self.landmarks, 2, self.landmarks, 2))
+            # Its own is 0, and is not asked for.
+            blocks[k] = np.eye(2)
+            centres = means.reshape(-1, self.landmarks, 2)
+            gains = self._ahead + _log_normal(self._places, centres, blocks)
+            gains[:, k] = -np.inf
+            for m, of_start in enumerate(gains):
+                of_start[:, m] = -np.inf
+                reading = _assignment(of_start)
                 others = np.flatnonzero(reading >= 0)
-                value = alone[m] + gains[others, reading[others]].sum()
+                value = alone[m] + of_start[others, reading[others]].sum()
                 reading[k] = m
                 found.append((float(value), reading))
         found.sort(key=lambda pair: -pair[0])
@@ -247,10 +246,11 @@ def _assignment(gains: np.ndarray) -> np.ndarray:
 
 
 def _log_normal(places: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """(M,) log density of a Gaussian in the plane at places (M, 2)."""
-    off = places - mean
-    square = (off * np.linalg.solve(covariance, off.T).T).sum(-1)
-    return -0.5 * (square + math.log(np.linalg.det(2 * np.pi * covariance)))
+    """(..., M) log density at places (M, 2) of Gaussians in the plane, (..., 2) and (..., 2, 2)."""
+    off = places - mean[..., None, :]
+    inverse = np.linalg.inv(covariance)[..., None, :, :]
+    square = (off[..., None, :] @ inverse @ off[..., None])[..., 0, 0]
+    return -0.5 * (square + np.log(np.linalg.det(2 * np.pi * covariance))[..., None])
 
 
 def _log_odds(heights: np.ndarray) -> np.ndarray:

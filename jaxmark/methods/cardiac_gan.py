@@ -424,8 +424,9 @@ def landmarks_of(found: Prediction, variance: float, least: float) -> Prediction
 
     "contour" is the centre of the contour around each landmark's spot, as in the paper; "argmax"
     its brightest pixel; "subvoxel" its sub-pixel peak. A landmark without a spot is placed where
-    the others make it likely, with the score 0. `score` is a spot's height, `evidence` what speaks
-    for the spot against a stray one, its height and its place among the others (`core.spots`).
+    the others make it likely, or at the picture's edge where that is outside, with the score 0.
+    `score` is a spot's height, `evidence` what speaks for the spot against a stray one: its height
+    and its place among the others (`core.spots`).
     """
     heatmap = np.asarray(found.maps[_HEATMAP], np.float64)
     sigma = variance**0.5
@@ -442,7 +443,8 @@ def landmarks_of(found: Prediction, variance: float, least: float) -> Prediction
         "contour": lambda spot: contour_centre(heatmap, spots, spot, sigma),
         "subvoxel": lambda spot: mean_shift(heatmap, spots, spot, sigma),
     }
-    positions = {name: whose.expected.copy() for name in places}
+    inside = np.clip(whose.expected, 0, np.array(heatmap.shape) - 1)
+    positions = {name: inside.copy() for name in places}
     score = np.zeros(len(whose.spot), np.float32)
     for k in np.flatnonzero(whose.spot >= 0):
         score[k] = spots.heights[whose.spot[k]]

@@ -352,6 +352,13 @@ def test_a_landmark_without_a_spot_is_placed_by_the_other_one(decoder):
     assert found.evidence[0] < 0 < found.evidence[1]
 
 
+def test_what_is_not_found_is_placed_within_the_picture():
+    found = landmarks_of(heatmap_prediction([], mean=((-5, 10), (20, 47))), 2.0, 0.1)
+    for positions in found.positions_ijk.values():
+        np.testing.assert_allclose(positions, [[0, 10, 0], [20, 39, 0]])
+    assert not found.score.any() and (found.evidence < 0).all()
+
+
 def test_of_three_spots_the_two_that_fit_together_are_the_landmarks():
     found = landmarks_of(heatmap_prediction([(12, 11), (22, 21), (33, 8)]), 2.0, 0.1)
     np.testing.assert_allclose(
