@@ -30,7 +30,7 @@ def get_config(preset: str = "") -> Experiment:
             margin=16,
         ),
         method=HeatmapRegression(
-            steps=1200 if small else 20_000,
+            steps=1000 if small else 20_000,
             widths=(12, 24, 48, 96, 128) if small else (32, 64, 128, 256, 256),
             head=0,
             loss="cross_entropy",

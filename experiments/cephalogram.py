@@ -26,7 +26,7 @@ def get_config(preset: str = "") -> Experiment:
             margin=8,
         ),
         method=HeatmapRegression(
-            steps=1500 if small else 20_000,
+            steps=1000 if small else 20_000,
             widths=(16, 32, 64, 96, 128) if small else (32, 64, 96, 128, 192, 256),
             loss="cross_entropy",
             # Films are centred on the head: where a voxel is tells much.

@@ -55,6 +55,7 @@ from jaxmark.methods.method import (
     Method,
     Task,
     Variables,
+    chunks_of,
 )
 from jaxmark.results import align as alignment
 from jaxmark.results import batch, contact_sheet, predictions, shown_cases
@@ -521,7 +522,7 @@ def _prepare(
     for line in notes:
         say(printable(f"note: {line}"))
     begin = time.monotonic()
-    prepared = prepare_cohort(cohort, data, segments)
+    prepared = prepare_cohort(cohort, data, segments, chunks_of(needed))
     sizes = ", ".join(f"{len(cases)} {split}" for split, cases in prepared.splits.items())
     say(
         f"prepared cases: {sizes}; {len(prepared.landmarks)} landmarks; "

@@ -82,6 +82,18 @@ def test_torch_does_the_same(own: JaxContender, expected: dict[str, Any]) -> Non
     assert agrees(found, "float32") and found["same_argmax"] == 1, found
 
 
+def test_torch_does_the_same_of_pictures() -> None:
+    pytest.importorskip("torch")
+    from experiments.benchmarks.twin import TorchTwin
+
+    spec = dataclasses.replace(SPEC, volume=(16, 24, 1))
+    own = JaxContender(spec, "jaxmark")
+    twin = TorchTwin(spec, own.weights())
+    twin.run("step", 1)
+    found = differences(twin.outcome("float32"), own.outcome("float32"), own.weights())
+    assert agrees(found, "float32") and found["same_argmax"] == 1, found
+
+
 def test_torch_does_the_same_against_a_discriminator() -> None:
     pytest.importorskip("torch")
     from experiments.benchmarks.adversarial_twin import AdversarialTwin
@@ -331,6 +343,7 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     [
         (["--parts=step,foo"], ["--parts", "'foo'", "roofline"]),
         (["--volumes=20x16x16"], ["--volumes", "'20x16x16'", "multiples of 8"]),
+        (["--volumes=16x16,16x20"], ["--volumes", "'16x20'", "multiples of 8"]),
         (["--batches=1,no"], ["--batches", "'1,no'"]),
         (["--out=nowhere/x.json"], ["--out", "nowhere/x.json"]),
     ],

@@ -18,7 +18,7 @@ JAX = "experiments.benchmarks.contenders:JaxContender"
 class Spec:
     """One training problem; what is not here is `HeatmapRegression`'s default."""
 
-    volume: tuple[int, int, int]  # voxels
+    volume: tuple[int, int, int]  # voxels; one along Z: a picture
     batch: int = 1
     landmarks: int = 19
     widths: tuple[int, ...] = (16, 32, 64, 128)
@@ -29,6 +29,16 @@ class Spec:
     alpha: float = 1000.0
     learning_rate: float = 1e-4
     platform: str = "cpu"  # "cpu" or "gpu", for JAX and PyTorch alike
+
+    @property
+    def planar(self) -> bool:
+        """Whether the volume is a picture, and the network 2-D."""
+        return self.volume[2] == 1
+
+    @property
+    def margins(self) -> tuple[int, int, int]:
+        """`margin` along each axis; a picture has none along Z."""
+        return self.margin, self.margin, 0 if self.planar else self.margin
 
     @property
     def dtype(self) -> str:
@@ -83,8 +93,9 @@ def example(spec: Spec) -> dict[str, np.ndarray]:
     Landmarks lie anywhere in the crop, between voxels too; the last one is not annotated.
     """
     rng = np.random.default_rng(0)
-    full = [n + 2 * spec.margin for n in spec.volume]
-    points = rng.uniform(spec.margin, np.add(spec.volume, spec.margin) - 1, (spec.landmarks, 3))
+    full = np.add(spec.volume, np.multiply(2, spec.margins))
+    last = np.add(spec.volume, spec.margins) - 1
+    points = rng.uniform(spec.margins, last, (spec.landmarks, 3))
     present = np.ones((spec.batch, spec.landmarks), bool)
     present[:, -1] = False
     return {

@@ -97,7 +97,7 @@ def task(spec: Spec, dtype: DTypeLike) -> Task:
     return Task(
         scheme=scheme_of([str(k) for k in range(spec.landmarks)]),
         crop=spec.volume,
-        margin=(spec.margin,) * 3,
+        margin=spec.margins,
         spacing_mm=spec.spacing_mm,
         augment=Augment(translation_voxels=0),
         platform=spec.platform,
@@ -126,7 +126,7 @@ def gaussians(points: Array, spec: Spec) -> Array:
 
 def naive_method(spec: Spec, dtype: DTypeLike) -> Method:
     """The same training step and prediction with `NaiveUNet` and a target held in memory."""
-    net, margin = network("naive", spec, dtype), (spec.margin,) * 3
+    net, margin = network("naive", spec, dtype), spec.margins
     optimizer = optax.adam(spec.learning_rate)
 
     def init(key: Array) -> State:
@@ -142,7 +142,7 @@ def naive_method(spec: Spec, dtype: DTypeLike) -> Method:
     def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
         del key
         image = centre_crop(batch.image, margin).astype(jnp.float32)
-        points = batch.landmarks_ijk - spec.margin
+        points = batch.landmarks_ijk - jnp.array(spec.margins)
         # The barrier keeps XLA from fusing the target away, as if a data loader had made it.
         target = lax.optimization_barrier(gaussians(points, spec))
         value, gradient = jax.value_and_grad(loss)(state.params, image, target, batch.present)
@@ -265,7 +265,8 @@ class JaxContender:
     def outcome(self, dtype: str) -> dict[str, Any]:
         """What one step and inference from the same start give; see `step.differences`."""
         state = self.initial()
-        image = centre_crop(self.batch.image, (self.spec.margin,) * 3).astype(jnp.float32)
+        image = centre_crop(self.batch.image, self.spec.margins).astype(jnp.float32)
+        image = task(self.spec, jnp.dtype(dtype)).squeezed(image)
         with self._precision(dtype):
             kind = "naive" if self.name == "naive" else "jaxmark"
             apply = jax.jit(network(kind, self.spec, jnp.dtype(dtype)).apply)

@@ -91,14 +91,19 @@ def counts(flag: str, values: Sequence[str]) -> tuple[int, ...]:
 
 
 def volume(text: str, levels: int) -> tuple[int, int, int]:
-    """ "96x80x48" -> (96, 80, 48); ValueError where the network can't take it."""
+    """ "96x80x48" -> (96, 80, 48), "96x80", a picture, -> (96, 80, 1).
+
+    ValueError where the network can't take it.
+    """
     block = 2 ** (levels - 1)
     sides = [int(side) if side.isdecimal() else 0 for side in text.split("x")]
-    if len(sides) != 3 or not all(side and side % block == 0 for side in sides):
+    if len(sides) not in (2, 3) or not all(side and side % block == 0 for side in sides):
         raise ValueError(
-            f"--volumes: {text!r} is not three multiples of {block} with x between, as in 96x80x48"
+            f"--volumes: {text!r} is not two or three multiples of {block} with x between, as in "
+            "96x80x48"
         )
-    return sides[0], sides[1], sides[2]
+    x, y, z = (*sides, 1)[:3]
+    return x, y, z
 
 
 def measure(name: str, chosen: Options, tree: dict[str, Any]) -> dict[str, Any]:

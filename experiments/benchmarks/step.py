@@ -18,10 +18,10 @@ METHOD = (
     "interleaved; medians and their ratios; compilation and warm-up apart (prepare_s in the JSON). "
     "Same weights, outcomes compared before. GPU: bfloat16 for all, PyTorch with torch.compile, "
     "autocast and channels_last_3d; CPU: float32, PyTorch eager, channels_last_3d. naive: Flax's "
-    "own layers, targets held in memory. A contender that is far slower gets fewer repeats. "
-    "MB of a step: what the compiled program needs at once, with weights, batch and optimiser "
-    "(compiled.memory_analysis()); torch: the most that its allocator held, or on a CPU the growth "
-    "of its process."
+    "own layers, targets held in memory; of volumes alone. A contender that is far slower gets "
+    "fewer repeats. MB of a step: what the compiled program needs at once, with weights, batch and "
+    "optimiser (compiled.memory_analysis()); torch: the most that its allocator held, or on a CPU "
+    "the growth of its process. cpu_ms: of one run, summed over the threads of the host."
 )
 # Largest differences to jaxmark that are rounding, by arithmetic. Where it moves one input of a
 # rectifier across 0, a voxel's gradient comes or goes: one flip in PyTorch (48 x 40 x 24) made 2e-3
@@ -36,7 +36,8 @@ LIMITS = {
 
 def rows(spec: Spec, options: Options) -> Iterator[Row | str]:
     """Equality, then times; a contender that fails or disagrees is a note and not timed."""
-    yield from compared(spec, options, JAX, TORCH, {"naive": (JAX, spec, "naive")})
+    naive = {} if spec.planar else {"naive": (JAX, spec, "naive")}
+    yield from compared(spec, options, JAX, TORCH, naive)
 
 
 def compared(
@@ -53,12 +54,14 @@ def compared(
     prepare: dict[str, dict[str, float]] = {}
     memory: dict[str, int] = {}
     jobs: dict[str, dict[str, Callable[[], float]]] = {}
+    busy: dict[str, dict[str, float]] = {}
 
     def ready(name: str, worker: Worker) -> dict[str, dict[str, Any]]:
         """Outcomes by dtype."""
         prepare[name] = {work: worker.call("prepare", work) for work in works}
         memory[name] = worker.call("memory")
         jobs[name] = {work: job(worker, work) for work in works}
+        busy[name] = {work: worker.cpu_ms(work) for work in works}
         return {dtype: worker.call("outcome", dtype) for dtype in dtypes}
 
     with contextlib.ExitStack() as stack:
@@ -85,6 +88,7 @@ def compared(
             times = interleave(turns, options, f"{spec} {work}")
             yield {
                 **row(spec, work, times, memory if work == "step" else {}),
+                **{f"{name}_cpu_ms": busy[name][work] for name in times},
                 "prepare_s": {name: found[work] for name, found in prepare.items()},
             }
 

@@ -1,6 +1,6 @@
 """The PyTorch twin: the same network, loss, optimiser and decoding, as one would write them there.
 
-Volumes are `(B, C, X, Y, Z)`, in memory channels last.
+Volumes are `(B, C, X, Y, Z)`, pictures `(B, C, X, Y)`, in memory channels last.
 """
 
 import math
@@ -31,14 +31,23 @@ NAMES = (
 )
 
 
-class ResidualBlock(nn.Module):
-    """Two 3^3 convolutions and a shortcut."""
+# Layers of volumes, and those of pictures.
+CONVOLUTION: dict[int, Any] = {3: nn.Conv3d, 2: nn.Conv2d}
+DECONVOLUTION: dict[int, Any] = {3: nn.ConvTranspose3d, 2: nn.ConvTranspose2d}
+ENLARGE: dict[int, Any] = {3: F.conv_transpose3d, 2: F.conv_transpose2d}
+POOL: dict[int, Any] = {3: F.max_pool3d, 2: F.max_pool2d}
+CHANNELS_LAST = {3: torch.channels_last_3d, 2: torch.channels_last}
 
-    def __init__(self, c_in: int, c_out: int):
+
+class ResidualBlock(nn.Module):
+    """Two convolutions and a shortcut."""
+
+    def __init__(self, c_in: int, c_out: int, axes: int):
         super().__init__()
         sizes = [(c_in, 3), (c_out, 3)] + [(c_in, 1)] * (c_in != c_out)
         self.convs = nn.ModuleList(
-            nn.Conv3d(c, c_out, kernel, padding=kernel // 2, bias=False) for c, kernel in sizes
+            CONVOLUTION[axes](c, c_out, kernel, padding=kernel // 2, bias=False)
+            for c, kernel in sizes
         )
         groups = c_out // math.gcd(8, c_out)
         # Flax's epsilon; PyTorch's own is 1e-5.
@@ -55,34 +64,39 @@ class ResidualBlock(nn.Module):
 class ResidualUNet(nn.Module):
     """The twin of `jaxmark.models.unet.ResidualUNet`; heatmaps are float32."""
 
-    def __init__(self, widths: Sequence[int], out_channels: int, head: int):
+    def __init__(self, widths: Sequence[int], out_channels: int, head: int, axes: int = 3):
         super().__init__()
+        self.axes = axes
+        conv = CONVOLUTION[axes]
         down, up = list(widths), list(reversed(widths[:-1]))
         inputs = [1, *down[:-1], *(2 * width for width in up)]
-        self.blocks = nn.ModuleList(map(ResidualBlock, inputs, [*down, *up]))
+        self.blocks = nn.ModuleList(
+            ResidualBlock(a, b, axes) for a, b in zip(inputs, [*down, *up], strict=True)
+        )
         self.ups = nn.ModuleList(
-            nn.ConvTranspose3d(a, b, 2, stride=2, bias=False)
+            DECONVOLUTION[axes](a, b, 2, stride=2, bias=False)
             for a, b in zip(reversed(widths[1:]), up, strict=True)
         )
-        self.convs = nn.ModuleList(
-            [nn.Conv3d(widths[0], head, 1), nn.Conv3d(head, out_channels, 1)]
-        )
+        self.convs = nn.ModuleList([conv(widths[0], head, 1), conv(head, out_channels, 1)])
 
     def forward(self, x: Tensor) -> Tensor:
         skips = []
         for block in self.blocks[: len(self.ups)]:
             skips.append(block(x))
-            x = F.max_pool3d(skips[-1], 2)
+            x = POOL[self.axes](skips[-1], 2)
         x = self.blocks[len(self.ups)](x)
         for up, block in zip(self.ups, self.blocks[len(self.ups) + 1 :], strict=True):
-            # jaxmark scales this kernel by sqrt(8). Adam would notice if the weights were scaled.
-            x = F.conv_transpose3d(x, up.weight * math.sqrt(8), stride=2)
+            # jaxmark scales this kernel so. Adam would notice if the weights were scaled.
+            x = ENLARGE[self.axes](x, up.weight * math.sqrt(2**self.axes), stride=2)
             x = block(torch.cat([x, skips.pop()], dim=1))
         return self.convs[1](F.relu(self.convs[0](x))).float()
 
 
 def gaussians(points: Tensor, spec: Spec) -> Tensor:
-    """Targets (B, K, X, Y, Z), channels last as the heatmaps, of points (B, K, 3) in voxels."""
+    """Targets (B, K, X, Y, Z), channels last as the heatmaps, of points (B, K, 3) in voxels.
+
+    Of pictures (B, K, X, Y).
+    """
     scales = [spacing / spec.sigma_mm for spacing in spec.spacing_mm]
     x, y, z = (
         torch.exp(
@@ -91,19 +105,20 @@ def gaussians(points: Tensor, spec: Spec) -> Tensor:
         for n, p, scale in zip(spec.volume, points.unbind(-1), scales, strict=True)
     )
     target = x[:, :, None, None] * y[:, None, :, None] * z[:, None, None, :]
-    return target.permute(0, 4, 1, 2, 3)
+    target = target.permute(0, 4, 1, 2, 3)
+    return target.squeeze(-1) if spec.planar else target
 
 
 def weighted_loss(heatmaps: Tensor, points: Tensor, present: Tensor, spec: Spec) -> Tensor:
     """Eq. 2 of Tan et al. 2023, as `jaxmark.core.losses.weighted_heatmap_loss`."""
     target = gaussians(points, spec)
     weight = torch.exp(math.log(spec.alpha) * target)
-    error = (weight * (heatmaps - target) ** 2).mean((2, 3, 4))
+    error = (weight * (heatmaps - target) ** 2).flatten(2).mean(2)
     return (error * present).sum() / present.sum()
 
 
 def decode_argmax(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions (B, K, 3) and scores (B, K)."""
+    """Positions (B, K, 3), or of pictures (B, K, 2), and scores (B, K)."""
     score, index = heatmaps.flatten(2).max(dim=2)
     return torch.stack(torch.unravel_index(index, heatmaps.shape[2:]), dim=-1), score
 
@@ -121,19 +136,22 @@ class TorchTwin:
         torch.backends.cudnn.benchmark = True
         host = example(spec)
         image = torch.from_numpy(host["image"]).permute(0, 4, 1, 2, 3)
+        self.axes = 2 if spec.planar else 3
+        self.last: Any = CHANNELS_LAST[self.axes]
         self.image = image.to(self.device, memory_format=torch.channels_last_3d)
         self.points = torch.from_numpy(host["landmarks_ijk"]).to(self.device)
+        self.margins = torch.tensor(spec.margins, device=self.device)
         self.present = torch.from_numpy(host["present"]).to(self.device)
-        self.net: Any = self.network().to(self.device, memory_format=torch.channels_last_3d)
+        self.net: Any = self.network().to(self.device, memory_format=self.last)
         self._restart()
         self._compiled = [torch.compile(self._loss), torch.compile(self._decode)]
 
     def network(self) -> nn.Module:
         """What is trained; volumes to heatmaps."""
-        return ResidualUNet(self.spec.widths, self.spec.landmarks, self.spec.head)
+        return ResidualUNet(self.spec.widths, self.spec.landmarks, self.spec.head, self.axes)
 
     def _restart(self) -> None:
-        self.net.load_state_dict(to_torch(self.weights))
+        self.net.load_state_dict(to_torch(self.weights, self.axes))
         self.optimizers = self._optimizers()
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
@@ -180,8 +198,8 @@ class TorchTwin:
         states = {p: state for adam in self.optimizers for p, state in adam.state.items()}
         moment = {name: states[p]["exp_avg"] for name, p in self.net.named_parameters()}
         return {
-            "heatmaps": heatmaps.permute(0, 2, 3, 4, 1).cpu().numpy(),
-            "argmax_ijk": found.cpu().numpy().astype(np.float32),
+            "heatmaps": heatmaps.movedim(1, -1).cpu().numpy(),
+            "argmax_ijk": F.pad(found, (0, 3 - self.axes)).cpu().numpy().astype(np.float32),
             "loss": loss.cpu().numpy(),
             "gradient": from_torch(moment, self.weights),
             "weights": from_torch(self.net.state_dict(), self.weights),
@@ -196,7 +214,7 @@ class TorchTwin:
         return torch.cuda.max_memory_allocated() if on_gpu else resident() - self._resident
 
     def _loss(self, image: Tensor) -> Tensor:
-        points = self.points - self.spec.margin
+        points = self.points - self.margins
         return weighted_loss(self.net(image), points, self.present, self.spec)
 
     def _decode(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,10 +228,11 @@ class TorchTwin:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
     def _crop(self) -> Tensor:
-        """The crops (B, 1, X, Y, Z) in float32."""
-        inner = slice(self.spec.margin, -self.spec.margin)
-        image = self.image[:, :, inner, inner, inner].float()
-        return image.contiguous(memory_format=torch.channels_last_3d)
+        """The crops (B, 1, X, Y, Z) or (B, 1, X, Y) in float32."""
+        x, y, z = (slice(m, -m or None) for m in self.spec.margins)
+        image = self.image[:, :, x, y, z].float()
+        image = image.squeeze(-1) if self.spec.planar else image
+        return image.contiguous(memory_format=self.last)
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -233,20 +252,30 @@ def _name(name: str) -> str:
 
 
 def _axes(name: str, ndim: int) -> tuple[int, ...]:
-    """Order of axes from (kx, ky, kz, C_in, C_out), or (C_in, C_out), to PyTorch's."""
-    if ndim < 5:
+    """Order of axes from (kx, ky, kz, C_in, C_out), (kx, ky, ...) or (C_in, C_out) to PyTorch's."""
+    if ndim < 4:
         return tuple(reversed(range(ndim)))
-    return (3, 4, 0, 1, 2) if "Up_" in name else (4, 3, 0, 1, 2)
+    c_in, c_out = ndim - 2, ndim - 1
+    channels = (c_in, c_out) if "Up_" in name else (c_out, c_in)
+    return (*channels, *range(ndim - 2))
 
 
-def to_torch(weights: Weights) -> dict[str, Tensor]:
-    """Under PyTorch's names and in its layouts."""
+def to_torch(weights: Weights, axes: int = 3) -> dict[str, Tensor]:
+    """Under PyTorch's names and in its layouts.
+
+    With 2 `axes`, those of a network of pictures, whose layers of one voxel have kernels of 3 axes.
+    """
+    found = {k: v.transpose(_axes(k, v.ndim)) for k, v in weights.items()}
     return {
-        _name(k): torch.from_numpy(v.transpose(_axes(k, v.ndim)).copy()) for k, v in weights.items()
+        _name(k): torch.from_numpy(v.reshape(v.shape[: 2 + axes]).copy()) for k, v in found.items()
     }
 
 
 def from_torch(state: Mapping[str, Tensor], like: Weights) -> Weights:
-    """The way back."""
-    arrays = {k: state[_name(k)].detach().cpu().numpy().copy() for k in like}
-    return {k: v.transpose(np.argsort(_axes(k, v.ndim))) for k, v in arrays.items()}
+    """The way back, to arrays of shapes as in `like`."""
+    found = {}
+    for name, weight in like.items():
+        order = _axes(name, weight.ndim)
+        array = state[_name(name)].detach().cpu().numpy().copy()
+        found[name] = array.reshape(weight.transpose(order).shape).transpose(np.argsort(order))
+    return found

@@ -1,5 +1,7 @@
 """Grids of voxels in the world, and labels that move from one to another."""
 
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +18,22 @@ class Grid:
 
     shape: tuple[int, int, int]
     ijk_to_lps: np.ndarray
+
+
+def blocks(
+    shape: Sequence[int], side: int
+) -> Iterator[tuple[tuple[int, int, int], tuple[int, int, int]]]:
+    """First voxel and shape of each of the cubes of `side` voxels that a volume is divided into.
+
+    Those at its end are smaller.
+    """
+    for x, y, z in itertools.product(*(range(0, n, side) for n in shape)):
+        yield (x, y, z), (min(side, shape[0] - x), min(side, shape[1] - y), min(side, shape[2] - z))
+
+
+def box(first: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
+    """The index of so many voxels from `first` on."""
+    return tuple(slice(low, low + size) for low, size in zip(first, shape, strict=True))
 
 
 def nearest_labels(labels: np.ndarray, source: Grid, target: Grid) -> np.ndarray:

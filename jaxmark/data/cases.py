@@ -1,16 +1,22 @@
-"""Prepared cases: a folder each, with `image.npy` and `case.json`, and the way back to the scan."""
+"""Prepared cases: a folder each, with the image and `case.json`, and the way back to the scan.
+
+The image is `image.npy`; for methods that need `Chunks` it is in the files of `chunks` instead.
+"""
 
 import dataclasses
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxmark.core.geometry import compose_affine
 from jaxmark.core.grids import Grid
+from jaxmark.data import multiscale
 from jaxmark.data.arrays import check_crc32, map_npy, npy, read_npy, write_folder
+from jaxmark.data.chunks import ChunkedImage
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import json_text, read_sealed, sealed
 
@@ -29,8 +35,33 @@ class Volume:
     """A prepared image with its margin, and the way back to its scan's LPS mm."""
 
     name: str
-    image: Callable[[], np.ndarray]  # (X, Y, Z); called where it is needed
+    image: Callable[[], np.ndarray]  # (X, Y, Z); called where all of it is needed
     ijk_to_lps: np.ndarray  # (4, 4)
+    # The same image, where it is on a disk in chunks.
+    chunks: ChunkedImage | None = None
+
+    def patch(self, first: Sequence[int] | np.ndarray, side: int) -> np.ndarray:
+        """The cube of `side` voxels whose first one is `first`, float16; 0 outside of the image."""
+        if self.chunks is not None:
+            return self.chunks.patch(first, side)
+        return multiscale.patch(self.image(), first, side)
+
+    def coarse(self, factor: int) -> np.ndarray:
+        """Means over cubes of `factor` voxels, float16; `factor` divides the image's sides."""
+        if self.chunks is not None:
+            return self.chunks.coarse(factor)
+        return multiscale.coarse(self.image(), factor)
+
+    def overview(self) -> tuple[np.ndarray, np.ndarray]:
+        """The image as it is looked at as a whole, and its own ijk_to_lps (4, 4).
+
+        Of one in chunks that is large it is the coarse form.
+        """
+        if self.chunks is None:
+            return self.image(), self.ijk_to_lps
+        factor = self.chunks.overview_factor
+        seen_to_ijk = compose_affine(np.eye(3) * factor, np.full(3, (factor - 1) / 2))
+        return self.chunks.overview(), self.ijk_to_lps @ seen_to_ijk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +122,8 @@ class PreparedCase:
     segments: CaseSegments | None = None
     # Of a picture: mm between columns and between rows, if they are known.
     pixel_mm: tuple[float, float] | None = None
+    # The image, where the method needs it in chunks; there is no `image.npy` then.
+    chunks: ChunkedImage | None = None
 
     @property
     def landmarks_ijk(self) -> np.ndarray:
@@ -101,13 +134,15 @@ class PreparedCase:
     @property
     def volume(self) -> Volume:
         """What can be predicted of it."""
-        return Volume(self.name, partial(self.image, mapped=True), self.ijk_to_lps)
+        return Volume(self.name, partial(self.image, mapped=True), self.ijk_to_lps, self.chunks)
 
     def image(self, *, mapped: bool = False) -> np.ndarray:
         """(X, Y, Z) float16; background near 0, bright structures near 1.
 
-        Where it is `mapped`, what is not looked at stays on the disk.
+        Where it is `mapped`, what is not looked at stays on the disk; one in chunks is read whole.
         """
+        if self.chunks is not None:
+            return self.chunks.whole()
         path = self.folder / "image.npy"
         try:
             return (map_npy if mapped else read_npy)(path, np.float16)
@@ -117,14 +152,36 @@ class PreparedCase:
             ) from error
 
     def check_image(self) -> None:
-        """InputError where `image.npy` is not the file that was written."""
+        """InputError where the image is not in the files that were written."""
+        if self.chunks is not None:
+            self.chunks.check()
+            return
         check_crc32(self.folder / "image.npy", self.image_crc32)
 
 
 def save_case(case: PreparedCase, image: np.ndarray, made_from: Path) -> None:
     """Write `case.folder` whole or not at all; an OSError names it."""
     array = npy(image.astype(np.float16))
-    tree = sealed(
+    tree = _tree(case, {"image_crc32": zlib.crc32(array)}, made_from)
+    write_folder(case.folder, {"image.npy": array, "case.json": json_text(tree).encode()})
+
+
+def write_chunked_case(case: PreparedCase, folder: Path, made_from: Path) -> None:
+    """Write `case.json` into the folder in which `case.chunks` is; `load_case` reads both."""
+    chunks = case.chunks
+    assert chunks is not None, "a case whose image is in memory"
+    known = {name: getattr(chunks, name) for name in ("shape", "factor", *_CHECKSUMS)}
+    tree = _tree(case, {"chunks": known}, made_from)
+    (folder / "case.json").write_text(json_text(tree), "utf-8")
+
+
+# Of the files of chunks.
+_CHECKSUMS = ("chunks_crc32", "coarse_crc32")
+
+
+def _tree(case: PreparedCase, image: dict[str, Any], made_from: Path) -> dict[str, Any]:
+    """What `case.json` says; `image` is of the files beside it."""
+    return sealed(
         {
             "schema_version": SCHEMA_VERSION,
             "name": case.name,
@@ -140,14 +197,13 @@ def save_case(case: PreparedCase, image: np.ndarray, made_from: Path) -> None:
                 for key, size in (("extent_mm", case.extent_mm), ("voxel_mm", case.voxel_mm))
                 if np.isfinite(size).all()
             },
-            "image_crc32": zlib.crc32(array),
+            **image,
             "made_from": str(made_from),
             # Cases of before there were notes lack them.
             **({"notes": list(case.notes)} if case.notes else {}),
             **({"pixel_mm": case.pixel_mm} if case.pixel_mm else {}),
         }
     )
-    write_folder(case.folder, {"image.npy": array, "case.json": json_text(tree).encode()})
 
 
 def load_case(folder: Path) -> PreparedCase:
@@ -173,7 +229,8 @@ def load_case(folder: Path) -> PreparedCase:
             landmarks_mm=np.asarray(landmarks, np.float64).reshape(len(points), 3),
             present=np.asarray([p is not None for p in points], bool),
             absent=np.asarray(tree["absent"], bool).reshape(len(points)),
-            image_crc32=tree["image_crc32"],
+            image_crc32=None if "chunks" in tree else tree["image_crc32"],
+            chunks=_chunks(folder, tree["chunks"]) if "chunks" in tree else None,
             notes=_notes(tree.get("notes", [])),
             pixel_mm=_pixel_mm(tree.get("pixel_mm")),
             extent_mm=_size(tree.get("extent_mm")),
@@ -220,6 +277,12 @@ def _pixel_mm(stated: Any) -> tuple[float, float] | None:
     if not (0 < x < 1e9 and 0 < y < 1e9):
         raise ValueError("a pixel of no size")
     return x, y
+
+
+def _chunks(folder: Path, known: dict[str, Any]) -> ChunkedImage:
+    x, y, z = map(int, known["shape"])
+    checksums = (int(known[name]) for name in _CHECKSUMS)
+    return ChunkedImage(folder, (x, y, z), int(known["factor"]), *checksums)
 
 
 def _notes(lines: object) -> tuple[str, ...]:

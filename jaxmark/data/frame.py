@@ -5,20 +5,34 @@ prepares the cohort and scans never seen. No landmark of a scan is used to prepa
 """
 
 import dataclasses
+import functools
+import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from jaxmark.core.anatomy import Segment
 from jaxmark.core.geometry import compose_affine
-from jaxmark.core.grids import Grid
+from jaxmark.core.grids import Grid, blocks, box
+from jaxmark.data.cases import Volume
+from jaxmark.data.chunks import ChunkedImage, Chunks, slab_planes, write_chunks
 from jaxmark.data.mutual_information import register_mutual_information
 from jaxmark.data.pictures import read_picture
-from jaxmark.data.registration import Kind, background, covered, register, resample
+from jaxmark.data.registration import (
+    Kind,
+    Sampling,
+    background,
+    covered,
+    register,
+    resample,
+    smaller,
+)
 from jaxmark.data.scans import Scan, read_scan, write_scan
 from jaxmark.system.errors import InputError, about
 from jaxmark.system.files import read_json, write_json
+from jaxmark.system.parallel import ahead
 
 SCHEMA_VERSION = 2
 
@@ -29,6 +43,10 @@ AMBIGUOUS_LEAD = 0.02
 _LITTLE_OVERLAP = 0.5
 # Half precision holds 65504; implants in a CT may lie far above the upper percentile.
 _MOST = 100.0
+# Nodes along each axis that are resampled at a time.
+_BLOCK = 128
+# That resample a scan which is stored.
+_THREADS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +62,8 @@ class Alignment:
 class PreparedScan:
     """A scan in the common space, and the way back."""
 
-    image: np.ndarray  # (X, Y, Z) float16; background near 0, bright structures near 1
+    # (X, Y, Z) float16, in memory or on a disk; background near 0, bright structures near 1.
+    image: np.ndarray | ChunkedImage
     ijk_to_lps: np.ndarray  # (4, 4): voxels of `image` -> mm of the scan's own world
     quality: float  # of the registration; NaN where there was none
     lead: float  # of the registration
@@ -55,6 +74,17 @@ class PreparedScan:
     grid: Grid  # of the scan itself
     notes: tuple[str, ...] = ()  # of the scan
     pixel_mm: tuple[float, float] | None = None  # of a picture, if it is known
+
+    def volume(self, name: str) -> Volume:
+        """What can be predicted of it."""
+        if isinstance(self.image, ChunkedImage):
+            return Volume(name, self.image.whole, self.ijk_to_lps, self.image)
+        return Volume(name, functools.partial(np.asarray, self.image), self.ijk_to_lps)
+
+    def discard(self) -> None:
+        """Delete what of it is on a disk."""
+        if isinstance(self.image, ChunkedImage):
+            shutil.rmtree(self.image.folder, ignore_errors=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +103,7 @@ class Frame:
     quality_limit: float = -np.inf  # registrations of less quality have probably failed
     untrained: tuple[str, ...] = ()  # landmarks that no training case has
     segments: tuple[Segment, ...] = ()  # of the scheme, where the method knows any
+    chunks: Chunks | None = None  # how prepared images are stored; None: each in one array
     unit: str = "mm"  # of worlds: "px" of pictures whose pixel size is not known
     # "native": voxels of prepared pictures are their own pixels, wherever `grid_to_common` is.
     grid: str = "common"
@@ -82,14 +113,12 @@ class Frame:
         """Whether scans are pictures."""
         return self.shape[2] == 1
 
-    def read(self, path: Path, pixel_size_mm: float = 0.0) -> Scan:
-        """A scan as it is prepared; the pixel size is of a picture that does not state it."""
-        return read_picture(path, self.unit, pixel_size_mm) if self.planar else read_scan(path)
-
     def align(self, scan: Scan) -> Alignment:
         """Register a scan to the template; the common frame is the scan's where there is none."""
         if self.template is None:
             return Alignment(np.eye(4), np.nan, np.nan)
+        if self.chunks is not None:
+            scan = smaller(scan)
         by_information = self.metric == "mutual_information" and self.register != "center"
         match = register_mutual_information if by_information else register
         result = match(self.template, scan, self.register, self.search_degrees)
@@ -102,7 +131,67 @@ class Frame:
         ijk_to_lps = alignment.matrix @ self.grid_to_common
         if native:
             ijk_to_lps = scan.ijk_to_lps @ compose_affine(np.eye(3), -_offset(scan, self.shape))
-        # Every second node is enough for a share and for percentiles.
+        seen = self._seen(scan, ijk_to_lps)
+        image = (_cropped if native else resample)(scan, self.shape, ijk_to_lps)
+        limits = self._range(image[::2, ::2, ::2][seen])
+        scaled = self._scaled(image, limits)
+        return self._prepared(scan, alignment, ijk_to_lps, seen, scaled)
+
+    def read(self, path: Path, pixel_size_mm: float = 0.0) -> Scan:
+        """A scan as it is prepared: a large one with voxels of the file's own type.
+
+        The pixel size is of a picture that does not state it; 0: not known.
+        """
+        if self.planar:
+            return read_picture(path, self.unit, pixel_size_mm)
+        return read_scan(path, as_stored=self.chunks is not None)
+
+    def prepare(self, scan: Scan, folder: Path | None = None) -> PreparedScan:
+        """The scan, aligned, on the common grid; see `apply`, and `store` for the folder."""
+        alignment = self.align(scan)
+        if self.chunks is None:
+            return self.apply(scan, alignment)
+        assert folder is not None, "a frame whose images are on a disk"
+        return self.store(scan, alignment, folder)
+
+    def store(self, scan: Scan, alignment: Alignment, folder: Path) -> PreparedScan:
+        """As `apply`, with the image in chunks in an existing folder, never as a whole in memory.
+
+        Voxels of the scan may be of any type.
+        """
+        assert self.chunks is not None, "a frame whose images are in memory"
+        thickness = slab_planes(self.chunks.factor)
+        ijk_to_lps = alignment.matrix @ self.grid_to_common
+        seen = self._seen(scan, ijk_to_lps)
+        sampling = Sampling.of(scan, ijk_to_lps)
+        if self.intensity == "window":
+            limits = self.intensity_range
+        else:
+            # Every second node, one block after the other.
+            values = [
+                sampling.every(2).sampled(first, shape)[seen[box(first, shape)]]
+                for first, shape in blocks(seen.shape, _BLOCK)
+            ]
+            limits = self._range(np.concatenate(values))
+
+        def slab(first: int) -> np.ndarray:
+            planes = min(thickness, self.shape[0] - first)
+            found = np.empty((planes, *self.shape[1:]), np.float16)
+            for corner, shape in blocks(found.shape, _BLOCK):
+                x, y, z = corner
+                values = sampling.sampled((first + x, y, z), shape)
+                found[box(corner, shape)] = self._scaled(values, limits)
+            return found
+
+        # NumPy lets go of the interpreter's lock: some are resampled while one is written.
+        with ThreadPoolExecutor(_THREADS) as pool:
+            ready = ahead(pool, slab, range(0, self.shape[0], thickness), _THREADS)
+            slabs = (voxels for _, voxels in ready)
+            image = write_chunks(folder, self.shape, slabs, self.chunks.factor)
+        return self._prepared(scan, alignment, ijk_to_lps, seen, image)
+
+    def _seen(self, scan: Scan, ijk_to_lps: np.ndarray) -> np.ndarray:
+        """Which of every second node lie in the scan: enough for a share and for percentiles."""
         half = ijk_to_lps @ np.diag([2.0, 2.0, 2.0, 1.0])
         x, y, z = (-(-n // 2) for n in self.shape)
         seen = covered(scan, (x, y, z), half)
@@ -111,11 +200,23 @@ class Frame:
                 "lies outside of the volume that the model looks at; if its frame is another one, "
                 "config.data.register has to bring it there"
             )
-        image = (_cropped if native else resample)(scan, self.shape, ijk_to_lps)
-        low, high = self._range(image[::2, ::2, ::2][seen])
+        return seen
+
+    def _scaled(self, image: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+        low, high = limits
         image = (image - low) / (high - low)
         most = (0.0, 1.0) if self.intensity == "window" else (-_MOST, _MOST)
-        image = np.clip(image, *most).astype(np.float16)
+        return np.clip(image, *most).astype(np.float16)
+
+    def _prepared(
+        self,
+        scan: Scan,
+        alignment: Alignment,
+        ijk_to_lps: np.ndarray,
+        seen: np.ndarray,
+        image: np.ndarray | ChunkedImage,
+    ) -> PreparedScan:
+        small = image.overview() if isinstance(image, ChunkedImage) else image
         return PreparedScan(
             image=image,
             ijk_to_lps=ijk_to_lps,
@@ -123,7 +224,7 @@ class Frame:
             lead=alignment.lead,
             overlap=float(seen.mean()),
             notes=scan.notes,
-            profile=intensity_profile(image),
+            profile=intensity_profile(small),
             # A picture has no thickness.
             extent_mm=np.sort(scan.spacing_mm * scan.voxels.shape * [1, 1, not self.planar]),
             voxel_mm=np.sort(scan.spacing_mm * [1, 1, not self.planar]),
@@ -143,8 +244,10 @@ class Frame:
             raise ValueError(f"is {low:g} everywhere in the volume that the model looks at")
         return float(low), float(high)
 
-    def doubts(self, quality: float, lead: float, overlap: float) -> list[str]:
-        """What a person should know of a scan's preparation, if anything."""
+    def doubts(
+        self, quality: float, lead: float, overlap: float, voxel_mm: np.ndarray
+    ) -> list[str]:
+        """What a person should know of a scan's preparation, if anything; see `PreparedScan`."""
         found = []
         if quality < self.quality_limit:
             found.append(
@@ -156,6 +259,15 @@ class Frame:
         # Native pictures are filled up.
         if overlap < _LITTLE_OVERLAP and self.grid == "common":
             found.append(f"only {100 * overlap:.0f} % of the prepared volume lies in the scan")
+        if self.chunks is not None:
+            # What is seen of it as a whole.
+            coarse_mm = self.chunks.factor * np.linalg.norm(self.grid_to_common[:3, :3], axis=0)
+            # NaN, where it is not known, is never larger.
+            if (voxel_mm > coarse_mm.max() * (1 + 1e-3)).any():
+                found.append(
+                    f"its voxels, up to {voxel_mm.max():.3g} mm long, are coarser than the "
+                    f"{coarse_mm.max():.3g} mm of the first stage: the second sees nothing finer"
+                )
         return found
 
 
@@ -184,14 +296,18 @@ def intensity_profile(image: np.ndarray) -> np.ndarray:
     return np.quantile(voxels, np.linspace(0.01, 0.99, 50))
 
 
-def prepare_scan(path: Path, frame: Frame, pixel_size_mm: float = 0.0) -> PreparedScan:
+def prepare_scan(
+    path: Path, frame: Frame, folder: Path | None = None, pixel_size_mm: float = 0.0
+) -> PreparedScan:
     """Read and prepare a scan never seen; InputError that names it where that is impossible.
 
-    The pixel size is of a picture that does not state it; 0: not known.
+    Args:
+      folder: where the image is stored, if the frame says that it is.
+      pixel_size_mm: of a picture that does not state it; 0: not known.
     """
     scan = frame.read(path, pixel_size_mm)
     with about(path):
-        return frame.apply(scan, frame.align(scan))
+        return frame.prepare(scan, folder)
 
 
 def save_frame(frame: Frame, landmarks: Sequence[str], folder: Path) -> None:
@@ -220,6 +336,8 @@ def save_frame(frame: Frame, landmarks: Sequence[str], folder: Path) -> None:
         tree["unit"] = frame.unit
     if frame.grid != "common":
         tree["grid"] = frame.grid
+    if frame.chunks is not None:
+        tree["chunks"] = dataclasses.asdict(frame.chunks)
     if frame.segments:
         tree["segments"] = [dataclasses.asdict(segment) for segment in frame.segments]
     write_json(folder / "frame.json", tree)
@@ -249,6 +367,7 @@ def load_frame(folder: Path) -> tuple[Frame, tuple[str, ...]]:
             ),
             unit=tree.get("unit", "mm"),
             grid=tree.get("grid", "common"),
+            chunks=Chunks(int(tree["chunks"]["factor"])) if "chunks" in tree else None,
         )
         return frame, tuple(names)
     except (KeyError, TypeError, ValueError) as error:

@@ -18,8 +18,11 @@ def coarse(image: np.ndarray, factor: int) -> np.ndarray:
     planes = max(1, _AT_ONCE // (factor * image.shape[1] * image.shape[2]))
     for first in range(0, shape[0], planes):
         slab = np.asarray(image[factor * first : factor * (first + planes)], np.float32)
-        cubes = slab.reshape(-1, factor, shape[1], factor, shape[2], factor)
-        found[first : first + planes] = cubes.mean((1, 3, 5))
+        # An axis after the other is faster than a mean over three at once.
+        sums = slab.reshape(-1, factor, *slab.shape[1:]).sum(1)
+        sums = sums.reshape(len(sums), -1, factor, slab.shape[2]).sum(2)
+        sums = sums.reshape(*sums.shape[:2], -1, factor).sum(3)
+        found[first : first + planes] = sums / factor**3
     return found
 
 

@@ -19,10 +19,18 @@ from jaxmark.core.anatomy import COW19, Segment, scheme_of
 from jaxmark.core.geometry import apply_affine, pick_template
 from jaxmark.core.grids import Grid
 from jaxmark.data.annotations import annotation_doubts
+from jaxmark.data.arrays import replacing_folder
 from jaxmark.data.cache import cache_folder, in_cache
-from jaxmark.data.cases import CaseSegments, PreparedCase, load_case, save_case
+from jaxmark.data.cases import (
+    CaseSegments,
+    PreparedCase,
+    load_case,
+    save_case,
+    write_chunked_case,
+)
+from jaxmark.data.chunks import ChunkedImage, Chunks
 from jaxmark.data.cohort import SPLITS, Cohort, RawCase, check_inside
-from jaxmark.data.frame import Alignment, Frame
+from jaxmark.data.frame import Alignment, Frame, PreparedScan
 from jaxmark.data.left_out import LeftOut, left_out, untrained
 from jaxmark.data.notes import first_few
 from jaxmark.data.pictures import read_picture
@@ -32,7 +40,7 @@ from jaxmark.data.prepared_segments import (
     prepare_segments,
     segments_jobs,
 )
-from jaxmark.data.registration import Kind, register
+from jaxmark.data.registration import Kind, register, smaller
 from jaxmark.data.scans import Scan, read_scan
 from jaxmark.data.segmentations import CohortSegments
 from jaxmark.data.transforms import read_transform
@@ -92,7 +100,7 @@ class Prepared:
 
     def _preparation_doubts(self) -> dict[str, list[str]]:
         found = {
-            name: self.frame.doubts(case.quality, case.lead, case.overlap)
+            name: self.frame.doubts(case.quality, case.lead, case.overlap, case.voxel_mm)
             for name, case in self.cases.items()
         }
         return {name: lines for name, lines in found.items() if lines}
@@ -221,12 +229,22 @@ class Template(NamedTuple):
             return read_picture(self.path, self.unit, self.pixel_size_mm)
         return read_scan(self.path)
 
+    def read_small(self) -> Scan:
+        """As scans are that are compared with it and that are prepared in chunks."""
+        return smaller(read_scan(self.path, as_stored=True))
 
-def prepare_cohort(cohort: Cohort, data: Data, segments: CohortSegments | None = None) -> Prepared:
+
+def prepare_cohort(
+    cohort: Cohort,
+    data: Data,
+    segments: CohortSegments | None = None,
+    chunks: Chunks | None = None,
+) -> Prepared:
     """Prepare every case of the splits, or find it in the cache.
 
     Args:
       segments: what is known of each case's, where the method learns from that.
+      chunks: how images are stored, where the method looks at parts of them.
 
     Raises:
       InputError, or an ExceptionGroup of them where several files are wrong: all files are checked
@@ -238,10 +256,10 @@ def prepare_cohort(cohort: Cohort, data: Data, segments: CohortSegments | None =
     if not train:
         raise InputError(data.root, "the split train has no cases: there is nothing to learn from")
     template = choose_template(train, data)
-    folder = cache_folder(data) / json_key(_settings(cohort, data, template))
+    folder = cache_folder(data) / json_key(_settings(cohort, data, template, chunks))
     keys = {s.name: f"{s.name}-{json_key(identity(s))}" for s in sources}
     homes = {name: folder / "cases" / key for name, key in keys.items()}
-    frame = _unplaced_frame(data, template)
+    frame = _unplaced_frame(data, template, chunks)
     # Jobs travel to other processes, which read the template themselves, once.
     light = dataclasses.replace(frame, template=None)
     files = {name: folder / "alignments" / f"{key}.json" for name, key in keys.items()}
@@ -302,18 +320,20 @@ def prepare_cohort(cohort: Cohort, data: Data, segments: CohortSegments | None =
     return Prepared(cohort.names, cases, cohort.splits, frame, mended, notes, left_out(cohort))
 
 
-def _unplaced_frame(data: Data, template: Template | None) -> Frame:
+def _unplaced_frame(data: Data, template: Template | None, chunks: Chunks | None) -> Frame:
     """The frame before the training cases are aligned: where its grid lies is not known."""
+    read = _read_template if chunks is None else _read_large_template
     return Frame(
         register=cast(Kind, data.register),
         metric=data.metric,
         search_degrees=data.search_degrees,
-        template=template.read() if template else None,
+        template=read(template) if template else None,
         common_to_template=template_in_common(data),
         grid_to_common=np.eye(4),
         shape=prepared_shape(data),
         intensity=data.intensity,
         intensity_range=intensity_range(data),
+        chunks=chunks,
         unit=data.unit,
         grid=data.grid,
     )
@@ -326,7 +346,9 @@ def _own_segments(landmarks: Sequence[str], segments: CohortSegments | None) -> 
     return segments.segments
 
 
-def _settings(cohort: Cohort, data: Data, template: Template | None) -> dict[str, Any]:
+def _settings(
+    cohort: Cohort, data: Data, template: Template | None, chunks: Chunks | None
+) -> dict[str, Any]:
     """All that the prepared cases of a cohort have in common, for their folder in the cache."""
     extra = [data.template_transform, data.template_mask, data.shared_mask]
     return {
@@ -345,6 +367,8 @@ def _settings(cohort: Cohort, data: Data, template: Template | None) -> dict[str
         # Only of pictures: volumes stay prepared.
         **({"unit": data.unit, "grid": data.grid} if data.planar else {}),
         "train": [identity(cohort.cases[name]) for name in cohort.splits["train"]],
+        # Only where there are any: cases of other methods stay prepared.
+        **({} if chunks is None else {"chunks": dataclasses.asdict(chunks)}),
     }
 
 
@@ -479,13 +503,16 @@ def write_alignment(path: Path, alignment: Alignment) -> None:
 _FIGURES = {"quality": "quality", "lead": "margin"}
 
 
-_read_once = functools.lru_cache(maxsize=1)(Template.read)
+# Once in each process.
+_read_template = functools.lru_cache(maxsize=1)(Template.read)
+_read_large_template = functools.lru_cache(maxsize=1)(Template.read_small)
 
 
 def _check_and_align(job: tuple[RawCase, Frame, Template | None, Path]) -> Alignment:
     source, frame, template, file = job
     if template is not None:
-        frame = dataclasses.replace(frame, template=_read_once(template))
+        read = _read_template if frame.chunks is None else _read_large_template
+        frame = dataclasses.replace(frame, template=read(template))
     scan = frame.read(source.scan, source.pixel_size_mm)
     check_inside(source, scan, frame.unit)
     with about(source.scan):
@@ -496,9 +523,23 @@ def _check_and_align(job: tuple[RawCase, Frame, Template | None, Path]) -> Align
 
 def _prepare_case(job: tuple[RawCase, Frame, Alignment, Path]) -> None:
     source, frame, alignment, folder = job
-    with about(source.scan):
-        prepared = frame.apply(frame.read(source.scan, source.pixel_size_mm), alignment)
-    case = PreparedCase(
+    scan = frame.read(source.scan, source.pixel_size_mm)
+    if frame.chunks is None:
+        with about(source.scan):
+            prepared = frame.apply(scan, alignment)
+        assert isinstance(prepared.image, np.ndarray)
+        save_case(_case_of(source, prepared, folder), prepared.image, source.scan)
+        return
+    with replacing_folder(folder) as temporary:
+        with about(source.scan):
+            prepared = frame.store(scan, alignment, temporary)
+        assert isinstance(prepared.image, ChunkedImage)
+        case = dataclasses.replace(_case_of(source, prepared, folder), chunks=prepared.image)
+        write_chunked_case(case, temporary, source.scan)
+
+
+def _case_of(source: RawCase, prepared: PreparedScan, folder: Path) -> PreparedCase:
+    return PreparedCase(
         name=source.name,
         folder=folder,
         ijk_to_lps=prepared.ijk_to_lps,
@@ -513,4 +554,3 @@ def _prepare_case(job: tuple[RawCase, Frame, Alignment, Path]) -> None:
         voxel_mm=prepared.voxel_mm,
         pixel_mm=prepared.pixel_mm,
     )
-    save_case(case, prepared.image, source.scan)

@@ -35,12 +35,17 @@ _ROTATIONS = 1000
 # Voxels along the longest side of the template at the coarse, middle and fine level, and how many
 # of its voxels are compared there.
 _COARSE, _MIDDLE, _FINE = (16, 1500), (32, 4000), (128, 40000)
+# Of a large scan that is made smaller before it is registered.
+_LEAST_SIDE = 256
 # Starts refined at the coarse and at the middle level; the best alone is refined at the fine one.
 _KEEP_COARSE, _KEEP_MIDDLE = 96, 16
 # Gauss-Newton steps end when the quality gains less, or when a step this short gains nothing.
 _MAX_STEPS, _MIN_GAIN, _MIN_LENGTH = 40, 1e-5, 0.1
 # Largest step, in radians, relative scale, or template sizes: further the derivatives say nothing.
 _MAX_STEP = 0.5
+# Axes are parallel where a node along one moves less across, in voxels of the scan; and a node this
+# near to a voxel lies on it. Headers round more.
+_PARALLEL, _ON_A_VOXEL = 1e-6, 1e-4
 # Results whose rotations differ by less are one answer.
 _DISTINCT_DEGREES = 15.0
 
@@ -114,29 +119,117 @@ def resample(scan: Scan, shape: tuple[int, int, int], grid_to_lps: np.ndarray) -
     Returns:
         (X, Y, Z) float32 of that shape.
     """
-    grid_to_ijk = np.linalg.inv(scan.ijk_to_lps) @ grid_to_lps
-    sigma = _smoothing(grid_to_ijk)
+    return Sampling.of(scan, grid_to_lps).interpolated((0, 0, 0), shape)
 
-    # Smooth only what the grid will see, and what the smoothing reaches from there.
-    size = np.array(scan.voxels.shape)
-    corners = np.indices((2, 2, 2)).reshape(3, 8).T * (np.array(shape) - 1)
-    seen = apply_affine(grid_to_ijk, corners)
-    low = np.clip(np.floor(seen.min(0) - 3 * sigma) - 1, 0, size - 1).astype(int)
-    high = np.clip(np.ceil(seen.max(0) + 3 * sigma) + 2, low + 1, size).astype(int)
-    part = scan.voxels[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
-    part = ndimage.gaussian_filter(part, sigma, mode="nearest", truncate=3.0)
-    return ndimage.affine_transform(
-        part,
-        grid_to_ijk[:3, :3],
-        grid_to_ijk[:3, 3] - low,
-        output_shape=shape,
-        order=1,
-        # Blends to the outside over one voxel, so that a node which rounding puts just over the
-        # edge keeps its value.
-        mode="grid-constant",
-        cval=background(scan),
-        prefilter=False,
-    )
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """A scan as nodes of an affine grid see it, to be sampled part by part; see `resample`."""
+
+    voxels: np.ndarray  # (X, Y, Z) of any type of numbers
+    grid_to_ijk: np.ndarray  # (4, 4): ijk of the grid -> those of the scan
+    sigma: np.ndarray  # (3,) of the smoothing, in voxels of the scan
+    outside: float
+
+    @classmethod
+    def of(cls, scan: Scan, grid_to_lps: np.ndarray) -> "Sampling":
+        """On the grid of this place (4, 4)."""
+        grid_to_ijk = np.linalg.inv(scan.ijk_to_lps) @ grid_to_lps
+        return cls(scan.voxels, grid_to_ijk, _smoothing(grid_to_ijk), background(scan))
+
+    def every(self, step: int) -> "Sampling":
+        """Of every `step`-th node alone, smoothed as the grid itself is."""
+        thinner = self.grid_to_ijk @ np.diag([step, step, step, 1.0])
+        return dataclasses.replace(self, grid_to_ijk=thinner)
+
+    def interpolated(self, first: tuple[int, int, int], shape: tuple[int, int, int]) -> np.ndarray:
+        """(X, Y, Z) float32 of so many nodes from `first` on, by interpolation in space."""
+        part, matrix, offset = self._seen(first, shape)
+        return ndimage.affine_transform(
+            part,
+            matrix,
+            offset,
+            output_shape=shape,
+            order=1,
+            # Blends to the outside over one voxel, so that a node which rounding puts just over the
+            # edge keeps its value.
+            mode="grid-constant",
+            cval=self.outside,
+            prefilter=False,
+        )
+
+    def sampled(self, first: tuple[int, int, int], shape: tuple[int, int, int]) -> np.ndarray:
+        """As `interpolated` up to rounding; faster where axes of grid and scan are parallel.
+
+        There interpolation is along one axis after another.
+        """
+        matrix = self.grid_to_ijk[:3, :3]
+        # Of each axis of the grid, the one of the scan.
+        order = np.abs(matrix).argmax(0)
+        across = matrix.copy()
+        across[order, range(3)] = 0
+        if sorted(order) != [0, 1, 2] or np.abs(across).max() > _PARALLEL:
+            return self.interpolated(first, shape)
+        part, matrix, offset = self._seen(first, shape)
+        # What lies outside is then 0, and no tap's weight need be replaced by a value.
+        part = part - np.float32(self.outside)
+        for axis in (2, 1, 0):
+            source = order[axis]
+            nodes = matrix[source, axis] * np.arange(shape[axis]) + offset[source]
+            part = _along(part, source, nodes)
+        return part.transpose(order) + np.float32(self.outside)
+
+    def _seen(
+        self, first: tuple[int, int, int], shape: tuple[int, int, int]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What these nodes see of the scan, smoothed; the map from them (3, 3) and (3,) to it."""
+        # Smooth only what the grid will see, and what the smoothing reaches from there.
+        matrix, sigma = self.grid_to_ijk[:3, :3], self.sigma
+        offset = matrix @ np.array(first) + self.grid_to_ijk[:3, 3]
+        size = np.array(self.voxels.shape)
+        corners = np.indices((2, 2, 2)).reshape(3, 8).T * (np.array(shape) - 1)
+        seen = corners @ matrix.T + offset
+        low = np.clip(np.floor(seen.min(0) - 3 * sigma) - 1, 0, size - 1).astype(int)
+        high = np.clip(np.ceil(seen.max(0) + 3 * sigma) + 2, low + 1, size).astype(int)
+        part = self.voxels[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+        part = part.astype(np.float32, copy=False)
+        if sigma.any():
+            part = ndimage.gaussian_filter(part, sigma, mode="nearest", truncate=3.0)
+        return part, matrix, offset - low
+
+
+def _along(values: np.ndarray, axis: int, nodes: np.ndarray) -> np.ndarray:
+    """Linear interpolation along an axis at `nodes`, indices of it; 0 outside."""
+    nearest = np.rint(nodes)
+    nodes = np.where(np.abs(nodes - nearest) < _ON_A_VOXEL, nearest, nodes)
+    low = np.floor(nodes).astype(int)
+    share = nodes - low
+    found: np.ndarray | None = None
+    for index, weight in ((low, 1 - share), (low + 1, share)):
+        inside = (index >= 0) & (index < values.shape[axis])
+        if not (weight * inside).any():
+            continue
+        tap = _rows(values, axis, np.clip(index, 0, values.shape[axis] - 1))
+        if not (weight * inside == 1).all():
+            column = [1, 1, 1]
+            column[axis] = -1
+            tap = tap * (weight * inside).astype(np.float32).reshape(column)
+        found = tap if found is None else found + tap
+    if found is None:
+        found = np.zeros(values.shape[:axis] + low.shape + values.shape[axis + 1 :], np.float32)
+    return found
+
+
+def _rows(values: np.ndarray, axis: int, index: np.ndarray) -> np.ndarray:
+    """As `np.take`; no copy where the rows follow one another, forwards or backwards."""
+    steps = np.diff(index)
+    for step in (1, -1):
+        if (steps == step).all():
+            rows: list[slice] = [slice(None)] * 3
+            end = int(index[-1]) + step
+            rows[axis] = slice(int(index[0]), None if end < 0 else end, step)
+            return values[tuple(rows)]
+    return np.moveaxis(np.moveaxis(values, axis, 0)[index], 0, axis)
 
 
 def warp(
@@ -183,16 +276,19 @@ def _smoothing(grid_to_ijk: np.ndarray) -> np.ndarray:
 
 def background(scan: Scan) -> float:
     """What is taken to be outside of a scan."""
-    return float(np.percentile(scan.voxels[::2, ::2, ::2], _LOW_PERCENTILE))
+    # In the order of memory: another one takes seconds to copy a large scan.
+    return float(np.percentile(scan.voxels[::2, ::2, ::2].ravel(order="K"), _LOW_PERCENTILE))
 
 
 def covered(scan: Scan, shape: tuple[int, int, int], grid_to_lps: np.ndarray) -> np.ndarray:
     """(X, Y, Z) bool of that shape: which nodes of an affine grid, as in `resample`, lie in it."""
     grid_to_ijk = np.linalg.inv(scan.ijk_to_lps) @ grid_to_lps
-    x, y, z = np.ogrid[tuple(slice(n) for n in shape)]
+    nodes = np.ogrid[tuple(slice(n) for n in shape)]
     inside = np.ones(shape, bool)
     for row, size in zip(grid_to_ijk, scan.voxels.shape, strict=False):
-        index = row[0] * x + row[1] * y + row[2] * z + row[3]
+        # Of parallel axes one counts, and the index is no volume.
+        counting = [step * node for step, node in zip(row[:3], nodes, strict=True) if step]
+        index = sum(counting, np.zeros((1, 1, 1))) + row[3]
         inside &= (index >= -0.5) & (index <= size - 0.5)
     return inside
 
@@ -256,6 +352,22 @@ def _coarsen(scan: Scan, spacing_mm: float) -> Scan:
     )
     block_to_ijk = compose_affine(np.diag(blocks), (blocks - 1) / 2)
     return Scan((voxels - low) / (high - low), scan.ijk_to_lps @ block_to_ijk)
+
+
+def smaller(scan: Scan) -> Scan:
+    """Means over blocks, in float32, so that a large scan has 256 to 511 voxels along an axis.
+
+    Registration looks at fewer. What is left over at the end of an axis is left out.
+    """
+    blocks = np.maximum(np.array(scan.voxels.shape) // _LEAST_SIDE, 1)
+    x, y, z = (n // block for n, block in zip(scan.voxels.shape, blocks, strict=True))
+    i, j, k = blocks
+    voxels = np.empty((x, y, z), np.float32, order="F")
+    for plane in range(z):
+        part = scan.voxels[: x * i, : y * j, plane * k : (plane + 1) * k]
+        voxels[..., plane] = part.reshape(x, i, y, j, k).mean((1, 3, 4), dtype=np.float32)
+    block_to_ijk = compose_affine(np.diag(blocks), (blocks - 1) / 2)
+    return Scan(voxels, scan.ijk_to_lps @ block_to_ijk, scan.notes)
 
 
 def contrast_limits(voxels: np.ndarray) -> tuple[float, float]:

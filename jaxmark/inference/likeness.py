@@ -148,7 +148,7 @@ def usual(
         return None
     return Usual(
         of="validation" if enough else "training",
-        profile=np.stack([intensity_profile(case.image()) for case in chosen]),
+        profile=np.stack([intensity_profile(case.volume.overview()[0]) for case in chosen]),
         overlap=np.array([case.overlap for case in chosen]),
         extent_mm=np.stack([case.extent_mm for case in chosen]),
         voxel_mm=np.stack([case.voxel_mm for case in chosen]),

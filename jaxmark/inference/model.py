@@ -1,8 +1,10 @@
 """A trained model, and what it says of a scan: landmarks in the scan's own millimetres."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,12 +14,14 @@ import SimpleITK as sitk
 
 from jaxmark.config import Experiment
 from jaxmark.core.anatomy import Scheme
-from jaxmark.data.cases import Volume
+from jaxmark.core.geometry import apply_affine
+from jaxmark.data.arrays import discarded
 from jaxmark.data.formats.safeguards import voxels_and_place
-from jaxmark.data.frame import Frame, PreparedScan
+from jaxmark.data.frame import Frame, PreparedScan, prepare_scan
 from jaxmark.data.landmarks import Landmarks
+from jaxmark.data.notes import first_few
 from jaxmark.data.pictures import Plane, picture_in_memory
-from jaxmark.data.scans import Scan, checked_scan, read_scan
+from jaxmark.data.scans import Scan, checked_scan
 from jaxmark.inference.calibration import Calibration, evidence_of
 from jaxmark.inference.predictor import Found, Predictor
 from jaxmark.inference.segments import ScanSegments
@@ -180,7 +184,12 @@ class TrainedModel:
         if promises["usual"] is None:
             del promises["usual"]
         frame = (self.preparation / "frame.json").read_bytes()
-        parts = [weights.hexdigest(), frame, self.experiment.predict.decoder, promises]
+        parts: list[object] = [
+            weights.hexdigest(),
+            frame,
+            self.experiment.predict.decoder,
+            promises,
+        ]
         # It places pictures that do not state it.
         size_mm = self.experiment.data.pixel_size_mm
         parts += [size_mm] if size_mm else []
@@ -194,6 +203,9 @@ class TrainedModel:
     ) -> ScanLandmarks:
         """The landmarks of one scan, and its segments where the model knows of any.
 
+        A model that looks at parts of a scan stores the prepared one meanwhile, among the system's
+        temporary files.
+
         Args:
           scan: a file or a folder with one DICOM series; an image of SimpleITK; or an array
             (X, Y, Z) of intensities. Of a model of pictures: a picture's file, an image with two
@@ -205,43 +217,45 @@ class TrainedModel:
         Raises:
           InputError: the scan can't be read or prepared; an array comes without affine or frame.
         """
-        name, read = self._read(scan, affine, frame)
-        with about(name):
-            prepared = self.frame.apply(read, self.frame.align(read))
-        volume = Volume(name, lambda: prepared.image, prepared.ijk_to_lps)
-        (found,) = self.predictor(self.variables, [volume])
-        return self.landmarks_of(found, prepared)
+        with contextlib.ExitStack() as stack:
+            folder = None
+            if self.frame.chunks is not None:
+                folder = Path(tempfile.mkdtemp(prefix="jaxmark-"))
+                stack.enter_context(discarded(folder))
+            name, prepared = self._prepared(scan, affine, frame, folder)
+            (found,) = self.predictor(self.variables, [prepared.volume(name)])
+            return self.landmarks_of(found, prepared)
 
-    def _read(
-        self, scan: str | Path | sitk.Image | np.ndarray, affine: np.ndarray | None, frame: str
-    ) -> tuple[str, Scan]:
-        """A name for messages, and the scan itself."""
-        if not self.frame.planar:
-            return _scan_of(scan, affine, frame)
+    def _prepared(
+        self,
+        scan: str | Path | sitk.Image | np.ndarray,
+        affine: np.ndarray | None,
+        frame: str,
+        folder: Path | None,
+    ) -> tuple[str, PreparedScan]:
+        """A name for messages, and the scan as the network takes it; its own voxels are let go."""
         size_mm = self.experiment.data.pixel_size_mm
         if isinstance(scan, (str, Path)):
-            return str(scan), self.frame.read(Path(scan), size_mm)
-        pixel_mm = (size_mm, size_mm) if size_mm else None
-        if not isinstance(scan, sitk.Image):
-            pixels = np.asarray(scan)
-            return "array", picture_in_memory(pixels, self.frame.unit, pixel_mm, "array")
-        if scan.GetDimension() != 2:
-            raise InputError("image", "is not a picture with two axes")
-        pixels = np.swapaxes(sitk.GetArrayFromImage(scan), 0, 1)
-        x_mm, y_mm = scan.GetSpacing()
-        return "image", picture_in_memory(
-            pixels, self.frame.unit, pixel_mm or (x_mm, y_mm), "image"
-        )
+            return str(scan), prepare_scan(Path(scan), self.frame, folder, size_mm)
+        if self.frame.planar:
+            name, read = _picture_of(scan, self.frame.unit, size_mm)
+        else:
+            name, read = _scan_of(scan, affine, frame)
+        with about(name):
+            return name, self.frame.prepare(read, folder)
 
     def landmarks_of(self, found: Found, prepared: PreparedScan) -> ScanLandmarks:
         """What the network found in a prepared scan, with what is known of it."""
         decoder = self.experiment.predict.decoder
-        doubts = self.frame.doubts(prepared.quality, prepared.lead, prepared.overlap)
+        figures = prepared.quality, prepared.lead, prepared.overlap, prepared.voxel_mm
+        doubts = self.frame.doubts(*figures)
         untrained = self.frame.untrained
         if self.calibration.usual is not None:
             evidence = np.asarray(found.prediction.evidence)
             mean = float(evidence_of(evidence, self.landmarks, untrained))
             doubts += self.calibration.usual.doubts(prepared, mean, self.frame.unit)
+        if self.frame.chunks is not None:
+            doubts += self._at_the_border(found.landmarks_mm(decoder), prepared)
         return ScanLandmarks.of(
             found,
             self.landmarks,
@@ -254,13 +268,32 @@ class TrainedModel:
             plane=Plane(self.frame.unit, prepared.pixel_mm) if self.frame.planar else None,
         )
 
+    def _at_the_border(self, positions_mm: np.ndarray, prepared: PreparedScan) -> list[str]:
+        """A doubt where trained landmarks (K, 3) lie where a patch around them is cut off."""
+        ijk = apply_affine(np.linalg.inv(prepared.grid.ijk_to_lps), positions_mm)
+        beside = ((ijk < 1) | (ijk > np.array(prepared.grid.shape) - 2)).any(1)
+        names = [n for n in np.array(self.landmarks)[beside] if n not in self.frame.untrained]
+        if not names:
+            return []
+        return [f"{first_few(names)}: at the border of the scan or outside, with little to see"]
+
+
+def _picture_of(scan: sitk.Image | np.ndarray, unit: str, size_mm: float) -> tuple[str, Scan]:
+    """As `_scan_of`, of a picture whose pixel size is stated, or 0."""
+    pixel_mm = (size_mm, size_mm) if size_mm else None
+    if not isinstance(scan, sitk.Image):
+        return "array", picture_in_memory(np.asarray(scan), unit, pixel_mm, "array")
+    if scan.GetDimension() != 2:
+        raise InputError("image", "is not a picture with two axes")
+    x_mm, y_mm = scan.GetSpacing()
+    pixels = np.swapaxes(sitk.GetArrayFromImage(scan), 0, 1)
+    return "image", picture_in_memory(pixels, unit, pixel_mm or (x_mm, y_mm), "image")
+
 
 def _scan_of(
-    scan: str | Path | sitk.Image | np.ndarray, affine: np.ndarray | None, frame: str
+    scan: sitk.Image | np.ndarray, affine: np.ndarray | None, frame: str
 ) -> tuple[str, Scan]:
-    """A name for messages, and the scan itself."""
-    if isinstance(scan, (str, Path)):
-        return str(scan), read_scan(Path(scan))
+    """A name for messages, and the scan itself, of what is in memory already."""
     if isinstance(scan, sitk.Image):
         if scan.GetDimension() != 3 or scan.GetNumberOfComponentsPerPixel() != 1:
             raise InputError("image", "is not a volume of single numbers")

@@ -36,7 +36,8 @@ from jaxmark.core.losses import (
     heatmap_cross_entropy,
 )
 from jaxmark.data.cases import HostBatch, PreparedCase, Volume
-from jaxmark.data.multiscale import coarse, first_voxels, patch
+from jaxmark.data.chunks import Chunks
+from jaxmark.data.multiscale import first_voxels
 from jaxmark.methods.method import (
     GRADIENT,
     LENGTH_MM,
@@ -44,6 +45,7 @@ from jaxmark.methods.method import (
     Batch,
     Method,
     Metrics,
+    Need,
     Params,
     Phase,
     Prediction,
@@ -117,9 +119,9 @@ class Cascade:
     }
 
     @property
-    def needs(self) -> frozenset[str]:
+    def needs(self) -> frozenset[Need]:
         """See `Settings`."""
-        return frozenset()
+        return frozenset({Chunks(self.factor)})
 
     def conflicts(self) -> Iterator[Problem]:
         """See `bounds`."""
@@ -265,7 +267,7 @@ class FirstStage:
         factor = self.settings.factor
 
         def read(volume: Volume, earlier: Prediction | None) -> HostBatch:
-            return {"image": coarse(volume.image(), factor)[..., None]}
+            return {"image": volume.coarse(factor)[..., None]}
 
         def run(variables: Variables, arrays: Mapping[str, Array]) -> Prediction:
             x, y, z = (slice(m, -m or None) for m in self.task.margin)
@@ -375,9 +377,8 @@ class SecondStage:
             assert earlier is not None
             found = np.asarray(earlier.positions_ijk["subvoxel"])
             first = first_voxels(found, side)
-            image = volume.image()
             return {
-                "image": np.stack([patch(image, corner, side) for corner in first])[..., None],
+                "image": np.stack([volume.patch(corner, side) for corner in first])[..., None],
                 "first": first.astype(np.float32),
                 "found": found,
                 "stage1": np.asarray(earlier.positions_ijk["stage1"]),
@@ -399,7 +400,7 @@ def read_coarse(case: PreparedCase, rng: np.random.Generator, *, factor: int) ->
     """The whole image, `factor` times smaller, with landmarks in its voxels."""
     points = (np.nan_to_num(case.landmarks_ijk) + 0.5) / factor - 0.5
     return {
-        "image": coarse(case.image(mapped=True), factor)[..., None],
+        "image": case.volume.coarse(factor)[..., None],
         "landmarks_ijk": points.astype(np.float32),
         "present": case.present,
         "absent": case.absent,
@@ -418,12 +419,12 @@ def read_patches(
 
     Its middle is anywhere within `reach_mm` along each axis: where the first stage may have put it.
     """
-    image = case.image(mapped=True)
+    volume = case.volume
     points = np.nan_to_num(case.landmarks_ijk)
     reach = reach_mm / np.asarray(spacing_mm)
     first = first_voxels(points + rng.uniform(-reach, reach, points.shape), side)
     return {
-        "image": np.stack([patch(image, corner, side) for corner in first])[..., None],
+        "image": np.stack([volume.patch(corner, side) for corner in first])[..., None],
         "landmarks_ijk": (points - first).astype(np.float32),
         "present": case.present,
         "absent": case.absent,

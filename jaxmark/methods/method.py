@@ -18,6 +18,7 @@ from jaxmark.config import Augment
 from jaxmark.core.anatomy import Scheme
 from jaxmark.core.slabs import slab_voxels
 from jaxmark.data.cases import HostBatch, PreparedCase, Volume, read_case
+from jaxmark.data.chunks import Chunks
 
 Params = Mapping[str, Any]
 Metrics = dict[str, Array]
@@ -29,6 +30,8 @@ LOSS, SHARE, GRADIENT, LENGTH_MM = "loss", "share", "gradient", "length_mm"
 UNPAIRED = "unpaired"  # another cohort's landmarks, `Task.unpaired`
 SEGMENTS = "segments"  # which segments each case has, `Batch.targets`
 LABEL_MAPS = "label_maps"  # where they are: implies SEGMENTS
+# `Chunks` may be among them, too: prepared images that are read in parts.
+Need = str | Chunks
 
 # Names in `Batch.targets`.
 SEGMENTATION = "segmentation"  # (B, X, Y, Z) uint8: 0, or 1 + index of the segment
@@ -229,6 +232,11 @@ class Method:
     learned: Callable[[Params], Mapping[str, Array]] = lambda params: {}
 
 
+def chunks_of(needs: frozenset[Need]) -> Chunks | None:
+    """How prepared images are stored for a method with these needs; None: each in one array."""
+    return next((need for need in needs if isinstance(need, Chunks)), None)
+
+
 class Settings(Protocol):
     """The settings dataclass of a method, the `method` field of an experiment."""
 
@@ -238,8 +246,11 @@ class Settings(Protocol):
     metrics: ClassVar[Mapping[str, str]]
 
     @property
-    def needs(self) -> frozenset[str]:
-        """What training needs of a cohort: of UNPAIRED, SEGMENTS, LABEL_MAPS. Prediction never."""
+    def needs(self) -> frozenset[Need]:
+        """What the method needs of a cohort: of UNPAIRED, SEGMENTS, LABEL_MAPS and `Chunks`.
+
+        Prediction needs none of the first three.
+        """
         ...
 
     def misfits(self, task: Task) -> Iterable[Problem]:

@@ -10,6 +10,7 @@ output/segmentations/<case>.nii.gz          `data.label_map_files` and `predicti
 output/batch/landmarks.csv, attributes.csv  all cases in one table
 output/batch/batch.json                     what failed and why, and how fast it was
 output/batch/cases/<case>.json              written last: what was made of which scan by which model
+output/batch/.prepared-*/                   images in chunks, each until its case is written
 ```
 """
 
@@ -21,8 +22,10 @@ import itertools
 import json
 import math
 import os
+import shutil
 import sys
 import time
+import uuid
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -32,6 +35,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxmark.core.geometry import apply_affine
+from jaxmark.data.arrays import discarded, stored
 from jaxmark.data.cases import Volume
 from jaxmark.data.formats.safeguards import named
 from jaxmark.data.frame import Frame, PreparedScan, load_frame, prepare_scan
@@ -70,6 +74,8 @@ _SCANS_WORTH_PROCESSES = 4
 _NAMED = 5
 # What is wrong with one file's disk is wrong with the next one's.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+# In the folder `batch`; what tells processes apart follows.
+_STORE = ".prepared-"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +166,10 @@ def predict_scans(model: TrainedModel, sources: dict[str, Path], folder: Path) -
         (folder / "batch").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(folder, f"cannot be written: {error.strerror} (--output)") from error
+    if primary():
+        # Of a run that was killed.
+        for stale in (folder / "batch").glob(f"{_STORE}*"):
+            shutil.rmtree(stale, ignore_errors=True)
     agreed = from_primary("scans", {name: str(path) for name, path in sources.items()})
     sources = {name: Path(path) for name, path in agreed.items()}
     bad_names = {name: bad for name, path in sources.items() if (bad := _bad_name(name, path))}
@@ -199,6 +209,8 @@ class _Share:
         some_done: bool,
     ):
         self._model, self._todo, self._folder = model, todo, folder
+        # Of this process alone.
+        self._store = folder / "batch" / f"{_STORE}{uuid.uuid4().hex[:8]}"
         # The other processes have the same ones.
         self._failures = dict(bad_names)
         self._some_done = some_done
@@ -213,9 +225,12 @@ class _Share:
         data = self._model.experiment.data
         workers = data.workers if len(self._todo) >= _SCANS_WORTH_PROCESSES else 1
         # Scans in work: enough that no process waits for the next.
-        depth = 2 * (data.workers or os.cpu_count() or 1)
+        depth = data.workers or os.cpu_count() or 1
+        # An image in chunks is a quarter of a gigabyte on the disk.
+        depth *= 2 if self._model.frame.chunks is None else 1
         total = len(self._failures) + len(self._todo)
         with (
+            discarded(self._store),
             worker_pool(workers, len(self._todo)) as pool,
             tqdm(
                 total=total, desc="predicting", unit="scan", disable=not primary() or not total
@@ -256,15 +271,18 @@ class _Share:
         names = itertools.takewhile(lambda _: not self._stopped, self._todo)
         size_mm = model.experiment.data.pixel_size_mm
         jobs = (
-            (model.preparation, model.identity, name, self._todo[name], size_mm) for name in names
+            _Preparing(
+                model.preparation, model.identity, self._todo[name], self._store / name, size_mm
+            )
+            for name in names
         )
-        for (_, _, name, _, _), result in ahead(pool, _prepare, jobs, depth):
+        for job, result in ahead(pool, _prepare, jobs, depth):
+            name = job.home.name
             if isinstance(result, InputError):
                 self._fail(name, result)
             else:
                 self._prepared[name] = result
-                image = functools.partial(np.asarray, result.image)
-                yield Volume(name, image, result.ijk_to_lps)
+                yield result.volume(name)
 
     def _writings(self, pool: Executor | None, depth: int) -> Iterator["_Writing"]:
         """What the network found, as jobs for `_write`."""
@@ -301,6 +319,15 @@ class _Share:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Preparing:
+    preparation: Path
+    model: str
+    scan: Path
+    home: Path  # of the image, if it is stored; called by the case
+    pixel_size_mm: float  # of a picture that does not state it
+
+
+@dataclasses.dataclass(frozen=True)
 class _Writing:
     model: str
     scan: Path
@@ -324,13 +351,18 @@ def _bad_name(name: str, path: Path) -> InputError | None:
     return None
 
 
-def _prepare(job: tuple[Path, str, str, Path, float]) -> PreparedScan | InputError:
+def _prepare(job: _Preparing) -> PreparedScan | InputError:
     """Whatever is wrong with one scan must not end the batch."""
-    preparation, model, name, path, pixel_size_mm = job
+    path, frame = job.scan, _frame_of(job.preparation, job.model)
     try:
-        return prepare_scan(path, _frame_of(preparation, model), pixel_size_mm)
+        if frame.chunks is None:
+            return prepare_scan(path, frame, pixel_size_mm=job.pixel_size_mm)
+        with stored(job.home):
+            return prepare_scan(path, frame, job.home)
     except InputError as error:
         return error
+    except OSError as error:
+        return InputError(path, f"cannot be stored in {job.home.parent}: {error.strerror}")
     except MemoryError:
         return InputError(path, "is too large for the memory of this machine")
     except Exception as error:
@@ -354,6 +386,8 @@ def _write(job: _Writing) -> OSError | None:
             for file in _files(folder, case.name, TOLD):
                 file.unlink(missing_ok=True)
         return error
+    finally:
+        job.prepared.discard()
     return None
 
 
@@ -361,10 +395,11 @@ def _picture(job: _Writing) -> bytes:
     case, prepared = job.case, job.prepared
     radius = (f" ({r:.1f} {case.unit})" if np.isfinite(r) else "" for r in case.radius_mm)
     untrained = np.isin(case.landmarks, case.untrained)
-    ijk = apply_affine(np.linalg.inv(prepared.ijk_to_lps), case.positions_mm)
+    image, place = prepared.volume(case.name).overview()
+    ijk = apply_affine(np.linalg.inv(place), case.positions_mm)
     return pictures.overlay(
-        prepared.image,
-        np.linalg.norm(prepared.ijk_to_lps[:3, :3], axis=0).tolist(),
+        image,
+        np.linalg.norm(place[:3, :3], axis=0).tolist(),
         np.where(untrained[:, None], np.nan, ijk),
         "; ".join([case.name, *case.doubts]),
         names=[

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxmark.core.geometry import apply_affine
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.cohort import SPLITS
 from jaxmark.data.prepare import Prepared
@@ -49,6 +50,10 @@ def write_contact_sheets(
     file.unlink(missing_ok=True)
     spacing_mm = np.linalg.norm(prepared.frame.grid_to_common[:3, :3], axis=0).tolist()
     marks = _mean_landmarks(prepared.split("train"))
+    if (chunks := prepared.cases[names[0]].chunks) is not None:
+        # Of large images the coarse form is drawn.
+        spacing_mm = [chunks.overview_factor * length for length in spacing_mm]
+        marks = (marks + 0.5) / chunks.overview_factor - 0.5
     count = f"{len(shown):,} of {len(names):,}" if len(shown) < len(names) else f"{len(names):,}"
     jobs = [
         _Sheet(
@@ -91,13 +96,14 @@ def _draw(sheet: _Sheet) -> None:
 
 
 def _tile(case: PreparedCase, doubtful: bool) -> pictures.Tile:
-    image = case.image().astype(np.float32)
+    image, place = case.volume.overview()
+    image = image.astype(np.float32)
     low, high = np.percentile(image[::2, ::2, ::2], [_BACKGROUND, _BRIGHT])
     image = np.clip((image - low) / max(high - low, 1e-6), 0, 1)
     quality = "" if np.isnan(case.quality) else f"  {case.quality:.3f}"
     name = case.name if len(case.name) <= 24 else case.name[:23] + "…"
     # A point far outside would lie on the next case.
-    ijk = case.landmarks_ijk
+    ijk = apply_affine(np.linalg.inv(place), case.landmarks_mm)
     inside = ((ijk >= -0.5) & (ijk <= np.array(image.shape) - 0.5)).all(-1, keepdims=True)
     own = np.where(inside, ijk, np.nan)
     tile = pictures.Tile(

@@ -63,13 +63,14 @@ def overlay_cases(points: Points, cases: Sequence[PreparedCase]) -> list[Overlay
     overlays = []
     for _, name in choose_cases(points):
         case, row = by_name[name], points.cases.index(name)
-        to_ijk = np.linalg.inv(case.ijk_to_lps)
+        image, place = case.volume.overview()
+        to_ijk = np.linalg.inv(place)
         overlays.append(
             OverlayCase(
                 name=name,
-                image=case.image(),
-                spacing_mm=np.linalg.norm(case.ijk_to_lps[:3, :3], axis=0).tolist(),
-                truth_ijk=case.landmarks_ijk,
+                image=image,
+                spacing_mm=np.linalg.norm(place[:3, :3], axis=0).tolist(),
+                truth_ijk=apply_affine(to_ijk, case.landmarks_mm),
                 # What has no truth is not shown beside it.
                 predicted_ijk=np.where(
                     case.present[:, None], apply_affine(to_ijk, points.predicted_mm[row]), np.nan

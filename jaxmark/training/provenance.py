@@ -62,7 +62,7 @@ def image_levels(cases: Sequence[PreparedCase]) -> list[list[float]]:
     """A few numbers of each case's image: the means of its octants, and its standard deviation."""
     levels = []
     for case in cases:
-        image = case.image().astype(np.float32)
+        image = case.volume.overview()[0].astype(np.float32)
         # A picture has one voxel along an axis.
         halves = [[slice(n // 2), slice(n // 2, n)][-min(n, 2) :] for n in image.shape]
         means = [image[part].mean() for part in itertools.product(*halves)]

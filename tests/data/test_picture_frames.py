@@ -107,7 +107,7 @@ def test_a_frame_prepares_new_pictures_as_it_did_the_cohort(root, tmp_path, fiel
     assert (frame.unit, frame.grid) == (fields.get("unit", "mm"), fields.get("grid", "common"))
     for name, case in found.cases.items():
         path = root / "images" / f"{name}.png"
-        again = prepare_scan(path, frame, fields.get("pixel_size_mm", 0.0))
+        again = prepare_scan(path, frame, pixel_size_mm=fields.get("pixel_size_mm", 0.0))
         np.testing.assert_allclose(again.image, case.image(), atol=2e-3)
         np.testing.assert_allclose(again.ijk_to_lps, case.ijk_to_lps, atol=1e-6)
         back = apply_affine(case.ijk_to_lps, case.landmarks_ijk)

@@ -17,6 +17,7 @@ from jaxmark.config import Data
 from jaxmark.core.anatomy import scheme_of
 from jaxmark.core.geometry import apply_affine, compose_affine, rotation_from_quaternion
 from jaxmark.data.cases import load_case
+from jaxmark.data.chunks import Chunks
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.frame import Frame, load_frame, prepare_scan, save_frame
 from jaxmark.data.landmarks import write_mrk_json
@@ -51,6 +52,33 @@ def data(cohort_folder, tmp_path):
 
 def prepare_all(data):
     return prepare_cohort(read_cohort(data), data)
+
+
+def test_images_in_chunks_are_those_in_memory_and_damaged_ones_are_made_anew(data):
+    whole = prepare_all(data)
+    chunked = prepare_cohort(read_cohort(data), data, chunks=Chunks(2))
+    assert chunked.frame.chunks == Chunks(2) and whole.frame.chunks is None
+    folders = [case.folder for case in (*whole.cases.values(), *chunked.cases.values())]
+    assert len(set(folders)) == 10
+    for name, case in chunked.cases.items():
+        assert sorted(path.name for path in case.folder.iterdir()) == [
+            "case.json",
+            "chunks.npy",
+            "coarse.npy",
+        ]
+        other = whole.cases[name]
+        np.testing.assert_array_equal(case.ijk_to_lps, other.ijk_to_lps)
+        np.testing.assert_allclose(case.image(), other.image(), rtol=2e-3, atol=2e-3)
+        assert (case.quality, case.overlap) == (other.quality, other.overlap)
+    hurt = next(iter(chunked.cases.values()))
+    path = hurt.folder / "chunks.npy"
+    path.write_bytes(path.read_bytes()[:-7])
+    mended = prepare_cohort(read_cohort(data), data, chunks=Chunks(2))
+    assert len(mended.mended) == 1 and str(path) in mended.mended[0]
+    np.testing.assert_array_equal(mended.cases[hurt.name].image(), hurt.image())
+    # Another factor is another image.
+    other = prepare_cohort(read_cohort(data), data, chunks=Chunks(4))
+    assert other.cases[hurt.name].volume.coarse(4).shape == (7, 6, 5)
 
 
 def write_case(data, name, voxels, ijk_to_lps, points):

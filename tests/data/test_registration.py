@@ -15,7 +15,8 @@ from jaxmark.core.geometry import (
     fit_rigid,
     rotation_angle_degrees,
 )
-from jaxmark.data.registration import Kind, Registration, register, resample
+from jaxmark.data import registration
+from jaxmark.data.registration import Kind, Registration, register, resample, smaller
 from jaxmark.data.scans import Scan, read_scan
 
 # Centre (mm), radius (mm) and brightness of blobs that have no symmetry.
@@ -94,6 +95,18 @@ def test_recovers_any_rotation(seed: int) -> None:
     rng = np.random.default_rng(10 + seed)
     truth = compose_affine(random_rotation(rng), rng.uniform(-50, 50, 3))
     assert _worst_mm(register(_FIXED, _moved(truth, rng)), truth) < 0.1 * _SPACING_MM
+
+
+def test_a_large_scan_is_made_smaller_by_means_that_stay_where_they_were(monkeypatch):
+    monkeypatch.setattr(registration, "_LEAST_SIDE", 8)
+    rng = np.random.default_rng(0)
+    voxels = np.asfortranarray(rng.integers(-500, 500, (17, 24, 9)).astype(np.int16))
+    place = compose_affine(random_rotation(rng) * [0.5, 0.6, 0.7], np.array([3.0, -4, 5]))
+    found = smaller(Scan(voxels, place))
+    assert found.voxels.shape == (8, 8, 9) and found.voxels.dtype == np.float32
+    np.testing.assert_allclose(found.voxels[3, 2, 4], voxels[6:8, 6:9, 4].mean(), rtol=1e-5)
+    centre = found.ijk_to_lps @ [3, 2, 4, 1]
+    np.testing.assert_allclose(centre, place @ [6.5, 7, 4, 1])
 
 
 def test_a_linear_change_of_intensities_changes_nothing() -> None:

@@ -2,9 +2,11 @@
 
 import csv
 import dataclasses
+import errno
 import json
 import os
 import shutil
+import tempfile
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,8 @@ from jaxmark.config import Augment, Data, Experiment, Predict
 from jaxmark.core.anatomy import scheme_of
 from jaxmark.core.calibration import PresenceModel
 from jaxmark.core.geometry import apply_affine, compose_affine
+from jaxmark.data import frame as frames
+from jaxmark.data.chunks import Chunks
 from jaxmark.data.frame import Frame, load_frame, save_frame
 from jaxmark.data.landmarks import read_landmarks
 from jaxmark.data.registration import resample
@@ -80,7 +84,7 @@ class Centres:
         return Prediction(positions, score=peak, evidence=peak * jnp.array([1, -1.0]))
 
 
-def model(folder, register="none", workers=1, shift=0.0, template=None, grid=None):
+def model(folder, register="none", workers=1, shift=0.0, template=None, grid=None, chunks=None):
     experiment = Experiment(
         method=HeatmapRegression(),
         data=Data(crop=CROP, margin=MARGIN, spacing_mm=SPACING, workers=workers),
@@ -98,6 +102,7 @@ def model(folder, register="none", workers=1, shift=0.0, template=None, grid=Non
         intensity="percentiles",
         intensity_range=(0.5, 100.0),
         quality_limit=0.8,
+        chunks=chunks,
     )
     save_frame(frame, NAMES, folder)
     promises = Calibration(0.9, np.array([2.5, np.inf]), PresenceModel(np.zeros(2), 2.0))
@@ -524,6 +529,71 @@ def test_processes_give_the_same_numbers_as_one(tmp_path):
     for number in range(5):
         one, two = (tmp_path / f"out{w}" / f"{number}.mrk.json" for w in (1, 2))
         assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_images_on_the_disk_change_no_prediction_and_none_stays(workers, tmp_path, capfd):
+    # Enough scans that there are processes.
+    for number in range(4):
+        write(tmp_path / "in" / f"{number}.nii.gz", straight(spacing=1.5 + 0.05 * number))
+    cut = tmp_path / "in" / "cut.nii.gz"
+    cut.write_bytes((tmp_path / "in" / "0.nii.gz").read_bytes()[:3000])
+    out = {name: tmp_path / name for name in ("memory", "disk")}
+    # Of a start that was killed.
+    left = out["disk"] / "batch" / ".prepared-1" / "0"
+    left.mkdir(parents=True)
+    (left / "chunks.npy").write_bytes(b"half")
+    predict_scans(model(tmp_path / "plain"), scans_at(tmp_path / "in"), out["memory"])
+    found = model(tmp_path / "model", workers=workers, chunks=Chunks(2))
+    outcome = predict_scans(found, scans_at(tmp_path / "in"), out["disk"])
+    assert outcome.written == 4 and list(outcome.failures) == ["cut"]
+    assert not list((out["disk"] / "batch").glob(".*"))
+    for case in map(str, range(4)):
+        apart = positions(out["disk"], case) - positions(out["memory"], case)
+        assert np.abs(apart).max() < 0.01
+        assert (out["disk"] / f"{case}.png").exists()
+    alone = found.predict(tmp_path / "in" / "2.nii.gz")
+    np.testing.assert_allclose(alone.positions_mm, positions(out["disk"], "2"), atol=1e-3)
+
+
+def test_a_disk_without_room_for_an_image_costs_a_line(tmp_path, monkeypatch, capfd):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write(tmp_path / "in" / "a.nii.gz", straight())
+    found = model(tmp_path / "model", chunks=Chunks(2))
+    monkeypatch.setattr(frames, "write_chunks", full)
+    outcome = predict_scans(found, scans_at(tmp_path / "in"), tmp_path / "out")
+    assert "cannot be stored in" in str(outcome.failures["a"])
+    assert "No space left on device" in capfd.readouterr().err
+    assert not list((tmp_path / "out" / "batch").glob(".*"))
+
+
+def test_a_stored_image_is_deleted_whatever_happens(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    found = model(tmp_path / "model", chunks=Chunks(2))
+    scan = straight()
+    by_array = found.predict(scan.voxels, scan.ijk_to_lps, "LPS")
+    by_image = found.predict(to_image(scan.voxels, scan.ijk_to_lps))
+    np.testing.assert_allclose(by_array.positions_mm, by_image.positions_mm, atol=1e-3)
+    with pytest.raises(InputError, match="lies outside"):
+        found.predict(scan.voxels, compose_affine(np.eye(3), np.full(3, 900.0)), "LPS")
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_landmarks_at_the_border_of_a_scan_are_doubted(tmp_path):
+    # The brightest of it is cut off, and most of the volume is not there.
+    scan = straight()
+    part = Scan(scan.voxels[26:], scan.ijk_to_lps @ compose_affine(np.eye(3), np.array([26, 0, 0])))
+    shifted = model(tmp_path / "model", shift=-12.0, chunks=Chunks(2))
+    doubts = shifted.predict(part.voxels, part.ijk_to_lps, "LPS").doubts
+    border = "all, bright: at the border of the scan or outside, with little to see"
+    assert border in doubts and any("of the prepared volume lies in the scan" in d for d in doubts)
+    inside = model(tmp_path / "other", chunks=Chunks(2)).predict(
+        scan.voxels, scan.ijk_to_lps, "LPS"
+    )
+    assert not any("border" in doubt for doubt in inside.doubts)
 
 
 def test_doubtful_scans_are_pointed_out(tmp_path, capfd):

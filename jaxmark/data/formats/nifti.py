@@ -120,8 +120,7 @@ def read(path: Path) -> Content:
     dtype = np.dtype(_TYPES[int(fields["datatype"])]).newbyteorder(header.order)
     begin = int(fields["vox_offset"])
     voxels = read_voxels(data, shape[:3], dtype, begin, 0 if packed else None)
-    scaled = _scaled(voxels, float(fields["scl_slope"]), float(fields["scl_inter"]))
-    return Content(scaled, ijk_to_lps, notes)
+    return Content(voxels, ijk_to_lps, notes, _scale(fields))
 
 
 def read_slice(path: Path) -> Picture:
@@ -140,8 +139,8 @@ def read_slice(path: Path) -> Picture:
     dtype = np.dtype(_TYPES[int(fields["datatype"])]).newbyteorder(header.order)
     stream = 0 if _is_packed(path) else None
     pixels = read_voxels(path, shape[:2], dtype, int(fields["vox_offset"]), stream)
-    scaled = _scaled(pixels, float(fields["scl_slope"]), float(fields["scl_inter"]))
-    return Picture(scaled, (float(pixel_mm[0]), float(pixel_mm[1])))
+    values = Content(pixels, np.eye(4), scale=_scale(fields)).values()
+    return Picture(values, (float(pixel_mm[0]), float(pixel_mm[1])))
 
 
 def check_written(path: Path, voxel_bytes: int) -> None:
@@ -337,16 +336,9 @@ def _unit_mm(fields: np.void) -> float:
     return _MM.get(int(fields["xyzt_units"]) & 7, 1.0)
 
 
-def _scaled(voxels: np.ndarray, slope: float, intercept: float) -> np.ndarray:
-    """By way of float32, then float64, as ITK does it."""
-    if not _is_scale(slope) or (slope, intercept) == (1, 0):
-        return voxels
-    if voxels.dtype.kind in "iu":
-        voxels = voxels.astype(np.float32)
-    scaled = voxels.astype(np.float64)
-    scaled *= slope
-    scaled += intercept
-    return scaled
+def _scale(fields: np.void) -> tuple[float, float]:
+    slope, intercept = float(fields["scl_slope"]), float(fields["scl_inter"])
+    return (slope, intercept) if _is_scale(slope) else (1.0, 0.0)
 
 
 def _is_scale(slope: float) -> bool:

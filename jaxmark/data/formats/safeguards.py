@@ -56,6 +56,37 @@ class Content(NamedTuple):
     ijk_to_lps: np.ndarray
     # What was guessed or repaired, a line each, without the file's name.
     notes: tuple[str, ...] = ()
+    # What the voxels are to be multiplied by, and what is then to be added.
+    scale: tuple[float, float] = (1.0, 0.0)
+
+    def values(self) -> np.ndarray:
+        """The voxels with their scale; float64 where there is one."""
+        return self.voxels if self.scale == (1, 0) else _scaled(self.voxels, self.scale)
+
+    def values_in_float32(self, *, as_stored: bool = False) -> np.ndarray:
+        """As `values`, rounded, plane by plane: no array of float64 is as large as the scan.
+
+        Args:
+          as_stored: voxels without a scale keep their type, if it is not larger.
+        """
+        voxels = self.voxels
+        if self.scale == (1, 0):
+            small = as_stored and voxels.dtype.itemsize <= 4
+            return voxels if small else voxels.astype(np.float32, copy=False)
+        found = np.empty_like(voxels, np.float32)
+        for k in range(voxels.shape[2]):
+            found[..., k] = _scaled(voxels[..., k], self.scale)
+        return found
+
+
+def _scaled(voxels: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
+    """By way of float32, then float64, as ITK does it."""
+    if voxels.dtype.kind in "iu":
+        voxels = voxels.astype(np.float32)
+    scaled = voxels.astype(np.float64)
+    scaled *= scale[0]
+    scaled += scale[1]
+    return scaled
 
 
 # Files and folders
