@@ -82,6 +82,9 @@ class _Compared:
 
     def __init__(self, points: np.ndarray, *, rigid: bool):
         self._rigid = rigid
+        # Landmarks of pictures all lie in the plane z = constant.
+        known = points[np.isfinite(points).all(-1)]
+        self._planar = len(known) > 0 and float(np.ptp(known[:, 2])) == 0
         moved, reference = self._together(points)
         # Where a landmark is annotated in too few cases, nothing is known of its spread.
         self._others = np.isfinite(moved).all(-1).sum(0) - 1
@@ -176,7 +179,7 @@ class _Compared:
             return points
         if self._rigid and both.sum() >= _LEAST_RIGID:
             try:
-                return apply_affine(_robust_fit(points, reference, both), points)
+                return apply_affine(_robust_fit(points, reference, both, self._planar), points)
             except ValueError:
                 # All on one line.
                 pass
@@ -204,8 +207,18 @@ class _Compared:
         return max(float(np.linalg.norm(np.ptp(known, axis=0))), 1e-6) if len(known) else 1e-6
 
 
-def _robust_fit(points: np.ndarray, reference: np.ndarray, both: np.ndarray) -> np.ndarray:
-    """(4, 4) rigid; a few points that lie elsewhere do not pull it."""
+def _robust_fit(
+    points: np.ndarray, reference: np.ndarray, both: np.ndarray, planar: bool
+) -> np.ndarray:
+    """(4, 4) rigid, of pictures about z alone; a few points that lie elsewhere do not pull it."""
+    if planar:
+        # A picture turned over would fit its mirror image. With points above it, it does not.
+        above = np.array([0.0, 0.0, float(np.ptp(reference[both], axis=0).max())])
+        points, reference, both = (
+            np.concatenate([points, points + above]),
+            np.concatenate([reference, reference + above]),
+            np.tile(both, 2),
+        )
     weights = both.astype(float)
     for _ in range(_FITS):
         matrix = fit_rigid(points, reference, weights)

@@ -56,6 +56,26 @@ def test_every_mistake_is_named_for_what_it_is(size):
     assert (case, one.kind, one.landmarks) == (4, "exchanged", (1, 9))
 
 
+@pytest.mark.parametrize("degrees", [5, 60])
+def test_mistakes_in_pictures_that_are_turned(degrees):
+    """A picture turned over fits its mirror image: it must not be turned over."""
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        points = cohort(12, seed) * [1, 1, 0]
+        angle = np.radians(rng.uniform(-degrees, degrees, 12))
+        turn = rotation_from_quaternion(
+            np.stack([np.cos(angle / 2), 0 * angle, 0 * angle, np.sin(angle / 2)], -1)
+        )
+        points = points @ turn.swapaxes(-1, -2)
+        assert not found(points)
+        swapped, far = points.copy(), points.copy()
+        swapped[2] = swapped[2][MIRRORED]
+        far[3, 5] += [0, 25, 0]
+        assert {case: one.kind for case, one in found(swapped).items()} == {2: "sides"}
+        one = found(far)[3]
+        assert (one.kind, one.landmarks) == ("far", (5,))
+
+
 def test_heads_that_lie_elsewhere_are_no_contradiction():
     rng = np.random.default_rng(1)
     points = cohort(10)
