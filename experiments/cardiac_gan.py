@@ -77,7 +77,7 @@ def small(name: str) -> Experiment:
     experiment.data.crop = (128, 128, 1)
     experiment.phantom = CinePhantom(view=name, frames=min(FRAMES[name], 3), pixel_mm=(1.5, 1.8))
     experiment.method = CardiacGAN(
-        steps=1_500,
+        steps=2_500,
         widths=(16, 32, 64, 96),
         discriminator_widths=(16, 32, 64, 64, 64, 64),
         learning_rate=1e-3,

@@ -1,6 +1,7 @@
 """Experiments on pictures from files to figures: in mm on a common grid, in px on their own."""
 
 import csv
+import dataclasses
 import json
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,15 @@ from conftest import refused
 from malformed_scans import nifti
 from pictures import png, tiff, xray
 
+from experiments import cardiac_sax, cephalogram
 from jaxmark import workflow
-from jaxmark.config import Augment, Data, Evaluate, Experiment, Predict, Train
+from jaxmark.config import Augment, Data, Evaluate, Experiment, Predict, Train, validate
+from jaxmark.core.anatomy import scheme_of
+from jaxmark.data.cohort import read_cohort
 from jaxmark.data.landmarks import read_landmarks
+from jaxmark.data.pictures import read_picture
 from jaxmark.methods.heatmap import HeatmapRegression
+from jaxmark.system.devices import local_mesh
 
 NAMES = ("bright", "broad")
 SIZE_MM = 0.5
@@ -74,7 +80,7 @@ def trained(request, root, tmp_path_factory):
             **UNITS[request.param],
         ),
         method=HeatmapRegression(
-            steps=200,
+            steps=120,
             widths=(8, 16, 16),
             head=0,
             loss="cross_entropy",
@@ -82,7 +88,7 @@ def trained(request, root, tmp_path_factory):
             learning_rate=5e-3,
         ),
         augment=Augment(translation_voxels=3),
-        train=Train(batch=4, validate_every=100),
+        train=Train(batch=4, validate_every=60),
         predict=Predict(coverage=0.6),
         evaluate=Evaluate(sdr_thresholds_mm=(1.0, 2.5), sdr_thresholds_px=(2.0, 5.0)),
     )
@@ -189,14 +195,38 @@ def test_a_model_takes_files_images_and_arrays(trained, root):
     refused(partial(model.predict, sitk.Image(8, 8, 8, sitk.sitkUInt8)), "image", "two axes")
 
 
-def test_a_model_in_mm_needs_the_size_of_a_new_picture(trained, root):
+def test_a_model_in_mm_alone_needs_the_size_of_a_new_picture(trained, root):
     unit, workdir, run = trained
-    if unit == "px":
-        pytest.skip("a model in px needs none")
     run.experiment.data.pixel_size_mm = 0.0
     try:
         model = workflow.load_model(workdir, run.experiment)
         path = root / "images" / "011.png"
-        refused(partial(model.predict, path), path, "config.data.pixel_size_mm")
+        if unit == "mm":
+            refused(partial(model.predict, path), path, "config.data.pixel_size_mm")
+        else:
+            assert np.isfinite(model.predict(path).positions_mm).all()
     finally:
-        run.experiment.data.pixel_size_mm = SIZE_MM
+        run.experiment.data.pixel_size_mm = UNITS[unit].get("pixel_size_mm", 0.0)
+
+
+@pytest.mark.parametrize("preset", ["", "small"])
+@pytest.mark.parametrize("module", [cephalogram, cardiac_sax])
+def test_experiments_on_real_pictures_fit_their_networks(module, preset):
+    experiment = validate(module.get_config(preset))
+    task = workflow.task_of(experiment, scheme_of(("a", "b")), local_mesh())
+    assert task.planar and experiment.method.build(task).phases
+
+
+@pytest.mark.parametrize(
+    ("folder", "module", "cases", "names"),
+    [("cephalogram", cephalogram, 150, 19), ("cardiac_sax", cardiac_sax, 415, 2)],
+)
+def test_real_folders_are_read_as_they_are(real_data, folder, module, cases, names):
+    data = module.get_config("small").data
+    found = read_cohort(dataclasses.replace(data, root=str(real_data / folder)))
+    assert len(found.cases) == cases and len(found.names) == names
+    assert found.splits["train"] and found.splits["val"]
+    case = next(iter(found.cases.values()))
+    scan = read_picture(case.scan, data.unit, case.pixel_size_mm)
+    inside = case.landmarks_mm[:, :2] / scan.spacing_mm[:2] < scan.voxels.shape[:2]
+    assert inside.all() and (case.landmarks_mm[:, 2] == 0).all()

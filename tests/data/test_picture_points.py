@@ -13,6 +13,7 @@ from jaxmark.data.cohort import read_cohort
 from jaxmark.data.landmarks import read_predicted, write_fcsv, write_mrk_json, write_table
 from jaxmark.data.pictures import Plane
 from jaxmark.data.prepare import prepare_cohort
+from jaxmark.data.unpaired import read_unpaired
 
 NAMES = ("a", "b")
 
@@ -165,3 +166,13 @@ def test_tables_of_predictions_come_back(tmp_path, unit):
     back = read_predicted(file, unit)["000"]
     for name, xyz in found.items():
         np.testing.assert_array_equal(back[name], xyz)
+
+
+@pytest.mark.parametrize("unit", ["px", "mm"])
+def test_people_without_pictures_have_points_too(tmp_path, unit):
+    root = cohort(tmp_path / "root", PX)
+    (root / "unpaired.csv").write_text(PX.replace("000", "x").replace("001", "y"))
+    data = settings(root, unit=unit, pixel_size_mm=0.4)
+    _, sets = read_unpaired(data, NAMES)
+    scale = [0.4, 0.4, 1] if unit == "mm" else [1, 1, 1]
+    np.testing.assert_allclose(np.stack([sets["x"], sets["y"]]), PIXELS * scale)
