@@ -16,7 +16,7 @@ from typing import Literal
 
 import matplotlib
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -41,6 +41,8 @@ def main(argv: Sequence[str]) -> None:
     try:
         if len(argv) > 1:
             raise InputError("command line", f"unexpected argument {argv[1]!r}")
+        # Libraries report every file that they read.
+        logging.set_verbosity(logging.ERROR)
         workdir = Path(values.workdir)
         experiment = get_config(str(workdir))
         method = experiment.method
@@ -152,6 +154,7 @@ def draw(
             axes[0, column].set_title(f"{landmarks[k]}\n{first:.2f} to {final:.2f} mm", size=9)
             for panel, upright in zip(axes[:, column], (1, 2), strict=True):
                 _slice(panel, cube, upright, {c: p - corner for c, p in marks.items()}, spacing_mm)
+        figure.supxlabel("ring: truth; cross: first stage; dot: second stage", size=9)
         return rendered(figure, "png")
 
 

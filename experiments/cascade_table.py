@@ -53,8 +53,12 @@ CHANGES: dict[str, dict[str, Any]] = {
     "Ours-first": {"refine_steps": 0},
 }
 REFERENCE = "Two-stage"
-# Voxels a side of the patches that the first stage of `Patch-based` sees.
-FIRST_PATCH = {"paper": 48, "small": 16, "tiny": 8}
+# The patches that the first stage of `Patch-based` sees; a Gaussian must fit into one.
+FIRST_PATCH: dict[str, dict[str, Any]] = {
+    "paper": {"first_patch": 48},
+    "small": {"first_patch": 16, "sigma_mm": 4.0},
+    "tiny": {"first_patch": 8},
+}
 # Which decoder a row is evaluated by, where it is not the last one.
 DECODERS = {"Patch-based": "stage1", "Entire-image": "stage1", "Ours-first": "stage1_subvoxel"}
 
@@ -63,8 +67,11 @@ LOSSES: dict[str, dict[str, Any]] = {
     "printed": {"weights": "prediction", "refine": "displacement"},
     "ours": {"weights": "cross_entropy", "refine": "heatmap"},
 }
-# The paper's four convolutions, where the size has the widths of our second stage.
-DISPLACEMENT_WIDTHS = {"small": (16, 32, 64, 64)}
+# Of the rows as printed, where the size's experiment has our losses: the paper's four convolutions,
+# and Gaussians (the paper states none) from which the squared error learns in so few steps.
+PRINTED: dict[str, dict[str, Any]] = {
+    "small": {"refine_widths": (16, 32, 64, 64), "sigma_mm": 12.0, "height": 3.0}
+}
 
 
 SIZES: dict[str, Callable[[], Experiment]] = {
@@ -89,10 +96,10 @@ def get_config(preset: str = "small/Two-stage") -> Experiment:
     experiment = SIZES[size]()
     ours = row.startswith("Ours")
     changes = {**LOSSES["ours" if ours else "printed"], **CHANGES[row]}
-    if not ours and size in DISPLACEMENT_WIDTHS:
-        changes["refine_widths"] = DISPLACEMENT_WIDTHS[size]
+    if not ours:
+        changes |= PRINTED.get(size, {})
     if row == "Patch-based":
-        changes["first_patch"] = FIRST_PATCH[size]
+        changes |= FIRST_PATCH[size]
     experiment.method = dataclasses.replace(experiment.method, **changes)
     experiment.predict.decoder = DECODERS.get(row, "subvoxel")
     experiment.name = f"cascade_table_{size}_{row.lower()}"

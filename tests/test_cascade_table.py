@@ -35,8 +35,8 @@ def test_rows_differ_in_their_method_and_decoder_alone(size):
         return {name for name, value in methods[row].items() if value != base[name]}
 
     assert changed("Entire-image") == {"refine_steps"}
-    assert changed("Patch-based") == {"refine_steps", "first_patch"}
-    assert changed("Ours") - {"refine_widths"} == {"weights", "refine"}
+    assert changed("Patch-based") - {"sigma_mm"} == {"refine_steps", "first_patch"}
+    assert changed("Ours") - {"refine_widths", "sigma_mm", "height"} == {"weights", "refine"}
     # The paper: the voxel of the maximum.
     for row in ("Patch-based", "Entire-image"):
         assert trees[row]["predict"]["decoder"] == "stage1"
