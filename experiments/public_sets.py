@@ -30,6 +30,7 @@ from jaxmark.data.landmarks import (
     write_mrk_json,
     write_table,
 )
+from jaxmark.data.pictures import EXTENSIONS as PICTURES
 from jaxmark.data.scans import EXTENSIONS, case_name, read_scan
 from jaxmark.system.errors import InputError, about
 from jaxmark.system.files import read_bytes, read_json, replacing, write_json
@@ -42,6 +43,7 @@ TO_LPS = {"LPS": np.array([1.0, 1.0, 1.0]), "RAS": np.array([-1.0, -1.0, 1.0])}
 # ISBI 2015: the size of all its pictures, and what the challenge states for a pixel.
 ISBI_PIXEL_MM = 0.1
 ISBI_SIZE = (1935, 2400)
+ISBI_PICTURES = (".bmp", ".png", ".jpg")
 ISBI_READERS = ("400_senior", "400_junior")
 ISBI_TRAIN = range(1, 151)
 ISBI_NAMES = (
@@ -312,7 +314,8 @@ def read_isbi2015(folder: Path) -> PublicSet:
     jfm15/ContourHuggingHeatmaps, README.md). x is the picture's column and y its row from the top,
     the first pixel's centre being 0.
 
-    Pictures 1 to 150 are for training, the others (Test1Data, Test2Data) for testing.
+    Pictures are `<picture>.bmp` in any folder below; 1 to 150 are for training, the others
+    (Test1Data, Test2Data) for testing.
 
     Raises:
       InputError: no such files; a line is not two numbers inside of the picture.
@@ -331,12 +334,16 @@ def read_isbi2015(folder: Path) -> PublicSet:
     for case in cases:
         trained = case.isdecimal() and int(case) in ISBI_TRAIN
         splits["train" if trained else "test"].append(case)
+    pictures: dict[str, Path] = {}
+    for path in found:
+        if path.suffix.lower() in ISBI_PICTURES:
+            add_once(pictures, path.stem, path, "picture")
     notes = [
-        "the pictures are 2-D (BMP) and are not written: x is the column and y the row in mm, "
-        f"z is 0, with pixels of {ISBI_PIXEL_MM:g} mm",
+        "x is the column and y the row in mm, z is 0; the pictures do not state the size of their "
+        f"pixels: --config.data.pixel_size_mm={ISBI_PIXEL_MM:g}",
         *said("of one reader only, left out", readers[0].keys() ^ readers[1].keys()),
     ]
-    return PublicSet(cases, {}, splits, tuple(notes))
+    return PublicSet(cases, pictures, splits, tuple(notes))
 
 
 def isbi_pixels(path: Path) -> np.ndarray:
@@ -541,7 +548,8 @@ def numbers_of(landmarks: Landmarks) -> Iterator[np.ndarray]:
 
 def place(image: Path, folder: Path, case: str, copy: bool) -> None:
     """The image in `folder` by the case's name: a link, or a copy."""
-    extension = next(e for e in sorted(EXTENSIONS, key=len)[::-1] if image.name.lower().endswith(e))
+    known = sorted((*EXTENSIONS, *PICTURES), key=len)[::-1]
+    extension = next(e for e in known if image.name.lower().endswith(e))
     target = folder / f"{case}{extension}"
     if copy:
         with replacing(target) as temporary:

@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from pictures import bmp
 
 from experiments.public_sets import main
 from jaxmark.config import Data
 from jaxmark.data.cohort import check_inside, read_cohort
 from jaxmark.data.landmarks import read_table
+from jaxmark.data.pictures import read_picture
 from jaxmark.data.scans import read_scan, write_scan
 
 AFIDS = [f"fiducial {number}" for number in range(1, 33)]
@@ -226,8 +228,22 @@ def test_isbi_landmarks_are_the_mean_of_two_readers_in_mm(tmp_path, capsys):
     splits = json.loads((tmp_path / "out" / "splits.json").read_text())
     assert splits == {"train": ["001"], "val": [], "test": ["151"]}
     said = capsys.readouterr().out
-    assert "the pictures are 2-D" in said
+    assert "--config.data.pixel_size_mm=0.1" in said
     assert "of one reader only, left out: 1 (152)" in said
+
+
+def test_isbi_pictures_and_points_are_a_cohort(tmp_path):
+    pixels = (np.arange(2400)[:, None] + np.arange(1935)).astype(np.uint8)
+    for case in ("001", "151"):
+        isbi(tmp_path, case)
+        (tmp_path / "in" / f"{case}.bmp").write_bytes(bmp(pixels))
+    convert("isbi2015", tmp_path)
+    data = Data(root=str(tmp_path / "out"), crop=(64, 64, 1), pixel_size_mm=0.1)
+    found = read_cohort(data)
+    assert found.splits["test"] == ("151",)
+    np.testing.assert_allclose(found.cases["001"].landmarks_mm[0], [83.5, 99.6, 0])
+    scan = read_picture(found.cases["001"].scan, "mm", 0.1)
+    assert scan.voxels.shape == (1935, 2400, 1)
 
 
 @pytest.mark.parametrize(

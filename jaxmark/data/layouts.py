@@ -216,7 +216,10 @@ def _own(root: Path, suffix: str) -> Layout:
     images = find_scans(folder)
     over = _passed_over({folder: list(images.values())})
     if not images:
-        raise InputError(folder, "; ".join([_NO_SCANS, *over]))
+        lines = [_NO_SCANS, *over]
+        if find_pictures(folder):
+            lines.append("pictures are read where config.data.crop has Z = 1")
+        raise InputError(folder, "; ".join(lines))
     return Layout(images, _labels(root, {}), passed_over=over)
 
 

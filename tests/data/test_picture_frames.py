@@ -139,3 +139,6 @@ def test_a_folder_without_pictures_says_what_it_holds(tmp_path):
     refused(partial(read_cohort, data), "holds no pictures", "a.mha")
     (tmp_path / "images" / "b.png").write_bytes(png(GREY))
     refused(partial(read_cohort, data), "has no landmarks")
+    (tmp_path / "images" / "a.mha").unlink()
+    volumes = Data(root=str(tmp_path))
+    refused(partial(read_cohort, volumes), "holds no scans", "b.png", "crop has Z = 1")
