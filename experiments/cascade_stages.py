@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from jaxmark.core import metrics
 from jaxmark.core.geometry import apply_affine
 from jaxmark.data.cases import PreparedCase
-from jaxmark.data.multiscale import first_voxels, patch
+from jaxmark.data.multiscale import first_voxels
 from jaxmark.inference.predictor import Predictor
 from jaxmark.methods.cascade import FIRST, Cascade
 from jaxmark.results.figures.style import MARK, PREDICTION, STYLE, TRUTH, rendered
@@ -142,14 +142,14 @@ def draw(
     `places_mm`: colour -> (K, 3) LPS mm of the scan. `errors_mm`: (K,) of first and final places.
     """
     shown = shown_landmarks(errors_mm[0])
-    image, to_ijk = case.image(), np.linalg.inv(case.ijk_to_lps)
+    to_ijk = np.linalg.inv(case.ijk_to_lps)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.4 * len(shown), 5.4), dpi=100, layout="constrained")
         axes = figure.subplots(2, len(shown), squeeze=False)
         for column, k in enumerate(shown):
             marks = {color: apply_affine(to_ijk, place[k]) for color, place in places_mm.items()}
             corner = first_voxels(marks[TRUTH], side)
-            cube = patch(image, corner, side)
+            cube = case.volume.patch(corner, side)
             first, final = (errors[k] for errors in errors_mm)
             axes[0, column].set_title(f"{landmarks[k]}\n{first:.2f} to {final:.2f} mm", size=9)
             for panel, upright in zip(axes[:, column], (1, 2), strict=True):
