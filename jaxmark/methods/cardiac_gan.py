@@ -94,7 +94,8 @@ class CardiacGAN:
     # Of a spot, in pixels^2; 0: 7 for a single landmark and 5 for several, as in the paper.
     variance: float = setting(0.0, NOT_NEGATIVE)
     # Where Huber's loss of the heatmap (Eq. 3) turns from squares to lines, and its weight (Eq. 1).
-    # It is a mean over pixels of which few have a spot, hence the size.
+    # It is a mean over pixels of which few have a spot, hence the size: for 64 x 64 pixels a
+    # sixteenth weighs spots as this does for the paper's 256 x 256.
     huber_delta: float = setting(0.4, POSITIVE)
     beta: float = setting(1e4, POSITIVE)
     # Eqs. 2, 4, 5: "least_squares" on D's verdict, or as "printed".
