@@ -39,7 +39,7 @@ SMALL = Cascade(
     reach_mm=3.5,
     refine_widths=(16, 16),
     hidden=32,
-    learning_rate=1e-2,
+    learning_rate=3e-3,
     refine_learning_rate=3e-3,
     decay=0.5,
 )
