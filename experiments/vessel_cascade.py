@@ -10,7 +10,7 @@ preset the device decides: `paper` on an accelerator, `small` on a CPU. Of the h
   as long, patches of 64 voxels, batch 4, Adam at 1e-3, 11,250 and 45,000 steps. It needs a GPU, and
   has not been run.
 - `small`: voxels of 1.6 mm, and our losses; for a CPU. Its 76 phantoms take 4.7 minutes of CPU time
-  to draw, the training 3 minutes; expect 1.7 mm (median 0.8), and 5.3 mm from the first stage alone.
+  to draw, the training 3 minutes; expect 1.7 mm (median 0.8); the first stage alone: 5.3 mm.
 - `tiny`: for tests.
 
 Of the aorta, 9 landmarks, stage 1 on voxels twice as long: `aorta` (25 training and 23 test volumes
