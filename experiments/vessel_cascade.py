@@ -9,7 +9,8 @@ preset the device decides: `paper` on an accelerator, `small` on a CPU. Of the h
 - `paper`: 75 training and 40 test volumes of 512^3 voxels of 0.4 mm; stage 1 on voxels four times
   as long, patches of 64 voxels, batch 4, Adam at 1e-3, 11,250 and 45,000 steps. It needs a GPU, and
   has not been run.
-- `small`: voxels of 1.6 mm, and our losses; for a CPU.
+- `small`: voxels of 1.6 mm, and our losses; for a CPU. Its 76 phantoms take 4.7 minutes of CPU time
+  to draw, the training 3 minutes; expect 1.7 mm (median 0.8); the first stage alone: 5.3 mm.
 - `tiny`: for tests.
 
 Of the aorta, 9 landmarks, stage 1 on voxels twice as long: `aorta` (25 training and 23 test volumes
