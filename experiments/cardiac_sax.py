@@ -1,26 +1,34 @@
 """Right ventricular insertion points on short-axis cine MR slices of patients.
 
-    python -m jaxmark.main --config=experiments/cardiac_sax.py:small --workdir=runs/cardiac_sax \\
+    python -m jaxmark.main --config=experiments/cardiac_sax.py:small/GAN --workdir=runs/sax \\
         --config.data.root=FOLDER
 
 FOLDER holds `images/`, `landmarks.csv` (columns case, landmark, x_px, y_px) and `splits.json`. The
 size of a pixel is not known: errors are pixels. Slices keep their own pixels and are padded or
 cropped to 256 x 256 about their middle, as Kanakatte et al. do.
 
-`small` is meant for two CPU cores.
+A preset is SIZE/ROW. Rows: `heatmap`, plain regression of one heatmap a landmark; `GAN`, the method
+of the paper. Sizes: `small`, for two CPU cores; `full`, for a GPU, not run yet.
 """
 
-from jaxmark.config import Augment, Data, Evaluate, Experiment, Train
+from jaxmark.config import Augment, Data, Evaluate, Experiment, Predict, Train
+from jaxmark.methods.cardiac_gan import CardiacGAN
 from jaxmark.methods.heatmap import HeatmapRegression
 
 LANDMARKS = ("RVI anterior", "RVI inferior")
+ROWS = {"heatmap": "subvoxel", "GAN": "contour"}  # and their decoders
+SIZES = ("small", "full")
 
 
-def get_config(preset: str = "") -> Experiment:
-    """Presets: "" and "small"."""
-    small = preset == "small"
+def get_config(preset: str = "small/heatmap") -> Experiment:
+    """`SIZE/ROW`; ValueError for one that does not exist."""
+    size, _, row = preset.partition("/")
+    if size not in SIZES or row not in ROWS:
+        known = ", ".join(f"{a}/{b}" for a in SIZES for b in ROWS)
+        raise ValueError(f"there is no preset {preset!r}, but {known}")
+    small = size == "small"
     return Experiment(
-        name="cardiac_sax",
+        name=f"cardiac_sax_{size}_{row.lower()}",
         data=Data(
             landmarks=LANDMARKS,
             unit="px",
@@ -29,16 +37,7 @@ def get_config(preset: str = "") -> Experiment:
             crop=(256, 256, 1),
             margin=16,
         ),
-        method=HeatmapRegression(
-            steps=1000 if small else 20_000,
-            widths=(12, 24, 48, 96, 128) if small else (32, 64, 128, 256, 256),
-            head=0,
-            loss="cross_entropy",
-            # Pixels: the grid is native.
-            sigma_mm=2.5,
-            learning_rate=1e-3,
-            decay=0.6,
-        ),
+        method=gan(small) if row == "GAN" else heatmap(small),
         augment=Augment(
             translation_voxels=16,
             # About one patient in six is stored turned by a quarter.
@@ -48,5 +47,31 @@ def get_config(preset: str = "") -> Experiment:
             brightness=0.1,
         ),
         train=Train(batch=4, validate_every=200 if small else 1000),
+        predict=Predict(decoder=ROWS[row]),
         evaluate=Evaluate(sdr_thresholds_px=(2.0, 3.0, 5.0)),
+    )
+
+
+def heatmap(small: bool) -> HeatmapRegression:
+    """One heatmap a landmark; lengths are pixels."""
+    return HeatmapRegression(
+        steps=1000 if small else 20_000,
+        widths=(12, 24, 48, 96, 128) if small else (32, 64, 128, 256, 256),
+        head=0,
+        loss="cross_entropy",
+        sigma_mm=2.5,
+        learning_rate=1e-3,
+        decay=0.6,
+    )
+
+
+def gan(small: bool) -> CardiacGAN:
+    """One heatmap of all landmarks, and a discriminator."""
+    if not small:
+        return CardiacGAN(steps=20_000)
+    return CardiacGAN(
+        steps=1000,
+        widths=(16, 32, 64, 96),
+        discriminator_widths=(16, 32, 64, 64, 64, 64),
+        learning_rate=1e-3,
     )

@@ -209,8 +209,13 @@ def test_a_model_in_mm_alone_needs_the_size_of_a_new_picture(trained, root):
         run.experiment.data.pixel_size_mm = UNITS[unit].get("pixel_size_mm", 0.0)
 
 
-@pytest.mark.parametrize("preset", ["", "small"])
-@pytest.mark.parametrize("module", [cephalogram, cardiac_sax])
+SAX = [f"{size}/{row}" for size in cardiac_sax.SIZES for row in cardiac_sax.ROWS]
+
+
+@pytest.mark.parametrize(
+    ("module", "preset"),
+    [*((cephalogram, preset) for preset in ("", "small")), *((cardiac_sax, name) for name in SAX)],
+)
 def test_experiments_on_real_pictures_fit_their_networks(module, preset):
     experiment = validate(module.get_config(preset))
     task = workflow.task_of(experiment, scheme_of(("a", "b")), local_mesh())
@@ -222,7 +227,7 @@ def test_experiments_on_real_pictures_fit_their_networks(module, preset):
     [("cephalogram", cephalogram, 150, 19), ("cardiac_sax", cardiac_sax, 415, 2)],
 )
 def test_real_folders_are_read_as_they_are(real_data, folder, module, cases, names):
-    data = module.get_config("small").data
+    data = module.get_config().data
     found = read_cohort(dataclasses.replace(data, root=str(real_data / folder)))
     assert len(found.cases) == cases and len(found.names) == names
     assert found.splits["train"] and found.splits["val"]
