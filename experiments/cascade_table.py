@@ -6,7 +6,8 @@ trains, evaluates and compares all rows on the same splits of synthetic CT angio
 one after the other; what is finished is not done again, and a row that was stopped continues.
 `small` (voxels of 1.6 mm) is for a CPU, `paper` (75 scans of 512^3 voxels) for a GPU.
 
-- `Patch-based`: the first stage alone, which sees patches of the full resolution
+- `Patch-based`: the first stage alone, which sees patches of the full resolution; in the 500 steps
+  of `small` it learns nothing
 - `Entire-image`: the first stage alone, which sees the whole scan coarsely; its brightest voxel
 - `Two-stage`: both stages, the paper's method; the other rows are compared with it
 - `Ours`: cross-entropies in place of the weighted squared error and of the displacement
