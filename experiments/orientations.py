@@ -18,7 +18,7 @@ from absl import logging
 
 from jaxmark.core.geometry import apply_affine, compose_affine, spread_rotations
 from jaxmark.data.landmarks import read_table
-from jaxmark.data.registration import resample
+from jaxmark.data.resampling import resample
 from jaxmark.data.scans import Scan, read_scan, write_scan
 from jaxmark.results.batch import predict_scans, scans_at
 from jaxmark.workflow import load_model

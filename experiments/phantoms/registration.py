@@ -32,7 +32,8 @@ from jaxmark.core.geometry import (
 )
 from jaxmark.data.mutual_information import register_mutual_information
 from jaxmark.data.phantoms.cow.cohort import CirclePhantom, PhantomCase, make_case, place_grid
-from jaxmark.data.registration import Registration, register, resample
+from jaxmark.data.registration import Registration, register
+from jaxmark.data.resampling import resample
 from jaxmark.data.scans import Scan
 
 _CASES = flags.DEFINE_integer("cases", 20, "Scans of each modality and range of angles.")

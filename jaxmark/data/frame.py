@@ -20,15 +20,8 @@ from jaxmark.data.cases import Volume
 from jaxmark.data.chunks import ChunkedImage, Chunks, slab_planes, write_chunks
 from jaxmark.data.mutual_information import register_mutual_information
 from jaxmark.data.pictures import read_picture
-from jaxmark.data.registration import (
-    Kind,
-    Sampling,
-    background,
-    covered,
-    register,
-    resample,
-    smaller,
-)
+from jaxmark.data.registration import Kind, register, smaller
+from jaxmark.data.resampling import Sampling, background, covered, resample
 from jaxmark.data.scans import Scan, read_scan, write_scan
 from jaxmark.system.errors import InputError, about
 from jaxmark.system.files import read_json, write_json

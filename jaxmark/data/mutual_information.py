@@ -26,7 +26,8 @@ from jaxmark.core.geometry import (
     rotation_angle_degrees,
     spread_rotations,
 )
-from jaxmark.data.registration import Kind, Registration, contrast_limits, distinct, resample
+from jaxmark.data.registration import Kind, Registration, contrast_limits, distinct
+from jaxmark.data.resampling import resample
 from jaxmark.data.scans import Scan, to_image
 from jaxmark.data.transforms import matrix_of
 

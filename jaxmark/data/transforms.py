@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from jaxmark.core.alignment import Transform
 from jaxmark.core.geometry import apply_affine, compose_affine
 from jaxmark.data.formats.safeguards import ITK_ERRORS
-from jaxmark.data.registration import slices_of
+from jaxmark.data.resampling import slices_of
 from jaxmark.data.scans import to_image, write_image
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import read_bytes, write_text_atomic

@@ -32,7 +32,7 @@ from jaxmark.core.alignment import (
 from jaxmark.core.geometry import apply_affine
 from jaxmark.data.landmarks import check_case, in_lps, read_content
 from jaxmark.data.notes import summed_up
-from jaxmark.data.registration import resample, slices_of, warp
+from jaxmark.data.resampling import resample, slices_of, warp
 from jaxmark.data.scans import Scan, case_name, read_scan, write_scan
 from jaxmark.data.transforms import write_displacements, write_transform
 from jaxmark.inference.model import ScanLandmarks

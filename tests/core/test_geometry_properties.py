@@ -16,7 +16,7 @@ from jaxmark.core.geometry import (
     rotation_angle_degrees,
     rotation_from_quaternion,
 )
-from jaxmark.data.registration import covered, resample
+from jaxmark.data.resampling import covered, resample
 from jaxmark.data.scans import Scan, from_image, read_scan, to_image, write_scan
 from jaxmark.data.transforms import matrix_of, read_transform
 

@@ -16,7 +16,8 @@ from jaxmark.core.geometry import (
     rotation_angle_degrees,
 )
 from jaxmark.data import registration
-from jaxmark.data.registration import Kind, Registration, register, resample, smaller
+from jaxmark.data.registration import Kind, Registration, register, smaller
+from jaxmark.data.resampling import resample
 from jaxmark.data.scans import Scan, read_scan
 
 # Centre (mm), radius (mm) and brightness of blobs that have no symmetry.

@@ -7,7 +7,7 @@ from conftest import random_rotation
 
 from jaxmark.core.alignment import Transform, fit_thin_plate
 from jaxmark.core.geometry import apply_affine, compose_affine
-from jaxmark.data.registration import warp
+from jaxmark.data.resampling import warp
 from jaxmark.data.scans import Scan, from_image, to_image
 from jaxmark.data.transforms import read_transform, write_displacements, write_transform
 

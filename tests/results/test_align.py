@@ -11,7 +11,7 @@ from PIL import Image
 
 from jaxmark.core.geometry import apply_affine, compose_affine
 from jaxmark.data.landmarks import write_mrk_json, write_table
-from jaxmark.data.registration import resample
+from jaxmark.data.resampling import resample
 from jaxmark.data.scans import Scan, read_scan, write_scan
 from jaxmark.data.transforms import read_transform
 from jaxmark.inference.model import ScanLandmarks

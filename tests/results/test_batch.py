@@ -25,7 +25,7 @@ from jaxmark.data import frame as frames
 from jaxmark.data.chunks import Chunks
 from jaxmark.data.frame import Frame, load_frame, save_frame
 from jaxmark.data.landmarks import read_landmarks
-from jaxmark.data.registration import resample
+from jaxmark.data.resampling import resample
 from jaxmark.data.scans import Scan, read_scan, to_image, write_scan
 from jaxmark.inference.calibration import Calibration
 from jaxmark.inference.likeness import Usual
