@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict
 
 from experiments.benchmarks import compiled, methods
 from experiments.benchmarks.adversarial import AdversarialContender
+from experiments.benchmarks.cardiac_gan import CardiacContender
 from experiments.benchmarks.common import Options, Spec
 from experiments.benchmarks.contenders import JaxContender, short
 from experiments.benchmarks.convolutions import forms, shapes
@@ -102,6 +103,20 @@ def test_torch_does_the_same_against_a_discriminator() -> None:
     twin = AdversarialTwin(SPEC, own.weights())
     twin.run("step", 1)
     found = differences(twin.outcome("float32"), own.outcome("float32"), own.weights())
+    assert agrees(found, "float32"), found
+
+
+def test_torch_does_the_same_by_the_cardiac_gan() -> None:
+    pytest.importorskip("torch")
+    from experiments.benchmarks.cardiac_gan_twin import CardiacTwin
+
+    spec = dataclasses.replace(SPEC, volume=(128, 192, 1))
+    own = CardiacContender(spec, "jaxmark")
+    assert len(own.weights()) == len(flatten_dict(own.shapes.params))
+    twin = CardiacTwin(spec, own.weights())
+    twin.run("step", 1)
+    found = differences(twin.outcome("float32"), own.outcome("float32"), own.weights())
+    assert found["heatmaps"] < 1e-4 and found["same_argmax"] == 1, found
     assert agrees(found, "float32"), found
 
 

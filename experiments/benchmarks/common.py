@@ -10,6 +10,7 @@ import numpy as np
 Weights = dict[str, np.ndarray]
 Row = dict[str, Any]
 WORKS = ("step", "inference")
+PICTURE = (256, 256, 1)
 LANDMARKS = (5, 45)  # beside those of Spec
 JAX = "experiments.benchmarks.contenders:JaxContender"
 
@@ -74,6 +75,19 @@ class Options:
         batches = [dataclasses.replace(base, batch=batch) for batch in self.batches[1:]]
         counts = [dataclasses.replace(base, landmarks=count) for count in LANDMARKS]
         return (*batches, *counts)
+
+    def pictures(self) -> tuple[Spec, ...]:
+        """The volumes that are pictures, or one of 256 x 256, in all batches, largest first.
+
+        With two landmarks and one that is absent.
+        """
+        planar = [spec for spec in self.volumes if spec.planar]
+        planar = planar or [dataclasses.replace(self.volumes[0], volume=PICTURE)]
+        return tuple(
+            dataclasses.replace(spec, batch=batch, landmarks=3)
+            for spec in planar
+            for batch in sorted(self.batches, reverse=True)
+        )
 
     def for_gpu(self) -> tuple[Spec, ...]:
         """The last volume in all batches, as a GPU would compute it."""

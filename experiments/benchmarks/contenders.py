@@ -268,9 +268,7 @@ class JaxContender:
         image = centre_crop(self.batch.image, self.spec.margins).astype(jnp.float32)
         image = task(self.spec, jnp.dtype(dtype)).squeezed(image)
         with self._precision(dtype):
-            kind = "naive" if self.name == "naive" else "jaxmark"
-            apply = jax.jit(network(kind, self.spec, jnp.dtype(dtype)).apply)
-            heatmaps = np.asarray(apply(state.params["generator"], image))
+            heatmaps = np.asarray(self.heatmaps(state, image, dtype))
         found, *_ = self.program("inference", dtype)(state.variables, self.batch.image)
         state, metrics = self.program("step", dtype)(state, self.batch, self.key)
         # After one step Adam's first moment is the gradient times 1 - beta_1.
@@ -282,6 +280,12 @@ class JaxContender:
             "gradient": self._flat(moments),
             "weights": self._flat(state.params),
         }
+
+    def heatmaps(self, state: State, image: Array, dtype: str) -> Array:
+        """(B, X, Y, Z, K), or of pictures (B, X, Y, K)."""
+        kind = "naive" if self.name == "naive" else "jaxmark"
+        apply = jax.jit(network(kind, self.spec, jnp.dtype(dtype)).apply)
+        return jnp.asarray(apply(state.params["generator"], image))
 
     def memory(self, work: str = "step") -> int:
         """Bytes that it needs at once."""
@@ -311,5 +315,6 @@ def bytes_at_once(compiled: Any) -> int:
 
 def short(name: str) -> str:
     """Of a parameter, without the levels that only wrap it."""
-    kept = r"\bdiscriminator|(?:ResidualBlock|Up|Conv|Norm|Strided|Dense)_\d+|kernel|bias|scale"
+    levels = "ResidualBlock|Up|Layer|FeatureFilter|Conv|Norm|Strided|Dense"
+    kept = rf"\bdiscriminator|(?:{levels})_\d+|kernel|bias|scale"
     return "/".join(re.findall(kept, name))

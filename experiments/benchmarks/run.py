@@ -32,6 +32,7 @@ PARTS: dict[str, tuple[str, str, Callable[[Options], Sequence[Spec]]]] = {
         "adversarial",
         lambda options: options.volumes[-1:],
     ),
+    "cardiac_gan": ("the cardiac GAN on pictures", "cardiac_gan", Options.pictures),
     "startup": ("time to the first step", "startup", lambda options: options.volumes),
     "convolutions": (
         "forms of a convolution",

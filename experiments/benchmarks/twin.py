@@ -21,6 +21,8 @@ from experiments.benchmarks.common import Spec, Weights, cores, example
 NAMES = (
     ("ResidualBlock_", "blocks."),
     ("Up_", "ups."),
+    ("FeatureFilter_", "filters."),
+    ("Layer_", "layers."),
     ("Conv_", "convs."),
     ("Norm_", "norms."),
     ("Strided_", "strided."),
