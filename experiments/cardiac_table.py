@@ -15,7 +15,6 @@ take each slice for itself, and are too narrow.
 import csv
 import dataclasses
 import io
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,16 @@ import numpy as np
 from absl import app, flags, logging
 
 from experiments import cardiac_gan
+from experiments.commands import check_lists, check_no_arguments, errors_on_one_line
 from experiments.rows import Row, train_and_compare
 from jaxmark.config import Experiment
 from jaxmark.core import metrics
 from jaxmark.data.cohort import RawCase, read_cohort
+from jaxmark.data.phantoms.cine.cohort import person_of
 from jaxmark.results import evaluate
 from jaxmark.results.compare import Row as Compared
 from jaxmark.results.compare import as_text, compare, write_comparison
-from jaxmark.results.measures.points import Points, read_points
-from jaxmark.system.errors import InputError
+from jaxmark.results.measures.points import Points
 from jaxmark.system.files import write_text_atomic
 from jaxmark.workflow import load_model
 
@@ -65,7 +65,7 @@ def rows_of(
 
 def blind_cohort(experiment: Experiment, folder: Path) -> dict[str, RawCase]:
     """The other scanner's slices by case; written into the folder where they are not there."""
-    people = BLIND_PEOPLE if experiment.phantom.test > 2 else experiment.phantom.test
+    people = min(BLIND_PEOPLE, experiment.phantom.test)
     phantom = dataclasses.replace(
         experiment.phantom, scanner="B", seed=BLIND_SEED, train=1, val=0, test=people
     )
@@ -116,30 +116,36 @@ def blind_test(home: Path, experiment: Experiment, cohort: Path) -> Path:
     return folder
 
 
-def over_people(row: Compared, base: Compared, cases: Sequence[str]) -> dict[str, Any] | None:
-    """`metrics.paired_comparison` of rows' errors (N, K), a person's frames averaged; None of the
-    base itself."""
+def over_people(row: Compared, base: Compared) -> dict[str, Any] | None:
+    """`metrics.paired_comparison` of two rows' errors, each person's frames averaged.
+
+    None where a row is compared with itself.
+    """
     if row is base:
         return None
-    people = [case.partition("-frame-")[0] for case in cases]
+    people = np.array([person_of(case) for case in row.cases])
 
     def averaged(error_mm: np.ndarray) -> np.ndarray:
-        whose = np.array(people)
-        return np.stack([error_mm[whose == who].mean(0) for who in dict.fromkeys(people)])
+        """(N, K) of slices -> (P, K) of people."""
+        return np.stack([error_mm[people == who].mean(0) for who in dict.fromkeys(people)])
 
     return metrics.paired_comparison(averaged(row.error_mm), averaged(base.error_mm), 0)
 
 
-def lines_of(
-    name: str, test: str, rows: Sequence[Compared], cases: Sequence[str], published: bool
-) -> list[list[Any]]:
-    """Of a set and test, as in `HEAD`."""
+def lines_of(name: str, test: str, rows: Sequence[Compared], *, published: bool) -> list[list[Any]]:
+    """Lines of the table, columns as in `HEAD`, for the rows of a set on one test.
+
+    Args:
+      name: of the set.
+      test: "own", or "blind": of the other scanner's people.
+      published: the paper's figures stand beside the paper's method.
+    """
     base = next((row for row in rows if row.label == cardiac_gan.REFERENCE), None)
     lines = []
     for row in rows:
         summary = row.summary
         sdr = [100 * share for share in summary["sdr"].values()]
-        tested = None if base is None else over_people(row, base, cases)
+        tested = None if base is None else over_people(row, base)
         against: list[Any] = [""] * 4
         if tested is not None:
             against = [tested["difference"], *(tested["interval"] or ["", ""]), tested["p_value"]]
@@ -181,11 +187,9 @@ def run_set(
     blind = compare(homes, cardiac_gan.REFERENCE)
     write_comparison(blind, folder / "blind", title=f"{title}, blind test", note=NOTE)
     print(f"{as_text(blind, {})}\ntable: {page}")
-    own = read_points(next(iter(trained[0].homes.values())) / "evaluation").cases
-    theirs = read_points(homes[trained[0].name][0] / "evaluation").cases
     return [
-        *lines_of(name, "own", found, own, True),
-        *lines_of(name, "blind", blind, theirs, False),
+        *lines_of(name, "own", found, published=True),
+        *lines_of(name, "blind", blind, published=False),
     ]
 
 
@@ -196,20 +200,11 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FLAGS
     folder = Path(values.workdir or f"runs/cardiac_gan_{values.preset}")
     lines: list[list[Any]] = []
-    try:
-        for flag, known in (("sets", cardiac_gan.SETS), ("rows", cardiac_gan.ROWS)):
-            for word in getattr(values, flag):
-                if word not in known:
-                    raise InputError(f"--{flag}", f"{word!r} is not one of {', '.join(known)}")
-        if not all(seed.isdecimal() for seed in values.seeds):
-            raise InputError("--seeds", f"{','.join(values.seeds)!r} is not whole numbers")
-        if len(argv) > 1:
-            raise InputError("command line", f"unexpected argument {argv[1]!r}")
+    with errors_on_one_line():
+        check_lists({"sets": cardiac_gan.SETS, "rows": cardiac_gan.ROWS})
+        check_no_arguments(argv)
         for name in values.sets:
             lines += run_set(values.preset, name, values.rows, values.seeds, folder / name)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([HEAD, *lines])

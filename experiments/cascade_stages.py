@@ -1,4 +1,4 @@
-"""What each stage of a trained cascade says: errors, and a picture of one case.
+"""Errors of each stage of a trained cascade, and a picture of one case.
 
     python -m experiments.cascade_stages --workdir=runs/vessel_cascade --output=stages.png
 
@@ -9,7 +9,6 @@ stage's voxel (cross) and the final place (dot). Without --case the case with th
 """
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -20,6 +19,7 @@ from absl import app, flags, logging
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.commands import check_no_arguments, errors_on_one_line
 from jaxmark.core import metrics
 from jaxmark.core.geometry import apply_affine
 from jaxmark.data.cases import PreparedCase
@@ -38,9 +38,8 @@ MOST_COLUMNS = 6
 def main(argv: Sequence[str]) -> None:
     """See above; exit code 1 for a work dir that holds no trained cascade."""
     values = flags.FLAGS
-    try:
-        if len(argv) > 1:
-            raise InputError("command line", f"unexpected argument {argv[1]!r}")
+    with errors_on_one_line():
+        check_no_arguments(argv)
         # Libraries report every file that they read.
         logging.set_verbosity(logging.ERROR)
         workdir = Path(values.workdir)
@@ -51,16 +50,16 @@ def main(argv: Sequence[str]) -> None:
         run = prepare(experiment, workdir)
         _, cases = run.evaluated()
         looks = max(values.looks, method.looks)
-        said = {name: place for n in range(looks) for name, place in places(run, cases, n + 1)}
+        found_mm = {name: place for n in range(looks) for name, place in places(run, cases, n + 1)}
         truth, present = np.stack([c.landmarks_mm for c in cases]), [c.present for c in cases]
         errors = {
             name: metrics.radial_error_mm(truth, place, np.stack(present))
-            for name, place in said.items()
+            for name, place in found_mm.items()
         }
         final = name_of(method.looks)
         print(as_text(errors, final))
         row = chosen_case([case.name for case in cases], errors[final], values.case)
-        shown = {TRUTH: truth[row], MARK: said[FIRST[0]][row], PREDICTION: said[final][row]}
+        shown = {TRUTH: truth[row], MARK: found_mm[FIRST[0]][row], PREDICTION: found_mm[final][row]}
         picture = draw(
             cases[row],
             shown,
@@ -72,9 +71,6 @@ def main(argv: Sequence[str]) -> None:
         with replacing(Path(values.output)) as temporary:
             temporary.write_bytes(picture)
         print(f"picture of {cases[row].name}: {values.output}")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 def name_of(looks: int) -> str:

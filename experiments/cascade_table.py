@@ -11,7 +11,7 @@ one after the other; what is finished is not done again, and a row that was stop
 - `Entire-image`: the first stage alone, which sees the whole scan coarsely; its brightest voxel
 - `Two-stage`: both stages, the paper's method; the other rows are compared with it
 - `Ours`: cross-entropies in place of the weighted squared error and of the displacement
-- `Ours-first`: what the first stage of `Ours` says alone, to fractions of a voxel
+- `Ours-first`: the first stage of `Ours` alone, to fractions of a voxel
 
 Beside the table `landmarks.csv` has the errors of each landmark, under them the paper's and those
 of Noothout et al. (2018) as the paper quotes them, both on other scans. A row by itself, and
@@ -23,7 +23,6 @@ python -m experiments.cascade_stages --workdir=runs/cascade_table_small/Two-stag
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,6 @@ from experiments import vessel_cascade
 from experiments.tables import Table
 from jaxmark.config import Experiment
 from jaxmark.data.phantoms.vessels.coronaries import CORONARY5
-from jaxmark.results.measures.points import read_points
 from jaxmark.system.files import write_text_atomic
 
 # Of Table 1 of the paper, mm: landmarks 1 to 5, in the order of `CORONARY5`; None: not stated.
@@ -74,7 +72,6 @@ PRINTED: dict[str, dict[str, Any]] = {
     "small": {"refine_widths": (16, 32, 64, 64), "sigma_mm": 12.0, "height": 3.0}
 }
 
-
 SIZES: dict[str, Callable[[], Experiment]] = {
     "paper": vessel_cascade.paper,
     "small": vessel_cascade.small,
@@ -110,19 +107,16 @@ def get_config(preset: str = "small/Two-stage") -> Experiment:
 def main(argv: Sequence[str]) -> None:
     """See `Table.run`; then the errors of each landmark, `landmarks.csv`."""
     folder, rows = TABLE.run(argv, f"Table 1, {flags.FLAGS.preset}")
-    homes = {row.name: list(row.homes.values()) for row in rows}
-    text = by_landmark({name: _errors(folders) for name, folders in homes.items()})
+    text = by_landmark({row.label: row.error_mm for row in rows})
     write_text_atomic(folder / "landmarks.csv", text)
     print(text, end="")
 
 
-def _errors(folders: Sequence[Path]) -> np.ndarray:
-    """(N, 5) mm, NaN where absent: means over the runs."""
-    return np.mean([read_points(folder / "evaluation").error_mm() for folder in folders], axis=0)
-
-
 def by_landmark(errors_mm: Mapping[str, np.ndarray]) -> str:
-    """CSV: mean radial error and its SD over scans, of each landmark; then the paper's means."""
+    """CSV: mean radial error and its SD over scans, of each landmark; then the paper's means.
+
+    `errors_mm`: row -> (N, 5), NaN where absent.
+    """
     lines = [",".join(["row", *(f"{name} (mm)" for name in CORONARY5.landmarks), "mean (mm)"])]
     for row, errors in errors_mm.items():
         means, spreads = np.nanmean(errors, axis=0), np.nanstd(errors, axis=0)

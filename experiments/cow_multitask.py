@@ -23,8 +23,7 @@ python -m jaxmark.main --config=experiments/cow_multitask.py:small/Multitask
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ from experiments.tables import Table
 from jaxmark.config import Augment, Data, Experiment, Train
 from jaxmark.data.phantoms.cow.cohort import CirclePhantom, has_pathology
 from jaxmark.methods.multitask import Multitask
-from jaxmark.results.measures.points import read_points
+from jaxmark.results.compare import Row
 from jaxmark.system.files import write_text_atomic
 
 # Tasks that a row does without.
@@ -148,24 +147,22 @@ def main(argv: Sequence[str]) -> None:
     phantom = SIZES[values.preset]().phantom
     if share is not None:
         phantom.pathology = share
-    text = by_pathology(phantom, {row.name: list(row.homes.values()) for row in rows})
+    text = by_pathology(phantom, rows)
     write_text_atomic(folder / "pathology.csv", text)
     print(text, end="")
 
 
-def by_pathology(phantom: CirclePhantom, homes: Mapping[str, Sequence[Path]]) -> str:
+def by_pathology(phantom: CirclePhantom, rows: Sequence[Row]) -> str:
     """CSV: mean radial error of each row's runs, of people without pathology and with."""
     lines = ["row,scans_without,mre_mm_without,scans_with,mre_mm_with"]
-    for name, folders in homes.items():
-        runs = [read_points(folder / "evaluation") for folder in folders]
-        numbers = [int(case.removeprefix("phantom-")) for case in runs[0].cases]
+    for row in rows:
+        numbers = [int(case.removeprefix("phantom-")) for case in row.cases]
         ill = np.array([has_pathology(phantom, number) for number in numbers])
-        errors = np.mean([points.error_mm() for points in runs], axis=0)
         cells = [
-            f"{group.sum()},{np.nanmean(errors[group]):.3f}" if group.any() else "0,"
+            f"{group.sum()},{np.nanmean(row.error_mm[group]):.3f}" if group.any() else "0,"
             for group in (~ill, ill)
         ]
-        lines.append(",".join([name, *cells]))
+        lines.append(",".join([row.label, *cells]))
     return "\n".join(lines) + "\n"
 
 

@@ -3,7 +3,6 @@
 What is finished is not done again, and a row that was stopped continues.
 """
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 
 from absl import flags
 
+from experiments.commands import check_lists, check_no_arguments, errors_on_one_line
 from experiments.rows import Row, train_and_compare
 from jaxmark.config import Experiment
 from jaxmark.results.compare import Published, as_text, write_comparison
-from jaxmark.system.errors import InputError
+from jaxmark.results.compare import Row as Compared
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Table:
         hidden: Sequence[str] = (),
         overrides: Mapping[str, Sequence[str]] | None = None,
         always: Sequence[str] = (),
-    ) -> tuple[Path, list[Row]]:
+    ) -> tuple[Path, list[Compared]]:
         """Train the rows that the flags ask for and write the table; its folder, and the rows.
 
         Exit code 1 for a flag that can't be, or where a row's training ends with an error.
@@ -75,15 +75,9 @@ class Table:
           overrides: row -> arguments of `jaxmark.main` for it alone; `always` are for all.
         """
         values: Any = flags.FLAGS
-        try:
-            known = [name for name in (*self.rows, *self.extra) if name not in hidden]
-            for name in values.rows:
-                if name not in known:
-                    raise InputError("--rows", f"{name!r} is not one of {', '.join(known)}")
-            if not all(seed.isdecimal() for seed in values.seeds):
-                raise InputError("--seeds", f"{','.join(values.seeds)!r} is not whole numbers")
-            if len(argv) > 1:
-                raise InputError("command line", f"unexpected argument {argv[1]!r}")
+        with errors_on_one_line():
+            check_lists({"rows": [n for n in (*self.rows, *self.extra) if n not in hidden]})
+            check_no_arguments(argv)
             folder = Path(values.workdir or f"runs/{self.name}_{values.preset}{suffix}")
             rows = [
                 self.row(
@@ -97,12 +91,9 @@ class Table:
                 for name in (*values.rows, *more)
             ]
             found = train_and_compare(rows, self.reference)
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
         page = write_comparison(
             found, folder, title=title, note=self.note, published=self.published
         )
         print(as_text(found, self.published))
         print(f"table: {page}")
-        return folder, rows
+        return folder, found

@@ -63,11 +63,11 @@ def test_other_presets_are_refused(preset):
         cardiac_gan.get_config(preset)
 
 
-def compared(label, error):
+def compared(label, error, cases):
     points = error.size
     summary = {"mre_mm": error.mean(), "sd_points_mm": error.std(), "n_scans": float(len(error))}
     summary["sdr"] = {f"{t:g}": float((error <= t).sum() / points) for t in (2, 3, 5)}
-    return Compared(label, summary, 1, None, error, np.zeros_like(error))
+    return Compared(label, summary, 1, None, error, np.zeros_like(error), cases=cases)
 
 
 def test_intervals_are_over_people_not_over_frames():
@@ -76,9 +76,9 @@ def test_intervals_are_over_people_not_over_frames():
     cases = [f"patient-{p:03d}-frame-{f:02d}" for p in range(12) for f in range(8)]
     base = np.abs(rng.normal(3, 0.5, (96, 2))) + 3
     other = base + np.repeat(people, 8)[:, None]
-    rows = [compared("GAN", base), compared("heatmap", other)]
-    assert cardiac_table.over_people(rows[0], rows[0], cases) is None
-    found = cardiac_table.over_people(rows[1], rows[0], cases)
+    rows = [compared("GAN", base, cases), compared("heatmap", other, cases)]
+    assert cardiac_table.over_people(rows[0], rows[0]) is None
+    found = cardiac_table.over_people(rows[1], rows[0])
     assert found["n_scans"] == 12
     assert found["difference"] == pytest.approx(people.mean())
     drawn = people[rng.integers(0, 12, (20_000, 12))].mean(1)
@@ -90,13 +90,13 @@ def test_intervals_are_over_people_not_over_frames():
 def test_lines_have_the_paper_s_figures_beside_its_own_method_alone():
     error = np.full((4, 2), 2.5)
     cases = [f"patient-{p:03d}-frame-00" for p in range(4)]
-    rows = [compared("GAN", error), compared("heatmap", error + 1)]
-    first, second = cardiac_table.lines_of("RVI", "own", rows, cases, True)
+    rows = [compared("GAN", error, cases), compared("heatmap", error + 1, cases)]
+    first, second = cardiac_table.lines_of("RVI", "own", rows, published=True)
     assert len(first) == len(second) == len(cardiac_table.HEAD)
     assert first[:9] == ["RVI", "own", "GAN", 4, "2.5", "0", "0", "100", "100"]
     assert first[9:] == [""] * 4 + [2.8, 1.5, 72.0, 86.0, 96.0]
     assert second[9] == "1" and second[13:] == [""] * 5
-    blind = cardiac_table.lines_of("RVI", "blind", rows, cases, False)
+    blind = cardiac_table.lines_of("RVI", "blind", rows, published=False)
     assert blind[0][13:] == [""] * 5
 
 

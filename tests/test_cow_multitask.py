@@ -8,6 +8,7 @@ from jaxmark.config import to_json, validate
 from jaxmark.core.anatomy import COW19
 from jaxmark.data.phantoms.cow.cohort import has_pathology
 from jaxmark.methods.method import LABEL_MAPS, SEGMENTS, Task
+from jaxmark.results.compare import compare
 from jaxmark.results.evaluate import evaluate
 from jaxmark.results.measures.points import Points
 
@@ -88,7 +89,7 @@ def test_errors_are_told_apart_by_pathology(tmp_path):
         radius_mm=np.ones((4, 1)),
     )
     evaluate(points, thresholds_mm=(2.0,), floors={}, folder=tmp_path / "evaluation")
-    text = cow_multitask.by_pathology(phantom, {"Heatmaps": [tmp_path]})
+    text = cow_multitask.by_pathology(phantom, compare({"Heatmaps": [tmp_path]}, "Heatmaps"))
     assert text.splitlines()[1] == f"Heatmaps,{4 - sum(ill)},1.000,{sum(ill)},2.000"
 
 

@@ -61,6 +61,8 @@ class Row:
     segments: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     # By the same names, with the first row that has them; none of that row itself.
     segment_tests: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    # Names of the N cases, the same ones in all rows.
+    cases: tuple[str, ...] = ()
 
 
 def compare(rows: Mapping[str, Sequence[Path]], reference: str) -> list[Row]:
@@ -116,6 +118,7 @@ def _row(label: str, runs: Sequence[Points], folders: Sequence[Path]) -> Row:
         error_mm=np.mean([points.error_mm() for points in runs], axis=0),
         confused=np.mean(confused, axis=0),
         segments=_segments(folders, summaries),
+        cases=runs[0].cases,
     )
 
 

@@ -37,6 +37,8 @@ from jaxmark.system.files import write_json, write_text_atomic
 
 # Streams of random numbers of one seed; a person doesn't depend on the image made of it.
 _ANATOMY, _BODY, _IMAGE, _NOISE = range(4)
+# In the name of a case, between a person and the number of a frame.
+_FRAME = "-frame-"
 _ENDINGS = {"images": ".nii.gz", "landmarks": ".csv", "anatomy": ".json"}
 _SLICE_MM = 8.0
 # Extent of the longer side, and the shorter by it.
@@ -136,18 +138,15 @@ def make_case(phantom: CinePhantom, number: int) -> CineCase:
     noise = np.random.default_rng([*stream, _NOISE, number])
     moment = at_contraction(draw_heart(anatomy, phantom.scanner), contraction)
     level = float(anatomy.uniform(*view.levels))
-    settings, contrast = (
-        draw_settings(image, phantom.scanner),
-        draw_contrast(image, phantom.scanner),
-    )
+    settings = draw_settings(image, phantom.scanner)
+    contrast = draw_contrast(image, phantom.scanner)
     grid, degrees = _draw_grid(image, phantom, view)
     middle = (np.array(grid.shape[:2]) - 1) / 2 * grid.spacing_mm[:2]
     plane = draw_plane(image, grid, middle + image.normal(_HEART_MM, _HEART_SD_MM), degrees)
     canvas, build = blank(plane, max(settings.edge_mm, plane.pixel_mm)), draw_build(body)
     if view.axis == "short":
         ring = short_axis.draw_ring(anatomy, moment, level)
-        lowest = float((ring.outer * np.sin(short_axis.planar.angles())).max())
-        paint_short_axis(body, canvas, build, contrast, lowest)
+        paint_short_axis(body, canvas, build, contrast, ring.lower_edge_mm)
         short_axis.paint_heart(anatomy, canvas, contrast, moment, ring, level)
         points = ring.points[2:] if phantom.view in _CENTRES else ring.points
     else:
@@ -183,9 +182,14 @@ def name_cases(phantom: CinePhantom) -> dict[str, list[str]]:
     for split in ("train", "val", "test"):
         people = range(first, first + getattr(phantom, split))
         frames = range(phantom.frames)
-        splits[split] = [f"patient-{who:03d}-frame-{k:02d}" for who in people for k in frames]
+        splits[split] = [f"patient-{who:03d}{_FRAME}{k:02d}" for who in people for k in frames]
         first = people.stop
     return splits
+
+
+def person_of(case: str) -> str:
+    """The person whom a case's name (see `name_cases`) names."""
+    return case.partition(_FRAME)[0]
 
 
 def write_cohort(root: Path, phantom: CinePhantom, workers: int = 0) -> None:

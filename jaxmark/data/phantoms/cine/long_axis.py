@@ -34,6 +34,11 @@ class Axis:
     across: np.ndarray  # (2,) to the RV
     tilt: float  # of the mitral plane: mm along the axis a mm across
 
+    @property
+    def degrees(self) -> float:
+        """Of its direction to the apex, clockwise from the right of the picture."""
+        return float(np.rad2deg(np.arctan2(self.along[1], self.along[0])))
+
     def place(self, t: float, b: float) -> np.ndarray:
         """(2,) mm of the frame: `t` mm from the mitral plane to the apex, `b` to the RV."""
         heart = self.moment.heart
@@ -161,14 +166,13 @@ def _paint_papillary_muscle(
     """The anterolateral one, in the slices that cut it; trabeculae at the apex."""
     cut, level, thick = rng.random() < 0.5, rng.uniform(0.5, 0.68), rng.uniform(2.5, 4.5)
     moment = axis.moment
-    along = np.rad2deg(np.arctan2(axis.along[1], axis.along[0]))
     if cut:
         place = axis.place(level * moment.length, -0.66 * moment.inner_radius(level))
-        canvas.blob(contrast.muscle, place, (2.6 * thick, thick), along)
+        canvas.blob(contrast.muscle, place, (2.6 * thick, thick), axis.degrees)
     for _ in range(5):
         side, level = rng.choice([-1, 1]), rng.uniform(0.7, 0.95)
         place = axis.place(level * moment.length, 0.92 * side * moment.inner_radius(level))
-        canvas.blob(contrast.muscle, place, (rng.uniform(2, 5), 1.4), along + 25 * side)
+        canvas.blob(contrast.muscle, place, (rng.uniform(2, 5), 1.4), axis.degrees + 25 * side)
 
 
 def _paint_rv_muscle(
@@ -176,14 +180,13 @@ def _paint_rv_muscle(
 ) -> None:
     """The moderator band and trabeculae, towards the apex."""
     moment = axis.moment
-    along = np.rad2deg(np.arctan2(axis.along[1], axis.along[0]))
     for _ in range(8):
         u, share = rng.uniform(0.35, 0.85), rng.uniform(0.3, 1.0)
         thick, turn = rng.uniform(1.0, 2.4), rng.normal(0, 35)
         t = _TRICUSPID_MM + u * _RV_LENGTH * moment.length
         at = moment.inner_radius(min(t / moment.length, 0.98)) + septum
         place = axis.place(t, at + share * moment.rv * (1 - u**_RV_TAPER))
-        canvas.blob(contrast.muscle * 1.2, place, (2.5 * thick, thick), along + turn)
+        canvas.blob(contrast.muscle * 1.2, place, (2.5 * thick, thick), axis.degrees + turn)
 
 
 def _paint_valves(

@@ -101,6 +101,11 @@ def angles() -> np.ndarray:
     return np.arange(_ANGLES) * (2 * np.pi / _ANGLES)
 
 
+def radius_at(radii: np.ndarray, angle: float) -> float:
+    """Of a contour, a table of `angles`, at any angle in radians."""
+    return float(np.interp(angle % (2 * np.pi), angles(), radii))
+
+
 def rays(plane: Plane) -> Rays:
     """See `Rays`."""
     around = np.arctan2(plane.y, plane.x) * np.float32(_ANGLES / (2 * np.pi))

@@ -27,6 +27,11 @@ class Ring:
     # RV insertion anterior and inferior, LV centre.
     points: np.ndarray
 
+    @property
+    def lower_edge_mm(self) -> float:
+        """How far the LV's wall reaches downwards in the picture."""
+        return float((self.outer * np.sin(planar.angles())).max())
+
 
 def draw_ring(rng: np.random.Generator, moment: Moment, level: float) -> Ring:
     """The contours at a level, 0 (mitral plane) to 1 (the cavity's apex).
@@ -105,7 +110,7 @@ def _paint_papillary_muscles(
         angle = np.deg2rad(ring.rv_degrees + 180 + side * rng.uniform(40, 75))
         far, size = rng.uniform(0.6, 0.78), rng.uniform(0.13, 0.2)
         heads = rng.integers(1, 3)
-        inner = float(np.interp(angle % (2 * np.pi), planar.angles(), ring.inner))
+        inner = planar.radius_at(ring.inner, angle)
         thick = size * moment.heart.lv_diameter / 2 * share
         for _ in range(heads):
             place = (far + rng.normal(0, 0.05)) * inner * np.array([np.cos(angle), np.sin(angle)])
@@ -121,7 +126,7 @@ def _paint_trabeculae(
     """Along the inside of the LV's wall, but for the septum, which is smooth."""
     for _ in range(rng.integers(4, 14)):
         angle = np.deg2rad(ring.rv_degrees + 180 + rng.uniform(-120, 120))
-        inner = float(np.interp(angle % (2 * np.pi), planar.angles(), ring.inner))
+        inner = planar.radius_at(ring.inner, angle)
         place = rng.uniform(0.86, 1.0) * inner * np.array([np.cos(angle), np.sin(angle)])
         thick, turn = min(rng.uniform(0.8, 2.4), 0.15 * inner), rng.uniform(0, 180)
         canvas.blob(contrast.muscle * 1.3, place, (1.6 * thick, thick), turn)
@@ -133,10 +138,7 @@ def _paint_rv_muscle(
     """Trabeculae along the RV's free wall."""
     for _ in range(16):
         angle = np.deg2rad(ring.rv_degrees + rng.uniform(-45, 45))
-        near, far = (
-            float(np.interp(angle % (2 * np.pi), planar.angles(), table))
-            for table in (ring.outer, ring.free)
-        )
+        near, far = (planar.radius_at(radii, angle) for radii in (ring.outer, ring.free))
         depth = rng.beta(4, 1.2)
         thick, value = rng.uniform(0.7, 1.9), rng.uniform(1.1, 2.2)
         long = thick * rng.uniform(1, 2.5)

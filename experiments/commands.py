@@ -1,0 +1,40 @@
+"""What commands of experiments share: flags that list words, and errors on one line."""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+
+from absl import flags
+
+from jaxmark.system.errors import InputError
+
+
+@contextlib.contextmanager
+def errors_on_one_line() -> Iterator[None]:
+    """An InputError in this block ends the process: its line on stderr, exit code 1."""
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def check_no_arguments(argv: Sequence[str]) -> None:
+    """InputError where a word stands beside the flags; `argv` begins with the program's name."""
+    if len(argv) > 1:
+        raise InputError("command line", f"unexpected argument {argv[1]!r}")
+
+
+def check_lists(known: Mapping[str, Sequence[str]]) -> None:
+    """InputError where a flag lists a word that is not one of those it knows.
+
+    Args:
+      known: name of a flag -> its words. --seeds, whole numbers, are checked as well.
+    """
+    for flag, words in known.items():
+        for word in flags.FLAGS[flag].value:
+            if word not in words:
+                raise InputError(f"--{flag}", f"{word!r} is not one of {', '.join(words)}")
+    seeds: list[str] = flags.FLAGS["seeds"].value
+    if not all(seed.isdecimal() for seed in seeds):
+        raise InputError("--seeds", f"{','.join(seeds)!r} is not whole numbers")
