@@ -155,7 +155,11 @@ def check_inside(case: RawCase, scan: Scan, unit: str = "mm") -> None:
         hint = ""
         if _is_inside(xyz * [-1, -1, 1], scan):
             hint = "; with x and y negated it is inside: are these positions RAS, not LPS?"
-        point = ", ".join(f"{v:.1f}" for v in xyz[shown])
+        # A picture's plane is z = 0: points placed in a scanner's world are not on it.
+        off_plane = scan.planar and abs(xyz[2]) > 0.5
+        if off_plane:
+            hint = "; its z is not 0: where a slice lies in a scanner is not read"
+        point = ", ".join(f"{v:.1f}" for v in (xyz if off_plane else xyz[shown]))
         place, what = ("", "picture") if scan.planar else ("LPS ", "scan")
         raise InputError(
             case.landmark_file or case.scan,

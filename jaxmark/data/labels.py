@@ -8,7 +8,7 @@ import difflib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -177,8 +177,12 @@ def common_names(root: Path, labels: Mapping[str, Labels]) -> tuple[str, ...]:
     return tuple(sorted(names, key=int) if all(map(str.isdecimal, names)) else names)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Collection[str]) -> str:
     """A hint for a message: the known name most like a wrong one, or "" where none is known."""
+    numbers = natural(name[:_MAX_NAME])
+    padded = [other for other in known if other != name and natural(other) == numbers]
+    if len(padded) == 1:
+        return f"; did it lose leading zeros, as in spreadsheets? There is {padded[0]!r}"
     # Comparing takes the square of the length.
     found = difflib.get_close_matches(name[:_MAX_NAME], list(known), n=1, cutoff=0.0)
     if not found:

@@ -45,8 +45,9 @@ def points_on_pictures(
         where = contents[first].file if pictures is None else pictures[first]
         count = f"{len(unknown)} of {len(sizes)} pictures state none"
         raise InputError(where, f"{NO_SIZE}; {count}")
+    shown = _shown_in_slicer(contents, pictures or {}, data)
     return {
-        case: _in_the_world(case, content, sizes[case], data, notes)
+        case: _in_the_world(case, content, sizes[case], shown.get(case), data, notes)
         for case, content in contents.items()
     }
 
@@ -60,10 +61,31 @@ def _stated(content: Content, data: Data) -> float:
     return own or common
 
 
+def _shown_in_slicer(
+    contents: Mapping[str, Content], pictures: Mapping[str, Path], data: Data
+) -> dict[str, tuple[float, float] | None]:
+    """Case -> the pixel size that 3D Slicer takes from its picture; None, or no case: it is 1 mm.
+
+    Only of what is not a table and becomes pixels.
+    """
+    asked = {
+        case: (pictures[case], 0.0)
+        for case, content in contents.items()
+        if data.unit == "px" and case in pictures and _is_markups(content)
+    }
+    return picture_sizes(asked, data)
+
+
+def _is_markups(content: Content) -> bool:
+    """Whether its numbers are millimetres of 3D Slicer, which knows no pixels."""
+    return extension_of(content.file) not in (".csv", ".tsv") and content.unit != "voxels"
+
+
 def _in_the_world(
     case: str,
     content: Content,
     size_mm: tuple[float, float] | None,
+    shown_mm: tuple[float, float] | None,
     data: Data,
     notes: list[Note],
 ) -> Landmarks:
@@ -76,12 +98,26 @@ def _in_the_world(
         if size_mm is not None and content.also_mm:
             _check_agreement(case, content, scale)
         return _scaled(content.points, scale if data.unit == "mm" else np.ones(3))
-    if data.unit == "px" and extension_of(content.file) not in (".csv", ".tsv"):
-        # As prediction writes them, and as 3D Slicer shows a picture without a place.
-        notes.append(Note(content.file.name, "positions are taken as pixels (config.data.unit)"))
-        return dict(content.points)
     # A picture has one frame.
     in_mm = in_lps(replace(content, frame=content.frame or "LPS"))
+    if data.unit == "px" and _is_markups(content):
+        if shown_mm in (None, (1.0, 1.0)):
+            # As prediction writes them, and as 3D Slicer shows a picture that states no size.
+            what = "positions are taken as pixels (config.data.unit)"
+            notes.append(Note(content.file.name, what))
+            return in_mm
+        assert shown_mm is not None
+        size = f"{shown_mm[0]:g} x {shown_mm[1]:g} mm"
+        if content.predicted:
+            raise InputError(
+                content.file,
+                f"case {case!r}: a prediction, whose unit may be the pixel, while 3D Slicer shows "
+                f"this picture in mm, with its pixels of {size}: write the points into a table "
+                "with columns x_px and y_px",
+            )
+        what = f"positions are mm, and become pixels by the {size} that the picture states"
+        notes.append(Note(content.file.name, what))
+        return _scaled(in_mm, 1 / np.array([*shown_mm, 1.0]))
     if data.unit == "mm":
         return in_mm
     if size_mm is None:

@@ -9,9 +9,9 @@ from conftest import refused
 from pictures import GREY, png, xray
 
 from jaxmark.config import Data
-from jaxmark.data.cohort import read_cohort
+from jaxmark.data.cohort import check_inside, read_cohort
 from jaxmark.data.landmarks import read_predicted, write_fcsv, write_mrk_json, write_table
-from jaxmark.data.pictures import Plane
+from jaxmark.data.pictures import Plane, read_picture
 from jaxmark.data.prepare import prepare_cohort
 from jaxmark.data.unpaired import read_unpaired
 
@@ -152,6 +152,60 @@ def test_markups_are_points_on_pictures_too(tmp_path):
         data = settings(root, unit="px", pixel_size_mm=size)
         np.testing.assert_allclose(points(data), scaled, atol=1e-6)
         assert any("taken as pixels" in note for note in read_cohort(data).notes)
+
+
+def stated_by_dicom(root: Path, size: tuple[float, float]) -> None:
+    """The cohort's pictures as DICOM files with this size; rows, columns."""
+    for n in range(2):
+        (root / "images" / f"{n:03}.png").unlink()
+        content = xray(GREY.astype(np.uint16), spacing=size, instance=n)
+        (root / "images" / f"{n:03}.dcm").write_bytes(content)
+
+
+def marked(root: Path, scale: object, words: str = "", z: float = 0.0) -> None:
+    """The cohort's landmarks as files of 3D Slicer."""
+    (root / "landmarks.csv").unlink()
+    (root / "landmarks").mkdir()
+    for n in range(2):
+        found = dict(zip(NAMES, PIXELS[n] * scale + [0, 0, z], strict=True))
+        file = root / "landmarks" / f"{n:03}.mrk.json"
+        write_mrk_json(file, found, descriptions=dict.fromkeys(NAMES, words))
+
+
+def test_markups_on_a_picture_that_states_its_size_are_millimetres(tmp_path):
+    root = cohort(tmp_path / "root", "")
+    stated_by_dicom(root, (0.3, 0.2))
+    marked(root, [0.2, 0.3, 1.0])
+    data = settings(root, unit="px")
+    np.testing.assert_allclose(points(data), PIXELS, atol=1e-6)
+    assert any("become pixels by the 0.2 x 0.3 mm" in note for note in read_cohort(data).notes)
+
+
+@pytest.mark.parametrize("size", [(0.3, 0.2), (1.0, 1.0)])
+def test_a_prediction_in_pixels_is_not_taken_for_millimetres(tmp_path, size):
+    root = cohort(tmp_path / "root", "")
+    stated_by_dicom(root, size)
+    marked(root, 1.0, words="within 1.0 px (60 %), score 0.500")
+    data = settings(root, unit="px")
+    if size == (1.0, 1.0):
+        np.testing.assert_allclose(points(data), PIXELS, atol=1e-6)
+    else:
+        refused(partial(read_cohort, data), "000.mrk.json", "case '000'", "0.2 x 0.3 mm", "x_px")
+
+
+def test_a_point_off_the_plane_is_said_with_its_z(tmp_path):
+    root = cohort(tmp_path / "root", "")
+    stated_by_dicom(root, (0.5, 0.5))
+    marked(root, [0.5, 0.5, 1.0], z=-33.0)
+    case = read_cohort(settings(root)).cases["000"]
+    scan = read_picture(case.scan)
+    refused(partial(check_inside, case, scan), "000.mrk.json", "-33.0", "z is not 0")
+
+
+def test_a_table_that_lost_leading_zeros_is_told_so(tmp_path):
+    root = cohort(tmp_path / "root", PX.replace("\n00", "\n"))
+    where = "case '0' has landmarks but no image"
+    refused(partial(read_cohort, settings(root, unit="px")), where, "leading zeros", "'000'")
 
 
 @pytest.mark.parametrize("unit", ["px", "mm"])
