@@ -34,7 +34,7 @@ def get_config(preset: str = "small/heatmap") -> Experiment:
             unit="px",
             grid="native",
             spacing_mm=(1.0, 1.0, 1.0),
-            # The points lie within 80 pixels of the middle; on a CPU the rest is not worth its time.
+            # All points lie within 80 pixels of the middle.
             crop=(160, 160, 1) if small else (256, 256, 1),
             margin=16,
         ),
