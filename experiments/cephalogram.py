@@ -15,7 +15,9 @@ from jaxmark.methods.heatmap import HeatmapRegression
 
 
 def get_config(preset: str = "") -> Experiment:
-    """Presets: "" and "small"."""
+    """Presets: "" and "small"; ValueError for another one."""
+    if preset not in ("", "small"):
+        raise ValueError(f"there is no preset {preset!r}, but small, or none")
     small = preset == "small"
     return Experiment(
         name="cephalogram",

@@ -17,7 +17,9 @@ from jaxmark.methods.heatmap import HeatmapRegression
 
 
 def get_config(preset: str = "") -> Experiment:
-    """Only one preset."""
+    """Without presets: ValueError for one."""
+    if preset:
+        raise ValueError(f"there is no preset {preset!r}: this experiment has none")
     return Experiment(
         name="mouse_ct",
         data=Data(

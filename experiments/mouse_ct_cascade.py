@@ -20,7 +20,9 @@ from jaxmark.methods.cascade import Cascade
 
 
 def get_config(preset: str = "") -> Experiment:
-    """Only one preset."""
+    """Without presets: ValueError for one."""
+    if preset:
+        raise ValueError(f"there is no preset {preset!r}: this experiment has none")
     return Experiment(
         name="mouse_ct_cascade",
         data=Data(

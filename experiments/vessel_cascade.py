@@ -16,7 +16,7 @@ preset the device decides: `paper` on an accelerator, `small` on a CPU. Of the h
 Of the aorta, 9 landmarks, stage 1 on voxels twice as long: `aorta` (25 training and 23 test volumes
 of 0.71 x 0.71 x 0.81 mm, for a GPU, not run), `aorta_small`, `aorta_tiny`.
 
-Predictions hold what the first stage says, too: `landmarks_stage1.csv` (the voxel of the maximum)
+Predictions hold the first stage's places, too: `landmarks_stage1.csv` (the voxel of the maximum)
 and `landmarks_stage1_subvoxel.csv`; --config.predict.decoder= chooses which is evaluated.
 """
 

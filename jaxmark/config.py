@@ -184,13 +184,8 @@ class Augment:
             yield "", "scale and contrast must be under 1"
         if self.elastic_mm > self.elastic_grid_mm / 8:
             # Beyond that, a bend may fold the picture, and points have no single place in it.
-            yield (
-                "elastic_mm",
-                (
-                    f"{self.elastic_mm} is more than an eighth of elastic_grid_mm, "
-                    f"{self.elastic_grid_mm}: the picture could fold"
-                ),
-            )
+            problem = f"{self.elastic_mm} is more than an eighth of elastic_grid_mm"
+            yield "elastic_mm", f"{problem}, {self.elastic_grid_mm}: the picture could fold"
 
 
 @dataclasses.dataclass

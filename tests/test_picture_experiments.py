@@ -13,7 +13,7 @@ from conftest import refused
 from malformed_scans import nifti
 from pictures import png, tiff, xray
 
-from experiments import cardiac_sax, cephalogram
+from experiments import cardiac_sax, cephalogram, mouse_ct, mouse_ct_cascade
 from jaxmark import workflow
 from jaxmark.config import Augment, Data, Evaluate, Experiment, Predict, Train, validate
 from jaxmark.core.anatomy import scheme_of
@@ -220,6 +220,12 @@ def test_experiments_on_real_pictures_fit_their_networks(module, preset):
     experiment = validate(module.get_config(preset))
     task = workflow.task_of(experiment, scheme_of(("a", "b")), local_mesh())
     assert task.planar and experiment.method.build(task).phases
+
+
+@pytest.mark.parametrize("module", [cephalogram, cardiac_sax, mouse_ct, mouse_ct_cascade])
+def test_other_presets_are_refused(module):
+    with pytest.raises(ValueError, match="there is no preset 'smal'"):
+        module.get_config("smal")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ others compute, they tell more than the clock.
 """
 
 import dataclasses
-import json
 import os
 import resource
 import statistics
@@ -321,7 +320,7 @@ def measure(folder: Path, side: int, *, with_commands: bool) -> dict[str, list[R
 
 def main(argv: Sequence[str]) -> None:
     """Prints the tables."""
-    # Orbax says much.
+    # Orbax logs each file that it reads.
     logging.set_verbosity(logging.WARNING)
     folder = Path(str(_FOLDER.value))
     os.environ.update(huge_pages.environment())
@@ -333,7 +332,7 @@ def main(argv: Sequence[str]) -> None:
     load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     print(f"\n{load}; peak of this process {peak / 1e9:.2f} GB")
     if _OUT.value:
-        Path(_OUT.value).write_text(json.dumps({"schema_version": 1, **found}, indent=1) + "\n")
+        write_json(Path(_OUT.value), {"schema_version": 1, **found})
 
 
 if __name__ == "__main__":

@@ -22,6 +22,9 @@ from jaxmark.system.files import json_text, read_sealed, sealed
 
 SCHEMA_VERSION = 3
 
+# Checksums of the files of `chunks`, by their names there and in `case.json`.
+_CHECKSUMS = ("chunks_crc32", "coarse_crc32")
+
 # One case's part of a batch, or a batch, by the names of `methods.method.Batch`, and of its
 # targets there.
 HostBatch = dict[str, Any]
@@ -175,12 +178,8 @@ def write_chunked_case(case: PreparedCase, folder: Path, made_from: Path) -> Non
     (folder / "case.json").write_text(json_text(tree), "utf-8")
 
 
-# Of the files of chunks.
-_CHECKSUMS = ("chunks_crc32", "coarse_crc32")
-
-
 def _tree(case: PreparedCase, image: dict[str, Any], made_from: Path) -> dict[str, Any]:
-    """What `case.json` says; `image` is of the files beside it."""
+    """The content of `case.json`; `image` are its fields on the files beside it."""
     return sealed(
         {
             "schema_version": SCHEMA_VERSION,

@@ -20,8 +20,8 @@ from typing import BinaryIO
 import numpy as np
 
 from jaxmark.core.grids import box
+from jaxmark.data import multiscale
 from jaxmark.data.arrays import check_crc32, npy, read_npy, shape_of
-from jaxmark.data.multiscale import coarse
 from jaxmark.system.errors import InputError
 
 # Voxels a side: fewer make more pieces of a patch, more make it read more that it does not need.
@@ -103,7 +103,7 @@ class ChunkedImage:
     def coarse(self, factor: int) -> np.ndarray:
         """As `multiscale.coarse`; stored for this image's own factor, else made anew."""
         if factor != self.factor:
-            return coarse(self.whole(), factor)
+            return multiscale.coarse(self.whole(), factor)
         path = self.folder / _COARSE
         try:
             return read_npy(path, np.float16)
@@ -182,7 +182,7 @@ def write_chunks(
 
 def _cubes(slab: np.ndarray, smaller: list[np.ndarray], factor: int) -> Iterable[memoryview]:
     """The slab in layers of cubes, as bytes; its means are added to `smaller`."""
-    smaller.append(coarse(slab, factor))
+    smaller.append(multiscale.coarse(slab, factor))
     for x in range(0, len(slab), SIDE):
         layer = slab[x : x + SIDE]
         counts = _stored_shape(layer.shape)[1:]

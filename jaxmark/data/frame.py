@@ -120,12 +120,14 @@ class Frame:
 
     def apply(self, scan: Scan, alignment: Alignment) -> PreparedScan:
         """The scan on the common grid; ValueError where it does not reach there."""
-        native = self.grid == "native"
-        ijk_to_lps = alignment.matrix @ self.grid_to_common
-        if native:
+        if self.grid == "native":
             ijk_to_lps = scan.ijk_to_lps @ compose_affine(np.eye(3), -_offset(scan, self.shape))
-        seen = self._seen(scan, ijk_to_lps)
-        image = (_cropped if native else resample)(scan, self.shape, ijk_to_lps)
+            seen = self._seen(scan, ijk_to_lps)
+            image = _cropped(scan, self.shape)
+        else:
+            ijk_to_lps = alignment.matrix @ self.grid_to_common
+            seen = self._seen(scan, ijk_to_lps)
+            image = resample(scan, self.shape, ijk_to_lps)
         limits = self._range(image[::2, ::2, ::2][seen])
         scaled = self._scaled(image, limits)
         return self._prepared(scan, alignment, ijk_to_lps, seen, scaled)
@@ -210,6 +212,8 @@ class Frame:
         image: np.ndarray | ChunkedImage,
     ) -> PreparedScan:
         small = image.overview() if isinstance(image, ChunkedImage) else image
+        # A picture has no thickness.
+        spacing_mm = scan.spacing_mm * np.array([1, 1, 0 if self.planar else 1])
         return PreparedScan(
             image=image,
             ijk_to_lps=ijk_to_lps,
@@ -218,9 +222,8 @@ class Frame:
             overlap=float(seen.mean()),
             notes=scan.notes,
             profile=intensity_profile(small),
-            # A picture has no thickness.
-            extent_mm=np.sort(scan.spacing_mm * scan.voxels.shape * [1, 1, not self.planar]),
-            voxel_mm=np.sort(scan.spacing_mm * [1, 1, not self.planar]),
+            extent_mm=np.sort(spacing_mm * scan.voxels.shape),
+            voxel_mm=np.sort(spacing_mm),
             pixel_mm=scan.pixel_mm,
             grid=Grid(scan.voxels.shape, scan.ijk_to_lps),
         )
@@ -269,7 +272,7 @@ def _offset(scan: Scan, shape: tuple[int, int, int]) -> np.ndarray:
     return (np.array(shape) - scan.voxels.shape) // 2
 
 
-def _cropped(scan: Scan, shape: tuple[int, int, int], _: np.ndarray) -> np.ndarray:
+def _cropped(scan: Scan, shape: tuple[int, int, int]) -> np.ndarray:
     """The middle of a scan (X, Y, Z) on its own grid; its background where it has no voxels."""
     image = np.full(shape, background(scan), np.float32)
     offset = _offset(scan, shape)

@@ -101,13 +101,13 @@ def read_content(path: Path, case: str = "", *, planar: bool = False) -> Content
         cases = tables.read_case(path, planar=planar)
     else:
         raise InputError(path, f"not a landmark format jaxmark reads: {', '.join(EXTENSIONS)}")
-    teller = "it" if extension == stacom.EXTENSION else "column case"
+    source = "it" if extension == stacom.EXTENSION else "column case"
     if len(cases) > 1:
-        raise InputError(path, f"{teller} names {len(cases)} cases; a file of one case has one")
+        raise InputError(path, f"{source} names {len(cases)} cases; a file of one case has one")
     ((stated, content),) = cases.items()
     wanted = case or path.name[: -len(extension)]
     if stated not in ("", wanted):
-        raise InputError(path, f"{teller} names {stated!r}, not {wanted!r}")
+        raise InputError(path, f"{source} names {stated!r}, not {wanted!r}")
     return content
 
 

@@ -210,9 +210,7 @@ def landmark_files(folder: Path, *, planar: bool = False) -> LandmarkFiles:
 
 def _own(root: Path, suffix: str) -> Layout:
     folder = root / "images"
-    if suffix:
-        problem = f"{suffix!r} chooses among several images a case, but {folder} has one"
-        raise InputError("config.data.suffix", problem)
+    _check_no_suffix(suffix, folder)
     images = find_scans(folder)
     over = _passed_over({folder: list(images.values())})
     if not images:
@@ -223,14 +221,18 @@ def _own(root: Path, suffix: str) -> Layout:
     return Layout(images, _labels(root, {}), passed_over=over)
 
 
+def _check_no_suffix(suffix: str, folder: Path) -> None:
+    if suffix:
+        problem = f"{suffix!r} chooses among several images a case, but {folder} has one"
+        raise InputError("config.data.suffix", problem)
+
+
 def _of_pictures(root: Path, suffix: str, series: str) -> Layout:
     """jaxmark's own layout, of pictures."""
     folder = root / "images"
     if not folder.is_dir():
         raise InputError(root, "has no folder images/, where pictures are looked for")
-    if suffix:
-        problem = f"{suffix!r} chooses among several images a case, but {folder} has one"
-        raise InputError("config.data.suffix", problem)
+    _check_no_suffix(suffix, folder)
     images = find_pictures(folder, series)
     # Frames of a file, and the files of a cine, lie below these.
     inside = [*images.values(), *(path.parent for path in images.values())]

@@ -223,16 +223,6 @@ class Template(NamedTuple):
     unit: str = ""
     pixel_size_mm: float = 0.0
 
-    def read(self) -> Scan:
-        """See `read_scan` and `read_picture`."""
-        if self.unit:
-            return read_picture(self.path, self.unit, self.pixel_size_mm)
-        return read_scan(self.path)
-
-    def read_small(self) -> Scan:
-        """As scans are that are compared with it and that are prepared in chunks."""
-        return smaller(read_scan(self.path, as_stored=True))
-
 
 def prepare_cohort(
     cohort: Cohort,
@@ -322,12 +312,11 @@ def prepare_cohort(
 
 def _unplaced_frame(data: Data, template: Template | None, chunks: Chunks | None) -> Frame:
     """The frame before the training cases are aligned: where its grid lies is not known."""
-    read = _read_template if chunks is None else _read_large_template
     return Frame(
         register=cast(Kind, data.register),
         metric=data.metric,
         search_degrees=data.search_degrees,
-        template=read(template) if template else None,
+        template=_read_template(template, small=chunks is not None) if template else None,
         common_to_template=template_in_common(data),
         grid_to_common=np.eye(4),
         shape=prepared_shape(data),
@@ -504,15 +493,21 @@ _FIGURES = {"quality": "quality", "lead": "margin"}
 
 
 # Once in each process.
-_read_template = functools.lru_cache(maxsize=1)(Template.read)
-_read_large_template = functools.lru_cache(maxsize=1)(Template.read_small)
+@functools.lru_cache(maxsize=1)
+def _read_template(template: Template, *, small: bool) -> Scan:
+    """As scans are that are compared with it; those that are prepared in chunks are made small."""
+    if small:
+        return smaller(read_scan(template.path, as_stored=True))
+    if template.unit:
+        return read_picture(template.path, template.unit, template.pixel_size_mm)
+    return read_scan(template.path)
 
 
 def _check_and_align(job: tuple[RawCase, Frame, Template | None, Path]) -> Alignment:
     source, frame, template, file = job
     if template is not None:
-        read = _read_template if frame.chunks is None else _read_large_template
-        frame = dataclasses.replace(frame, template=read(template))
+        read = _read_template(template, small=frame.chunks is not None)
+        frame = dataclasses.replace(frame, template=read)
     scan = frame.read(source.scan, source.pixel_size_mm)
     check_inside(source, scan, frame.unit)
     with about(source.scan):

@@ -43,7 +43,7 @@ class Landmark:
     presence: float | None  # probability; None where nothing is known of absence
     radius_mm: float | None  # holds the truth with the stated probability; None: not known
     trained: bool = True  # False: no training case has it, and its position means nothing
-    position_px: np.ndarray | None = None  # (2,) on a picture, whose centre of the first is 0, 0
+    position_px: np.ndarray | None = None  # (2,) on a picture, from its first pixel's centre
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,7 +269,11 @@ class TrainedModel:
         )
 
     def _at_the_border(self, positions_mm: np.ndarray, prepared: PreparedScan) -> list[str]:
-        """A doubt where trained landmarks (K, 3) lie where a patch around them is cut off."""
+        """A doubt that names the landmarks in the scan's outermost voxels, or beyond them.
+
+        Patches around these lie half outside of the scan. `positions_mm` is (K, 3); landmarks that
+        were never trained do not count.
+        """
         ijk = apply_affine(np.linalg.inv(prepared.grid.ijk_to_lps), positions_mm)
         beside = ((ijk < 1) | (ijk > np.array(prepared.grid.shape) - 2)).any(1)
         names = [n for n in np.array(self.landmarks)[beside] if n not in self.frame.untrained]

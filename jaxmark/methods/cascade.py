@@ -65,7 +65,7 @@ from jaxmark.models.blocks import append_coordinates, each
 from jaxmark.models.cascade import DisplacementNet, SidePathUNet
 from jaxmark.models.unet import ResidualUNet
 
-# Decoders of what the first stage says.
+# Decoders of the first stage alone.
 FIRST = ("stage1", "stage1_subvoxel")
 
 
@@ -111,7 +111,8 @@ class Cascade:
     reach_mm: float = setting(6.0, POSITIVE)
     # "displacement" (the paper's), or "heatmap": a softmax over the patch's voxels (ours).
     refine: str = setting("displacement", either("displacement", "heatmap"))
-    # How often the second stage looks again around what it said; the paper's outlook: more than 1.
+    # How often the second stage looks, each time around the place that it found before; the paper's
+    # outlook: more than once.
     looks: int = setting(1, POSITIVE)
     # One network for all landmarks but for its last layer; ours, for few scans and many landmarks.
     shared: bool = False
@@ -207,7 +208,7 @@ class Cascade:
                 step=jnp.zeros((), jnp.int32),
                 params=params,
                 optimizer={name: optimizers[name].init(params[name]) for name in optimizers},
-                # Whether the second stage's word counts: not before it is trained.
+                # 0: the second stage is not trained, and moves no place. 1: it is.
                 statistics={"refine": jnp.zeros(())},
             )
 
@@ -602,7 +603,7 @@ def read_patches(
 
 
 def refined(statistics: dict[str, Any]) -> dict[str, Any]:
-    """After a step of the second stage: its word counts."""
+    """After a step of the second stage, which moves places from then on; see `Cascade.build`."""
     return {"refine": jnp.ones_like(statistics["refine"])}
 
 

@@ -26,7 +26,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
@@ -323,7 +323,7 @@ class _Preparing:
     preparation: Path
     model: str
     scan: Path
-    home: Path  # of the image, if it is stored; called by the case
+    home: Path  # where the image is stored, if it is; its last part is the case's name
     pixel_size_mm: float  # of a picture that does not state it
 
 
@@ -440,7 +440,7 @@ def _describe(job: _Writing) -> dict[str, Any]:
     }
     if plane is not None:
         tree["picture"] = dataclasses.asdict(plane)
-    return in_unit(tree, job.case.unit)
+    return _renamed(in_unit, tree, job.case.unit)
 
 
 def _is_done(model: TrainedModel, name: str, path: Path, folder: Path) -> bool:
@@ -492,7 +492,14 @@ def _read_in_mm(path: Path) -> dict[str, Any]:
     """A record with the names that lengths have in mm, whatever their unit."""
     tree = read_json(path, SCHEMA_VERSION)
     picture = tree.get("picture")
-    found: dict[str, Any] = from_unit(tree, picture["unit"]) if isinstance(picture, dict) else tree
+    return _renamed(from_unit, tree, picture["unit"]) if isinstance(picture, dict) else tree
+
+
+def _renamed(rename: Callable[[Any, str], Any], tree: dict[str, Any], unit: str) -> dict[str, Any]:
+    """A record by `in_unit` or `from_unit`; landmarks keep their names, however these end."""
+    found: dict[str, Any] = rename(tree, unit)
+    if isinstance(rows := tree.get("landmarks"), dict):
+        found = {**found, "landmarks": {name: rename(row, unit) for name, row in rows.items()}}
     return found
 
 

@@ -319,7 +319,6 @@ def test_in_a_mirror_the_spots_exchange_their_names():
             *unknown_configuration(CROP[:2], 2), view.landmarks_ijk, view.present, jnp.zeros(())
         )
         known.append(np.asarray(mean).reshape(2, 2))
-    straight, mirrored = known
     # What lies to the right in the picture keeps the name of the right one.
     straight, mirrored = known
     np.testing.assert_allclose(mirrored[::-1] * [-1, 1] + [CROP[0] - 1, 0], straight, atol=1e-4)

@@ -240,7 +240,7 @@ def test_the_highest_response_of_all_patches_counts(monkeypatch):
     assert (said.score == 1).all() and (said.evidence == -1).all()
 
 
-def test_half_of_the_patches_show_a_landmark_and_all_lie_in_the_crop(tmp_path):
+def test_half_of_the_patches_show_a_landmark_and_all_show_the_volume(tmp_path):
     (case,) = cases(tmp_path, 1)
     case = dataclasses.replace(case, present=np.array([True, False]))
     stage = PatchedFirstStage(PATCHED, TASK)

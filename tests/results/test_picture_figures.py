@@ -6,7 +6,6 @@ import numpy as np
 from PIL import Image
 
 from jaxmark.results.figures.pictures import Tile, contact_sheet, overlay
-from jaxmark.results.measures.units import from_unit, in_unit
 
 NOTHING = np.full((1, 3), np.nan)
 
@@ -41,16 +40,3 @@ def test_a_contact_sheet_of_pictures_has_one_view_a_case():
     bright = [(sheet > 240).mean() * sheet.size / sheet.shape[1] ** 2 for sheet in (flat, both)]
     # Each is as wide as the sheet: half as many views are twice as wide.
     assert bright[0] > 1.5 * bright[1] > 0
-
-
-def test_names_of_lengths_change_with_the_unit_and_texts_do_not():
-    tree = {"mre_mm": 1.5, "rows": [{"sd_mm": None, "name": "a_mm"}], "words": ["in_mm"]}
-    written = in_unit(tree, "px")
-    assert written == {
-        "mre_px": 1.5,
-        "rows": [{"sd_px": None, "name": "a_mm"}],
-        "words": ["in_mm"],
-    }
-    assert from_unit(written, "px") == tree
-    assert in_unit(tree, "mm") is tree and from_unit(tree, "mm") is tree
-    assert in_unit("radius_mm", "px") == "radius_px"
