@@ -92,6 +92,10 @@ def picture_in_memory(
     path = Path(where)
     if pixels.ndim not in (2, 3):
         raise InputError(where, f"has {pixels.ndim} axes; a picture is (X, Y) or (X, Y, 3)")
+    if pixels.dtype.kind not in "buif":
+        raise InputError(
+            where, f"holds {pixels.dtype}; the brightness of a picture is a real number"
+        )
     raster.check_size(path, *pixels.shape[:2])
     grey, notes = raster.in_grey(path, np.asarray(pixels))
     if pixel_mm is None and unit == "mm":

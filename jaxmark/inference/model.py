@@ -215,7 +215,8 @@ class TrainedModel:
           frame: the affine's, "LPS" (ITK, DICOM) or "RAS" (nibabel, NIfTI).
 
         Raises:
-          InputError: the scan can't be read or prepared; an array comes without affine or frame.
+          InputError: the scan can't be read or prepared; an array comes without affine or frame,
+            or that of a picture with them.
         """
         with contextlib.ExitStack() as stack:
             folder = None
@@ -238,6 +239,8 @@ class TrainedModel:
         if isinstance(scan, (str, Path)):
             return str(scan), prepare_scan(Path(scan), self.frame, folder, size_mm)
         if self.frame.planar:
+            if affine is not None or frame:
+                raise InputError("array", "is a picture, which has no affine and no frame")
             name, read = _picture_of(scan, self.frame.unit, size_mm)
         else:
             name, read = _scan_of(scan, affine, frame)

@@ -409,6 +409,7 @@ def _picture(job: _Writing) -> bytes:
         faint=np.isin(case.landmarks, case.hidden) & ~untrained,
         segments=_drawn(case.segments),
         unit=case.unit,
+        origin_mm=place[:3, 3],
     )
 
 

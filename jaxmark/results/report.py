@@ -270,6 +270,7 @@ def _overlays(points: Points, overlays: Sequence[OverlayCase]) -> str:
             title[:1].upper() + title[1:],
             truth_ijk=case.truth_ijk,
             unit=points.unit,
+            origin_mm=case.origin_mm,
         )
         drawn.append(
             f'<figure class="scan"><img src="{data_uri(png, "image/png")}" alt="{escape(title)}">'

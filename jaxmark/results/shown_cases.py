@@ -23,6 +23,7 @@ class OverlayCase:
     spacing_mm: Sequence[float]
     truth_ijk: np.ndarray
     predicted_ijk: np.ndarray
+    origin_mm: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def overlay_cases(points: Points, cases: Sequence[PreparedCase]) -> list[Overlay
                 predicted_ijk=np.where(
                     case.present[:, None], apply_affine(to_ijk, points.predicted_mm[row]), np.nan
                 ),
+                origin_mm=place[:3, 3],
             )
         )
     return overlays

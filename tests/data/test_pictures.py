@@ -243,6 +243,8 @@ def test_a_picture_in_memory_is_that_of_its_file(tmp_path):
         np.testing.assert_array_equal(scan.ijk_to_lps, from_file.ijk_to_lps)
     refused(partial(picture_in_memory, GREY, "mm", None, "array"), "array", "no pixel size")
     refused(partial(picture_in_memory, np.zeros(9), "px", None, "array"), "array", "1 axes")
+    for wrong in (GREY.astype(complex), GREY.astype(str)):
+        refused(partial(picture_in_memory, wrong, "px", None, "array"), "array", "real number")
 
 
 def test_a_plane_goes_to_pixels_and_back():

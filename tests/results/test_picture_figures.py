@@ -3,8 +3,10 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from jaxmark.results.figures import pictures
 from jaxmark.results.figures.pictures import Tile, contact_sheet, overlay
 
 NOTHING = np.full((1, 3), np.nan)
@@ -28,6 +30,22 @@ def test_a_picture_is_one_panel_with_its_first_pixel_at_the_top_left():
     square = shown[top : bottom + 1, left : right + 1]
     assert square[high // 4, wide // 8] > 200
     assert square[high // 4, wide * 3 // 4] < 60 and square[high * 3 // 4, wide // 8] < 60
+
+
+@pytest.mark.parametrize(
+    ("sides", "start"), [((40, 20, 1), (-4.25, -3.25)), ((40, 20, 8), (-0.25, -0.25))]
+)
+def test_axes_of_a_picture_count_as_its_landmarks_do(sides, start, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "rendered", lambda figure, _: drawn.append(figure) or b"")
+    point = np.array([[8.0, 6.0, 0.0]])
+    origin = np.array([-4.0, -3.0, 0.0])
+    overlay(np.ones(sides), (0.5, 0.5, 0.5), point, "margin", unit="px", origin_mm=origin)
+    axes = drawn[0].axes[-1]
+    corner = min(axes.get_xlim()), min(axes.get_ylim())
+    np.testing.assert_allclose(corner, start)
+    at = axes.collections[0].get_offsets()[0]
+    np.testing.assert_allclose(at, np.array(start) + 0.25 + point[0, :2] * 0.5)
 
 
 def test_a_contact_sheet_of_pictures_has_one_view_a_case():

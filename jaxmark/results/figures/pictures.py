@@ -32,10 +32,13 @@ def overlay(
     faint: np.ndarray | None = None,
     segments: "Segmentation | None" = None,
     unit: str = "mm",
+    origin_mm: np.ndarray | None = None,
 ) -> bytes:
     """PNG, 1400 pixels wide: three maximum intensity projections with landmarks on them.
 
-    A picture (X, Y, 1) is shown as it is, x to the right and y downwards, in one panel.
+    A picture (X, Y, 1) is shown as it is, x to the right and y downwards, in one panel. Its axes
+    count as tables of its landmarks do: `origin_mm` (3,) is where the first voxel lies. Those of a
+    volume count from there.
 
     `image` (X, Y, Z), x towards the patient's left, y towards the back, z towards the head;
     `predicted_ijk`, `truth_ijk` (K, 3) voxels, NaN for what is not to be drawn. With `names` points
@@ -46,12 +49,13 @@ def overlay(
     """
     image = np.nan_to_num(np.asarray(image, np.float32))
     size_mm = np.array(image.shape) * spacing_mm
-    predicted_mm = np.asarray(predicted_ijk) * spacing_mm
-    truth_mm = None if truth_ijk is None else np.asarray(truth_ijk) * spacing_mm
+    planar = image.shape[2] == 1
+    first_mm = np.zeros(3) if origin_mm is None or not planar else origin_mm
+    predicted_mm = np.asarray(predicted_ijk) * spacing_mm + first_mm
+    truth_mm = None if truth_ijk is None else np.asarray(truth_ijk) * spacing_mm + first_mm
     if faint is None:
         faint = np.zeros(len(predicted_mm), bool)
     # (name, horizontal axis, vertical axis)
-    planar = image.shape[2] == 1
     views = [("", 0, 1)] if planar else [("coronal", 0, 2), ("sagittal", 1, 2), ("axial", 0, 1)]
 
     # Inches: the panels share what the margins leave of the width.
@@ -80,7 +84,7 @@ def overlay(
                 (x / width, y / height, panel[0] / width, panel[1] / height), label=name
             )
             x += panel[0] + gap
-            _project(axes, image, spacing_mm, across, upright)
+            _project(axes, image, spacing_mm, first_mm, across, upright)
             if segments is not None:
                 _draw_labels(axes, segments, spacing_mm, across, upright)
             plane = [across, upright]
@@ -330,14 +334,20 @@ def _entry(
 
 
 def _project(
-    axes: Axes, image: np.ndarray, spacing_mm: Sequence[float], across: int, upright: int
+    axes: Axes,
+    image: np.ndarray,
+    spacing_mm: Sequence[float],
+    first_mm: np.ndarray,
+    across: int,
+    upright: int,
 ) -> None:
-    """Draw one projection; the centre of the first voxel is at 0 mm."""
+    """Draw one projection; the centre of the first voxel is at `first_mm` (3,)."""
     (through,) = {0, 1, 2} - {across, upright}
     projection = image.max(axis=through).T
     low, high = np.percentile(projection, [2, 99.7])
     half = np.array([spacing_mm[across], spacing_mm[upright]]) / 2
-    far = np.array(projection.shape[::-1]) * 2 * half - half
+    near = first_mm[[across, upright]] - half
+    far = near + np.array(projection.shape[::-1]) * 2 * half
     axes.imshow(
         projection,
         cmap="gray",
@@ -345,7 +355,7 @@ def _project(
         vmax=max(high, low + 1e-6),
         origin="lower",
         aspect="equal",
-        extent=(-half[0], far[0], -half[1], far[1]),
+        extent=(near[0], far[0], near[1], far[1]),
         interpolation="bilinear",
     )
 
