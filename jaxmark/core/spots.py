@@ -21,6 +21,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 from skimage.measure import find_contours
@@ -62,14 +63,19 @@ def find_spots(heatmap: np.ndarray, sigma: float, least: float, most: int) -> Sp
     Of two that are less than 2 `sigma` pixels apart the lower one is no spot: two Gaussians that
     near have no valley between them that noise could not make.
     """
-    peak = (ndimage.maximum_filter(heatmap, 3) == heatmap) & (heatmap >= least)
-    places = np.argwhere(peak)
-    heights = heatmap[peak]
+    # Few pixels are that high: their neighbours are looked at alone.
+    places = np.argwhere(heatmap >= least)
+    heights = heatmap[tuple(places.T)]
+    around = sliding_window_view(np.pad(heatmap, 1, constant_values=-np.inf), (3, 3))
+    peak = around[tuple(places.T)].max((1, 2)) == heights
+    places, heights = places[peak], heights[peak]
     kept: list[int] = []
-    for i in np.argsort(-heights, kind="stable"):
-        apart = np.linalg.norm(places[kept] - places[i], axis=-1)
-        if len(kept) < most and (apart >= 2 * sigma).all():
-            kept.append(int(i))
+    left = np.argsort(-heights, kind="stable")
+    # A heatmap of noise has thousands of maxima: a round for each that is kept.
+    while left.size and len(kept) < most:
+        kept.append(int(left[0]))
+        apart = np.linalg.norm(places[left] - places[kept[-1]], axis=-1)
+        left = left[apart >= 2 * sigma]
     return Spots(places[kept], heights[kept].astype(float))
 
 
@@ -86,8 +92,7 @@ def named(
     law = _Law(spots, mean, covariance, shape, variance)
     best = np.full(law.landmarks, -1)
     if len(spots):
-        readings = [reading for start in law.starts() for reading in law.improved(start)]
-        best = max(readings, key=law.log_probability)
+        best = max(law.readings(), key=law.log_probability)
     expected, gains = law.by_others(best)
     chosen = gains[np.arange(law.landmarks), best] if len(spots) else np.zeros(law.landmarks)
     return Named(best, expected, np.where(best >= 0, chosen, _log_odds(np.zeros(()))))
@@ -139,15 +144,20 @@ class _Law:
         found.sort(key=lambda pair: -pair[0])
         return [reading for _, reading in found[:_IMPROVED]]
 
-    def improved(self, reading: np.ndarray) -> Iterator[np.ndarray]:
-        """The reading, and those that follow from it: each landmark by where the others are."""
-        for _ in range(_ROUNDS):
-            yield reading
-            _, gains = self.by_others(reading)
-            new = _assignment(gains)
-            if (new == reading).all() or (new < 0).all():
-                return
-            reading = new
+    def readings(self) -> Iterator[np.ndarray]:
+        """The starts, and those that follow from them: each landmark by where the others are.
+
+        Each once: most starts lead to the same few.
+        """
+        known = set()
+        for reading in self.starts():
+            for _ in range(_ROUNDS):
+                if (reading < 0).all() or tuple(reading) in known:
+                    break
+                known.add(tuple(reading))
+                yield reading
+                _, gains = self.by_others(reading)
+                reading = _assignment(gains)
 
     def by_others(self, reading: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(K, 2) where the others expect each landmark, and (K, M) nats for each spot there."""

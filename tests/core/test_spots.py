@@ -167,3 +167,18 @@ def test_many_landmarks_keep_their_names():
             right += bool((np.abs(at - np.round(true[k])) < 0.5).all())
     # Of 85; two landmarks may lie nearer to each other than a configuration is known.
     assert right >= 72
+
+
+@pytest.mark.parametrize("least", [0.1, 2.5])
+def test_spots_of_noise_are_those_of_the_definition(least):
+    heatmap = np.random.default_rng(3).standard_normal((40, 30))
+    found = find_spots(heatmap, 1.5, least, 12)
+    kept = []
+    for flat in np.argsort(-heatmap, axis=None):
+        x, y = np.unravel_index(flat, heatmap.shape)
+        highest = heatmap[max(x - 1, 0) : x + 2, max(y - 1, 0) : y + 2].max()
+        far = all(math.hypot(x - a, y - b) >= 3 for a, b in kept)
+        if heatmap[x, y] == highest and heatmap[x, y] >= least and far and len(kept) < 12:
+            kept.append((x, y))
+    assert len(kept) == (12 if least < 1 else len(kept)) > 1
+    assert found.peaks.tolist() == [list(map(int, place)) for place in kept]
