@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -31,10 +32,10 @@ def check_lists(known: Mapping[str, Sequence[str]]) -> None:
     Args:
       known: name of a flag -> its words. --seeds, whole numbers, are checked as well.
     """
+    values: Any = flags.FLAGS
     for flag, words in known.items():
-        for word in flags.FLAGS[flag].value:
+        for word in getattr(values, flag):
             if word not in words:
                 raise InputError(f"--{flag}", f"{word!r} is not one of {', '.join(words)}")
-    seeds: list[str] = flags.FLAGS["seeds"].value
-    if not all(seed.isdecimal() for seed in seeds):
-        raise InputError("--seeds", f"{','.join(seeds)!r} is not whole numbers")
+    if not all(seed.isdecimal() for seed in values.seeds):
+        raise InputError("--seeds", f"{','.join(values.seeds)!r} is not whole numbers")
