@@ -101,6 +101,12 @@ def volumes_only(crop: Sequence[int]) -> Iterator[Problem]:
         yield "config.data.crop", f"{crop} is a picture, and this method is for volumes"
 
 
+def pictures_only(crop: Sequence[int]) -> Iterator[Problem]:
+    """Where a crop is a volume, and the method is for pictures, one voxel along Z, alone."""
+    if crop[2] != 1:
+        yield "config.data.crop", f"{crop} is a volume, and this method is for pictures (Z = 1)"
+
+
 def check(settings: Any, path: str, task: Any = None) -> None:
     """InputError that names the first field of a dataclass, or of one in it, with a wrong value.
 

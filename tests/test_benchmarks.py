@@ -106,6 +106,7 @@ def test_torch_does_the_same_against_a_discriminator() -> None:
     assert agrees(found, "float32"), found
 
 
+@pytest.mark.slow
 def test_torch_does_the_same_by_the_cardiac_gan() -> None:
     pytest.importorskip("torch")
     from experiments.benchmarks.cardiac_gan_twin import CardiacTwin

@@ -78,7 +78,7 @@ class CardiacContender(JaxContender):
 
     def initial(self) -> State:
         """The method's own but for the weights: variances and rates start with 1."""
-        return self.afresh().replace(params=super().initial().params)  # type: ignore[no-any-return, attr-defined]
+        return self.afresh().replace(params=super().initial().params)  # type: ignore[attr-defined]
 
     def heatmaps(self, state: State, image: Array, dtype: str) -> Array:
         """(B, X, Y, 1)."""

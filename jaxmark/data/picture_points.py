@@ -9,14 +9,12 @@ import numpy as np
 from jaxmark.config import Data
 from jaxmark.data.landmarks import Content, Landmarks, extension_of, in_lps
 from jaxmark.data.notes import Note
-from jaxmark.data.pictures import NO_SIZE
+from jaxmark.data.pictures import NO_SIZE, SAME_SIZE
 from jaxmark.data.places import picture_sizes
 from jaxmark.system.errors import InputError
 
 # So far may pixels and millimetres of one point be apart, in pixels: tables round.
 _SAME_PIXELS = 0.5
-# Two statements of one size, as a share.
-_SAME_SIZE = 0.01
 
 
 def points_on_pictures(
@@ -55,7 +53,7 @@ def points_on_pictures(
 def _stated(content: Content, data: Data) -> float:
     """The pixel size in mm that table or config state, 0: neither; InputError where they differ."""
     own, common = content.pixel_size_mm, data.pixel_size_mm
-    if own and common and abs(own / common - 1) > _SAME_SIZE:
+    if own and common and abs(own / common - 1) > SAME_SIZE:
         problem = f"column pixel_size_mm says {own:g}, but config.data.pixel_size_mm {common:g}"
         raise InputError(content.file, f"{problem}; leave one out")
     return own or common

@@ -26,7 +26,7 @@ from jaxmark.system.errors import InputError
 _SLICES = (".nii", ".nii.gz")
 EXTENSIONS = (*raster.EXTENSIONS, *_SLICES)
 # So much may two sizes of one picture's pixels differ, as a share: some files round to two digits.
-_SAME_SIZE = 0.01
+SAME_SIZE = 0.01
 NO_SIZE = (
     "states no pixel size: set config.data.pixel_size_mm, give the landmark table a column "
     "pixel_size_mm, or count in pixels (config.data.unit=px)"
@@ -146,16 +146,15 @@ def _pixel_size(
 ) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
     """What the file and the user say, and the notes; InputError where they contradict."""
     if not stated_mm:
-        return found.pixel_mm, found.notes
+        return found.pixel_mm, (*found.notes, *filter(None, [found.size_note]))
     check_spacing(path, (stated_mm,))
     if found.pixel_mm is None:
         return (stated_mm, stated_mm), found.notes
-    if any("at the detector" in note for note in found.notes):
+    if found.size_note:
         # Who states another one has measured it.
-        kept = tuple(note for note in found.notes if "at the detector" not in note)
         own = f"its pixel size is {stated_mm:g} mm as stated, not the {found.pixel_mm[0]:g} mm"
-        return (stated_mm, stated_mm), (*kept, f"{own} at the detector")
-    if any(abs(own / stated_mm - 1) > _SAME_SIZE for own in found.pixel_mm):
+        return (stated_mm, stated_mm), (*found.notes, f"{own} at the detector")
+    if any(abs(own / stated_mm - 1) > SAME_SIZE for own in found.pixel_mm):
         x, y = found.pixel_mm
         raise InputError(
             path,

@@ -13,7 +13,7 @@ the paper's order. It leaves four things open that matter:
   `foreground` has the other readings.
 - All landmarks share one heatmap, which does not say whose spot is whose. `core.spots` says it by
   the landmarks' configuration, a Gaussian that is learned from the training batches
-  (`core.configuration`) and kept with the statistics.
+  (`core.point_distribution`) and kept with the statistics.
 - The rates of learning and dropout are "adjusted on the loss". Here: each network's are halved when
   its own loss has not fallen for a while (`patience`).
 """
@@ -39,11 +39,12 @@ from jaxmark.bounds import (
     divisible,
     either,
     one_of,
+    pictures_only,
     positive_numbers,
     setting,
 )
-from jaxmark.core.configuration import learned_configuration, unknown_configuration
 from jaxmark.core.losses import huber_loss, least_squares_loss, square_and_absolute_loss
+from jaxmark.core.point_distribution import learned_configuration, unknown_configuration
 from jaxmark.core.shared_heatmap import foreground, patches_with, shared_heatmap
 from jaxmark.core.spots import contour_centre, find_spots, mean_shift, most_spots, named
 from jaxmark.methods import method
@@ -53,6 +54,7 @@ from jaxmark.methods.method import (
     Batch,
     Method,
     Metrics,
+    Need,
     Params,
     Phase,
     Prediction,
@@ -139,7 +141,7 @@ class CardiacGAN:
     }
 
     @property
-    def needs(self) -> frozenset[str]:
+    def needs(self) -> frozenset[Need]:
         """See `Settings`."""
         return frozenset()
 
@@ -151,9 +153,7 @@ class CardiacGAN:
 
     def misfits(self, task: Task) -> Iterator[Problem]:
         """See `Settings`."""
-        if task.crop[2] != 1:
-            problem = f"{task.crop} is no picture: its third side has to be 1 for this method"
-            yield "config.data.crop", problem
+        yield from pictures_only(task.crop)
         for name in ("widths", "discriminator_widths"):
             layers = len(getattr(self, name))
             why = f"{layers} layers of stride 2 (config.method.{name}) need"

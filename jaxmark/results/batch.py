@@ -497,8 +497,13 @@ def _read_in_mm(path: Path) -> dict[str, Any]:
 
 
 def _renamed(rename: Callable[[Any, str], Any], tree: dict[str, Any], unit: str) -> dict[str, Any]:
-    """A record by `in_unit` or `from_unit`; landmarks keep their names, however these end."""
+    """A record by `in_unit` or `from_unit`; landmarks keep their names, however these end.
+
+    The size of a picture's pixels is in mm in any unit.
+    """
     found: dict[str, Any] = rename(tree, unit)
+    if "picture" in tree:
+        found = {**found, "picture": tree["picture"]}
     if isinstance(rows := tree.get("landmarks"), dict):
         found = {**found, "landmarks": {name: rename(row, unit) for name, row in rows.items()}}
     return found

@@ -12,7 +12,7 @@ import pytest
 
 from jaxmark.config import Augment
 from jaxmark.core.anatomy import Scheme, scheme_of
-from jaxmark.core.configuration import learned_configuration, unknown_configuration
+from jaxmark.core.point_distribution import learned_configuration, unknown_configuration
 from jaxmark.methods import method
 from jaxmark.methods.cardiac_gan import (
     LEAST_SCALE,

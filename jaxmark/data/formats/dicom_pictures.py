@@ -110,25 +110,23 @@ def read(path: Path) -> Picture:
       InputError: the file is damaged, no image, or has several frames of which none is named.
     """
     if not is_frame_path(path):
-        pixels, pixel_mm, notes = _frames(path, path.stat().st_mtime_ns)
-        if len(pixels) > 1:
+        pictures = _frames(path, path.stat().st_mtime_ns)
+        if len(pictures) > 1:
             raise InputError(
-                path, f"has {len(pixels)} frames; name one, {frame_path(path, 1)}, or its folder"
+                path, f"has {len(pictures)} frames; name one, {frame_path(path, 1)}, or its folder"
             )
-        return Picture(pixels[0], pixel_mm, notes)
+        return pictures[0]
     file, number = path.parent, int(re.sub("[^0-9]", "", path.name) or 0)
-    pixels, pixel_mm, notes = _frames(file, file.stat().st_mtime_ns)
-    if not 1 <= number <= len(pixels):
-        raise InputError(file, f"has {len(pixels)} frames, and no {path.name}")
-    return Picture(pixels[number - 1], pixel_mm, notes)
+    pictures = _frames(file, file.stat().st_mtime_ns)
+    if not 1 <= number <= len(pictures):
+        raise InputError(file, f"has {len(pictures)} frames, and no {path.name}")
+    return pictures[number - 1]
 
 
 # The frames of one file are mostly asked for one after the other.
 @functools.lru_cache(maxsize=1)
-def _frames(
-    path: Path, changed: int
-) -> tuple[list[np.ndarray], tuple[float, float] | None, tuple[str, ...]]:
-    """All frames (X, Y) of a file as it was `changed` last, their pixel size, and notes."""
+def _frames(path: Path, changed: int) -> list[Picture]:
+    """All frames of a file as it was `changed` last."""
     head, available = read_elements(path, _WANTED)
     if what := dicom_series.no_image(head):
         raise InputError(path, f"is no picture but {what} (DICOM)")
@@ -158,12 +156,12 @@ def _frames(
         pixels, said = in_grey(path, frame)
         frames.append(np.asfortranarray(pixels.T))
         notes += tuple(line for line in said if line not in notes)
-    pixel_mm, said = _pixel_size(path, head)
-    return frames, pixel_mm, (*notes, *said)
+    pixel_mm, size_note = _pixel_size(path, head)
+    return [Picture(pixels, pixel_mm, notes, size_note) for pixels in frames]
 
 
-def _pixel_size(path: Path, head: DataSet) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
-    """Between columns and between rows, mm, and what has to be known of it."""
+def _pixel_size(path: Path, head: DataSet) -> tuple[tuple[float, float] | None, str]:
+    """Between columns and between rows, mm, and the note about it, if any."""
     shared, first = head.first(_SHARED, _MEASURES), head.first(_EACH).first(_MEASURES)
     for source in (head, shared, first):
         if source.text(*_SPACING):
@@ -174,16 +172,16 @@ def _pixel_size(path: Path, head: DataSet) -> tuple[tuple[float, float] | None, 
                 if math.dist(detector, (rows, columns)) < _SAME * rows:
                     return (columns, rows), (
                         f"its pixel size, {rows:g} mm, is that at the detector: what is measured "
-                        "is larger than in the patient",
+                        "is larger than in the patient"
                     )
-            return (columns, rows), ()
+            return (columns, rows), ""
     if head.text(*_AT_DETECTOR):
         rows, columns = _two(path, head, _AT_DETECTOR, "imager pixel spacing")
         return (columns, rows), (
             f"states its pixel size at the detector alone, {rows:g} mm: what is measured is larger "
-            "than in the patient",
+            "than in the patient"
         )
-    return None, ()
+    return None, ""
 
 
 def _two(path: Path, data: DataSet, tag: Tag, name: str) -> tuple[float, float]:

@@ -44,6 +44,8 @@ class Picture(NamedTuple):
     pixel_mm: tuple[float, float] | None = None
     # What was guessed or changed, a line each, without the file's name.
     notes: tuple[str, ...] = ()
+    # Why that size is not the one in the patient, as a note; one that is stated takes its place.
+    size_note: str = ""
 
 
 class _Header(NamedTuple):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmark.core.configuration import learned_configuration, unknown_configuration
+from jaxmark.core.point_distribution import learned_configuration, unknown_configuration
 
 
 def learned(points, present, batch):
