@@ -28,12 +28,12 @@ from jaxmark import trained
 from jaxmark.config import SCHEMA_VERSION, Data, Experiment, check_same, moved, to_json, validate
 from jaxmark.core.alignment import KINDS, Kind
 from jaxmark.core.anatomy import Scheme, scheme_of
+from jaxmark.core.grids import Plane
 from jaxmark.data import left_out
 from jaxmark.data.cache import cache_folder
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.frame import load_frame, save_frame
-from jaxmark.data.pictures import Plane
 from jaxmark.data.prepare import Prepared, prepare_cohort, prepared_shape
 from jaxmark.data.scans import LABEL_MAPS_FOLDER
 from jaxmark.data.segmentations import read_segments

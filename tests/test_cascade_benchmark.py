@@ -6,7 +6,7 @@ import pytest
 
 from experiments import vessel_cascade
 from experiments.benchmarks import cascade
-from jaxmark.methods.cascade import Cascade
+from jaxmark.methods.cascade import FIRST, Cascade
 
 SMALL = Cascade(
     factor=2,
@@ -58,7 +58,7 @@ def test_the_count_of_flop_is_about_the_compiler_s(small):
     rows = cascade.at_least_on_h100(SMALL, 64, landmarks)
     patches = np.zeros((1, landmarks, 16, 16, 16, 1), np.float16)
     points = np.zeros((1, landmarks, 3), np.float32)
-    known = {name: points for name in ("first", "found", "stage1")}
+    known = {name: points for name in ("first", "found", *FIRST)}
     known |= {name: points[..., 0] for name in ("score", "evidence")}
     inputs = ({"image": np.zeros((1, 32, 32, 32, 1), np.float16)}, {"image": patches, **known})
     # On a CPU the second stage is a loop over landmarks, which is counted once.

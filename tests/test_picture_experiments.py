@@ -100,7 +100,7 @@ def test_errors_are_in_both_units_where_both_are_known(trained, capfd):
     unit, workdir, run = trained
     summary = workflow.evaluate(run)
     line = capfd.readouterr().out
-    stored = json.loads((workdir / "evaluation" / "summary.json").read_text())
+    stored = json.loads((workdir / "evaluation" / "summary.json").read_text(encoding="utf-8"))
     assert stored["unit"] == unit
     assert summary["mre_mm"] < summary["floors"]["mean_position"]["mre_mm"]
     if unit == "mm":
@@ -112,15 +112,15 @@ def test_errors_are_in_both_units_where_both_are_known(trained, capfd):
     else:
         assert stored["also"] is None and list(stored["sdr"]) == ["2", "5"]
         assert "mre_px" in stored and " mm" not in line
-        text = (workdir / "evaluation" / "summary.json").read_text()
+        text = (workdir / "evaluation" / "summary.json").read_text(encoding="utf-8")
         assert "_mm" not in text
-        header = (workdir / "evaluation" / "points.csv").read_text().splitlines()[0]
+        header = (workdir / "evaluation" / "points.csv").read_text(encoding="utf-8").splitlines()[0]
         assert "error_px" in header and "mm" not in header
 
 
 def test_the_report_and_the_log_say_the_unit(trained):
     unit, workdir, _ = trained
-    page = (workdir / "report" / "index.html").read_text()
+    page = (workdir / "report" / "index.html").read_text(encoding="utf-8")
     text = page[: page.index("<details><summary>Config")]
     assert f"MRE ({unit})" in text and "SDR at 5 px" in text
     if unit == "px":

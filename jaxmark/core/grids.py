@@ -66,3 +66,26 @@ def nearest_labels(labels: np.ndarray, source: Grid, target: Grid) -> np.ndarray
         i, j, k = (index[inside].astype(np.intp) for index in nearest)
         found[start : start + planes][inside] = labels[i, j, k]
     return found
+
+
+@dataclass(frozen=True)
+class Plane:
+    """The world of a picture: the unit of its points, and how large a pixel is."""
+
+    unit: str
+    # Between columns and between rows; None: not known, and the unit is the pixel.
+    pixel_mm: tuple[float, float] | None
+
+    def pixels(self, points: np.ndarray) -> np.ndarray:
+        """(..., 2) in pixels of points (..., 3) of this world."""
+        return np.asarray(points)[..., :2] / self._per_pixel
+
+    def points(self, pixels: np.ndarray) -> np.ndarray:
+        """(..., 3), the inverse of `pixels`."""
+        flat = np.asarray(pixels, np.float64) * self._per_pixel
+        return np.concatenate([flat, np.zeros((*flat.shape[:-1], 1))], -1)
+
+    @property
+    def _per_pixel(self) -> np.ndarray:
+        mm = self.pixel_mm if self.unit == "mm" else None
+        return np.array(mm or (1.0, 1.0))

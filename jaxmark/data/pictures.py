@@ -7,7 +7,6 @@ the first pixel. Its unit is the millimetre where the size of a pixel is known, 
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,29 +30,6 @@ NO_SIZE = (
     "states no pixel size: set config.data.pixel_size_mm, give the landmark table a column "
     "pixel_size_mm, or count in pixels (config.data.unit=px)"
 )
-
-
-@dataclass(frozen=True)
-class Plane:
-    """The world of a picture: the unit of its points, and how large a pixel is."""
-
-    unit: str
-    # Between columns and between rows; None: not known, and the unit is the pixel.
-    pixel_mm: tuple[float, float] | None
-
-    def pixels(self, points: np.ndarray) -> np.ndarray:
-        """(..., 2) in pixels of points (..., 3) of this world."""
-        return np.asarray(points)[..., :2] / self._per_pixel
-
-    def points(self, pixels: np.ndarray) -> np.ndarray:
-        """(..., 3), the inverse of `pixels`."""
-        flat = np.asarray(pixels, np.float64) * self._per_pixel
-        return np.concatenate([flat, np.zeros((*flat.shape[:-1], 1))], -1)
-
-    @property
-    def _per_pixel(self) -> np.ndarray:
-        mm = self.pixel_mm if self.unit == "mm" else None
-        return np.array(mm or (1.0, 1.0))
 
 
 def read_picture(path: Path, unit: str = "mm", pixel_size_mm: float = 0.0) -> Scan:

@@ -15,12 +15,13 @@ import SimpleITK as sitk
 from jaxmark.config import Experiment
 from jaxmark.core.anatomy import Scheme
 from jaxmark.core.geometry import apply_affine
+from jaxmark.core.grids import Plane
 from jaxmark.data.arrays import discarded
 from jaxmark.data.formats.safeguards import voxels_and_place
 from jaxmark.data.frame import Frame, PreparedScan, prepare_scan
 from jaxmark.data.landmarks import Landmarks
 from jaxmark.data.notes import first_few
-from jaxmark.data.pictures import Plane, picture_in_memory
+from jaxmark.data.pictures import picture_in_memory
 from jaxmark.data.scans import Scan, checked_scan
 from jaxmark.inference.calibration import Calibration, evidence_of
 from jaxmark.inference.predictor import Found, Predictor

@@ -35,13 +35,14 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxmark.core.geometry import apply_affine
+from jaxmark.core.grids import Plane
 from jaxmark.data.arrays import discarded, stored
 from jaxmark.data.cases import Volume
 from jaxmark.data.formats.safeguards import named
 from jaxmark.data.frame import Frame, PreparedScan, load_frame, prepare_scan
 from jaxmark.data.landmarks import check_case, write_table
 from jaxmark.data.pictures import EXTENSIONS as PICTURES
-from jaxmark.data.pictures import Plane, pictures_in, search_pictures_below
+from jaxmark.data.pictures import pictures_in, search_pictures_below
 from jaxmark.data.scans import EXTENSIONS, case_name, file_flaw, passed_over, search_below
 from jaxmark.inference.model import COLUMNS, ScanLandmarks, TrainedModel
 from jaxmark.inference.segments import ScanSegments

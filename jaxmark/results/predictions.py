@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmark.core.anatomy import Scheme
+from jaxmark.core.grids import Plane
 from jaxmark.data.label_map_files import (
     label_map_file,
     slicer_file,
@@ -14,7 +15,6 @@ from jaxmark.data.label_map_files import (
     write_slicer_segmentation,
 )
 from jaxmark.data.landmarks import write_fcsv, write_mrk_json, write_table
-from jaxmark.data.pictures import Plane
 from jaxmark.data.scans import write_scan
 from jaxmark.inference.calibration import Calibration
 from jaxmark.inference.model import COLUMNS, ScanLandmarks

@@ -9,9 +9,10 @@ from conftest import refused
 from pictures import GREY, png, xray
 
 from jaxmark.config import Data
+from jaxmark.core.grids import Plane
 from jaxmark.data.cohort import check_inside, read_cohort
 from jaxmark.data.landmarks import read_predicted, write_fcsv, write_mrk_json, write_table
-from jaxmark.data.pictures import Plane, read_picture
+from jaxmark.data.pictures import read_picture
 from jaxmark.data.prepare import prepare_cohort
 from jaxmark.data.unpaired import read_unpaired
 

@@ -11,8 +11,8 @@ from malformed_scans import nifti
 from pictures import CAPTURE, GREY, png, tiff, xray
 
 from experiments.dicom_files import packed, single
+from jaxmark.core.grids import Plane
 from jaxmark.data.pictures import (
-    Plane,
     find_pictures,
     picture_in_memory,
     pictures_in,

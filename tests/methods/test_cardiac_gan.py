@@ -376,7 +376,7 @@ def test_of_three_spots_the_two_that_fit_together_are_the_landmarks():
         ({"huber_delta": 0.0}, r"config\.method\.huber_delta: 0\.0 is not positive"),
         (
             {"widths": (4,) * 6},
-            r"config\.data\.crop: \(32, 32\) has a side .* of 64, which 6 layers",
+            r"config\.data\.crop: \(32, 32, 1\) has a side .* of 64, which 6 layers",
         ),
         ({"discriminator_widths": (4,) * 6}, r"config\.method\.discriminator_widths\) need"),
     ],
@@ -388,7 +388,7 @@ def test_settings_that_cannot_be_are_named(changes, message):
 
 def test_volumes_are_refused():
     task = dataclasses.replace(TASK, crop=(32, 32, 8))
-    with pytest.raises(InputError, match=r"config\.data\.crop: \(32, 32, 8\) is no picture"):
+    with pytest.raises(InputError, match=r"config\.data\.crop: \(32, 32, 8\) is a volume"):
         SMALL.build(task)
 
 

@@ -4,9 +4,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from jaxmark.core.grids import Grid
+from jaxmark.core.grids import Grid, Plane
 from jaxmark.data.frame import PreparedScan
-from jaxmark.data.pictures import Plane
 from jaxmark.inference.model import ScanLandmarks
 from jaxmark.results.batch import _describe, read_record
 from jaxmark.results.measures.units import from_unit, in_unit

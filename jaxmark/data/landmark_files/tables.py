@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxmark.core.grids import Plane
 from jaxmark.data.landmark_files import columns
 from jaxmark.data.landmark_files.content import (
     Content,
@@ -26,7 +27,6 @@ from jaxmark.data.landmark_files.content import (
 )
 from jaxmark.data.landmark_files.rows import comments, lines, listed, numbers, rows
 from jaxmark.data.notes import Note
-from jaxmark.data.pictures import Plane
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import write_text_atomic
 
