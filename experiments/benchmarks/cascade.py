@@ -7,6 +7,9 @@ factor 4, patches of 64 voxels; 1.5 GB), if they are not there. Prints the time 
 process, then time and peak memory of the command line in processes of their own, then what an H100
 would need at least. Several runs of a part give the median. CPU seconds are of all threads; where
 others compute, they tell more than the clock.
+
+`--h100` alone compiles both stages for one instead, in bfloat16, without one (pip install
+'.[cuda13]'): memory, and bytes moved.
 """
 
 import dataclasses
@@ -23,11 +26,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 from scipy import ndimage
 
 from experiments import vessel_cascade
+from experiments.benchmarks import compiled
 from experiments.benchmarks.common import Row
 from experiments.benchmarks.timing import table
 from jaxmark.config import SCHEMA_VERSION, Experiment, to_json
@@ -38,7 +43,7 @@ from jaxmark.data.chunks import ChunkedImage, Chunks
 from jaxmark.data.frame import Frame, load_frame, save_frame
 from jaxmark.data.scans import write_scan
 from jaxmark.inference.model import TrainedModel
-from jaxmark.methods.cascade import Cascade
+from jaxmark.methods.cascade import FIRST, Cascade
 from jaxmark.methods.method import Prediction, State, Task, Variables
 from jaxmark.results.predictions import write_markups, write_predictions
 from jaxmark.system import huge_pages
@@ -56,6 +61,7 @@ FLOP_PER_S, BYTES_PER_S, BUS_BYTES_PER_S = 989e12, 3.35e12, 64e9
 _FOLDER = flags.DEFINE_string("folder", None, "Where scans and model are, or are to be.")
 _SIDE = flags.DEFINE_integer("side", 512, "Voxels along each axis.", lower_bound=64)
 _OUT = flags.DEFINE_string("out", "", "JSON file to write.")
+_H100 = flags.DEFINE_bool("h100", False, "Only compile both stages for an H100.")
 _COMMANDS = flags.DEFINE_bool("commands", True, "Run the command line on each file.")
 
 
@@ -302,6 +308,43 @@ def at_least_on_h100(settings: Cascade, side: int, landmarks: int) -> list[Row]:
     ]
 
 
+def compiled_for_h100(settings: Experiment) -> list[Row]:
+    """Each stage's program for one scan, compiled in bfloat16 as `compiled.TARGET` wants it."""
+    os.environ.update(compiled.ENVIRONMENT)
+    task = dataclasses.replace(_task(settings), platform="gpu", dtype=jnp.bfloat16)
+    method: Cascade = settings.method
+    built, there = method.build(task), compiled.on_target()
+    variables = jax.eval_shape(built.init, jax.random.key(0)).variables
+    x, y, z = (n // method.factor for n in task.crop)
+    landmarks, n = len(task.landmarks), method.patch
+    points = jax.ShapeDtypeStruct((1, landmarks, 3), jnp.float32)
+    scores = jax.ShapeDtypeStruct((1, landmarks), jnp.float32)
+    inputs = (
+        {"image": jax.ShapeDtypeStruct((1, x, y, z, 1), jnp.float16)},
+        {
+            "image": jax.ShapeDtypeStruct((1, landmarks, n, n, n, 1), jnp.float16),
+            **dict.fromkeys(("first", "found", *FIRST), points),
+            **dict.fromkeys(("score", "evidence"), scores),
+        },
+    )
+    rows: list[Row] = []
+    for number, (stage, arrays) in enumerate(zip(built.stages, inputs, strict=False), start=1):
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there),
+            (variables, arrays),
+        )
+        known = compiled.compiled_facts(jax.jit(stage.run).lower(*shapes), {})
+        moved = sum(known["moved"].values())
+        rows.append({
+            "stage": f"stage {number}",
+            "peak_MB": known["peak"] / 1e6,
+            "moved_MB": moved / 1e6,
+            "ms_to_move": moved / compiled.BYTES_PER_MS,
+            "kernels": known["kernels"],
+        })  # fmt: skip
+    return rows
+
+
 def measure(folder: Path, side: int, *, with_commands: bool) -> dict[str, list[Row]]:
     """All tables."""
     settings = experiment(side)
@@ -322,6 +365,9 @@ def main(argv: Sequence[str]) -> None:
     """Prints the tables."""
     # Orbax logs each file that it reads.
     logging.set_verbosity(logging.WARNING)
+    if _H100.value:
+        print(table(compiled_for_h100(experiment(_SIDE.value))))
+        return
     folder = Path(str(_FOLDER.value))
     os.environ.update(huge_pages.environment())
     folder.mkdir(parents=True, exist_ok=True)
@@ -336,5 +382,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("folder")
+    flags.register_multi_flags_validator(
+        ["folder", "h100"],
+        lambda values: bool(values["folder"]) or values["h100"],
+        message="needs --folder=DIR, or --h100",
+    )
     app.run(main)

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -101,34 +101,45 @@ class CompiledContender(MethodContender):
 
     def facts(self, work: str, channels: str) -> dict[str, Any]:  # type: ignore[override]
         """Bytes at once, bytes moved by kind, the largest kernels, seconds to compile."""
-        target = topologies.get_topology_desc(
-            platform="cuda", target_config=TARGET, topology="1x1x1"
-        )
-        mesh = topologies.make_mesh(target, (1,), ("data",))
-        there = NamedSharding(mesh, PartitionSpec())
+        there = on_target()
         data = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there),
             (self.shapes, self.batch, self.key),
         )
-        traced = self.traced(work, self.spec.dtype, data)
-        options = {"xla_gpu_autotune_level": 0, **CHANNELS[channels]}
-        begin = time.perf_counter()
-        try:
-            compiled, products = traced.compile(compiler_options=options), "fused"
-        except jax.errors.JaxRuntimeError:
-            # Some products that Triton should fuse with a transposition need a GPU to choose from.
-            options["xla_gpu_enable_triton_gemm"] = False
-            compiled, products = traced.compile(compiler_options=options), "apart"
-        seconds = time.perf_counter() - begin
-        found = hlo.kernels(compiled.as_text())
-        return {
-            "peak": bytes_at_once(compiled),
-            "moved": hlo.by_kind(found),
-            "kernels": sum(kernel.repeats for kernel in found),
-            "largest": largest(found),
-            "products": products,
-            "compile_s": seconds,
-        }
+        return compiled_facts(self.traced(work, self.spec.dtype, data), CHANNELS[channels])
+
+
+def on_target() -> NamedSharding:
+    """Arrays of programs that are compiled for the GPU of `TARGET`; see `ENVIRONMENT`."""
+    target = topologies.get_topology_desc(platform="cuda", target_config=TARGET, topology="1x1x1")
+    return NamedSharding(topologies.make_mesh(target, (1,), ("data",)), PartitionSpec())
+
+
+def compiled_facts(traced: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Bytes at once, bytes moved by kind, the largest kernels, seconds to compile.
+
+    Args:
+      traced: a lowered program of arrays that are `on_target`.
+      options: of XLA, beside those that a compiler without a GPU needs.
+    """
+    options = {"xla_gpu_autotune_level": 0, **options}
+    begin = time.perf_counter()
+    try:
+        compiled, products = traced.compile(compiler_options=options), "fused"
+    except jax.errors.JaxRuntimeError:
+        # Some products that Triton should fuse with a transposition need a GPU to choose from.
+        options["xla_gpu_enable_triton_gemm"] = False
+        compiled, products = traced.compile(compiler_options=options), "apart"
+    seconds = time.perf_counter() - begin
+    found = hlo.kernels(compiled.as_text())
+    return {
+        "peak": bytes_at_once(compiled),
+        "moved": hlo.by_kind(found),
+        "kernels": sum(kernel.repeats for kernel in found),
+        "largest": largest(found),
+        "products": products,
+        "compile_s": seconds,
+    }
 
 
 def largest(found: Sequence[hlo.Kernel], count: int = 30) -> list[hlo.Kernel]:
