@@ -15,41 +15,33 @@ stage's networks share all but their last layers (`shared`), and its patches are
 as the first stage's volumes are.
 """
 
-from jaxmark.config import Augment, Data, Evaluate, Experiment, Train
+from experiments import mouse_ct
+from jaxmark.config import Experiment, Train
 from jaxmark.methods.cascade import Cascade
 
 
 def get_config(preset: str = "") -> Experiment:
     """Without presets: ValueError for one."""
-    if preset:
-        raise ValueError(f"there is no preset {preset!r}: this experiment has none")
-    return Experiment(
-        name="mouse_ct_cascade",
-        data=Data(
-            register="similarity",
-            spacing_mm=(0.14, 0.14, 0.14),
-            crop=(144, 120, 144),
-            margin=15,
-        ),
-        method=Cascade(
-            steps=300,
-            refine_steps=600,
-            factor=3,
-            widths=(16, 32, 64),
-            head=64,
-            coordinates=True,
-            weights="cross_entropy",
-            sigma_mm=0.7,
-            patch=16,
-            reach_mm=0.5,
-            looks=2,
-            shared=True,
-            refine_widths=(16, 32, 32),
-            decay=0.6,
-        ),
-        augment=Augment(
-            translation_voxels=9, rotation_degrees=10, scale=0.08, contrast=0.1, brightness=0.05
-        ),
-        train=Train(validate_every=150),
-        evaluate=Evaluate(sdr_thresholds_mm=(0.2, 0.4, 0.6, 0.8, 1.0, 2.0)),
+    experiment = mouse_ct.get_config(preset)
+    experiment.name = "mouse_ct_cascade"
+    data = experiment.data
+    data.spacing_mm, data.crop, data.margin = (0.14, 0.14, 0.14), (144, 120, 144), 15
+    experiment.method = Cascade(
+        steps=300,
+        refine_steps=600,
+        factor=3,
+        widths=(16, 32, 64),
+        head=64,
+        coordinates=True,
+        weights="cross_entropy",
+        sigma_mm=0.7,
+        patch=16,
+        reach_mm=0.5,
+        looks=2,
+        shared=True,
+        refine_widths=(16, 32, 32),
+        decay=0.6,
     )
+    experiment.augment.translation_voxels = 9
+    experiment.train = Train(validate_every=150)
+    return experiment

@@ -1,22 +1,16 @@
 """The cascade's benchmark: all its parts at a small size, and its count of FLOP."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from experiments import vessel_cascade
 from experiments.benchmarks import cascade
-from jaxmark.methods.cascade import FIRST, Cascade
+from jaxmark.methods.cascade import FIRST
 
-SMALL = Cascade(
-    factor=2,
-    widths=(4, 8),
-    sides=(0.3,),
-    patch=16,
-    reach_mm=2.0,
-    refine_widths=(4, 4),
-    hidden=8,
-)
+SMALL = dataclasses.replace(vessel_cascade.tiny().method, patch=16, reach_mm=2.0)
 
 
 @pytest.fixture

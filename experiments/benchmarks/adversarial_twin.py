@@ -93,11 +93,7 @@ class AdversarialTwin(TorchTwin):
         return Networks(generator, Discriminator(self.spec, self.settings))
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
-        d = list(self.net.discriminator.parameters())
-        ours = {id(parameter) for parameter in d}
-        g = [p for p in self.net.parameters() if id(p) not in ours]
-        rate = self.spec.learning_rate
-        return [torch.optim.Adam(some, lr=rate, fused=True) for some in (g, d)]
+        return adams(self.net, self.spec.learning_rate)
 
     def step(self, dtype: str) -> Tensor:
         """One step of D and one of G; returns the loss of G."""
@@ -135,3 +131,11 @@ class AdversarialTwin(TorchTwin):
         heat = weighted_loss(fake, points, self.present, self.spec)
         adversarial_loss = F.softplus(-self.net.discriminator(fake * shown)).mean()
         return heat + self.settings.lambda_adv * adversarial_loss
+
+
+def adams(net: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+    """Of a network with a `discriminator`: one of all else, and one of that."""
+    d = list(net.discriminator.parameters())
+    ours = {id(parameter) for parameter in d}
+    g = [p for p in net.parameters() if id(p) not in ours]
+    return [torch.optim.Adam(some, lr=rate, fused=True) for some in (g, d)]

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.benchmarks.adversarial_twin import adams
 from experiments.benchmarks.cardiac_gan import settings
 from experiments.benchmarks.common import Spec, Weights
 from experiments.benchmarks.twin import TorchTwin, to_torch
@@ -147,11 +148,7 @@ class CardiacTwin(TorchTwin):
         self.optimizers = self._optimizers()
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
-        d = list(self.net.discriminator.parameters())
-        ours = {id(parameter) for parameter in d}
-        g = [p for p in self.net.parameters() if id(p) not in ours]
-        rate = self.spec.learning_rate
-        return [torch.optim.Adam(some, lr=rate, fused=True) for some in (g, d)]
+        return adams(self.net, self.spec.learning_rate)
 
     def step(self, dtype: str) -> Tensor:
         """One step of D and one of G; returns the loss of G."""

@@ -1,15 +1,16 @@
 """Patches are drawn again alike: a run that stops among them goes on to the same bits."""
 
+import dataclasses
 import shutil
 
 import numpy as np
 import pytest
 
+from experiments import vessel_cascade
 from jaxmark.config import Augment, Data, Experiment, Train
 from jaxmark.core.anatomy import scheme_of
 from jaxmark.data.cases import PreparedCase, load_case, write_chunked_case
 from jaxmark.data.chunks import slab_planes, write_chunks
-from jaxmark.methods.cascade import Cascade
 from jaxmark.methods.method import Task
 from jaxmark.system.devices import data_mesh
 from jaxmark.training.checkpoints import Checkpoints
@@ -17,18 +18,7 @@ from jaxmark.training.loop import train
 from jaxmark.training.records import METRICS
 
 NAMES, SHAPE, SPACING = ("a", "b"), (40, 36, 40), (1.0, 1.0, 1.5)
-METHOD = Cascade(
-    steps=1,
-    refine_steps=5,
-    factor=2,
-    widths=(4, 8),
-    sides=(0.3,),
-    patch=8,
-    reach_mm=3.0,
-    refine_widths=(4, 4),
-    hidden=4,
-    refine_batch=2,
-)
+METHOD = dataclasses.replace(vessel_cascade.tiny().method, steps=1, refine_steps=5, reach_mm=3.0)
 EXPERIMENT = Experiment(
     method=METHOD,
     data=Data(crop=SHAPE, margin=0, spacing_mm=SPACING),
