@@ -135,7 +135,7 @@ class AdversarialTwin(TorchTwin):
 
 def adams(net: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
     """Of a network with a `discriminator`: one of all else, and one of that."""
-    d = list(net.discriminator.parameters())
+    d = list(net.get_submodule("discriminator").parameters())
     ours = {id(parameter) for parameter in d}
     g = [p for p in net.parameters() if id(p) not in ours]
     return [torch.optim.Adam(some, lr=rate, fused=True) for some in (g, d)]

@@ -19,13 +19,14 @@ the paper's order. It leaves four things open that matter:
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import struct
 from jax import Array
 
 from jaxmark.bounds import (
@@ -280,81 +281,112 @@ def verdict(responses: Array) -> Array:
     return responses.mean((1, 2))
 
 
+@struct.dataclass
+class Shown:
+    """What both networks are shown in a step, and what is known of it."""
+
+    image: Array  # (B, X, Y, 1), I of the paper
+    truth: Array  # (B, X, Y), GT_h
+    square: Array  # (B, X, Y) bool: the foreground of Eq. 7
+    # (B,) bool. Of a picture in which nothing is known of some landmark, the true heatmap is not
+    # known either: it counts where there is a spot, and D is not shown it.
+    whole: Array
+
+    @property
+    def counted(self) -> Array:
+        """(B, X, Y) bool: where the true heatmap is known."""
+        return self.whole[:, None, None] | (self.truth > _SPOT)
+
+
+def shown(networks: Networks, view: Batch) -> Shown:
+    """Of a random view."""
+    whole = (view.present | view.absent).all(1)
+    return Shown(view.image[:, :, :, 0], networks.target(view), networks.square(view), whole)
+
+
+def foreground_loss(settings: CardiacGAN, seen: Shown, heatmap: Array) -> Array:
+    """FPL, Eq. 7, of G's heatmap GP_h (B, X, Y)."""
+    return square_and_absolute_loss(seen.truth, heatmap, settings.alpha, seen.square)
+
+
+def generator_loss(
+    networks: Networks, seen: Shown, heatmap: Array, d: Params, rate: Array, key: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    """G_L, Eq. 1, of GP_h (B, X, Y); A_L and L_L. `rate` is D's dropout."""
+    settings = networks.settings
+    if settings.adversarial == "printed":
+        a_l = ((seen.image[..., 0] - heatmap) ** 2).mean()  # Eq. 2
+    else:
+        fake = networks.responses(d, seen.image, heatmap, rate, key)
+        a_l = least_squares_loss(verdict(fake), 1.0, seen.whole)
+    l_l = huber_loss(heatmap, seen.truth, settings.huber_delta, seen.counted)  # Eq. 3
+    g_l = a_l + settings.beta * l_l
+    if settings.foreground == "generator":
+        g_l += foreground_loss(settings, seen, heatmap)
+    return g_l, (a_l, l_l)
+
+
+def discriminator_loss(
+    networks: Networks, seen: Shown, heatmap: Array, d: Params, rate: Array, keys: Sequence[Array]
+) -> tuple[Array, tuple[Array, Array]]:
+    """MDL, Eq. 8, of GP_h (B, X, Y); D's verdicts (B,) on true and predicted heatmaps."""
+    settings = networks.settings
+    real = networks.responses(d, seen.image, seen.truth, rate, keys[0])
+    fake = networks.responses(d, seen.image, heatmap, rate, keys[1])
+    if settings.adversarial == "printed":
+        drl = ((seen.image[..., 0] - seen.truth) ** 2).mean()  # Eq. 4
+        dfl = ((seen.image[..., 0] - heatmap) ** 2).mean()  # Eq. 5
+    else:
+        drl = least_squares_loss(verdict(real), 1.0, seen.whole)
+        dfl = least_squares_loss(verdict(fake), 0.0, seen.whole)
+    loss = 0.5 * (drl + dfl)  # SDL, Eq. 6
+    if settings.foreground == "printed":
+        loss += foreground_loss(settings, seen, heatmap)
+    elif settings.foreground == "discriminator":
+        patches = patches_with(seen.square, real.shape[1:]) & seen.whole[:, None, None]
+        ends = ((real, 1.0), (fake, 0.0))
+        loss += 0.5 * sum(
+            square_and_absolute_loss(found, wanted, settings.alpha, patches)
+            for found, wanted in ends
+        )
+    return loss, (verdict(real), verdict(fake))
+
+
 def training_step(
     networks: Networks, optimizers: Mapping[str, optax.GradientTransformationExtraArgs]
 ) -> Callable[[State, Batch, Array], tuple[State, Metrics]]:
-    """A step of D and then one of G against the new D, with one pass through G and one back.
-
-    Of a picture in which nothing is known of some landmark, the true heatmap is not known either:
-    it counts where there is a spot, and D is not shown it.
-    """
+    """A step of D and then one of G against the new D, with one pass through G and one back."""
     settings = networks.settings
-    as_printed = settings.adversarial == "printed"
+
+    def updated(name: str, gradient: Any, state: State, loss: Array) -> tuple[Params, Any]:
+        params = state.params[name]
+        update, opt_state = optimizers[name].update(
+            gradient, state.optimizer[name], params, value=loss
+        )
+        return optax.apply_updates(params, update), opt_state
 
     def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
         k_view, k_g, k_real, k_fake, k_adv = jax.random.split(key, 5)
         view = augmented(networks.task, batch, k_view)
-        image = view.image[:, :, :, 0]
-        truth, square = networks.target(view), networks.square(view)  # GT_h
-        whole = (view.present | view.absent).all(1)
-        counted = whole[:, None, None] | (truth > _SPOT)
-        g, d = state.params["generator"], state.params["discriminator"]
+        seen = shown(networks, view)
         g_rate = settings.dropout * scale(state.optimizer["generator"])
         d_rate = settings.discriminator_dropout * scale(state.optimizer["discriminator"])
 
         heatmap, pull, normalisation = jax.vjp(  # GP_h
-            lambda p: networks.generate(p, state.statistics["generator"], image, g_rate, k_g),
-            g,
+            lambda p: networks.generate(p, state.statistics["generator"], seen.image, g_rate, k_g),
+            state.params["generator"],
             has_aux=True,
         )
-
-        def mse(first: Array, second: Array) -> Array:
-            return ((first - second) ** 2).mean()
-
-        def fpl(heatmap: Array) -> Array:  # Eq. 7
-            return square_and_absolute_loss(truth, heatmap, settings.alpha, square)
-
-        def loss_g(heatmap: Array, d: Params) -> tuple[Array, tuple[Array, Array]]:  # Eq. 1
-            if as_printed:
-                a_l = mse(image[..., 0], heatmap)  # Eq. 2
-            else:
-                fake = networks.responses(d, image, heatmap, d_rate, k_adv)
-                a_l = least_squares_loss(verdict(fake), 1.0, whole)
-            l_l = huber_loss(heatmap, truth, settings.huber_delta, counted)  # Eq. 3
-            g_l = a_l + settings.beta * l_l
-            return g_l + fpl(heatmap) if settings.foreground == "generator" else g_l, (a_l, l_l)
-
-        def loss_d(d: Params) -> tuple[Array, tuple[Array, Array]]:  # Eq. 8
-            real = networks.responses(d, image, truth, d_rate, k_real)
-            fake = networks.responses(d, image, heatmap, d_rate, k_fake)
-            if as_printed:
-                drl, dfl = mse(image[..., 0], truth), mse(image[..., 0], heatmap)  # Eqs. 4, 5
-            else:
-                drl = least_squares_loss(verdict(real), 1.0, whole)
-                dfl = least_squares_loss(verdict(fake), 0.0, whole)
-            loss = 0.5 * (drl + dfl)  # SDL, Eq. 6
-            if settings.foreground == "printed":
-                loss += fpl(heatmap)
-            elif settings.foreground == "discriminator":
-                shown = patches_with(square, real.shape[1:]) & whole[:, None, None]
-                ends = ((real, 1.0), (fake, 0.0))
-                loss += 0.5 * sum(
-                    square_and_absolute_loss(r, wanted, settings.alpha, shown) for r, wanted in ends
-                )
-            return loss, (verdict(real), verdict(fake))
-
-        (d_loss, (real, fake)), d_gradient = jax.value_and_grad(loss_d, has_aux=True)(d)
-        update, d_opt_state = optimizers["discriminator"].update(
-            d_gradient, state.optimizer["discriminator"], d, value=d_loss
-        )
-        d = optax.apply_updates(d, update)
-
-        (g_loss, (a_l, l_l)), asked = jax.value_and_grad(loss_g, has_aux=True)(heatmap, d)
+        (d_loss, (real, fake)), d_gradient = jax.value_and_grad(
+            lambda d: discriminator_loss(networks, seen, heatmap, d, d_rate, (k_real, k_fake)),
+            has_aux=True,
+        )(state.params["discriminator"])
+        d, d_opt_state = updated("discriminator", d_gradient, state, d_loss)
+        (g_loss, (a_l, l_l)), asked = jax.value_and_grad(
+            lambda h: generator_loss(networks, seen, h, d, d_rate, k_adv), has_aux=True
+        )(heatmap)
         (g_gradient,) = pull(asked)
-        update, g_opt_state = optimizers["generator"].update(
-            g_gradient, state.optimizer["generator"], g, value=g_loss
-        )
-        g = optax.apply_updates(g, update)
+        g, g_opt_state = updated("generator", g_gradient, state, g_loss)
 
         known = state.statistics["configuration"]
         mean, covariance = learned_configuration(
@@ -373,7 +405,7 @@ def training_step(
             "loss": g_loss,
             "heatmap_loss": l_l,
             "adversarial_loss": a_l,
-            "foreground_loss": fpl(heatmap),
+            "foreground_loss": foreground_loss(settings, seen, heatmap),
             "discriminator_loss": d_loss,
             "real_accuracy": (real > 0.5).mean(),
             "fake_accuracy": (fake < 0.5).mean(),
