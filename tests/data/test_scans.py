@@ -158,6 +158,9 @@ def test_a_dicom_series_is_read_in_space_order(tmp_path: Path) -> None:
     scan = read_scan(write_series(tmp_path / "ct"))
     assert scan.voxels.dtype == np.float32
     np.testing.assert_array_equal(scan.voxels, voxels())
+    stored = read_scan(tmp_path / "ct", as_stored=True)
+    assert stored.voxels.dtype == np.int16
+    np.testing.assert_array_equal(stored.voxels, voxels())
     np.testing.assert_allclose(scan.ijk_to_lps, AFFINE, atol=1e-6)
 
 

@@ -35,10 +35,14 @@ _PLACE_TAGS = {
     "0020|0032": "image position",
     "0020|0037": "image orientation",
 }
+# Whole numbers in less memory than float32.
+_SMALL_TYPES = (sitk.sitkInt8, sitk.sitkUInt8, sitk.sitkInt16, sitk.sitkUInt16)
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Voxels (X, Y, Z) float32, x fastest in memory, ijk_to_lps (4, 4), and notes.
+    """Voxels (X, Y, Z), x fastest in memory, ijk_to_lps (4, 4), and notes.
+
+    Voxels are float32, or of the slices' own type where all have one of whole numbers.
 
     Args:
       path: a folder with one series that is a volume, one of `dicom_series.series_path`, or a
@@ -74,8 +78,7 @@ def _read_slices(
     try:
         reader = sitk.ImageSeriesReader()
         reader.SetFileNames([str(file) for file in files])
-        # Else all would have the type of the first, and lose what it cannot hold.
-        reader.SetOutputPixelType(sitk.sitkFloat32)
+        reader.SetOutputPixelType(_common_type(slices))
         image = reader.Execute()
     except ITK_ERRORS:
         raise InputError(folder, "its DICOM slices cannot be read as one volume") from None
@@ -83,7 +86,17 @@ def _read_slices(
     if step is None:
         check_place(folder, image.GetSize(), place)
         return voxels, place, ()
+    voxels = voxels.astype(np.float32, copy=False)
     return right_angled(folder, voxels, stacked(place_of(slices[0]), step))
+
+
+def _common_type(slices: Sequence[sitk.ImageFileReader]) -> int:
+    """SimpleITK's number of a type that holds all slices' values, with their scales.
+
+    By itself ITK takes that of the first, and others lose what it cannot hold.
+    """
+    (first, *others) = {header.GetPixelID() for header in slices}
+    return sitk.sitkFloat32 if others or first not in _SMALL_TYPES else first
 
 
 def _in_order(headers: dict[Path, sitk.ImageFileReader]) -> list[Path]:
