@@ -72,7 +72,11 @@ def batches(cases, read, steps, rng):
 
 @pytest.mark.parametrize(
     ("refine", "weights"),
-    [("displacement", "truth"), ("displacement", "cross_entropy"), ("heatmap", "cross_entropy")],
+    [
+        ("displacement", "cross_entropy"),
+        pytest.param("displacement", "truth", marks=pytest.mark.slow),
+        pytest.param("heatmap", "cross_entropy", marks=pytest.mark.slow),
+    ],
 )
 def test_the_second_stage_sees_what_the_first_cannot(tmp_path, refine, weights):
     seen = cases(tmp_path)

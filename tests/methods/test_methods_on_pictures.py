@@ -84,7 +84,14 @@ METHODS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", METHODS)
+# One variant of each method is enough where minutes count.
+SLOW = ("weighted_l2", "heatmaps", "scn_2019")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in METHODS],
+)
 def test_every_method_finds_spots_in_pictures_it_has_not_seen(name):
     method = METHODS[name].build(TASK)
     state = trained(method)
