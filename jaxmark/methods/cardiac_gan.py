@@ -20,13 +20,12 @@ the paper's order. It leaves four things open that matter:
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
 from jax import Array
 
 from jaxmark.bounds import (
@@ -281,8 +280,7 @@ def verdict(responses: Array) -> Array:
     return responses.mean((1, 2))
 
 
-@struct.dataclass
-class Shown:
+class Shown(NamedTuple):
     """What both networks are shown in a step, and what is known of it."""
 
     image: Array  # (B, X, Y, 1), I of the paper
