@@ -1,6 +1,7 @@
 """Arrays in a cache: folders that are written whole or not at all, with checksums."""
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -124,9 +125,32 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     with unfinished(temporary), naming(folder, temporary):
         try:
             yield temporary
-            if folder.exists():
-                shutil.rmtree(folder)
-            os.replace(temporary, folder)
+            _take_place(temporary, folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def _take_place(new: Path, folder: Path) -> None:
+    """Rename a folder over another one, which others may be replacing at the same time."""
+    if _renamed(new, folder):
+        return
+    old = new.with_name(f"{new.name}-old")
+    with unfinished(old):
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(folder, old)
+        if not _renamed(new, folder):
+            # Another one has just put its own there, which is as new.
+            shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _renamed(new: Path, folder: Path) -> bool:
+    """Whether it could be: a rename replaces nothing but an empty folder."""
+    try:
+        os.replace(new, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True

@@ -4,6 +4,7 @@ What is common to all is the `Frame`, found here from the training cases alone. 
 and every case is a file of its own in the cache: a run that was stopped goes on where it was.
 """
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -518,6 +519,10 @@ def _check_and_align(job: tuple[RawCase, Frame, Template | None, Path]) -> Align
 
 def _prepare_case(job: tuple[RawCase, Frame, Alignment, Path]) -> None:
     source, frame, alignment, folder = job
+    with contextlib.suppress(InputError):
+        # Another run of these scans may have made it since this one looked.
+        _read_case(folder)
+        return
     scan = frame.read(source.scan, source.pixel_size_mm)
     if frame.chunks is None:
         with about(source.scan):

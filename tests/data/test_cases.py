@@ -104,3 +104,13 @@ def test_no_reader_unpickles():
             else:
                 continue
             assert not used & RUNS, f"{path}: {used}"
+
+
+def test_runs_that_write_the_same_case_at_the_same_time_all_succeed(case):
+    found, image = case
+    with ThreadPoolExecutor(8) as pool:
+        written = [pool.submit(save_case, found, image, found.folder) for _ in range(100)]
+        for one in written:
+            one.result()
+    np.testing.assert_array_equal(load_case(found.folder).image(), image)
+    assert [path.name for path in found.folder.parent.iterdir()] == [found.folder.name]

@@ -134,6 +134,19 @@ def test_a_second_start_reads_the_cache_and_a_changed_setting_does_not(data):
     assert all(other.cases[name].folder != case.folder for name, case in first.cases.items())
 
 
+def test_what_another_run_has_made_meanwhile_is_kept(data, monkeypatch):
+    first = prepare_all(data)
+    stamps = {n: (c.folder / "image.npy").stat().st_mtime_ns for n, c in first.cases.items()}
+    damaged = next(iter(first.cases))
+    (first.cases[damaged].folder / "image.npy").write_bytes(b"")
+    # This run looked before there was anything.
+    monkeypatch.setattr("jaxmark.data.prepare.in_cache", lambda read, places: ({}, []))
+    again = prepare_all(data)
+    made = {n: (c.folder / "image.npy").stat().st_mtime_ns for n, c in again.cases.items()}
+    assert [n for n in stamps if made[n] != stamps[n]] == [damaged]
+    again.cases[damaged].check_image()
+
+
 def test_a_changed_landmark_file_makes_its_case_anew(data):
     first = prepare_all(data)
     cohort = read_cohort(data)
