@@ -66,9 +66,12 @@ class Data:
     split_seed: int = 0
     # Share of the training split that is used, for learning curves: less is a subset of more.
     train_fraction: float = 1.0
-    # How scans are brought together: "none" (world frames agree already), "center" (centres of
-    # mass), "rigid", "similarity" or "affine" (intensity registration to `template`).
-    register: str = setting("none", one_of("none", "center", "rigid", "similarity", "affine"))
+    # How scans are brought together: "none" (world frames agree already), "middle" (the scans'
+    # middles, for methods that find out the rest themselves), "center" (centres of mass), "rigid",
+    # "similarity" or "affine" (intensity registration to `template`).
+    register: str = setting(
+        "none", one_of("none", "middle", "center", "rigid", "similarity", "affine")
+    )
     # What is compared: "correlation" (scans that look alike), "mutual_information" (Mattes'; heads,
     # whose contrast differs from scanner to scanner).
     metric: str = setting("correlation", one_of("correlation", "mutual_information"))
@@ -135,8 +138,8 @@ class Data:
             yield missing, "is needed too: two masks are aligned"
         if self.template_transform and self.template_mask:
             yield "template_transform", "and masks both align the template"
-        if self.register == "none" and (self.template_transform or self.template_mask):
-            yield "register", "is none: there is no template to align"
+        if self.register in ("none", "middle") and (self.template_transform or self.template_mask):
+            yield "register", f"is {self.register}: there is no template to align"
         if self.val_fraction + self.test_fraction >= 1:
             yield "val_fraction", "with test_fraction leaves no training cases"
         if not 0 < self.train_fraction <= 1:

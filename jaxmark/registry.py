@@ -10,6 +10,7 @@ from jaxmark.data.phantoms.vessels.coronary import CoronaryPhantom
 from jaxmark.methods.adversarial import Adversarial
 from jaxmark.methods.cardiac_gan import CardiacGAN
 from jaxmark.methods.cascade import Cascade
+from jaxmark.methods.coarse_to_fine import CoarseToFine
 from jaxmark.methods.heatmap import HeatmapRegression
 from jaxmark.methods.multitask import Multitask
 from jaxmark.methods.noothout import RegressionClassification
@@ -25,6 +26,7 @@ METHODS: dict[str, type] = {
         Multitask,
         Cascade,
         CardiacGAN,
+        CoarseToFine,
     )
 }
 PHANTOMS: dict[str, type] = {

@@ -29,6 +29,7 @@ from jaxmark.config import SCHEMA_VERSION, Data, Experiment, check_same, moved, 
 from jaxmark.core.alignment import KINDS, Kind
 from jaxmark.core.anatomy import Scheme, scheme_of
 from jaxmark.core.grids import Plane
+from jaxmark.core.shapes import typical_shape
 from jaxmark.data import left_out
 from jaxmark.data.cache import cache_folder
 from jaxmark.data.cases import PreparedCase
@@ -50,6 +51,7 @@ from jaxmark.methods.method import (
     SEGMENTS,
     SEGMENTS_ABSENT,
     SEGMENTS_PRESENT,
+    SHAPE,
     UNPAIRED,
     LandmarkSets,
     Method,
@@ -65,7 +67,7 @@ from jaxmark.results.measures.points import read_points
 from jaxmark.results.measures.segmentation import read_maps
 from jaxmark.system import processes
 from jaxmark.system.devices import data_mesh, local_mesh, platform
-from jaxmark.system.errors import InputError, printable
+from jaxmark.system.errors import InputError, about, printable
 from jaxmark.system.files import read_json, write_json, write_text_atomic
 from jaxmark.system.fingerprints import json_key
 from jaxmark.system.lock import locked
@@ -143,7 +145,9 @@ def prepare(experiment: Experiment, workdir: str | Path) -> Run:
         prepared, unpaired = _prepare(experiment, workdir, changes)
     scheme = scheme_of(prepared.landmarks, prepared.frame.segments)
     task = task_of(experiment, scheme, mesh)
-    task = dataclasses.replace(task, unpaired=unpaired, presence=prepared.presence)
+    task = dataclasses.replace(
+        task, unpaired=unpaired, presence=prepared.presence, shape_mm=prepared.frame.shape_mm
+    )
     method = experiment.method.build(task)
     return Run(experiment, workdir, mesh, prepared, unpaired, method)
 
@@ -346,7 +350,8 @@ def load_model(
             "config.data.crop", f"with its margin is not {frame.shape}, the model's in {workdir}"
         )
     scheme = scheme_of(landmarks, frame.segments)
-    method = experiment.method.build(task_of(experiment, scheme, mesh))
+    task = dataclasses.replace(task_of(experiment, scheme, mesh), shape_mm=frame.shape_mm)
+    method = experiment.method.build(task)
     step, variables = _load_variables(method, experiment, workdir, mesh)
     settings = experiment.predict
     return TrainedModel(
@@ -487,6 +492,18 @@ def task_of(experiment: Experiment, scheme: Scheme, mesh: Mesh) -> Task:
     )
 
 
+def _typical_shape(prepared: Prepared) -> np.ndarray:
+    """(K, 3) mm: of the training cases' landmarks; of one that none has, it is the middle."""
+    points = np.stack(
+        [
+            np.where(case.present[:, None], case.landmarks_mm, np.nan)
+            for case in prepared.split("train")
+        ]
+    )
+    with about("config.data.root"):
+        return typical_shape(points, scheme_of(prepared.landmarks).mirrored)
+
+
 def _load_variables(
     method: Method, experiment: Experiment, workdir: Path, mesh: Mesh
 ) -> tuple[int, Variables]:
@@ -523,6 +540,9 @@ def _prepare(
         say(printable(f"note: {line}"))
     begin = time.monotonic()
     prepared = prepare_cohort(cohort, data, segments, chunks_of(needed))
+    if SHAPE in needed:
+        shaped = dataclasses.replace(prepared.frame, shape_mm=_typical_shape(prepared))
+        prepared = dataclasses.replace(prepared, frame=shaped)
     sizes = ", ".join(f"{len(cases)} {split}" for split, cases in prepared.splits.items())
     say(
         f"prepared cases: {sizes}; {len(prepared.landmarks)} landmarks; "

@@ -37,7 +37,7 @@ LIBRARIES = {
 WITHOUT_JAX = (
     "data",
     *(f"core/{name}.py" for name in ("alignment", "anatomy", "calibration", "geometry", "grids")),
-    *(f"core/{name}.py" for name in ("metrics", "segmentation", "spots")),
+    *(f"core/{name}.py" for name in ("metrics", "pose", "segmentation", "spots")),
 )
 # The one import that points up: where experiment files of people look for the first phantom.
 UPWARD = {("config.py", "jaxmark.data.phantoms.cow.cohort")}
@@ -112,7 +112,8 @@ def test_nothing_asks_for_the_host_s_devices_while_it_is_traced():
 
 def test_methods_do_not_know_each_other_but_for_the_generator():
     # One file a paper: what two papers share is moved down, or is the one network they share.
-    papers = ("adversarial", "cardiac_gan", "cascade", "heatmap", "multitask", "noothout", "scn")
+    papers = ("adversarial", "cardiac_gan", "cascade", "coarse_to_fine", "heatmap", "multitask")
+    papers += ("noothout", "scn")
     for name in papers:
         known = {f"jaxmark.methods.{paper}" for paper in papers}
         others = known & set(imports(FILES[f"methods/{name}.py"]))

@@ -20,6 +20,13 @@ class Grid:
     ijk_to_lps: np.ndarray
 
 
+def centred(shape: tuple[int, int, int], spacing_mm: Sequence[float]) -> Grid:
+    """The grid of this shape whose middle is the origin, with axes along the world's."""
+    ijk_to_lps = np.diag([*spacing_mm, 1.0])
+    ijk_to_lps[:3, 3] = -(np.array(shape) - 1) / 2 * np.asarray(spacing_mm)
+    return Grid(shape, ijk_to_lps)
+
+
 def blocks(
     shape: Sequence[int], side: int
 ) -> Iterator[tuple[tuple[int, int, int], tuple[int, int, int]]]:

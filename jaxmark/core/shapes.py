@@ -51,6 +51,32 @@ def align_shapes(shapes: np.ndarray, mirrored: np.ndarray) -> tuple[np.ndarray, 
     return aligned, maps
 
 
+def typical_shape(shapes: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
+    """(K, 3) mm: the median of shapes that are turned and moved onto each other.
+
+    Its bounding box is around the origin; a point that no shape has is there. Shapes with fewer
+    than three points do not count.
+
+    Args:
+      shapes, mirrored: as in `align_shapes`.
+
+    Raises:
+      ValueError: no shape has three points.
+    """
+    enough = (~np.isnan(shapes[..., 0])).sum(1) >= 3
+    if not enough.any():
+        raise ValueError("no training case has three landmarks")
+    known = (~np.isnan(shapes[enough][..., 0])).any(0)
+    middle = np.zeros((shapes.shape[1], 3))
+    # Of one point of a pair alone the mirror image says where the other is: not here.
+    kept = np.flatnonzero(known & known[mirrored])
+    own = np.searchsorted(kept, mirrored[kept])
+    aligned, _ = align_shapes(shapes[enough][:, kept], own)
+    middle[kept] = np.nanmedian(aligned, axis=0)
+    middle[kept] -= (middle[kept].min(0) + middle[kept].max(0)) / 2
+    return middle
+
+
 def fit_gaussian(
     rows: np.ndarray, *, ridge: float = 1e-2, rounds: int = 500
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxmark.core.geometry import compose_affine
+from jaxmark.core.geometry import apply_affine, compose_affine
 from jaxmark.core.grids import Grid
+from jaxmark.core.pose import true_pose
 from jaxmark.data import multiscale
 from jaxmark.data.arrays import check_crc32, map_npy, npy, read_npy, write_folder
 from jaxmark.data.chunks import ChunkedImage
@@ -43,6 +44,12 @@ class Volume:
     # The same image, where it is on a disk in chunks.
     chunks: ChunkedImage | None = None
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels."""
+        x, y, z = self.image().shape if self.chunks is None else self.chunks.shape
+        return x, y, z
+
     def patch(self, first: Sequence[int] | np.ndarray, side: int) -> np.ndarray:
         """The cube of `side` voxels whose first one is `first`, float16; 0 outside of the image."""
         if self.chunks is not None:
@@ -54,6 +61,14 @@ class Volume:
         if self.chunks is not None:
             return self.chunks.coarse(factor)
         return multiscale.coarse(self.image(), factor)
+
+    def sampled(self, grid_to_ijk: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+        """(X, Y, Z) float32 at the nodes of an affine grid, trilinear; 0 outside of the image.
+
+        Args:
+          grid_to_ijk: (4, 4) indices of the grid to those of the image, about as far apart.
+        """
+        return multiscale.sampled(self.patch, grid_to_ijk, shape)
 
     def overview(self) -> tuple[np.ndarray, np.ndarray]:
         """The image as it is looked at as a whole, and its own ijk_to_lps (4, 4).
@@ -249,6 +264,33 @@ def read_case(case: PreparedCase, rng: np.random.Generator) -> HostBatch:
     return {
         "image": case.image()[..., None],
         "landmarks_ijk": np.nan_to_num(case.landmarks_ijk).astype(np.float32),
+        "present": case.present,
+        "absent": case.absent,
+    }
+
+
+def read_coarse(case: PreparedCase, rng: np.random.Generator, *, factor: int) -> HostBatch:
+    """The whole image, `factor` times smaller, with landmarks in its voxels."""
+    points = (np.nan_to_num(case.landmarks_ijk) + 0.5) / factor - 0.5
+    return {
+        "image": case.volume.coarse(factor)[..., None],
+        "landmarks_ijk": points.astype(np.float32),
+        "present": case.present,
+        "absent": case.absent,
+    }
+
+
+def read_posed(
+    case: PreparedCase, rng: np.random.Generator, *, shape_mm: np.ndarray, grid: Grid
+) -> HostBatch:
+    """A crop in which the landmarks lie as in a typical shape (K, 3), on this grid of its frame."""
+    points_mm = np.where(case.present[:, None], case.landmarks_mm, np.nan)
+    to_lps = true_pose(shape_mm, points_mm) @ grid.ijk_to_lps
+    to_volume = np.linalg.inv(case.ijk_to_lps) @ to_lps
+    points = apply_affine(np.linalg.inv(to_lps), np.nan_to_num(case.landmarks_mm))
+    return {
+        "image": case.volume.sampled(to_volume, grid.shape).astype(np.float16)[..., None],
+        "landmarks_ijk": points.astype(np.float32),
         "present": case.present,
         "absent": case.absent,
     }

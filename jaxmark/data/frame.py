@@ -10,11 +10,12 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from jaxmark.core.anatomy import Segment
-from jaxmark.core.geometry import compose_affine
+from jaxmark.core.geometry import apply_affine, compose_affine
 from jaxmark.core.grids import Grid, blocks, box
 from jaxmark.data.cases import Volume
 from jaxmark.data.chunks import ChunkedImage, Chunks, slab_planes, write_chunks
@@ -84,7 +85,7 @@ class PreparedScan:
 class Frame:
     """Template, grid and intensities of an experiment; fields as in `config.Data`."""
 
-    register: Kind
+    register: str
     metric: str
     search_degrees: float
     template: Scan | None  # None where nothing is registered
@@ -98,6 +99,8 @@ class Frame:
     segments: tuple[Segment, ...] = ()  # of the scheme, where the method knows any
     chunks: Chunks | None = None  # how prepared images are stored; None: each in one array
     unit: str = "mm"  # of worlds: "px" of pictures whose pixel size is not known
+    # (K, 3) the landmarks' typical shape, see `Task.shape_mm`; for methods that need it.
+    shape_mm: np.ndarray | None = None
     # "native": voxels of prepared pictures are their own pixels, wherever `grid_to_common` is.
     grid: str = "common"
 
@@ -108,13 +111,16 @@ class Frame:
 
     def align(self, scan: Scan) -> Alignment:
         """Register a scan to the template; the common frame is the scan's where there is none."""
+        if self.register == "middle":
+            middle = apply_affine(scan.ijk_to_lps, (np.array(scan.voxels.shape) - 1) / 2)
+            return Alignment(compose_affine(np.eye(3), middle), np.nan, np.nan)
         if self.template is None:
             return Alignment(np.eye(4), np.nan, np.nan)
         if self.chunks is not None:
             scan = smaller(scan)
         by_information = self.metric == "mutual_information" and self.register != "center"
         match = register_mutual_information if by_information else register
-        result = match(self.template, scan, self.register, self.search_degrees)
+        result = match(self.template, scan, cast(Kind, self.register), self.search_degrees)
         matrix = result.fixed_to_moving @ self.common_to_template
         return Alignment(matrix, result.quality, result.lead)
 
@@ -334,6 +340,8 @@ def save_frame(frame: Frame, landmarks: Sequence[str], folder: Path) -> None:
         tree["grid"] = frame.grid
     if frame.chunks is not None:
         tree["chunks"] = dataclasses.asdict(frame.chunks)
+    if frame.shape_mm is not None:
+        tree["shape_mm"] = frame.shape_mm.tolist()
     if frame.segments:
         tree["segments"] = [dataclasses.asdict(segment) for segment in frame.segments]
     write_json(folder / "frame.json", tree)
@@ -364,6 +372,9 @@ def load_frame(folder: Path) -> tuple[Frame, tuple[str, ...]]:
             unit=tree.get("unit", "mm"),
             grid=tree.get("grid", "common"),
             chunks=Chunks(int(tree["chunks"]["factor"])) if "chunks" in tree else None,
+            shape_mm=np.asarray(tree["shape_mm"], np.float64).reshape(len(names), 3)
+            if "shape_mm" in tree
+            else None,
         )
         return frame, tuple(names)
     except (KeyError, TypeError, ValueError) as error:

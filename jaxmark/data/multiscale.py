@@ -1,8 +1,11 @@
 """A volume seen coarsely as a whole, and finely in patches."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from scipy import ndimage
+
+from jaxmark.core.geometry import apply_affine
 
 # Voxels of the fine volume that are averaged at a time.
 _AT_ONCE = 2**24
@@ -50,3 +53,28 @@ def covering(shape: Sequence[int], side: int) -> np.ndarray:
     """
     axes = [np.minimum(np.arange(0, n, side), max(n - side, 0)) for n in shape]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+def sampled(
+    cut: Callable[[np.ndarray, int], np.ndarray],
+    grid_to_ijk: np.ndarray,
+    shape: tuple[int, int, int],
+) -> np.ndarray:
+    """(X, Y, Z) float32: an image at the nodes of an affine grid, trilinear.
+
+    Args:
+      cut: `patch` of the image.
+      grid_to_ijk: (4, 4) indices of the grid to those of the image.
+    """
+    corners = np.indices((2, 2, 2)).reshape(3, 8).T * (np.array(shape) - 1)
+    seen = apply_affine(grid_to_ijk, corners)
+    first = np.floor(seen.min(0)).astype(np.int64)
+    side = int((np.ceil(seen.max(0)) - first).max()) + 1
+    return ndimage.affine_transform(
+        cut(first, side).astype(np.float32),
+        grid_to_ijk[:3, :3],
+        grid_to_ijk[:3, 3] - first,
+        output_shape=shape,
+        order=1,
+        prefilter=False,
+    )

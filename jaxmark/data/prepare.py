@@ -11,7 +11,7 @@ import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,7 +41,7 @@ from jaxmark.data.prepared_segments import (
     prepare_segments,
     segments_jobs,
 )
-from jaxmark.data.registration import Kind, register, smaller
+from jaxmark.data.registration import register, smaller
 from jaxmark.data.scans import Scan, read_scan
 from jaxmark.data.segmentations import CohortSegments
 from jaxmark.data.transforms import read_transform
@@ -314,7 +314,7 @@ def prepare_cohort(
 def _unplaced_frame(data: Data, template: Template | None, chunks: Chunks | None) -> Frame:
     """The frame before the training cases are aligned: where its grid lies is not known."""
     return Frame(
-        register=cast(Kind, data.register),
+        register=data.register,
         metric=data.metric,
         search_degrees=data.search_degrees,
         template=_read_template(template, small=chunks is not None) if template else None,
@@ -364,7 +364,7 @@ def _settings(
 
 def choose_template(train: Sequence[RawCase], data: Data) -> Template | None:
     """The configured scan, or that of the most typical training case; None: nothing to register."""
-    if data.register == "none":
+    if data.register in ("none", "middle"):
         return None
     if data.template:
         for source in train:
@@ -428,6 +428,7 @@ def place_grid(
     """(4, 4) voxels -> common mm: the crop's centre is the centre of the mean training landmarks.
 
     The centre of their bounding box, not their mean: the crop is a box that has to hold them all.
+    Where `config.data.register` brings the scans' middles together, it is that.
     """
     common = np.stack(
         [
@@ -439,6 +440,8 @@ def place_grid(
     total = np.where(seen[..., None], common, 0.0).sum(0)
     mean = (total / np.maximum(seen.sum(0), 1)[:, None])[seen.any(0)]
     centre = (mean.min(0) + mean.max(0)) / 2
+    if data.register == "middle":
+        centre = np.zeros(3)
     matrix = np.diag([*data.spacing_mm, 1.0])
     if data.planar:
         # A picture's plane is z = 0.

@@ -40,7 +40,7 @@ from jaxmark.core.losses import (
     exponential_heatmap_loss,
     heatmap_cross_entropy,
 )
-from jaxmark.data.cases import HostBatch, PreparedCase, Volume
+from jaxmark.data.cases import HostBatch, PreparedCase, Volume, read_coarse
 from jaxmark.data.chunks import Chunks
 from jaxmark.data.multiscale import covering, first_voxels
 from jaxmark.methods.method import (
@@ -244,15 +244,7 @@ class FirstStage:
     @staticmethod
     def _seen_by(settings: Cascade, task: Task) -> Task:
         """The task on those voxels that the network sees."""
-        factor = settings.factor
-        moves = task.augment.translation_voxels // factor
-        return dataclasses.replace(
-            task,
-            crop=_divided(task.crop, factor),
-            margin=_divided(task.margin, factor),
-            spacing_mm=_times(task.spacing_mm, factor),
-            augment=dataclasses.replace(task.augment, translation_voxels=moves),
-        )
+        return task.coarser(settings.factor)
 
     def read(self, case: PreparedCase, rng: np.random.Generator) -> HostBatch:
         """One case's part of a batch."""
@@ -567,17 +559,6 @@ class SecondStage:
         return Stage(run, read)
 
 
-def read_coarse(case: PreparedCase, rng: np.random.Generator, *, factor: int) -> HostBatch:
-    """The whole image, `factor` times smaller, with landmarks in its voxels."""
-    points = (np.nan_to_num(case.landmarks_ijk) + 0.5) / factor - 0.5
-    return {
-        "image": case.volume.coarse(factor)[..., None],
-        "landmarks_ijk": points.astype(np.float32),
-        "present": case.present,
-        "absent": case.absent,
-    }
-
-
 def read_patches(
     case: PreparedCase,
     rng: np.random.Generator,
@@ -615,13 +596,3 @@ def view_border(side: int, augment: Augment) -> int:
     angle = min(math.radians(augment.rotation_degrees), math.atan(math.sqrt(2)))
     farthest = (math.cos(angle) + math.sqrt(2) * math.sin(angle)) * (1 + augment.scale)
     return math.ceil(side / 2 * (farthest - 1))
-
-
-def _times(lengths: tuple[float, float, float], factor: int) -> tuple[float, float, float]:
-    x, y, z = (n * factor for n in lengths)
-    return x, y, z
-
-
-def _divided(sizes: tuple[int, int, int], factor: int) -> tuple[int, int, int]:
-    x, y, z = (n // factor for n in sizes)
-    return x, y, z

@@ -30,6 +30,7 @@ LOSS, SHARE, GRADIENT, LENGTH_MM = "loss", "share", "gradient", "length_mm"
 UNPAIRED = "unpaired"  # another cohort's landmarks, `Task.unpaired`
 SEGMENTS = "segments"  # which segments each case has, `Batch.targets`
 LABEL_MAPS = "label_maps"  # where they are: implies SEGMENTS
+SHAPE = "shape"  # the typical shape of its landmarks, `Task.shape_mm`
 # `Chunks` may be among them, too: prepared images that are read in parts.
 Need = str | Chunks
 
@@ -75,6 +76,8 @@ class Task:
     presence: float = 0.5
     # Another cohort's landmarks, for methods that learn from them.
     unpaired: LandmarkSets | None = None
+    # (K, 3) the landmarks' typical shape, its bounding box around 0; for methods that need it.
+    shape_mm: np.ndarray | None = None
     # What `Batch.targets` holds: name -> LABELS, BY_SEGMENT or BY_LANDMARK.
     targets: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -100,6 +103,18 @@ class Task:
     def restored(self, made: Array) -> Array:
         """The inverse of `squeezed`, of what a network made."""
         return made[:, :, :, None] if self.planar else made
+
+    def coarser(self, factor: int) -> "Task":
+        """The same on voxels `factor` times as long, which divide the crop and the margins."""
+        moves = self.augment.translation_voxels // factor
+        (x, y, z), (a, b, c), (dx, dy, dz) = self.crop, self.margin, self.spacing_mm
+        return dataclasses.replace(
+            self,
+            crop=(x // factor, y // factor, z // factor),
+            margin=(a // factor, b // factor, c // factor),
+            spacing_mm=(dx * factor, dy * factor, dz * factor),
+            augment=dataclasses.replace(self.augment, translation_voxels=moves),
+        )
 
     @property
     def slab_voxels(self) -> int:
@@ -247,9 +262,9 @@ class Settings(Protocol):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the method needs of a cohort: of UNPAIRED, SEGMENTS, LABEL_MAPS and `Chunks`.
+        """What the method needs of a cohort: of UNPAIRED, SEGMENTS, LABEL_MAPS, SHAPE and `Chunks`.
 
-        Prediction needs none of the first three.
+        Prediction needs none but the last.
         """
         ...
 

@@ -11,7 +11,7 @@ from spots import MARGIN, SPACING
 
 from jaxmark.config import Augment
 from jaxmark.core.augmentation import random_affines
-from jaxmark.data.cases import PreparedCase, Volume, save_case
+from jaxmark.data.cases import PreparedCase, Volume, read_coarse, save_case
 from jaxmark.data.multiscale import coarse, covering, first_voxels, patch
 from jaxmark.inference.predictor import Predictor
 from jaxmark.methods.cascade import (
@@ -19,7 +19,6 @@ from jaxmark.methods.cascade import (
     FirstStage,
     PatchedFirstStage,
     SecondStage,
-    read_coarse,
     read_patches,
     view_border,
 )

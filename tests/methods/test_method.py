@@ -13,6 +13,7 @@ from jaxmark.methods import method
 from jaxmark.methods.adversarial import Adversarial
 from jaxmark.methods.cardiac_gan import CardiacGAN
 from jaxmark.methods.cascade import Cascade
+from jaxmark.methods.coarse_to_fine import CoarseToFine
 from jaxmark.methods.heatmap import Generator, HeatmapRegression
 from jaxmark.methods.method import LandmarkSets, Prediction, State, whole_volume_stage
 from jaxmark.methods.multitask import Multitask
@@ -36,7 +37,7 @@ TRAINING = dataclasses.replace(TASK, unpaired=PEOPLE)
 def test_every_method_is_looked_at_here():
     # These have batches or stages of their own, or look at pictures, and the same is asked of them
     # in their own files.
-    elsewhere = {Multitask, Cascade, CardiacGAN}
+    elsewhere = {Multitask, Cascade, CardiacGAN, CoarseToFine}
     assert {type(settings) for settings in SMALL} == set(METHODS.values()) - elsewhere
 
 

@@ -1,0 +1,323 @@
+"""Landmarks of a structure that may lie anywhere in a scan, turned and of any size.
+
+Ours. A coarse network sees the whole scan and makes a heatmap of each landmark. The typical shape
+of the landmarks is moved, turned and scaled onto the maxima; single ones that are far off have
+little say in it. So the structure is found, and its pose. A fine network then sees a crop in that
+pose, where all people look alike, and finds the landmarks; the shape can be fitted to these and the
+crop be cut once more. Both are the network of `heatmap`, each trained by itself: the coarse one
+first, on whole scans; the fine one on crops in the true pose, changed at random by about what the
+coarse one errs.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from jaxmark.bounds import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    VOXELS,
+    Problem,
+    at_least,
+    check,
+    divisible,
+    positive_numbers,
+    setting,
+    volumes_only,
+)
+from jaxmark.core.geometry import apply_affine
+from jaxmark.core.grids import centred
+from jaxmark.core.intensities import stretched
+from jaxmark.core.pose import pose_of
+from jaxmark.data.cases import HostBatch, Volume, read_coarse, read_posed
+from jaxmark.data.chunks import Chunks
+from jaxmark.methods.heatmap import Generator, HeatmapRegression
+from jaxmark.methods.method import (
+    GRADIENT,
+    LOSS,
+    SHAPE,
+    Batch,
+    Method,
+    Metrics,
+    Need,
+    Params,
+    Phase,
+    Prediction,
+    Stage,
+    State,
+    Task,
+    Variables,
+)
+from jaxmark.methods.optimizers import clipped, cosine_at_the_end, descent
+from jaxmark.methods.views import augmented
+
+
+@dataclasses.dataclass
+class CoarseToFine:
+    """Settings. `config.augment` is what the coarse network has to bear; lengths are mm."""
+
+    # Of the coarse network and the fine one.
+    steps: int = setting(1500, POSITIVE)
+    fine_steps: int = setting(3000, POSITIVE)
+    # How many voxels of the prepared volume are one of the coarse network, along each axis.
+    factor: int = setting(4, POSITIVE)
+    widths: tuple[int, ...] = setting(
+        (16, 32, 64, 64), positive_numbers("needs positive numbers of channels")
+    )
+    sigma_mm: float = setting(5.0, POSITIVE)
+    learning_rate: float = setting(1e-3, POSITIVE)
+    # The crop that the fine network sees, around the middle of the typical shape.
+    crop: tuple[int, int, int] = setting((64, 56, 48), VOXELS)
+    spacing_mm: float = setting(1.0, POSITIVE)
+    fine_widths: tuple[int, ...] = setting(
+        (16, 32, 64), positive_numbers("needs positive numbers of channels")
+    )
+    fine_sigma_mm: float = setting(2.0, POSITIVE)
+    fine_learning_rate: float = setting(1e-3, POSITIVE)
+    fine_batch: int = setting(2, POSITIVE)
+    # How far crops are from the true pose in training: voxels along each axis, degrees, share of
+    # the size.
+    shift: int = setting(6, at_least(0))
+    turn_degrees: float = setting(12.0, NOT_NEGATIVE)
+    resize: float = setting(0.12, NOT_NEGATIVE)
+    # How often the fine network looks, each time at a crop around what it found before.
+    looks: int = setting(2, POSITIVE)
+    # Share of each network's steps over which its rate falls to zero along a cosine.
+    decay: float = setting(0.5, SHARE)
+    # Largest norm of a network's gradient; 0: any.
+    clip_norm: float = setting(0.0, NOT_NEGATIVE)
+
+    # "coarse": of the coarse network alone.
+    decoders: ClassVar[tuple[str, ...]] = ("subvoxel", "argmax", "coarse")
+    metrics: ClassVar[Mapping[str, str]] = {"loss": LOSS, "gradient_norm": GRADIENT}
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """See `Settings`."""
+        return frozenset({Chunks(self.factor), SHAPE})
+
+    def conflicts(self) -> Iterator[Problem]:
+        """See `bounds`."""
+        if self.resize >= 1:
+            yield "resize", f"{self.resize} is not under 1"
+        why = f"{len(self.fine_widths)} levels (config.method.fine_widths) need"
+        for _, problem in divisible(self.crop, 2 ** (len(self.fine_widths) - 1), why):
+            yield "crop", problem
+
+    def misfits(self, task: Task) -> Iterator[Problem]:
+        """See `Settings`."""
+        yield from volumes_only(task.crop)
+        levels = len(self.widths)
+        why = f"{levels} levels (config.method.widths) of voxels {self.factor} times as long need"
+        yield from divisible(task.crop, self.factor * 2 ** (levels - 1), why)
+        if any(m % self.factor for m in task.margin):
+            why = f"{max(task.margin)} is not a multiple of {self.factor} (config.method.factor)"
+            yield "config.data.margin", why
+
+    def build(self, task: Task) -> Method:
+        """The method for volumes of `task.crop`, whose sides factor 2^(levels - 1) must divide."""
+        check(self, "config.method", task)
+        coarse, fine = CoarseNetwork(self, task), FineNetwork(self, task)
+        optimizers = {
+            name: clipped(self.clip_norm, optax.adam(cosine_at_the_end(rate, steps, self.decay)))
+            for name, rate, steps in (
+                ("coarse", self.learning_rate, self.steps),
+                ("fine", self.fine_learning_rate, self.fine_steps),
+            )
+        }
+
+        def init(key: Array) -> State:
+            k_coarse, k_fine = jax.random.split(key)
+            params = {"coarse": coarse.init(k_coarse), "fine": fine.init(k_fine)}
+            return State(
+                step=jnp.zeros((), jnp.int32),
+                params=params,
+                optimizer={name: optimizers[name].init(params[name]) for name in optimizers},
+                # 0: the fine network is not trained, and moves nothing. 1: it is.
+                statistics={"fine": jnp.zeros(())},
+            )
+
+        return Method(
+            init=init,
+            phases=(
+                Phase(
+                    "coarse",
+                    self.steps,
+                    descent("coarse", coarse.loss, optimizers["coarse"]),
+                    read=functools.partial(read_coarse, factor=self.factor),
+                ),
+                Phase(
+                    "fine",
+                    self.fine_steps,
+                    descent("fine", fine.loss, optimizers["fine"], begun),
+                    read=functools.partial(read_posed, shape_mm=fine.shape_mm, grid=fine.grid),
+                    batch=self.fine_batch,
+                ),
+            ),
+            stages=(coarse.stage, *[fine.stage] * self.looks),
+        )
+
+
+class CoarseNetwork:
+    """Heatmaps of the whole scan, in voxels `factor` times as long."""
+
+    def __init__(self, settings: CoarseToFine, task: Task):
+        self._factor, self._margin = settings.factor, np.array(task.margin, np.float32)
+        self.task = task.coarser(settings.factor)
+        kind = HeatmapRegression(
+            widths=settings.widths, head=0, loss="cross_entropy", sigma_mm=settings.sigma_mm
+        )
+        self._generator = Generator(kind, self.task)
+
+    def init(self, key: Array) -> Params:
+        """Parameters."""
+        return self._generator.init(key)
+
+    def loss(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+        """The cross-entropy of the heatmaps of a random view."""
+        return heatmap_loss(self._generator, params, batch, key), {}
+
+    @property
+    def stage(self) -> Stage:
+        """Where the landmarks are, about, in voxels of the prepared volume."""
+
+        def read(volume: Volume, earlier: Prediction | None) -> HostBatch:
+            return {"image": volume.coarse(self._factor)[..., None]}
+
+        def run(variables: Variables, arrays: Mapping[str, Array]) -> Prediction:
+            x, y, z = (slice(m, -m or None) for m in self.task.margin)
+            image = stretched(arrays["image"][:, x, y, z].astype(jnp.float32))
+            return self._generator.predict(variables.params["coarse"], image)
+
+        def finish(found: Prediction) -> Prediction:
+            fine = found.positions_ijk["subvoxel"]
+            moved = np.asarray((fine + 0.5) * self._factor - 0.5 + self._margin, np.float32)
+            positions = dict.fromkeys(CoarseToFine.decoders, moved)
+            return found.replace(positions_ijk=positions)  # type: ignore[attr-defined]
+
+        return Stage(run, read, finish)
+
+
+class FineNetwork:
+    """Heatmaps of a crop in the pose of the landmarks' typical shape."""
+
+    def __init__(self, settings: CoarseToFine, task: Task):
+        margin = border(settings)
+        self.task = dataclasses.replace(
+            task,
+            crop=settings.crop,
+            margin=margin,
+            spacing_mm=(settings.spacing_mm,) * 3,
+            augment=dataclasses.replace(
+                task.augment,
+                translation_voxels=settings.shift,
+                rotation_degrees=settings.turn_degrees,
+                scale=settings.resize,
+            ),
+        )
+        # mm of the typical shape; without one there is no training, and no prediction either.
+        self.shape_mm = np.zeros((len(task.landmarks), 3))
+        if task.shape_mm is not None:
+            self.shape_mm = task.shape_mm
+        # What is read for training: a crop and what lies around it.
+        x, y, z = (n + 2 * m for n, m in zip(settings.crop, margin, strict=True))
+        self.grid = centred((x, y, z), self.task.spacing_mm)
+        self._crop = centred(settings.crop, self.task.spacing_mm)
+        self._sigma_mm = settings.sigma_mm
+        kind = HeatmapRegression(
+            widths=settings.fine_widths,
+            head=0,
+            loss="cross_entropy",
+            sigma_mm=settings.fine_sigma_mm,
+            # In its pose a voxel's place tells much.
+            coordinates=True,
+        )
+        self._generator = Generator(kind, self.task)
+
+    def init(self, key: Array) -> Params:
+        """Parameters."""
+        return self._generator.init(key)
+
+    def loss(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+        """The cross-entropy of the heatmaps of a random view, near the true pose."""
+        return heatmap_loss(self._generator, params, batch, key), {}
+
+    def crop_of(self, volume: Volume, earlier: Prediction) -> np.ndarray:
+        """(4, 4) voxels of the crop -> voxels of the volume, by what was found before."""
+        points_mm = apply_affine(volume.ijk_to_lps, np.asarray(earlier.positions_ijk["subvoxel"]))
+        middle_mm = apply_affine(volume.ijk_to_lps, (np.array(volume.shape) - 1) / 2)
+        # Of a landmark that is not there, or not sure, anything may be the maximum.
+        doubt_mm = self._sigma_mm / np.clip(np.asarray(earlier.score), 1e-2, 1)
+        pose = pose_of(self.shape_mm, points_mm, doubt_mm, middle_mm)
+        return np.linalg.inv(volume.ijk_to_lps) @ pose @ self._crop.ijk_to_lps
+
+    @property
+    def stage(self) -> Stage:
+        """A look at the crop; positions come back in voxels of the prepared volume."""
+
+        def read(volume: Volume, earlier: Prediction | None) -> HostBatch:
+            assert earlier is not None
+            to_volume = self.crop_of(volume, earlier)
+            return {
+                "image": volume.sampled(to_volume, self._crop.shape)[..., None],
+                "to_volume": to_volume.astype(np.float32),
+                "earlier": {name: np.asarray(x) for name, x in earlier.positions_ijk.items()},
+                "score": np.asarray(earlier.score),
+                "evidence": np.asarray(earlier.evidence),
+            }
+
+        def run(variables: Variables, arrays: Mapping[str, Any]) -> Prediction:
+            image = stretched(arrays["image"])
+            found = self._generator.predict(variables.params["fine"], image)
+            turn, offset = arrays["to_volume"][:, :3, :3], arrays["to_volume"][:, None, :3, 3]
+            trained = variables.statistics["fine"] > 0
+
+            def in_volume(ijk: Array) -> Array:
+                return jnp.einsum("brc,bkc->bkr", turn, ijk) + offset
+
+            earlier = arrays["earlier"]
+            positions = {
+                name: jnp.where(trained, in_volume(ijk), earlier[name])
+                for name, ijk in found.positions_ijk.items()
+            }
+            return Prediction(
+                {**earlier, **positions},
+                score=jnp.where(trained, found.score, arrays["score"]),
+                evidence=jnp.where(trained, found.evidence, arrays["evidence"]),
+            )
+
+        return Stage(run, read)
+
+
+def heatmap_loss(generator: Generator, params: Params, batch: Batch, key: Array) -> Array:
+    """Of a random view of the volumes, whose contrast is stretched as in prediction."""
+    view = augmented(generator.task, batch, key)
+    features = generator.features(params, stretched(view.image))
+    return generator.loss(
+        features,
+        view.landmarks_ijk,
+        view.present,
+        absent=view.absent,
+        head=generator.head(params),
+    )
+
+
+def begun(statistics: dict[str, Any]) -> dict[str, Any]:
+    """After a step of the fine network."""
+    return {"fine": jnp.ones_like(statistics["fine"])}
+
+
+def border(settings: CoarseToFine) -> tuple[int, int, int]:
+    """Voxels around a crop that its largest, most turned and farthest view reaches, about."""
+    angle = math.radians(settings.turn_degrees)
+    grown = (1 + settings.resize) * (math.cos(angle) + math.sin(angle)) - 1
+    return (settings.shift + math.ceil(grown * max(settings.crop) / 2),) * 3
