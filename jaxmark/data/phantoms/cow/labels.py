@@ -29,8 +29,9 @@ from jaxmark.data.phantoms.lumen import Vessel, coverage
 # Name in the targets of a batch.
 LABEL_MAP = "tissues"
 
-# Streams of random numbers of one case: a person is the same on every grid.
-_ANATOMY, _HEAD = range(2)
+# Streams of random numbers of a seed, after those of `cohort`: whoever is drawn here has no scan
+# there. A person is the same on every grid.
+_ANATOMY, _HEAD = 3, 4
 # Size of the whole person, and of the head's width, length and height beside it: up to so much.
 _SIZE, _STRETCH = 0.08, 0.06
 # Distance of the nodes at which tissues are shaped: at least so much, and a voxel where it is more.
@@ -67,7 +68,7 @@ def draw_labels(
       `absent`, where they don't for lack of a segment, (19,) bool, both false outside of the grid;
       in `targets` the `tissues` (X, Y, Z) uint8, indices into `TISSUES`.
     """
-    rng = np.random.default_rng([seed, number, _ANATOMY])
+    rng = np.random.default_rng([seed, _ANATOMY, number])
     size = rng.uniform(1 - _SIZE, 1 + _SIZE)
     # A larger person is one of the usual size in a smaller grid.
     scaled = np.diag([size, size, size, 1.0])
@@ -92,7 +93,7 @@ def _draw_head(
     seed: int, number: int, grid: Grid, anatomy: Anatomy, vessels: list[Vessel]
 ) -> tuple[np.ndarray, np.ndarray]:
     """(X, Y, Z): the arteries' share of each voxel, and the tissues."""
-    rng = np.random.default_rng([seed, number, _HEAD])
+    rng = np.random.default_rng([seed, _HEAD, number])
     stretch = rng.uniform(1 - _STRETCH, 1 + _STRETCH, 3)
     node_mm = max(_NODE_MM, float(grid.spacing_mm.mean()))
     centre, axes, q = standard_places(rng, grid, anatomy, node_mm, stretch)
