@@ -208,6 +208,22 @@ class Train:
 
 
 @dataclasses.dataclass
+class Stream:
+    """Training on label maps of synthetic people that are drawn without end; see `data.stream`.
+
+    Validation and test are prepared cases as ever, and so is what the training split's are for
+    beside training: the common frame.
+    """
+
+    # Of `config.phantom`, which says what people are like. Processes draw them: `data.workers`.
+    on: bool = False
+    # How often each person is seen; the more often, the less is drawn.
+    reuse: int = setting(4, at_least(1))
+    # People that come newly into each block of `window * reuse` that are shuffled.
+    window: int = setting(8, at_least(1))
+
+
+@dataclasses.dataclass
 class Predict:
     """How a trained model is used."""
 
@@ -249,6 +265,7 @@ class Experiment:
     phantom: Any = None
     augment: Augment = dataclasses.field(default_factory=Augment)
     train: Train = dataclasses.field(default_factory=Train)
+    stream: Stream = dataclasses.field(default_factory=Stream)
     predict: Predict = dataclasses.field(default_factory=Predict)
     evaluate: Evaluate = dataclasses.field(default_factory=Evaluate)
 
@@ -260,6 +277,8 @@ class Experiment:
                 "augment.translation_voxels",
                 f"{moves} is more than config.data.margin, {margin}",
             )
+        if self.stream.on and not hasattr(self.phantom, "drawing"):
+            yield "stream.on", "needs config.phantom to be one that draws label maps"
         if self.predict.decoder not in self.method.decoders:
             known = self.method.decoders
             yield "predict.decoder", f"{self.predict.decoder!r} is not one of {known}"
@@ -276,6 +295,7 @@ _PARTS: dict[str, type] = {
     "data": Data,
     "augment": Augment,
     "train": Train,
+    "stream": Stream,
     "predict": Predict,
     "evaluate": Evaluate,
 }
@@ -340,7 +360,8 @@ def migrated(tree: Mapping[str, Any]) -> dict[str, Any]:
     what was done before there was the field. What was renamed since is renamed here. A field whose
     meaning changes gets another name, and its old one is translated here or refused as unknown.
     """
-    tree = dict(tree)
+    # Parts that are younger than the file.
+    tree = {"stream": {}, **tree}
     if isinstance(tree.get("phantom"), dict):
         # The first phantom was the only one.
         tree["phantom"] = {"class": "CirclePhantom", **tree["phantom"]}
@@ -348,7 +369,7 @@ def migrated(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # Parts of a config that a trained model belongs to; how it is logged or predicted may change.
-_BINDING = ("method", "data", "phantom", "augment", "seed")
+_BINDING = ("method", "data", "phantom", "augment", "stream", "seed")
 # Fields of parts that may differ by what they say. Where files lie is one of them: what is in the
 # files is compared, see `moved`.
 _PATHS = ("root", "unpaired", "template", "template_transform", "template_mask", "shared_mask")

@@ -32,7 +32,7 @@ from jaxmark.core.grids import Plane
 from jaxmark.core.shapes import typical_shape
 from jaxmark.data import left_out
 from jaxmark.data.cache import cache_folder
-from jaxmark.data.cases import PreparedCase
+from jaxmark.data.cases import HostBatch, PreparedCase
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.frame import load_frame, save_frame
 from jaxmark.data.prepare import Prepared, prepare_cohort, prepared_shape
@@ -146,9 +146,15 @@ def prepare(experiment: Experiment, workdir: str | Path) -> Run:
     scheme = scheme_of(prepared.landmarks, prepared.frame.segments)
     task = task_of(experiment, scheme, mesh)
     task = dataclasses.replace(
-        task, unpaired=unpaired, presence=prepared.presence, shape_mm=prepared.frame.shape_mm
+        task,
+        unpaired=unpaired,
+        presence=prepared.presence,
+        drawing=_drawing(experiment, scheme),
+        shape_mm=prepared.frame.shape_mm,
     )
     method = experiment.method.build(task)
+    if experiment.stream.on:
+        method = _streamed(method, task)
     return Run(experiment, workdir, mesh, prepared, unpaired, method)
 
 
@@ -502,6 +508,30 @@ def _typical_shape(prepared: Prepared) -> np.ndarray:
     )
     with about("config.data.root"):
         return typical_shape(points, scheme_of(prepared.landmarks).mirrored)
+
+
+def _drawing(
+    experiment: Experiment, scheme: Scheme
+) -> Callable[..., Callable[[int], HostBatch]] | None:
+    """What makes the cases of a stream, if there is one: they must have the cohort's landmarks."""
+    if not experiment.stream.on:
+        return None
+    if scheme.landmarks != experiment.phantom.scheme.landmarks:
+        problem = "draws people with other landmarks than the cohort's, or in another order"
+        raise InputError("config.stream.on", problem)
+    drawing: Callable[..., Callable[[int], HostBatch]] = experiment.phantom.drawing
+    return drawing
+
+
+def _streamed(method: Method, task: Task) -> Method:
+    """The method with label maps of the prepared volumes' shape in phases that draw none."""
+    assert task.drawing is not None
+    x, y, z = (side + 2 * margin for side, margin in zip(task.crop, task.margin, strict=True))
+    draw = task.drawing((x, y, z), task.spacing_mm)
+    phases = tuple(
+        phase if phase.draw else dataclasses.replace(phase, draw=draw) for phase in method.phases
+    )
+    return dataclasses.replace(method, phases=phases)
 
 
 def _load_variables(

@@ -78,6 +78,9 @@ class Task:
     unpaired: LandmarkSets | None = None
     # (K, 3) the landmarks' typical shape, its bounding box around 0; for methods that need it.
     shape_mm: np.ndarray | None = None
+    # Where training is on a stream: makes a phase's `draw`, as `CirclePhantom.drawing` does. Phases
+    # without one of their own get that of the prepared volumes' shape.
+    drawing: Callable[..., Callable[[int], HostBatch]] | None = None
     # What `Batch.targets` holds: name -> LABELS, BY_SEGMENT or BY_LANDMARK.
     targets: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -179,8 +182,9 @@ class Phase:
 
     Its metrics are scalars; `loss` is one of them. `read(case, rng)` makes one case's part of a
     `Batch`; phases that read alike, in batches of one size, go on with each other's order of cases.
-    `alarm` looks at the records of the phase so far, means of the metrics since the record before,
-    and returns a line for the user, if there is reason for one.
+    `draw(number)`, where there is one, makes an endless supply of synthetic cases, which the phase
+    sees instead; see `data.stream`. `alarm` looks at the records of the phase so far, means of the
+    metrics since the record before, and returns a line for the user, if there is reason for one.
     """
 
     name: str
@@ -189,6 +193,7 @@ class Phase:
     alarm: Callable[[Sequence[Mapping[str, float]]], str | None] = lambda records: None
     read: Callable[[PreparedCase, np.random.Generator], HostBatch] = read_case
     batch: int | None = None  # None: `config.train.batch`
+    draw: Callable[[int], HostBatch] | None = None
 
 
 def read_image(volume: Volume, earlier: Prediction | None) -> HostBatch:

@@ -36,6 +36,14 @@ def worker_pool(workers: int, jobs: int) -> Iterator[Executor | None]:
     if workers <= 1:
         yield None
         return
+    with spawned(workers) as pool:
+        yield pool
+
+
+@contextlib.contextmanager
+def spawned(workers: int) -> Iterator[Executor]:
+    """As `worker_pool`, but processes of their own however few there are; 0: one a CPU core."""
+    workers = workers or os.cpu_count() or 1
     context = multiprocessing.get_context("spawn")
     # Of the process that clears away what a run leaves behind that a signal has ended: it does, and
     # need not print what.

@@ -69,7 +69,8 @@ def train(
                 "config.train.batch", f"{size} does not divide over {mesh.size} devices"
             )
     total = sum(phase.steps for phase in phases)
-    meta = provenance(experiment, landmarks, cases, unpaired)
+    streamed = any(phase.draw for phase in phases)
+    meta = provenance(experiment, landmarks, cases, unpaired, streamed=streamed)
     key = jax.random.key(experiment.seed)
     start = resume(method, experiment, meta, workdir, mesh)
     if start is None:
@@ -81,11 +82,11 @@ def train(
         return
 
     predictor = Predictor(method, experiment.predict.batch, mesh)
-    streams = Streams(phases, cases, settings, experiment.seed, start.streams)
     for line in method.notes(settings.batch):
         say(line)
     # Closed in the reverse order, whatever happens: the writer waits for what it has begun.
     with contextlib.ExitStack() as stack:
+        streams = stack.enter_context(Streams(phases, cases, experiment, start.streams))
         writer = Writer(workdir, keep=settings.keep_checkpoints)
         stack.callback(writer.close)
         records = Records(
@@ -162,7 +163,7 @@ def run_phase(run: Run, phase: Phase, last: int, state: State) -> State:
         logged = due or log.step % settings.log_every == 0
         if logged or stop:
             # Before every checkpoint too: what is not finite must not be saved.
-            log.check(run.cases)
+            log.check(None if phase.draw else run.cases)
         if logged:
             log.line()
         if due or stop:
@@ -266,8 +267,11 @@ class Log:
         self.step += 1
         self._bar.update()
 
-    def check(self, cases: Sequence[PreparedCase]) -> None:
-        """Wait for all steps; FloatingPointError where one of them was not finite."""
+    def check(self, cases: Sequence[PreparedCase] | None) -> None:
+        """Wait for all steps; FloatingPointError where one of them was not finite.
+
+        `cases` are those that steps number; None: of a stream, where the number is all there is.
+        """
         self.recent = fetched(self.recent)
         check_finite(self.recent, self._phase.name, self.step, cases)
 
@@ -342,16 +346,16 @@ def means(steps: Sequence[Taken]) -> dict[str, float]:
 
 
 def check_finite(
-    steps: Sequence[Taken], phase: str, last: int, cases: Sequence[PreparedCase]
+    steps: Sequence[Taken], phase: str, last: int, cases: Sequence[PreparedCase] | None
 ) -> None:
     """FloatingPointError that names the first bad step, its terms and its cases.
 
-    `last` is the number of the last of the steps.
+    `last` is the number of the last of the steps; for `cases` see `Log.check`.
     """
     for number, step in enumerate(steps, start=last - len(steps) + 1):
         bad = [name for name, value in step.metrics.items() if not math.isfinite(value)]
         if bad:
-            names = ", ".join(cases[case].name for case in step.cases)
+            names = ", ".join(f"{n} drawn" if cases is None else cases[n].name for n in step.cases)
             raise FloatingPointError(
                 f"{', '.join(bad)} not finite in phase {phase} at step {number} (cases {names})"
             )

@@ -24,12 +24,20 @@ def provenance(
     landmarks: Sequence[str],
     cases: Sequence[PreparedCase],
     unpaired: LandmarkSets | None,
+    *,
+    streamed: bool = False,
 ) -> dict[str, Any]:
-    """What a checkpoint keeps of the run that it belongs to, as JSON types."""
+    """What a checkpoint keeps of the run that it belongs to, as JSON types.
+
+    Of cases that are drawn while training (`streamed`), settings and recipe tell all.
+    """
+    data = fingerprint(cases, unpaired)
+    if streamed:
+        data["drawn cases"] = f"recipe {experiment.phantom.label_recipe_version}"
     return {
         "landmarks": list(landmarks),
         "config": to_json(experiment),
-        "data": fingerprint(cases, unpaired),
+        "data": data,
         "images": image_levels(cases),
     }
 
@@ -78,7 +86,7 @@ def check_data(
 ) -> None:
     """InputError where a checkpoint's `data`, a `fingerprint`, is another one than that wanted."""
     for what, value in wanted.items():
-        if saved[what] != value:
+        if saved.get(what) != value:
             raise InputError(where, f"is of other {what} {than}; use another --workdir")
 
 

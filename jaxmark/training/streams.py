@@ -1,33 +1,37 @@
 """The streams of batches that the phases of a method read."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxmark.config import Train
+from jaxmark.config import Experiment, Train
 from jaxmark.data.cases import HostBatch, PreparedCase
-from jaxmark.data.pipeline import training_batches
+from jaxmark.data.pipeline import streamed_batches, training_batches
+from jaxmark.data.stream import Order, drawing_pool
 from jaxmark.methods.method import Phase
 
 
-class Streams:
+class Streams(contextlib.AbstractContextManager["Streams"]):
     """Batches of all phases. Phases that read alike, in batches of one size, share a stream.
 
     Streams are named by numbers, in the order in which phases begin with them. What a stream gives
-    is a function of the run's seed and its number; for the first one it is the seed alone.
+    is a function of the run's seed and its number; for the first one it is the seed alone. Where a
+    phase draws its cases, processes do it, which end when the context does.
     """
 
     def __init__(
         self,
         phases: Sequence[Phase],
         cases: Sequence[PreparedCase],
-        settings: Train,
-        seed: int,
+        experiment: Experiment,
         states: Mapping[str, Any],
     ):
-        self._cases, self._settings, self._seed = cases, settings, seed
+        self._cases, self._settings, self._seed = cases, experiment.train, experiment.seed
+        self._stream, self._workers = experiment.stream, experiment.data.workers
+        self._processes = contextlib.ExitStack()
         self._kinds = list(dict.fromkeys(self._kind(phase) for phase in phases))
         self._states = dict(states)
         self._name = ""
@@ -39,16 +43,7 @@ class Streams:
         if str(number) != self._name:
             self._states = self.states()
             self._name = str(number)
-            self._iterator = training_batches(
-                self._cases,
-                batch=batch_size(phase, self._settings),
-                seed=_seed(self._seed, number),
-                threads=self._settings.loader_threads,
-                prefetch=self._settings.prefetch,
-                process=jax.process_index(),
-                processes=jax.process_count(),
-                read=phase.read,
-            )
+            self._iterator = self._begin(phase, _seed(self._seed, number))
             if self._name in self._states:
                 self._iterator.set_state(self._states[self._name])
         assert self._iterator is not None
@@ -60,8 +55,28 @@ class Streams:
             return dict(self._states)
         return {**self._states, self._name: self._iterator.get_state()}
 
-    def _kind(self, phase: Phase) -> tuple[Any, int]:
-        return phase.read, batch_size(phase, self._settings)
+    def __exit__(self, *error: object) -> None:
+        self._processes.__exit__(*error)  # type: ignore[arg-type]
+
+    def _begin(self, phase: Phase, seed: int) -> Any:
+        """The first batches of a stream."""
+        shared = {
+            "batch": batch_size(phase, self._settings),
+            "threads": self._settings.loader_threads,
+            "prefetch": self._settings.prefetch,
+            "process": jax.process_index(),
+            "processes": jax.process_count(),
+        }
+        # Those of the stream before.
+        self._processes.close()
+        if phase.draw is None:
+            return training_batches(self._cases, seed=seed, read=phase.read, **shared)
+        order = Order(seed, self._stream.window, self._stream.reuse)
+        pool = self._processes.enter_context(drawing_pool(self._workers))
+        return streamed_batches(phase.draw, order, pool, **shared)
+
+    def _kind(self, phase: Phase) -> tuple[Any, ...]:
+        return phase.read, phase.draw, batch_size(phase, self._settings)
 
 
 def batch_size(phase: Phase, settings: Train) -> int:

@@ -14,8 +14,9 @@ root/splits.json                  written last
 """
 
 import dataclasses
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,9 +27,11 @@ from jaxmark.bounds import LENGTHS, VOXELS, at_least, one_of, setting
 from jaxmark.core.anatomy import COW19, Scheme
 from jaxmark.core.geometry import apply_affine
 from jaxmark.data.attributes import write_attributes
+from jaxmark.data.cases import HostBatch
 from jaxmark.data.landmarks import Landmarks, write_mrk_json, write_table
 from jaxmark.data.phantoms.cow.anatomy import BEYOND, Anatomy
 from jaxmark.data.phantoms.cow.images import render_cta, render_mra
+from jaxmark.data.phantoms.cow.labels import draw_labels
 from jaxmark.data.phantoms.cow.shape import attribution, draw_anatomy
 from jaxmark.data.phantoms.cow.vessels import draw_vessels
 from jaxmark.data.phantoms.folders import make_cases, name_cases, unfinished
@@ -78,10 +81,37 @@ class CirclePhantom:
     scheme: ClassVar[Scheme] = COW19
     # Part of the name of a cached cohort: a change of what is drawn must not reuse an older one.
     recipe_version: ClassVar[int] = 2
+    # Of the label maps: a run must not go on with others.
+    label_recipe_version: ClassVar[int] = 1
 
     def write(self, folder: Path, workers: int = 0) -> None:
         """The cohort as files, or what of it is not there; see `write_cohort`."""
         write_cohort(folder, self, workers)
+
+    def drawing(
+        self,
+        shape: tuple[int, int, int],
+        spacing_mm: tuple[float, float, float],
+        rotation_sd_degrees: float | None = None,
+        translation_sd_mm: float | None = None,
+    ) -> Callable[[int], HostBatch]:
+        """What draws label maps of people by their number, as `labels.draw_labels` does.
+
+        They are others than those of the cohort, however many are drawn.
+
+        Args:
+          shape, spacing_mm: of the grid, about the centre of the cohort's scans.
+          rotation_sd_degrees, translation_sd_mm: None: those of the settings.
+        """
+        turn, move = rotation_sd_degrees, translation_sd_mm
+        return functools.partial(
+            draw_labels,
+            centred_grid(shape, spacing_mm, _CENTRE_MM),
+            self.seed,
+            rotation_sd_degrees=self.rotation_sd_degrees if turn is None else turn,
+            translation_sd_mm=self.translation_sd_mm if move is None else move,
+            pathology=self.pathology,
+        )
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ _ANCHORS_MM = {
 }
 _VERTEBRAL_MM = (0.0, 14.4, -24.1)
 
+# Centre and half axes of the ellipsoid that the skin over the brain lies on.
+CRANIUM_MM = ((0.0, 15.0, 20.0), (82.0, 99.0, 79.0))
 NODE_MM = 2.0  # spacing of the nodes at which tissues are shaped before they go onto the grid
 
 
@@ -42,20 +44,43 @@ class Head(NamedTuple):
 
 def draw_head(rng: np.random.Generator, grid: Grid, anatomy: Anatomy) -> Head:
     """The tissues around this anatomy's vessels, at nodes that cover the grid."""
-    own, standard = _anchors(anatomy)
+    centre, axes, q = standard_places(rng, grid, anatomy, NODE_MM)
+    rough, gyri, fine, coarse = (random_field(rng, mm, axes) for mm in (7.0, 6.5, 3.0, 24.0))
+    x, y, z = q
+    down = np.where(z < 20, 20 + (z - 20) / 3, z)  # face and neck go on below the brain
+    outer = ball((x, y, down), *CRANIUM_MM)
+    return Head(centre, axes, shape_tissues(q, outer, rough, gyri, fine), fine, coarse)
+
+
+def standard_places(
+    rng: np.random.Generator,
+    grid: Grid,
+    anatomy: Anatomy,
+    node_mm: float,
+    stretch: Sequence[float] | np.ndarray = (1.0, 1.0, 1.0),
+) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """What place of the standard head is seen at nodes that cover the grid.
+
+    Args:
+      node_mm: distance of the nodes.
+      stretch: how much wider, longer and higher than the standard head this one is.
+
+    Returns:
+      The head's centre (3,) LPS mm, the axes of the nodes relative to it, and (3, a, b, c) mm.
+    """
+    own, standard = _anchors(anatomy, np.array(stretch))
     centre = (own - standard).mean(0)
     axes = [
-        nodes_around(axis - middle, NODE_MM)
+        nodes_around(axis - middle, node_mm)
         for axis, middle in zip(grid.axes_mm, centre, strict=True)
     ]
     place = _follow(rng, axes, own - centre, standard)
-    turn = anatomy.rotation.T.astype(np.float32)
-    q = (turn @ place.reshape(3, -1)).reshape(place.shape)
-    rough, gyri, fine, coarse = (random_field(rng, mm, axes) for mm in (7.0, 6.5, 3.0, 24.0))
-    return Head(centre, axes, _tissues(q, rough, gyri, fine), fine, coarse)
+    turn = anatomy.rotation.T / np.array(stretch)[:, None]
+    q = (turn.astype(np.float32) @ place.reshape(3, -1)).reshape(place.shape)
+    return centre, axes, q
 
 
-def _anchors(anatomy: Anatomy) -> tuple[np.ndarray, np.ndarray]:
+def _anchors(anatomy: Anatomy, stretch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """This person's anchors (9, 3) LPS mm, and the standard head's, turned like this person's."""
     own, standard = [anatomy.vertebral_mm], [_VERTEBRAL_MM]
     for base, (x, y, z) in _ANCHORS_MM.items():
@@ -63,7 +88,7 @@ def _anchors(anatomy: Anatomy) -> tuple[np.ndarray, np.ndarray]:
             if name in COW19.landmarks:
                 own.append(anatomy.landmarks_mm[COW19.landmark(name)])
                 standard.append(place)
-    return np.array(own), np.array(standard) @ anatomy.rotation.T
+    return np.array(own), np.array(standard) * stretch @ anatomy.rotation.T
 
 
 def _follow(
@@ -92,19 +117,17 @@ def _follow(
     return place
 
 
-def _tissues(
-    q: np.ndarray, rough: np.ndarray, gyri: np.ndarray, fine: np.ndarray
+def shape_tissues(
+    q: np.ndarray, outer: np.ndarray, rough: np.ndarray, gyri: np.ndarray, fine: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Signed distances of the standard head's tissues at places q (3, a, b, c), in mm.
 
-    The cavity of the skull is a union of fossae, bone a shell around it with what sticks out.
-    The fields of SD 1 roughen surfaces, fold the cortex and break up muscles and air cells.
+    `outer` is that of the head's surface. The cavity of the skull is a union of fossae, bone a
+    shell around it with what sticks out. The fields of SD 1 roughen surfaces, fold the cortex and
+    break up muscles and air cells.
     """
     x, y, z = q
     u = np.stack([np.abs(x), y, z])  # both sides at once
-    down = np.where(z < 20, 20 + (z - 20) / 3, z)  # face and neck go on below the brain
-    outer = ball((x, y, down), (0, 15, 20), (82, 99, 79))
-
     orbit = ball(u, (27, -48, -9), (15, 26, 14))
     clivus = -0.93 * (y - 2) - 0.37 * z  # falls backwards from the dorsum sellae
     # The back of the petrous bones, below the ridge from (15, 12, -15) to (45, 25, -12).
