@@ -37,7 +37,7 @@ LIBRARIES = {
 WITHOUT_JAX = (
     "data",
     *(f"core/{name}.py" for name in ("alignment", "anatomy", "calibration", "geometry", "grids")),
-    *(f"core/{name}.py" for name in ("metrics", "segmentation", "spots")),
+    *(f"core/{name}.py" for name in ("metrics", "segmentation", "spots", "tissues")),
 )
 # The one import that points up: where experiment files of people look for the first phantom.
 UPWARD = {("config.py", "jaxmark.data.phantoms.cow.cohort")}
