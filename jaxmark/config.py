@@ -161,6 +161,85 @@ class Data:
 
 
 @dataclasses.dataclass
+class Appearance:
+    """Images drawn from label maps on the device, anew at every step; see `core.appearance`.
+
+    Shares are of the cases, strengths are the largest that is drawn; 0 is off.
+    """
+
+    # A batch's image is the share of each voxel that lies in arteries, and its targets hold
+    # `tissues`; what the network sees is drawn from both. Off: the image is what the batch holds.
+    drawn: bool = False
+    # What the intensities are like: a time-of-flight MRA's, or a CTA's. The rest: any for each
+    # tissue, and arteries brighter than the brain.
+    mra: float = setting(0.4, SHARE)
+    cta: float = setting(0.3, SHARE)
+    # Share of that rest whose arteries are darker than the brain: black-blood images.
+    dark: float = setting(0.03, SHARE)
+    # Of CTA whose values are cut off at a window such as 0 to 700 HU.
+    windowed: float = setting(0.5, SHARE)
+    # Veins as bright as arteries.
+    venous: float = setting(0.15, SHARE)
+    # Contrast of arteries that is lost, as a share of it: in places, and in the thinnest ones.
+    fade: float = setting(0.6, SHARE)
+    thin: float = setting(0.7, SHARE)
+    # Arteries that fade along z, as blood that is saturated on its way through a slab, or several.
+    saturated: float = setting(0.3, SHARE)
+    # Standard deviation within a tissue of what varies over 2 to 30 mm, relative to its value.
+    texture: float = setting(0.12, at_least(0))
+    # Standard deviation of a coil's sensitivity, as a logarithm; not of CTA.
+    bias: float = setting(0.2, at_least(0))
+    # The scanner's voxels, along x and y and along z. Where the grid is coarser nothing is blurred.
+    voxel_mm: tuple[float, float] = (0.3, 1.0)
+    slice_mm: tuple[float, float] = (0.3, 1.5)
+    # Standard deviation relative to a brain in MRA, to 200 HU in CTA.
+    noise: float = setting(0.15, at_least(0))
+    # Images with ringing at edges (a sharp end of k-space), or with edges enhanced.
+    ringing: float = setting(0.1, SHARE)
+    sharpened: float = setting(0.2, SHARE)
+    # Faint copies along y: ghosts of a head that moved, and what was folded over; not of CTA.
+    motion: float = setting(0.1, SHARE)
+    wrapped: float = setting(0.03, SHARE)
+    # What others made of the scan: the brain and its vessels alone, ...
+    stripped: float = setting(0.12, SHARE)
+    # ... all under a threshold between brain and arteries set to nothing, ...
+    thresholded: float = setting(0.08, SHARE)
+    # ... or the arteries alone.
+    vessels_only: float = setting(0.05, SHARE)
+    # Field of view: slabs across z, or boxes around the landmarks; the rest: all of the crop.
+    slab: float = setting(0.25, SHARE)
+    slab_mm: tuple[float, float] = (20.0, 100.0)
+    box: float = setting(0.3, SHARE)
+    # The smallest; the largest is half as long again, each side by itself.
+    box_mm: tuple[float, float, float] = setting((40.0, 37.0, 20.0), LENGTHS)
+    # How far a slab or box lies beside the landmarks' middle, as a share of its sides, ...
+    shift: float = setting(0.3, SHARE)
+    # ... and how far it is turned.
+    tilt_degrees: float = setting(15.0, at_least(0))
+    # Share of fields of view that are surrounded by the scan's minimum; others by 0.
+    minimum_around: float = setting(0.3, SHARE)
+    # Landmarks outside of the field of view are neither present nor absent: nothing is learned of
+    # them. If not, they stay what they are.
+    hide_unseen: bool = True
+    # Images whose upper 0.5 to 3 % are cut off.
+    clipped: float = setting(0.2, SHARE)
+    # Exponents of the scaled image between exp(-gamma) and exp(gamma), and then a relative factor.
+    gamma: float = setting(0.3, at_least(0))
+    contrast: float = setting(0.1, SHARE)
+
+    def conflicts(self) -> Iterator[Problem]:
+        """See `bounds`."""
+        for name in ("voxel_mm", "slice_mm", "slab_mm"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high < math.inf:
+                yield name, f"{low}, {high} is not a rising pair of lengths"
+        for first, second in (("mra", "cta"), ("slab", "box")):
+            together = getattr(self, first) + getattr(self, second)
+            if together > 1:
+                yield second, f"and {first} are together {together:g}, more than all cases"
+
+
+@dataclasses.dataclass
 class Augment:
     """Random changes made on the device; all uniform in [-value, value], 0 is off."""
 
@@ -180,6 +259,8 @@ class Augment:
     # move voxels by at most `elastic_mm` along each axis.
     elastic_mm: float = setting(0.0, at_least(0))
     elastic_grid_mm: float = setting(48.0, POSITIVE)
+    # Images from label maps; contrast, brightness and noise above are then its own.
+    appearance: Appearance = dataclasses.field(default_factory=Appearance)
 
     def conflicts(self) -> Iterator[Problem]:
         """See `bounds`."""
@@ -189,6 +270,11 @@ class Augment:
             # Beyond that, a bend may fold the picture, and points have no single place in it.
             problem = f"{self.elastic_mm} is more than an eighth of elastic_grid_mm"
             yield "elastic_mm", f"{problem}, {self.elastic_grid_mm}: the picture could fold"
+        if self.appearance.drawn and (self.contrast or self.brightness or self.noise):
+            yield (
+                "appearance.drawn",
+                "draws contrast and noise: set contrast, brightness, noise to 0",
+            )
 
 
 @dataclasses.dataclass
@@ -346,11 +432,17 @@ def from_json(tree: Mapping[str, Any], kinds: Mapping[str, type], where: Path) -
 
 def _filled(kind: type, tree: Mapping[str, Any], part: str, where: Path) -> Any:
     """A dataclass of JSON types; no field of a config is a list, but many are tuples."""
-    known = {field.name for field in dataclasses.fields(kind)}
+    known: dict[str, Any] = {field.name: field for field in dataclasses.fields(kind)}
     for name in tree:
         if name not in known:
             raise InputError(where, f"has config.{part}.{name}, which this version does not know")
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()})
+
+    def value(name: str, stored: Any) -> Any:
+        if isinstance(stored, dict):
+            return _filled(known[name].default_factory, stored, f"{part}.{name}", where)
+        return tuple(stored) if isinstance(stored, list) else stored
+
+    return kind(**{name: value(name, stored) for name, stored in tree.items()})
 
 
 def migrated(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -387,13 +479,12 @@ def check_same(
             raise InputError(where, f"is not the config of a run: it lacks {part!r}")
         old, new, path = found[part], wanted[part], f"config.{part}"
         if isinstance(old, dict) and isinstance(new, dict):
-            old = {**_defaults(getattr(experiment, part)), **old}
+            old = _completed(old, _defaults(getattr(experiment, part)))
             free = _FREE.get(part, ())
-            names = [name for name in {**new, **old} if name not in free]
             differing += [
-                f"{path}.{name} = {old.get(name)}, not {new.get(name)}"
-                for name in names
-                if old.get(name) != new.get(name)
+                f"{path}.{name} = {one}, not {other}"
+                for name, one, other in _differences(old, new)
+                if name not in free
             ]
         elif old != new:
             differing.append(f"{path} = {old}, not {new}")
@@ -401,6 +492,25 @@ def check_same(
         raise InputError(
             where, f"belongs to a run with {'; '.join(differing)}; use another --workdir"
         )
+
+
+def _completed(tree: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A dataclass as JSON types, with the default of what it lacks, also in dataclasses in it."""
+    completed = {**defaults, **tree}
+    for name, default in defaults.items():
+        if isinstance(default, dict) and isinstance(completed[name], dict):
+            completed[name] = _completed(completed[name], default)
+    return completed
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Name, old and new value of the fields that differ, also of those in dataclasses in it."""
+    for name in {**new, **old}:
+        one, other = old.get(name), new.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from ((f"{name}.{deep}", *values) for deep, *values in _differences(one, other))
+        elif one != other:
+            yield name, one, other
 
 
 def moved(found: Mapping[str, Any], experiment: Experiment) -> list[str]:
@@ -419,11 +529,12 @@ def moved(found: Mapping[str, Any], experiment: Experiment) -> list[str]:
 
 def _defaults(settings: Any) -> dict[str, Any]:
     """What the fields of a dataclass are where nothing is said of them, as JSON types."""
-    plain = {
-        field.name: field.default
-        for field in dataclasses.fields(settings)
-        if field.default is not dataclasses.MISSING
-    }
+    plain = {}
+    for field in dataclasses.fields(settings):
+        if field.default is not dataclasses.MISSING:
+            plain[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            plain[field.name] = dataclasses.asdict(field.default_factory())
     return json.loads(json.dumps(plain))
 
 

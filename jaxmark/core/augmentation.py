@@ -137,7 +137,12 @@ def spline_basis(voxels: Array, side: int, controls: int) -> Array:
     if controls == 1:
         return jnp.ones((*voxels.shape, 1))
     place = jnp.clip(voxels / (side - 1), 0, 1) * (controls - 3)
-    u = jnp.abs(place[..., None] + 1 - jnp.arange(controls))
+    return cubic_spline(place[..., None] + 1 - jnp.arange(controls))
+
+
+def cubic_spline(distance: Array) -> Array:
+    """The uniform cubic B-spline of distances from its middle, in intervals."""
+    u = jnp.abs(distance)
     return jnp.where(u < 1, 2 / 3 - u**2 + u**3 / 2, jnp.maximum(2 - u, 0) ** 3 / 6)
 
 

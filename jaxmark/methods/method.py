@@ -38,6 +38,8 @@ Need = str | Chunks
 SEGMENTATION = "segmentation"  # (B, X, Y, Z) uint8: 0, or 1 + index of the segment
 SEGMENTS_PRESENT = "segments_present"  # (B, S) bool
 SEGMENTS_ABSENT = "segments_absent"  # (B, S) bool: known not to be there; else nothing is known
+# What images are drawn from, see `config.Appearance`: (B, X, Y, Z) uint8, `core.tissues`.
+TISSUES = "tissues"
 
 # Probability that arteries fork at a landmark: a name in `Prediction.probabilities`.
 FORKS = "forks"
@@ -129,7 +131,9 @@ class Task:
 class Batch:
     """Volumes with their margin, as they come from the host; or random views of them."""
 
-    image: Array  # (B, X + 2 margin, Y + 2 margin, Z + 2 margin, 1) float16; a view: the crop
+    # (B, X + 2 margin, Y + 2 margin, Z + 2 margin, 1) float16; a view: the crop. Where appearance
+    # is drawn: the share of each voxel that lies in arteries, uint8 of which 255 is all, or float.
+    image: Array
     landmarks_ijk: Array  # (B, K, 3) float32 in voxels of `image`; 0 where not present
     present: Array  # (B, K) bool: annotated
     absent: Array  # (B, K) bool: known not to be there; of others nothing is known

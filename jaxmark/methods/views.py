@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxmark.core.appearance import appearance
 from jaxmark.core.augmentation import (
     View,
     bend_controls,
@@ -16,7 +17,8 @@ from jaxmark.core.augmentation import (
     view_points,
     view_values,
 )
-from jaxmark.methods.method import BY_SEGMENT, LABELS, Batch, Task
+from jaxmark.methods.method import BY_SEGMENT, LABELS, TISSUES, Batch, Task
+from jaxmark.system.errors import InputError
 
 
 def draw_view(task: Task, key: Array, count: int) -> View:
@@ -61,8 +63,13 @@ def augmented(task: Task, batch: Batch, key: Array) -> Batch:
     """A random view of every case: volumes of the crop's shape, and all else as it lies there.
 
     The image is float32. In a mirror image right and left are exchanged: landmarks, what is known
-    of them, labels and values of segments.
+    of them, labels and values of segments. With `config.Appearance` the image is drawn from the
+    share of arteries and the tissues that the batch holds; the view has no tissues any more.
     """
+    drawn = task.augment.appearance.drawn
+    if drawn and TISSUES not in batch.targets:
+        problem = "needs batches of label maps, which hold tissues; these hold images"
+        raise InputError("config.augment.appearance.drawn", problem)
     k_view, *k_intensities = jax.random.split(key, 4)
     view = draw_view(task, k_view, batch.image.shape[0])
     landmarks_ijk, present, absent = view_landmarks(
@@ -70,14 +77,21 @@ def augmented(task: Task, batch: Batch, key: Array) -> Batch:
     )
     place: dict[str, Any] = {"margin": task.margin, "spacing_mm": task.spacing_mm}
     image = view_image(batch.image.astype(jnp.float32), view, **place)
-    strengths = task.augment
-    image = change_intensities(
-        k_intensities,
-        image,
-        contrast=strengths.contrast,
-        brightness=strengths.brightness,
-        noise=strengths.noise,
-    )
+    strengths, targets = task.augment, dict(batch.targets)
+    if drawn:
+        tissues = view_labels(targets.pop(TISSUES), view, mirrored=(), **place)
+        share = image / 255 if batch.image.dtype == jnp.uint8 else image
+        image, present = _with_appearance(
+            task, k_intensities[0], share, tissues, landmarks_ijk, present
+        )
+    else:
+        image = change_intensities(
+            k_intensities,
+            image,
+            contrast=strengths.contrast,
+            brightness=strengths.brightness,
+            noise=strengths.noise,
+        )
     segments = task.scheme.mirrored_segments
 
     def moved(name: str, target: Array) -> Array:
@@ -86,5 +100,26 @@ def augmented(task: Task, batch: Batch, key: Array) -> Batch:
             return view_labels(target, view, mirrored=segments, **place)
         return view_values(target, view, segments if kind == BY_SEGMENT else task.scheme.mirrored)
 
-    targets = {name: moved(name, target) for name, target in batch.targets.items()}
+    targets = {name: moved(name, target) for name, target in targets.items()}
     return Batch(image, landmarks_ijk, present, absent, targets)
+
+
+def _with_appearance(
+    task: Task, key: Array, lumen: Array, tissues: Array, landmarks_ijk: Array, present: Array
+) -> tuple[Array, Array]:
+    """Images of a view's label maps, and which landmarks (B, K) are still present.
+
+    One that is absent is so in every field of view.
+    """
+    settings = task.augment.appearance
+    last = jnp.array(task.crop) - 1
+    # Fields of view lie around the landmarks.
+    known = present[..., None]
+    sum_ijk, count = jnp.where(known, landmarks_ijk, 0).sum(1), known.sum(1)
+    middle_ijk = jnp.where(count > 0, sum_ijk / jnp.maximum(count, 1), last / 2)
+    image, seen = appearance(key, lumen, tissues, settings, task.spacing_mm, middle_ijk)
+    if not settings.hide_unseen:
+        return image, present
+    nearest = jnp.clip(jnp.rint(landmarks_ijk), 0, last).astype(jnp.int32)
+    inside = jax.vmap(lambda mask, ijk: mask[tuple(ijk.T)])(seen, nearest)
+    return image, present & inside

@@ -1,0 +1,488 @@
+"""Images drawn from label maps on the device: another contrast, scanner and field of view a step.
+
+A network that never sees the same appearance twice learns shapes alone, and so reads scans of any
+contrast (SynthSeg, Billot et al., Medical Image Analysis 2023). Here intensities are drawn around
+those of time-of-flight MRA and CTA, or freely; then come what flow, coil, scanner, motion and other
+people's programs do to an image. Numbers without a source are chosen by eye and anatomy.
+
+One case is drawn at a time, `jax.vmap` does it for a batch. All that changes a volume along one
+axis alone (blur, ringing, ghosts, folding) is one small matrix for each axis.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxmark.config import Appearance
+from jaxmark.core.augmentation import cubic_spline, random_affines
+from jaxmark.core.tissues import TISSUES
+
+_MRA, _CTA, _FREE = range(3)
+# Least and most of each tissue. MRA: the brain is about 100. CTA: HU. Free: any.
+_RANGES = {
+    "air": ((0, 4), (-1000, -980), (0, 1)),
+    "skin": ((40, 200), (10, 90), (0, 1)),
+    "fat": ((30, 250), (-120, -70), (0, 1)),
+    "muscle": ((50, 100), (45, 75), (0, 1)),
+    "bone": ((0, 25), (400, 1500), (0, 1)),
+    "marrow": ((15, 180), (150, 700), (0, 1)),
+    "csf": ((28, 55), (0, 15), (0, 1)),
+    "grey": ((85, 105), (36, 48), (0, 1)),
+    "white": ((88, 115), (26, 38), (0, 1)),
+    "sinus": ((70, 150), (60, 200), (0, 1)),
+    "vein": ((70, 150), (60, 200), (0, 1)),
+}
+_TABLE = np.array([_RANGES[name] for name in TISSUES], np.float32).transpose(1, 0, 2)
+# Arteries: MRA and CTA as above; free, above the brightest of the brain.
+_ARTERIES = np.array([(150, 700), (200, 600), (0.2, 1.5)], np.float32)
+# What noise is relative to.
+_UNITS = np.array([100.0, 200.0, 0.6], np.float32)
+_VEINS = np.array([name in ("sinus", "vein") for name in TISSUES])
+_BRAIN = np.array([name in ("grey", "white") for name in TISSUES])
+_IN_SKULL = np.array([name in ("csf", "grey", "white", "sinus", "vein") for name in TISSUES])
+
+# Standard deviation in voxels that makes a tissue's edge as wide as a voxel.
+_EDGE = 0.45
+# Prepared images end there, see `data.frame`.
+_MOST = 100.0
+# Percentiles that become 0 and 1, as `config.Data` has them.
+_LOW, _HIGH = 0.5, 99.5
+# Longer than any crop, mm.
+_ENDLESS = 1e4
+
+
+class Contrast(NamedTuple):
+    """What tissues are worth in one image; numbers as in `_RANGES`."""
+
+    kind: Array  # () _MRA, _CTA or _FREE
+    tissues: Array  # (T,)
+    arteries: Array  # ()
+    brain: Array  # ()
+    unit: Array  # () of noise
+    nothing: Array  # () what programs write where they take something away
+    window: Array  # (2,) beyond which values are cut off
+
+
+class Dice:
+    """Numbers of one image, by the name of what they are for: each is the same whoever asks."""
+
+    def __init__(self, key: Array):
+        self._key = key
+
+    def key(self, name: str) -> Array:
+        """Randomness of what has this name."""
+        return jax.random.fold_in(self._key, _NAMES.index(name))
+
+    def uniform(self, name: str, low: float | Array = 0.0, high: float | Array = 1.0) -> Array:
+        """() between two values."""
+        return low + (high - low) * self._numbers[_NAMES.index(name)]
+
+    def chance(self, name: str, share: float) -> Array:
+        """() bool: true in this share of the images."""
+        return self.uniform(name) < share
+
+    @functools.cached_property
+    def _numbers(self) -> Array:
+        return jax.random.uniform(jax.random.fold_in(self._key, len(_NAMES)), (len(_NAMES),))
+
+
+# New names are added at the end: the others' numbers then stay the same.
+_NAMES = (
+    *("kind", "tissues", "arteries", "dark", "darkness", "venous", "early", "vein"),
+    *("window", "low", "high", "nothing"),
+    *("fade", "fading", "fade_mm", "thin", "saturated", "plane", "way", "stack", "loss"),
+    *("texture", "fine", "fine_mm", "coarse", "coarse_mm", "bias", "bias_mm", "coil"),
+    *("noise", "channels", "voxel_x", "voxel_y", "voxel_z", "ringing", "ring_x", "ring_y"),
+    *("ring_z", "sharpened", "sharpness", "motion", "ghost", "ghost_mm", "wrapped", "folded"),
+    *("fold_at", "stripped", "strip_edge", "threshold", "level", "vessels", "vessels_edge"),
+    *("soft", "view", "thickness", "tilt", "x", "y", "z", "size_x", "size_y", "size_z"),
+    *("around", "clip", "clip_at", "gamma", "contrast"),
+)
+
+
+def appearance(
+    key: Array,
+    lumen: Array,
+    tissues: Array,
+    settings: Appearance,
+    spacing_mm: Sequence[float],
+    middle_ijk: Array | None = None,
+) -> tuple[Array, Array]:
+    """A random image of each case, scaled as prepared ones are, and what lies in its field of view.
+
+    The 0.5th and 99.5th percentile of every second voxel in the field of view become 0 and 1 (then
+    come gamma and contrast). Outside of it is 0, or the scan's minimum.
+
+    Args:
+      lumen: (B, X, Y, Z, 1) share of the voxel that lies in arteries, 0 to 1.
+      tissues: (B, X, Y, Z) integers, indices into `TISSUES`.
+      middle_ijk: (B, 3) about which slabs and boxes lie; None: the volume's middle.
+
+    Returns:
+      Images (B, X, Y, Z, 1) float32, and (B, X, Y, Z) bool.
+    """
+    batch, *shape, _ = lumen.shape
+    if middle_ijk is None:
+        middle_ijk = jnp.tile((jnp.array(shape) - 1) / 2, (batch, 1))
+    keys = jax.vmap(lambda case: jax.random.fold_in(key, case))(jnp.arange(batch))
+    draw = functools.partial(_draw, settings=settings, spacing_mm=tuple(spacing_mm))
+    image, seen = jax.vmap(draw)(keys, lumen[..., 0], tissues, middle_ijk)
+    return image[..., None], seen
+
+
+def _draw(
+    key: Array,
+    lumen: Array,
+    tissues: Array,
+    middle_ijk: Array,
+    settings: Appearance,
+    spacing_mm: tuple[float, ...],
+) -> tuple[Array, Array]:
+    """One case: (X, Y, Z), (X, Y, Z), (3,) -> (X, Y, Z), (X, Y, Z)."""
+    dice = Dice(key)
+    contrast = draw_contrast(dice, settings)
+    image = textured(dice, contrast, tissues, settings, spacing_mm)
+    image = along(image, *(gaussian(n, _EDGE) for n in image.shape))
+    kept = artery_contrast(dice, contrast, lumen, settings, spacing_mm)
+    signal = contrast.brain + (contrast.arteries - contrast.brain) * kept
+    image = image + lumen * (signal - image)
+    image = scanned(dice, contrast, image, settings, spacing_mm)
+    image = processed(dice, contrast, image, lumen, tissues, settings, spacing_mm)
+    seen = field_of_view(dice, image.shape, middle_ijk, settings, spacing_mm)
+    return scaled(dice, image, seen, settings), seen
+
+
+def draw_contrast(dice: Dice, settings: Appearance) -> Contrast:
+    """What each tissue is worth."""
+    modality = dice.uniform("kind")
+    known = settings.mra + settings.cta
+    kind = jnp.where(modality < settings.mra, _MRA, jnp.where(modality < known, _CTA, _FREE))
+    low, high = jnp.moveaxis(jnp.asarray(_TABLE)[kind], -1, 0)
+    values = low + (high - low) * jax.random.uniform(dice.key("tissues"), low.shape)
+    brain = (values * _BRAIN).sum() / _BRAIN.sum()
+    low, high = jnp.asarray(_ARTERIES)[kind]
+    # More dim arteries than bright ones: they are the harder ones.
+    arteries = low + (high - low) * dice.uniform("arteries") ** 1.5
+    free = kind == _FREE
+    arteries = arteries + jnp.where(free, jnp.where(_BRAIN, values, 0).max(), 0)
+    dark = free & dice.chance("dark", settings.dark)
+    arteries = jnp.where(dark, dice.uniform("darkness", 0.0, 0.6) * brain, arteries)
+    # In CTA veins have as much of the contrast agent as the delay gives them.
+    late = 60 + (0.9 * arteries - 60) * dice.uniform("vein") ** 2
+    veins = jnp.where(kind == _CTA, late, values)
+    like_arteries = arteries * dice.uniform("early", 0.85, 1.0)
+    veins = jnp.where(dice.chance("venous", settings.venous), like_arteries, veins)
+    cut = (kind == _CTA) & dice.chance("window", settings.windowed)
+    window = jnp.stack([dice.uniform("low", -200, 20), dice.uniform("high", 500, 1000)])
+    # Others' programs write 0, or air.
+    zero = jnp.where((kind == _CTA) & dice.chance("nothing", 0.5), -1000.0, 0.0)
+    return Contrast(
+        kind=kind,
+        tissues=jnp.where(_VEINS, veins, values),
+        arteries=arteries,
+        brain=brain,
+        unit=jnp.asarray(_UNITS)[kind],
+        nothing=zero,
+        window=jnp.where(cut, window, jnp.array([-jnp.inf, jnp.inf])),
+    )
+
+
+def textured(
+    dice: Dice,
+    contrast: Contrast,
+    tissues: Array,
+    settings: Appearance,
+    spacing_mm: Sequence[float],
+) -> Array:
+    """(X, Y, Z): the tissues' values, which vary smoothly within each; the air's do not."""
+    index = tissues.astype(jnp.int32)
+    values = contrast.tissues
+    if not settings.texture:
+        return values[index]
+    place = (tissues.shape, spacing_mm)
+    fine = random_field(dice.key("fine"), *place, dice.uniform("fine_mm", 2.0, 6.0), 2.0)
+    coarse = random_field(dice.key("coarse"), *place, dice.uniform("coarse_mm", 15, 30), 15.0)
+    # Each tissue has its own shares of both.
+    shares = settings.texture * jax.random.uniform(dice.key("texture"), (2, len(TISSUES)))
+    rough = shares * jnp.abs(values) * (np.array(TISSUES) != "air")
+    value, finely, coarsely = jnp.stack([values, *rough])[:, index]
+    return value + finely * fine + coarsely * coarse
+
+
+def artery_contrast(
+    dice: Dice,
+    contrast: Contrast,
+    lumen: Array,
+    settings: Appearance,
+    spacing_mm: Sequence[float],
+) -> Array:
+    """(X, Y, Z) 0 to 1: how much of their contrast arteries keep.
+
+    In CTA, whose blood does not lose its contrast agent, a fourth of the loss.
+    """
+    kept = jnp.ones((), jnp.float32)
+    if settings.fade:
+        field = random_field(
+            dice.key("fading"), lumen.shape, spacing_mm, dice.uniform("fade_mm", 20, 40), 20.0
+        )
+        kept = kept * (1 - dice.uniform("fade", 0, settings.fade) * jax.nn.sigmoid(2 * field))
+    if settings.thin:
+        # Of a tube of radius r a Gaussian of this width leaves 1 - exp(-r^2 / (2 width^2)).
+        width = 1.5
+        near = blurred(lumen, width, spacing_mm)
+        kept = kept * (1 - dice.uniform("thin", 0, settings.thin) * jnp.exp(-near / 0.12))
+    if settings.saturated:
+        height = jnp.arange(lumen.shape[2]) * spacing_mm[2]
+        plane = dice.uniform("plane", 0.0, 0.8) * height[-1]
+        way = dice.uniform("way", 15, 60)
+        up = (height - plane) / way
+        # One slab that the blood goes through, or slabs one above the other.
+        many = dice.chance("stack", 0.3)
+        lost = jnp.where(many, up % 1, jnp.clip(up, 0, 1))
+        loss = dice.uniform("loss", 0.2, 0.8) * dice.chance("saturated", settings.saturated)
+        kept = kept * (1 - loss * lost)
+    return 1 - (1 - kept) * jnp.where(contrast.kind == _CTA, 0.25, 1.0)
+
+
+def scanned(
+    dice: Dice,
+    contrast: Contrast,
+    image: Array,
+    settings: Appearance,
+    spacing_mm: Sequence[float],
+) -> Array:
+    """(X, Y, Z): what a scanner makes of it."""
+    is_cta = contrast.kind == _CTA
+    if settings.bias:
+        field = random_field(
+            dice.key("bias"), image.shape, spacing_mm, dice.uniform("bias_mm", 40, 80), 40.0
+        )
+        strength = dice.uniform("coil", 0, settings.bias)
+        image = image * jnp.exp(jnp.where(is_cta, 0, strength) * field)
+    blurs = resolutions(dice, image.shape, settings, spacing_mm)
+    x, y, z = blurs
+    copies = jnp.where(is_cta, jnp.eye(len(y)), folds(dice, len(y), settings, spacing_mm[1]))
+    image = along(image, x, y @ copies, z)
+    if settings.sharpened:
+        strength = dice.uniform("sharpness", 0.3, 1.5)
+        strength = strength * dice.chance("sharpened", settings.sharpened)
+        # Of a coarse grid, the same in voxels.
+        smooth = blurred(image, 0.8, [min(s, 1.0) for s in spacing_mm])
+        image = image + strength * (image - smooth)
+    if settings.noise:
+        sigma = dice.uniform("noise", 0, settings.noise) * contrast.unit
+        noise = along(jax.random.normal(dice.key("channels"), image.shape), *blurs)
+        # Filters leave that much of it.
+        left = (jnp.sqrt((blur**2).sum(1)) for blur in blurs)
+        noise = sigma * noise / functools.reduce(jnp.multiply.outer, left)
+        # MRA is the magnitude of two channels. The second is the first from the other side of the
+        # head, which costs nothing and is as good as another one at each place.
+        second = noise[::-1, ::-1, ::-1]
+        noisy = image + noise
+        image = jnp.where(contrast.kind == _MRA, jnp.hypot(noisy, second), noisy)
+    return jnp.clip(image, *contrast.window)
+
+
+def resolutions(
+    dice: Dice, shape: Sequence[int], settings: Appearance, spacing_mm: Sequence[float]
+) -> list[Array]:
+    """A matrix (n, n) for each axis: what the scanner's voxels leave of finer structure.
+
+    They are Gaussian, of the width that makes `spacing_mm` as wide as the scanner's voxel (as
+    `data.resampling` has it), and the identity where that is finer. With ringing they are a sinc
+    that ends k-space, there at frequencies that the grid still shows.
+    """
+    rings = dice.chance("ringing", settings.ringing)
+    matrices = []
+    for axis, n, s in zip("xyz", shape, spacing_mm, strict=True):
+        limits = settings.slice_mm if axis == "z" else settings.voxel_mm
+        ratio = jnp.maximum(dice.uniform(f"voxel_{axis}", *limits) / s, 1.0)
+        blur = gaussian(n, 0.5 * jnp.sqrt(ratio**2 - 1))
+        if settings.ringing:
+            sharp = sinc(n, ratio * dice.uniform(f"ring_{axis}", 1.0, 1.4))
+            blur = jnp.where(rings, sharp, blur)
+        matrices.append(blur)
+    return matrices
+
+
+def folds(dice: Dice, n: int, settings: Appearance, spacing_mm: float) -> Array:
+    """(n, n): what lies elsewhere along the axis and is faintly seen here as well."""
+    step = jnp.arange(n)[:, None] - jnp.arange(n)
+
+    def moved(by: Array) -> Array:
+        """Shifts by a number of voxels, also by parts of one."""
+        return jnp.maximum(1 - jnp.abs(step - by), 0)
+
+    copies = jnp.eye(n)
+    if settings.motion:
+        far = dice.uniform("ghost_mm", 4, 25) / spacing_mm
+        ghost = dice.uniform("ghost", 0.03, 0.25) * dice.chance("motion", settings.motion)
+        copies = copies + ghost * (moved(far) + moved(-far))
+    if settings.wrapped:
+        # Of a field of view that is shorter than the head, its two ends come to lie together. Fainter
+        # than that: what lies there in truth is no second circle.
+        far = dice.uniform("fold_at", 0.6, 0.9) * n
+        folded = dice.uniform("folded", 0.1, 0.5) * dice.chance("wrapped", settings.wrapped)
+        copies = copies + folded * (moved(far) + moved(-far))
+    return copies
+
+
+def processed(
+    dice: Dice,
+    contrast: Contrast,
+    image: Array,
+    lumen: Array,
+    tissues: Array,
+    settings: Appearance,
+    spacing_mm: Sequence[float],
+) -> Array:
+    """(X, Y, Z): what other people's programs leave of it."""
+    nothing = contrast.nothing
+    if settings.stripped:
+        inside = jnp.asarray(_IN_SKULL)[tissues.astype(jnp.int32)] | (lumen > 0.5)
+        # Masks are smooth, and too wide or too narrow.
+        edge = dice.uniform("strip_edge", 0.25, 0.7)
+        inside = blurred(inside.astype(jnp.float32), 2.0, spacing_mm) > edge
+        taken = dice.chance("stripped", settings.stripped) & ~inside
+        image = jnp.where(taken, nothing, image)
+    if settings.thresholded:
+        # Against what arteries are in this image: flow and blur have dimmed them.
+        signal = (lumen * image).sum() / jnp.maximum(lumen.sum(), 1e-6)
+        above = (image - contrast.brain) / (signal - contrast.brain)
+        low = above < dice.uniform("level", 0.2, 0.7)
+        image = jnp.where(dice.chance("threshold", settings.thresholded) & low, nothing, image)
+    if settings.vessels_only:
+        near = jnp.clip(blurred(lumen, 1.0, spacing_mm) * dice.uniform("vessels_edge", 2, 6), 0, 1)
+        # Soft, or all that is near.
+        near = jnp.where(dice.chance("soft", 0.5), near, jnp.where(near > 0.2, 1.0, 0.0))
+        near = jnp.where(dice.chance("vessels", settings.vessels_only), near, 1.0)
+        image = nothing + near * (image - nothing)
+    return image
+
+
+def field_of_view(
+    dice: Dice,
+    shape: Sequence[int],
+    middle_ijk: Array,
+    settings: Appearance,
+    spacing_mm: Sequence[float],
+) -> Array:
+    """(X, Y, Z) bool: a box about the middle (3,), a slab across z, or all."""
+    drawn = dice.uniform("view")
+    is_slab, is_box = drawn < settings.slab, drawn >= 1 - settings.box
+    box = jnp.stack([dice.uniform(f"size_{a}", 1.0, 1.5) for a in "xyz"])
+    box = box * jnp.array(settings.box_mm)
+    slab = jnp.stack([_ENDLESS, _ENDLESS, dice.uniform("thickness", *settings.slab_mm)])
+    size = jnp.where(is_box, box, jnp.where(is_slab, slab, _ENDLESS))
+    shift = jnp.stack([dice.uniform(a, -settings.shift, settings.shift) for a in "xyz"])
+    centre = jnp.where(size < _ENDLESS, shift * size, 0)
+    turn = random_affines(dice.key("tilt"), 1, degrees=settings.tilt_degrees, scale=0.0)[0]
+    # What each axis adds to the place in the box's own axes.
+    x, y, z = (
+        turn[:, a, None] * ((jnp.arange(n) - middle_ijk[a]) * s)
+        for a, (n, s) in enumerate(zip(shape, spacing_mm, strict=True))
+    )
+    place = x[:, :, None, None] + y[:, None, :, None] + z[:, None, None, :]
+    return (jnp.abs(place - centre[:, None, None, None]) <= size[:, None, None, None] / 2).all(0)
+
+
+def scaled(dice: Dice, image: Array, seen: Array, settings: Appearance) -> Array:
+    """(X, Y, Z) as prepared images are; see `appearance`.
+
+    Where the percentiles are equal, the least and the most are taken; where these are too, or
+    nothing is seen, the image is 0.
+    """
+    thin = (slice(None, None, 2),) * 3
+    some = jnp.sort(jnp.where(seen, image, jnp.inf)[thin].reshape(-1))
+    count = seen[thin].sum()
+
+    def percentile(q: float | Array) -> Array:
+        """As NumPy's of the values that are seen."""
+        place = jnp.maximum(count - 1, 0) * (q / 100)
+        first = jnp.floor(place).astype(jnp.int32)
+        low, high = some[first], some[jnp.minimum(first + 1, jnp.maximum(count - 1, 0))]
+        return low + (high - low) * (place - first)
+
+    limit = jnp.where(
+        dice.chance("clip", settings.clipped),
+        percentile(dice.uniform("clip_at", 97, 99.5)),
+        jnp.inf,
+    )
+    image = jnp.minimum(image, limit)
+    least, most = percentile(0.0), jnp.minimum(percentile(100.0), limit)
+    low, high = percentile(_LOW), jnp.minimum(percentile(_HIGH), limit)
+    flat = high <= low
+    low, high = jnp.where(flat, least, low), jnp.where(flat, most, high)
+    fits = (count > 0) & (high > low)
+    low, high = jnp.where(fits, low, 0.0), jnp.where(fits, high, 1.0)
+    image = (image - low) / (high - low)
+    exponent = jnp.exp(dice.uniform("gamma", -settings.gamma, settings.gamma))
+    factor = dice.uniform("contrast", 1 - settings.contrast, 1 + settings.contrast)
+
+    def shown(values: Array) -> Array:
+        """With gamma, which has no say over what is under 0, and contrast."""
+        if settings.gamma:
+            values = jnp.where(values > 0, jnp.maximum(values, 1e-6) ** exponent, values)
+        return jnp.clip(factor * values, -_MOST, _MOST)
+
+    around = jnp.where(
+        dice.chance("around", settings.minimum_around), (least - low) / (high - low), 0.0
+    )
+    return jnp.where(fits, jnp.where(seen, shown(image), shown(around)), 0.0)
+
+
+def random_field(
+    key: Array,
+    shape: Sequence[int],
+    spacing_mm: Sequence[float],
+    nodes_mm: Array,
+    finest_mm: float,
+) -> Array:
+    """(X, Y, Z): a smooth field of mean 0 and SD 1, a cubic B-spline of white nodes.
+
+    They lie `nodes_mm` apart, which is at least `finest_mm`.
+    """
+    lengths = [(n - 1) * s for n, s in zip(shape, spacing_mm, strict=True)]
+    counts = [math.ceil(length / finest_mm) + 4 for length in lengths]
+    bases = [
+        cubic_spline(jnp.arange(n)[:, None] * (s / nodes_mm) + 1 - jnp.arange(m))
+        for n, s, m in zip(shape, spacing_mm, counts, strict=True)
+    ]
+    nodes = jax.random.normal(key, counts)
+    # In each direction a cubic B-spline leaves 0.479 of the variance of white nodes.
+    return along(nodes, *bases) / 0.479**1.5
+
+
+def gaussian(n: int, width: float | Array) -> Array:
+    """(n, n): a Gaussian of this standard deviation in voxels; rows sum to 1."""
+    step = jnp.arange(n)[:, None] - jnp.arange(n)
+    weights = jnp.exp(-0.5 * (step / jnp.maximum(width, 1e-3)) ** 2)
+    return weights / weights.sum(1, keepdims=True)
+
+
+def sinc(n: int, width: float | Array) -> Array:
+    """(n, n): the ideal low-pass of voxels this wide, at least 1; rows sum to 1."""
+    step = jnp.arange(n)[:, None] - jnp.arange(n)
+    weights = jnp.sinc(step / width)
+    return weights / weights.sum(1, keepdims=True)
+
+
+def blurred(volume: Array, width_mm: float, spacing_mm: Sequence[float]) -> Array:
+    """(X, Y, Z) with a Gaussian of this standard deviation along each axis."""
+    widths = (width_mm / s for s in spacing_mm)
+    return along(volume, *(gaussian(n, w) for n, w in zip(volume.shape, widths, strict=True)))
+
+
+def along(volume: Array, x: Array, y: Array, z: Array) -> Array:
+    """Matrices (X', X), (Y', Y), (Z', Z) along the axes of (X, Y, Z) -> (X', Y', Z')."""
+    # Not in the short floats that accelerators take for products of float32.
+    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    volume = product("xyz,cz->xyc", volume, z)
+    volume = product("xyz,by->xbz", volume, y)
+    return product("xyz,ax->ayz", volume, x)
