@@ -498,8 +498,13 @@ def task_of(experiment: Experiment, scheme: Scheme, mesh: Mesh) -> Task:
     )
 
 
-def _typical_shape(prepared: Prepared) -> np.ndarray:
-    """(K, 3) mm: of the training cases' landmarks; of one that none has, it is the middle."""
+def _typical_shape(experiment: Experiment, prepared: Prepared) -> np.ndarray:
+    """(K, 3) mm: of the stream's people, or of the training cases' landmarks.
+
+    Of a landmark that no case has it is the middle.
+    """
+    if experiment.stream.on:
+        return np.asarray(experiment.phantom.shape_mm())
     points = np.stack(
         [
             np.where(case.present[:, None], case.landmarks_mm, np.nan)
@@ -571,7 +576,7 @@ def _prepare(
     begin = time.monotonic()
     prepared = prepare_cohort(cohort, data, segments, chunks_of(needed))
     if SHAPE in needed:
-        shaped = dataclasses.replace(prepared.frame, shape_mm=_typical_shape(prepared))
+        shaped = dataclasses.replace(prepared.frame, shape_mm=_typical_shape(experiment, prepared))
         prepared = dataclasses.replace(prepared, frame=shaped)
     sizes = ", ".join(f"{len(cases)} {split}" for split, cases in prepared.splits.items())
     say(

@@ -325,8 +325,8 @@ def folds(dice: Dice, n: int, settings: Appearance, spacing_mm: float) -> Array:
         ghost = dice.uniform("ghost", 0.03, 0.25) * dice.chance("motion", settings.motion)
         copies = copies + ghost * (moved(far) + moved(-far))
     if settings.wrapped:
-        # Of a field of view that is shorter than the head, its two ends come to lie together. Fainter
-        # than that: what lies there in truth is no second circle.
+        # A field of view that is shorter than the head lays its ends over each other. Fainter here:
+        # there is no second circle.
         far = dice.uniform("fold_at", 0.6, 0.9) * n
         folded = dice.uniform("folded", 0.1, 0.5) * dice.chance("wrapped", settings.wrapped)
         copies = copies + folded * (moved(far) + moved(-far))

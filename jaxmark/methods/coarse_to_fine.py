@@ -154,6 +154,7 @@ class CoarseToFine:
                     self.steps,
                     descent("coarse", coarse.loss, optimizers["coarse"]),
                     read=functools.partial(read_coarse, factor=self.factor),
+                    draw=coarse.draw,
                 ),
                 Phase(
                     "fine",
@@ -161,6 +162,7 @@ class CoarseToFine:
                     descent("fine", fine.loss, optimizers["fine"], begun),
                     read=functools.partial(read_posed, shape_mm=fine.shape_mm, grid=fine.grid),
                     batch=self.fine_batch,
+                    draw=fine.draw,
                 ),
             ),
             stages=(coarse.stage, *[fine.stage] * self.looks),
@@ -177,6 +179,11 @@ class CoarseNetwork:
             widths=settings.widths, head=0, loss="cross_entropy", sigma_mm=settings.sigma_mm
         )
         self._generator = Generator(kind, self.task)
+        # People in any pose, where training is on a stream.
+        self.draw = None
+        if task.drawing is not None:
+            x, y, z = (n + 2 * m for n, m in zip(self.task.crop, self.task.margin, strict=True))
+            self.draw = task.drawing((x, y, z), self.task.spacing_mm)
 
     def init(self, key: Array) -> Params:
         """Parameters."""
@@ -242,6 +249,10 @@ class FineNetwork:
             coordinates=True,
         )
         self._generator = Generator(kind, self.task)
+        # People who lie as the typical shape does.
+        self.draw = None
+        if task.drawing is not None:
+            self.draw = task.drawing(self.grid.shape, self.task.spacing_mm, 0.0, 0.0)
 
     def init(self, key: Array) -> Params:
         """Parameters."""

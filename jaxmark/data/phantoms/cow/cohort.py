@@ -43,7 +43,10 @@ from jaxmark.system.files import write_json, write_text_atomic
 # Centre of the field of view, in the frame of `draw_anatomy`: the middle of the mean landmarks.
 _CENTRE_MM = np.array([0.0, 0.0, 6.5])
 # Streams of random numbers of one seed; a person's anatomy doesn't depend on the image made of it.
-_ANATOMY, _IMAGE, _UNPAIRED = range(3)
+# `labels` goes on after these.
+_ANATOMY, _IMAGE, _UNPAIRED, _SHAPE = 0, 1, 2, 5
+# Whose landmarks are the typical shape.
+_PEOPLE = 200
 # Folder -> how the names of its files end.
 _FILES = {
     "images": ".nii.gz",
@@ -87,6 +90,14 @@ class CirclePhantom:
     def write(self, folder: Path, workers: int = 0) -> None:
         """The cohort as files, or what of it is not there; see `write_cohort`."""
         write_cohort(folder, self, workers)
+
+    def shape_mm(self) -> np.ndarray:
+        """(19, 3) the landmarks' typical shape, about the centre of what `drawing` draws."""
+        people = (
+            draw_anatomy(np.random.default_rng([self.seed, _SHAPE, number]), 0.0, 0.0)
+            for number in range(_PEOPLE)
+        )
+        return np.median([person.landmarks_mm for person in people], axis=0) - _CENTRE_MM
 
     def drawing(
         self,

@@ -1,0 +1,110 @@
+"""Circle-of-Willis landmarks in any MRA or CTA, by a detector that has seen no patient.
+
+    python -m jaxmark.main --config=experiments/cow_any.py:small --workdir=runs/any
+    python -m jaxmark.main --config=experiments/cow_any.py:small --workdir=runs/any \\
+        --mode=predict --input=FOLDER_OF_SCANS --output=found
+
+It is trained on label maps of synthetic people, drawn without end. Their appearance is drawn anew
+at every step: contrast of MRA, of CTA, or any other; resolution, noise, field of view, skull and
+brain or arteries alone (after SynthSeg, Billot et al., Med. Image Anal. 2023). A coarse network
+finds the circle in a whole scan that may lie and be turned as scanners give it, a fine one the
+landmarks in the pose that was found. Scans' headers must say how the patient lies.
+
+Validation and test cases are scans of phantoms by the simulation of MRA that `cow.py` has (or of
+CTA: `--config.phantom.modality=CTA`): training does not see its contrast and noise as such.
+
+- `small`: for two CPU cores, under an hour.
+- `full`: a finer grid, wider networks; for a GPU. Not run yet.
+- `tiny`: for tests; it shows that everything runs.
+"""
+
+from jaxmark.config import Appearance, Augment, Data, Evaluate, Experiment, Stream, Train
+from jaxmark.data.phantoms.cow.cohort import CirclePhantom
+from jaxmark.methods.coarse_to_fine import CoarseToFine
+
+
+def get_config(preset: str = "small") -> Experiment:
+    """See above; ValueError for a preset that does not exist."""
+    presets = {"small": small, "full": full, "tiny": tiny}
+    if preset not in presets:
+        raise ValueError(f"there is no preset {preset!r}, but {', '.join(presets)}")
+    return presets[preset]()
+
+
+def small() -> Experiment:
+    """Under an hour on two CPU cores."""
+    return Experiment(
+        name="cow_any_small",
+        # Whole heads; a field of view that is larger is cut off at the ends.
+        data=Data(register="middle", spacing_mm=(0.8, 0.8, 0.8), crop=(256, 256, 192), margin=16),
+        phantom=CirclePhantom(
+            # For the frame alone: training sees label maps.
+            train=3,
+            val=12,
+            test=24,
+            unpaired=0,
+            spacing_mm=(0.6, 0.6, 0.8),
+            shape=(208, 208, 128),
+            rotation_sd_degrees=10.0,
+            translation_sd_mm=12.0,
+            annotate_missing=False,
+        ),
+        stream=Stream(on=True, reuse=4, window=16),
+        method=CoarseToFine(steps=1500, fine_steps=3500, factor=4),
+        augment=Augment(
+            translation_voxels=16,
+            rotation_degrees=20,
+            scale=0.1,
+            flip=0.5,
+            appearance=Appearance(drawn=True),
+        ),
+        train=Train(batch=2, log_every=20, validate_every=250),
+        evaluate=Evaluate(sdr_thresholds_mm=(2.0, 3.0, 4.0, 5.0, 6.0)),
+    )
+
+
+def full() -> Experiment:
+    """Finer voxels and wider networks."""
+    experiment = small()
+    experiment.name = "cow_any"
+    experiment.method = CoarseToFine(
+        steps=20_000,
+        fine_steps=60_000,
+        factor=4,
+        widths=(32, 64, 128, 128),
+        crop=(112, 96, 80),
+        spacing_mm=0.6,
+        fine_widths=(32, 64, 128, 128),
+        fine_sigma_mm=1.5,
+        shift=10,
+        learning_rate=3e-4,
+        fine_learning_rate=3e-4,
+    )
+    experiment.train = Train(batch=4, validate_every=1000)
+    return experiment
+
+
+def tiny() -> Experiment:
+    """Seconds."""
+    experiment = small()
+    experiment.name = "cow_any_tiny"
+    experiment.data = Data(
+        register="middle", spacing_mm=(3.0, 3.0, 3.0), crop=(48, 48, 32), margin=4
+    )
+    experiment.phantom = CirclePhantom(
+        train=1, val=1, test=1, unpaired=0, spacing_mm=(3.0, 3.0, 3.0), shape=(36, 36, 28)
+    )
+    experiment.method = CoarseToFine(
+        steps=2,
+        fine_steps=2,
+        factor=2,
+        widths=(4, 8),
+        crop=(16, 16, 12),
+        spacing_mm=4.0,
+        fine_widths=(4, 8),
+        shift=1,
+    )
+    experiment.stream = Stream(on=True, reuse=2, window=2)
+    experiment.augment.translation_voxels = 4
+    experiment.train = Train(batch=1, log_every=1, validate_every=2)
+    return experiment
