@@ -216,7 +216,7 @@ def view_labels(
     if view.flipped is None:
         return cut
     count = len(mirrored)
-    names = jnp.arange(256).at[1 : count + 1].set(jnp.asarray(mirrored) + 1)
+    names = jnp.arange(256).at[1 : count + 1].set(jnp.asarray(mirrored, jnp.int32) + 1)
     renamed = names[cut.astype(jnp.int32)].astype(labels.dtype)
     return jnp.where(view.flipped[:, None, None, None], renamed, cut)
 
