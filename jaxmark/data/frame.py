@@ -258,8 +258,9 @@ class Frame:
             )
         if lead < AMBIGUOUS_LEAD:
             found.append(f"another rotation fits nearly as well (margin {lead:.3f})")
-        # Native pictures are filled up.
-        if overlap < _LITTLE_OVERLAP and self.grid == "common":
+        # Native pictures are filled up, and so is what is put by its middle.
+        filled_up = self.grid == "native" or self.register == "middle"
+        if overlap < _LITTLE_OVERLAP and not filled_up:
             found.append(f"only {100 * overlap:.0f} % of the prepared volume lies in the scan")
         if self.chunks is not None:
             # What is seen of it as a whole.
