@@ -408,4 +408,4 @@ def test_a_constant_image_is_zero():
     dot = 0 * lumen
     dot[14, 14, 10] = 1
     image, _ = drawn(only(**MRA), maps=(dot, 0 * tissues))
-    assert image[14, 14, 10] == pytest.approx(1) and np.median(image) == 0
+    assert image[14, 14, 10] == pytest.approx(1) and abs(np.median(image)) < 1e-6
