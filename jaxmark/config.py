@@ -271,10 +271,8 @@ class Augment:
             problem = f"{self.elastic_mm} is more than an eighth of elastic_grid_mm"
             yield "elastic_mm", f"{problem}, {self.elastic_grid_mm}: the picture could fold"
         if self.appearance.drawn and (self.contrast or self.brightness or self.noise):
-            yield (
-                "appearance.drawn",
-                "draws contrast and noise: set contrast, brightness, noise to 0",
-            )
+            problem = "draws contrast and noise itself: set contrast, brightness and noise to 0"
+            yield "appearance.drawn", problem
 
 
 @dataclasses.dataclass

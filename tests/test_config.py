@@ -10,6 +10,7 @@ from conftest import refused
 from experiments import cow
 from jaxmark import trained
 from jaxmark.config import (
+    Appearance,
     Augment,
     Data,
     Experiment,
@@ -44,6 +45,22 @@ def experiment(**changes):
         ({"data": Data(margin=2)}, "config.augment.translation_voxels: 4 is more than"),
         ({"augment": Augment(noise=float("nan"))}, "config.augment.noise: nan"),
         ({"augment": Augment(scale=1.0)}, "config.augment: scale"),
+        (
+            {"augment": Augment(appearance=Appearance(box=1.5))},
+            "config.augment.appearance.box: 1.5 is not between 0 and 1",
+        ),
+        (
+            {"augment": Augment(appearance=Appearance(mra=0.8))},
+            "config.augment.appearance.cta: and mra are together 1.1, more than all cases",
+        ),
+        (
+            {"augment": Augment(appearance=Appearance(slab_mm=(30.0, 20.0)))},
+            r"config.augment.appearance.slab_mm: 30.0, 20.0 is not a rising pair",
+        ),
+        (
+            {"augment": Augment(noise=0.1, appearance=Appearance(drawn=True))},
+            "config.augment.appearance.drawn: draws contrast and noise itself",
+        ),
         ({"train": Train(log_every=0)}, "config.train.log_every: 0"),
         ({"predict": Predict(decoder="mean")}, "config.predict.decoder: 'mean'"),
         ({"phantom": CirclePhantom(train=0)}, "config.phantom.train: 0"),
@@ -199,4 +216,27 @@ def test_a_bend_that_could_fold_the_picture_is_refused():
     refused(
         lambda: check(experiment(augment=Augment(elastic_mm=6.1, elastic_grid_mm=48.0))),
         "config.augment.elastic_mm: 6.1 is more than an eighth of elastic_grid_mm, 48.0",
+    )
+
+
+def test_settings_in_settings_are_completed_and_compared_field_by_field():
+    ours = experiment(augment=Augment(appearance=Appearance(drawn=True)))
+    tree = to_json(ours)
+    assert read(tree) == ours
+    # Stored before there was any appearance, and before it had all of its fields.
+    old = stored(experiment(), "augment.appearance")
+    assert read(old) == experiment()
+    check_same(old, experiment(), Path("work"))
+    refused(
+        lambda: check_same(old, ours, Path("work")),
+        "belongs to a run with config.augment.appearance.drawn = False, not True; use",
+    )
+    del tree["augment"]["appearance"]["gamma"]
+    assert read(tree) == ours
+    check_same(tree, ours, Path("work"))
+    tree["augment"]["appearance"]["later"] = 1
+    refused(lambda: read(tree), "has config.augment.appearance.later, which this version does not")
+    refused(
+        lambda: check_same(tree, ours, Path("work")),
+        "belongs to a run with config.augment.appearance.later = 1, not None; use",
     )

@@ -325,8 +325,8 @@ def folds(dice: Dice, n: int, settings: Appearance, spacing_mm: float) -> Array:
         ghost = dice.uniform("ghost", 0.03, 0.25) * dice.chance("motion", settings.motion)
         copies = copies + ghost * (moved(far) + moved(-far))
     if settings.wrapped:
-        # A field of view that is shorter than the head lays its ends over each other. Fainter here:
-        # there is no second circle.
+        # Of a field of view that is shorter than the head, two ends come to lie together. Faint
+        # here: what would lie there is another part of the head, no second circle.
         far = dice.uniform("fold_at", 0.6, 0.9) * n
         folded = dice.uniform("folded", 0.1, 0.5) * dice.chance("wrapped", settings.wrapped)
         copies = copies + folded * (moved(far) + moved(-far))
@@ -395,8 +395,8 @@ def field_of_view(
 def scaled(dice: Dice, image: Array, seen: Array, settings: Appearance) -> Array:
     """(X, Y, Z) as prepared images are; see `appearance`.
 
-    Where the percentiles are equal, the least and the most are taken; where these are too, or
-    nothing is seen, the image is 0.
+    Where the percentiles are equal, the least and the most are taken; where these are too (but for
+    rounding), or nothing is seen, the image is 0.
     """
     thin = (slice(None, None, 2),) * 3
     some = jnp.sort(jnp.where(seen, image, jnp.inf)[thin].reshape(-1))
@@ -417,9 +417,10 @@ def scaled(dice: Dice, image: Array, seen: Array, settings: Appearance) -> Array
     image = jnp.minimum(image, limit)
     least, most = percentile(0.0), jnp.minimum(percentile(100.0), limit)
     low, high = percentile(_LOW), jnp.minimum(percentile(_HIGH), limit)
-    flat = high <= low
+    same = 1e-5 * jnp.maximum(jnp.abs(least), jnp.abs(most))
+    flat = high - low <= same
     low, high = jnp.where(flat, least, low), jnp.where(flat, most, high)
-    fits = (count > 0) & (high > low)
+    fits = (count > 0) & (high - low > same)
     low, high = jnp.where(fits, low, 0.0), jnp.where(fits, high, 1.0)
     image = (image - low) / (high - low)
     exponent = jnp.exp(dice.uniform("gamma", -settings.gamma, settings.gamma))

@@ -208,12 +208,12 @@ def view_labels(
     """The view's crop (B, X, Y, Z) of label maps with a margin: the nearest voxel's label.
 
     Labels are 0, or 1 + an index (of a segment, say); `mirrored` is that index in a mirror image,
-    and larger labels keep their value there.
+    and larger labels keep their value there: with none, all do.
     """
     image = labels[..., None]
     cut = view_image(image, view, margin=margin, spacing_mm=spacing_mm, order=0)[..., 0]
     cut = cut.astype(labels.dtype)
-    if view.flipped is None:
+    if view.flipped is None or not len(mirrored):
         return cut
     count = len(mirrored)
     names = jnp.arange(256).at[1 : count + 1].set(jnp.asarray(mirrored, jnp.int32) + 1)

@@ -9,12 +9,13 @@ import pytest
 from scipy import ndimage
 from scipy.interpolate import BSpline
 
-from jaxmark.config import Augment
+from jaxmark.config import Appearance, Augment
 from jaxmark.core import augmentation
 from jaxmark.core.anatomy import Scheme, Segment, scheme_of
 from jaxmark.core.heatmaps import decode, gaussians
-from jaxmark.methods.method import BY_LANDMARK, BY_SEGMENT, LABELS, Batch, Task
+from jaxmark.methods.method import BY_LANDMARK, BY_SEGMENT, LABELS, TISSUES, Batch, Task
 from jaxmark.methods.views import augmented
+from jaxmark.system.errors import InputError
 
 CROP, MARGIN, SPACING = (16, 14, 12), (4, 4, 4), (1.0, 1.2, 1.5)
 FULL = tuple(n + 2 * m for n, m in zip(CROP, MARGIN, strict=True))
@@ -286,3 +287,83 @@ def test_intensity_changes_leave_landmarks_alone():
     np.testing.assert_array_equal(moved, points - jnp.array(MARGIN))
     plain = augmentation.centre_crop(image, MARGIN)
     assert 0.01 < np.abs(np.asarray(found - plain)).mean() < 0.3
+
+
+def label_maps(dtype=jnp.uint8):
+    """A batch of two brains with an artery through the landmark, as label maps."""
+    image, points = volumes(batch=2, landmarks=2)
+    share = (image[..., :1] * 255).round()
+    share = share.astype(dtype) if dtype == jnp.uint8 else share / 255
+    known = jnp.array([[True, True], [True, False]])
+    tissues = jnp.full((2, *FULL), 8, jnp.uint8).at[:, :12].set(6)
+    return Batch(share, points, known, ~known, {TISSUES: tissues})
+
+
+def drawn(batch, key=0, translation=3, **changes):
+    settings = Appearance(drawn=True, **changes)
+    scheme = scheme_of(("a", "b"))
+    changed = Augment(translation, rotation_degrees=10.0, appearance=settings)
+    task = dataclasses.replace(TASK, scheme=scheme, augment=changed)
+    return jax.jit(lambda key: augmented(task, batch, key))(jax.random.key(key))
+
+
+def test_an_image_is_drawn_from_label_maps_where_the_view_has_moved_them():
+    batch = label_maps()
+    # Little but arteries: they say where the landmark is.
+    alone = {"vessels_only": 1.0, "mra": 1.0, "cta": 0.0, "noise": 0.0, "wrapped": 0.0}
+    view = drawn(batch, **alone, motion=0.0, slab=0.0, box=0.0, thresholded=0.0, stripped=0.0)
+    assert view.image.shape == (2, *CROP, 1) and view.image.dtype == jnp.float32
+    assert not view.targets
+    for image, place in zip(view.image[..., 0], view.landmarks_ijk[:, 0], strict=True):
+        weight = np.maximum(np.asarray(image), 0) ** 2
+        centre = ndimage.center_of_mass(weight)
+        np.testing.assert_allclose(centre, place, atol=1.0)
+    np.testing.assert_array_equal(view.present, batch.present)
+    # 255 of a byte is all of a voxel.
+    floats = drawn(
+        label_maps(jnp.float32),
+        **alone,
+        motion=0.0,
+        slab=0.0,
+        box=0.0,
+        thresholded=0.0,
+        stripped=0.0,
+    )
+    np.testing.assert_allclose(floats.image, view.image, atol=1e-3)
+
+
+def test_landmarks_outside_of_the_field_of_view_are_unknown():
+    batch = label_maps()
+    # Two landmarks that no box of 2 mm holds both.
+    apart = batch.landmarks_ijk + jnp.array([[0.0, 0, 0], [5, 5, 0]])
+    batch = batch.replace(landmarks_ijk=apart, present=jnp.ones((2, 2), bool))
+    batch = batch.replace(absent=jnp.zeros((2, 2), bool))
+    box = {"box": 1.0, "slab": 0.0, "box_mm": (2.0, 2.0, 2.0), "shift": 0.0}
+    view = drawn(batch, **box)
+    assert not view.present.any() and not view.absent.any()
+    assert drawn(batch, **box, hide_unseen=False).present.all()
+    large = {**box, "box_mm": (100.0, 100.0, 100.0)}
+    assert drawn(batch, **large).present.all()
+    # What is absent is so in every field of view.
+    absent = batch.replace(present=jnp.zeros((2, 2), bool), absent=jnp.ones((2, 2), bool))
+    assert drawn(absent, **box).absent.all()
+
+
+def test_images_are_no_label_maps():
+    batch = label_maps().replace(targets={})
+    with pytest.raises(InputError, match="config.augment.appearance.drawn: needs batches of label"):
+        drawn(batch)
+
+
+def test_label_maps_are_not_mirrored_by_segments_and_their_view_is_the_landmarks():
+    batch = label_maps()
+    task = dataclasses.replace(
+        TASK, scheme=SIDES, augment=Augment(0, flip=1.0, appearance=Appearance(drawn=True))
+    )
+    points = jnp.zeros((2, 3, 3)) + jnp.array([8.0, 9, 10])
+    known = jnp.array([[True, False, True]] * 2)
+    batch = batch.replace(landmarks_ijk=points, present=known, absent=~known)
+    view = augmented(task, batch, jax.random.key(0))
+    # Right and left have changed places.
+    assert not view.present[:, 0].any() and view.absent[:, 0].all()
+    assert np.isfinite(np.asarray(view.image)).all()
