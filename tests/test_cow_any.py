@@ -7,7 +7,7 @@ import pytest
 from running import jaxmark
 
 from experiments.cow_any import get_config
-from experiments.phantoms.real_vessels import drawn, junctions
+from experiments.cow_real import drawn, junctions
 from jaxmark.config import from_json, to_json, validate
 from jaxmark.core.anatomy import COW19
 from jaxmark.core.geometry import apply_affine, compose_affine

@@ -74,7 +74,7 @@ def draw_labels(
     scaled = np.diag([size, size, size, 1.0])
     small = Grid(grid.shape, np.linalg.inv(scaled) @ grid.ijk_to_lps)
     anatomy = draw_anatomy(rng, rotation_sd_degrees, translation_sd_mm / size)
-    vessels = draw_vessels(rng, anatomy, pathology=rng.random() < pathology)
+    vessels = draw_vessels(rng, anatomy, pathology=rng.random() < pathology, lively=True)
     lumen, tissues = _draw_head(seed, number, small, anatomy, vessels)
 
     ijk = apply_affine(np.linalg.inv(small.ijk_to_lps), anatomy.landmarks_mm)

@@ -74,6 +74,30 @@ _RADIUS_MM: Mapping[str, tuple[float, float]] = {
 _PERSON_SD = 0.07  # of the logarithm of a factor that one person's radii share
 _FREE_END = 0.65  # what is left of the radius where a vessel leaves the phantom
 
+# What `lively` adds, so that the people are spread as 560 real ones are (Chen et al., MICCAI 2020).
+# How far a course wanders between its ends: SD of each of three waves, in terms of the chord. Set
+# so that arc over chord has their median.
+_WANDER: Mapping[str, float] = {
+    "M1 @": 0.029,
+    "A1 @": 0.072,
+    "ACoA": 0.088,
+    "P1 @": 0.07,
+    "PCoA @": 0.08,
+    "BA": 0.036,
+    "ICA @": 0.02,
+    "C5 @": 0.03,
+    "C6 @": 0.04,
+    "C7 @": 0.04,
+}
+_WANDER_ELSE = 0.04
+_LONGEST_WAVE_MM = 30.0  # from end to end of a course that wanders
+_WANDER_SD = 0.45  # of the logarithm of a factor of each vessel
+# SD of the logarithm of the right artery's radius over the left one's, beside what each draws.
+_UNEVEN_SIDES: Mapping[str, float] = {"A1 @": 0.32, "PCoA @": 0.4, "VA @": 0.22}
+# Mean and SD of the logarithm of a factor of all radii of a person: their segmentations are wider
+# than lumens of the literature by a fifth to a half, and nobody knows which of both a scan shows.
+_WIDER = (0.1, 0.12)
+
 # SD of the place of each control point, and of each step of a branch, in terms of their distances.
 _UNEVEN = 0.1
 
@@ -272,7 +296,7 @@ _BRANCHES: Mapping[str, _Branch] = {
 
 
 def draw_vessels(
-    rng: np.random.Generator, anatomy: Anatomy, *, pathology: bool = False
+    rng: np.random.Generator, anatomy: Anatomy, *, pathology: bool = False, lively: bool = False
 ) -> list[Vessel]:
     """The arteries of one person, 55 to 60 mm around the Circle of Willis.
 
@@ -284,6 +308,7 @@ def draw_vessels(
         rng: the result is a function of its state and `anatomy`.
         anatomy: landmarks etc. in LPS mm.
         pathology: one or two stenoses, and in half of the people an aneurysm.
+        lively: courses wander, and radii and sides differ, as much as in real people.
 
     Returns:
         The vessels, each with (N, 3) points and (N,) radii in LPS mm; feeders come first.
@@ -300,13 +325,17 @@ def draw_vessels(
     dominant = "RL"[rng.integers(2)]
     carotid_fed = _carotid_fed(present, anatomy.fetal)
     radii = _draw_radii(rng, present, carotid_fed, dominant)
+    if lively:
+        _vary_radii(rng, radii, dominant)
     forks = COW19.landmark_attributes(anatomy.segment_present)
     no_forks = {name for name, fork in zip(COW19.landmarks, forks, strict=True) if not fork}
 
     tree: dict[str, Vessel] = {}
     feeders: dict[str, Vessel] = {}
     for chain in _chains(present, carotid_fed, dominant):
-        for vessel, landmark in _draw_chain(rng, chain, landmarks, no_forks, feeders, radii):
+        for vessel, landmark in _draw_chain(
+            rng, chain, landmarks, no_forks, feeders, radii, lively
+        ):
             tree[vessel.name] = vessel
             if landmark:
                 feeders.setdefault(landmark, vessel)
@@ -315,7 +344,7 @@ def draw_vessels(
         if name == "SCA @" and without_p1:
             branch = replace(branch, sites=(_Site("BA", _END),))  # else the BA ends in a stump
         for side in "RL":
-            _grow(rng, tree, name.replace("@", side), branch, radii)
+            _grow(rng, tree, name.replace("@", side), branch, radii, lively)
     if pathology:
         _add_stenoses(rng, tree)
         if rng.random() < 0.5:
@@ -396,6 +425,38 @@ def _draw_radii(
     return radii
 
 
+def _vary_radii(rng: np.random.Generator, radii: dict[str, float], dominant: str) -> None:
+    """Spread radii of a person, and of the two sides, as in real people."""
+    wider = np.exp(rng.normal(*_WIDER))
+    for name in radii:
+        radii[name] *= wider
+    for name, sd in _UNEVEN_SIDES.items():
+        shift = rng.normal(0, sd / 2)
+        for side, sign in (("R", 1), ("L", -1)):
+            radii[name.replace("@", side)] *= np.exp(sign * shift)
+    # `_draw_radii` makes one vertebral artery half as wide again as the other, which is more than
+    # is found.
+    radii[f"VA {dominant}"] *= 0.93
+    radii[f"VA {'RL'.replace(dominant, '')}"] *= 1.17
+
+
+def _wandering(rng: np.random.Generator, name: str, points: np.ndarray) -> np.ndarray:
+    """A course (N, 3) that leaves its ends where they are, and their directions."""
+    chord = points[-1] - points[0]
+    length = float(np.linalg.norm(chord))
+    sd = _WANDER.get(_sideless(name), _WANDER_ELSE) * np.exp(rng.normal(0, _WANDER_SD))
+    reach = rng.normal(0, sd * min(length, _LONGEST_WAVE_MM), (3, 3))
+    # Along the chord it would only bunch up.
+    reach -= 0.7 * np.outer(reach @ chord, chord) / max(length**2, 1e-6)
+    # Long courses have more waves of this size, not larger ones.
+    waves = 2 * np.pi * np.arange(3) * max(1.0, length / _LONGEST_WAVE_MM)
+    t = arc_lengths(points) / arc_lengths(points)[-1]
+    shapes = np.cos(np.outer(t, waves) + rng.uniform(0, 2 * np.pi, 3) * (waves > 0))
+    wandered = points + np.sin(np.pi * t)[:, None] ** 2 * (shapes @ reach)
+    curve, u = spline(wandered)
+    return resample(curve, 0.0, u[-1], _SPACING_MM)
+
+
 def _draw_chain(
     rng: np.random.Generator,
     chain: tuple[str, ...],
@@ -403,6 +464,7 @@ def _draw_chain(
     no_forks: Set[str],
     feeders: Mapping[str, Vessel],
     radii: Mapping[str, float],
+    lively: bool,
 ) -> list[tuple[Vessel, str]]:
     """The vessels of a chain, each with the landmark where it ends."""
     ends = [_ends(name) for name in chain]
@@ -421,6 +483,8 @@ def _draw_chain(
     curve, u = spline(np.array(knots)[kept])
     marks = u[np.searchsorted(kept, cuts)]
     courses = [resample(curve, a, b, _SPACING_MM) for a, b in pairwise(marks)]
+    if lively:
+        courses = [_wandering(rng, *pair) for pair in zip(chain, courses, strict=True)]
 
     along = [arc_lengths(points) for points in courses]
     starts = np.cumsum([0.0, *(a[-1] for a in along)])
@@ -495,6 +559,7 @@ def _grow(
     name: str,
     branch: _Branch,
     radii: Mapping[str, float],
+    lively: bool,
 ) -> None:
     """Put a branch on the tree, or not, as chance has it; its parent thins where it leaves."""
     pick = np.searchsorted(np.cumsum([site.chance for site in branch.sites]), rng.random())
@@ -510,6 +575,8 @@ def _grow(
     knots = parent.points_mm[i] + _mirror(name) * np.cumsum([(0, 0, 0), *steps], axis=0)
     curve, u = spline(knots)
     points = resample(curve, 0.0, u[-1], _SPACING_MM)
+    if lively:
+        points = _wandering(rng, name, points)
     along = arc_lengths(points)
     thick = parent.radii_mm[i]
     if branch.share is None:

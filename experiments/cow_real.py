@@ -1,0 +1,135 @@
+"""Errors of a trained model on real patients' vessels: their label maps drawn as scans, and scans.
+
+    python -m jaxmark.main --config=experiments/cow_any.py:small --workdir=runs/any
+    python -m experiments.cow_real --checkpoint=runs/any --folder=FOLDER --output=OUT
+
+FOLDER holds label maps `*_labels.nii.gz` with the values of the TopCoW challenge (Yang et al.,
+2023), and scans `NAME.mha` or `NAME.nii.gz` with known points in `NAME.csv` (columns landmark,
+x_lps_mm, y_lps_mm, z_lps_mm). Of a label map the bifurcations are where labels touch. It is drawn
+three times: as an MRA and a CTA with noise in what is brain around the arteries, and as the
+arteries alone. OUT gets the drawn scans, and what batch prediction writes, pictures among it.
+"""
+
+import argparse
+import csv
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from jaxmark.core.geometry import apply_affine
+from jaxmark.data.landmarks import Landmarks, write_mrk_json
+from jaxmark.data.scans import read_scan, write_scan
+from jaxmark.trained import get_config
+from jaxmark.workflow import load_model, predict_batch
+
+# Landmark -> pairs of labels that touch there.
+JUNCTIONS: Mapping[str, tuple[tuple[int, int], ...]] = {
+    "BA tip": ((1, 2), (1, 3)),
+    "P1/P2A R": ((2, 8),),
+    "P1/P2A L": ((3, 9),),
+    "ICA terminus R": ((4, 5), (4, 11)),
+    "ICA terminus L": ((6, 7), (6, 12)),
+    "ICA/PCoA R": ((4, 8),),
+    "ICA/PCoA L": ((6, 9),),
+    "A1/A2 R": ((10, 11),),
+    "A1/A2 L": ((10, 12),),
+}
+# Brain, arteries and noise of the drawn scans.
+_LOOKS = {"mra": (100.0, 420.0, 12.0), "cta": (40.0, 340.0, 12.0), "arteries": (0.0, 400.0, 0.0)}
+
+
+def junctions(labels: np.ndarray, ijk_to_lps: np.ndarray) -> Landmarks:
+    """LPS mm of the bifurcations of a label map (X, Y, Z), of those whose labels touch."""
+    found = {}
+    for name, pairs in JUNCTIONS.items():
+        places = [place for pair in pairs if (place := _contact(labels, *pair)) is not None]
+        if len(places) == len(pairs):
+            found[name] = apply_affine(ijk_to_lps, np.mean(places, axis=0))
+    return found
+
+
+def _contact(labels: np.ndarray, a: int, b: int) -> np.ndarray | None:
+    """(3,) the middle of the faces, edges and corners that voxels of two labels share."""
+    near = [ndimage.binary_dilation(labels == value, np.ones((3, 3, 3), bool)) for value in (a, b)]
+    shared = (near[0] & (labels == b)) | (near[1] & (labels == a))
+    return np.argwhere(shared).mean(0) if shared.any() else None
+
+
+def drawn(labels: np.ndarray, look: str, rng: np.random.Generator) -> np.ndarray:
+    """(X, Y, Z) int16: what a scanner might have seen of the arteries of a label map."""
+    brain, artery, noise = _LOOKS[look]
+    share = ndimage.gaussian_filter((labels > 0).astype(np.float32), 0.6)
+    texture = ndimage.gaussian_filter(rng.standard_normal(labels.shape), 3.0) * 60 * (noise > 0)
+    image = brain + texture + share * (artery - brain)
+    return np.rint(image + noise * rng.standard_normal(labels.shape)).astype(np.int16)
+
+
+def cases(folder: Path, scans: Path) -> Iterator[tuple[str, Landmarks]]:
+    """Writes all scans into a folder; their names, with known points in LPS mm."""
+    rng = np.random.default_rng(0)
+    for path in sorted(folder.glob("*_labels.nii.gz")):
+        scan = read_scan(path)
+        labels = np.rint(scan.voxels).astype(int)
+        points = junctions(labels, scan.ijk_to_lps)
+        for look in _LOOKS:
+            name = f"{path.name.removesuffix('_labels.nii.gz')}_{look}"
+            write_scan(scans / f"{name}.nii.gz", drawn(labels, look, rng), scan.ijk_to_lps)
+            yield name, points
+    for table in sorted(folder.glob("*.csv")):
+        with table.open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        image = next(p for end in (".mha", ".nii.gz") if (p := table.with_suffix(end)).exists())
+        scan = read_scan(image)
+        write_scan(scans / f"{table.stem}.nii.gz", scan.voxels, scan.ijk_to_lps)
+        yield (
+            table.stem,
+            {
+                row["landmark"]: np.array([float(row[f"{axis}_lps_mm"]) for axis in "xyz"])
+                for row in rows
+            },
+        )
+
+
+def main() -> None:
+    """Print a line a scan, and the errors of all."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--checkpoint", type=Path, required=True, help="work dir of the model")
+    parser.add_argument("--folder", type=Path, required=True, help="see the module's text")
+    parser.add_argument("--output", type=Path, required=True, help="gets scans and predictions")
+    options = parser.parse_args()
+    scans = options.output / "scans"
+    known = dict(cases(options.folder, scans))
+    for name, points in known.items():
+        write_mrk_json(options.output / "known" / f"{name}.mrk.json", points)
+    experiment = get_config(str(options.checkpoint))
+    predict_batch(experiment, options.checkpoint, scans, options.output / "predictions")
+    model = load_model(options.checkpoint, experiment)
+    print("scan, points, hidden of these, median mm, largest mm (its landmark), doubts")
+    every: list[float] = []
+    for name, points in known.items():
+        found = model.predict(scans / f"{name}.nii.gz")
+        errors = {
+            landmark: float(np.linalg.norm(found.points()[landmark] - place))
+            for landmark, place in points.items()
+            if place is not None
+        }
+        hidden = [landmark for landmark in errors if landmark in found.hidden]
+        shown = {k: e for k, e in errors.items() if k not in hidden}
+        every += shown.values()
+        worst = max(shown, key=lambda k: shown[k], default="")
+        median = np.median(list(shown.values())) if shown else np.nan
+        print(
+            f"{name}, {len(errors)}, {len(hidden)}, {median:.2f}, {shown.get(worst, np.nan):.2f} "
+            f"({worst}), {'; '.join(found.doubts)}"
+        )
+    over = sum(error > 10 for error in every)
+    print(
+        f"all: median {np.median(every):.2f} mm, mean {np.mean(every):.2f}, "
+        f"{100 * np.mean(np.array(every) < 2):.0f} % within 2 mm, {over} of {len(every)} over 10 mm"
+    )
+
+
+if __name__ == "__main__":
+    main()
