@@ -42,7 +42,7 @@ _LOOKS = {"mra": (100.0, 420.0, 12.0), "cta": (40.0, 340.0, 12.0), "arteries": (
 
 def junctions(labels: np.ndarray, ijk_to_lps: np.ndarray) -> Landmarks:
     """LPS mm of the bifurcations of a label map (X, Y, Z), of those whose labels touch."""
-    found = {}
+    found: dict[str, np.ndarray | None] = {}
     for name, pairs in JUNCTIONS.items():
         places = [place for pair in pairs if (place := _contact(labels, *pair)) is not None]
         if len(places) == len(pairs):
