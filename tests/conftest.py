@@ -4,11 +4,11 @@ import os
 import shutil
 import tempfile
 
-# Most of the tests' time is the compiler's: fast code is of no use here and takes long to compile,
-# and many tests, and the processes that they start, compile the same programs.
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
-)
+from running import QUICK, with_disk
+
+# Most of the tests' time is the compiler's, and many tests, and the processes that they start,
+# compile the same programs.
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=2 {QUICK}")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
     "JAX_COMPILATION_CACHE_DIR"
@@ -22,7 +22,6 @@ import hypothesis
 import numpy as np
 import pytest
 from absl import flags
-from running import with_disk
 
 from jaxmark.core.geometry import rotation_from_quaternion
 from jaxmark.system.errors import InputError

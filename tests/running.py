@@ -1,5 +1,6 @@
 """The command line in real processes, on devices and disks of a test's choosing."""
 
+import json
 import os
 import socket
 import subprocess
@@ -12,8 +13,9 @@ from jaxmark.system.huge_pages import VARIABLE
 ROOT = Path(__file__).parents[1]
 TINY = "--config=experiments/cow.py:tiny"
 PROGRAM = "from jaxmark.main import console; console()"
-# Fast code is of no use here and takes long to compile.
-QUICK = "--xla_backend_optimization_level=0"
+# Fast code is of no use here and takes long to compile: with the newer emitters of fusions, four
+# times as long as with the older ones.
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 # A shell with a view of the file systems of its own, in which it may mount one.
 OWN_VIEW = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
 MOUNT = 'mount -t tmpfs -o size="$1" tmpfs "$2" && shift 2 && exec "$@"'
@@ -29,6 +31,45 @@ def jaxmark(*arguments, **environment):
         cwd=ROOT,
         timeout=300,
     )
+
+
+# Runs each command line that stdin has, and writes exit codes and outputs to stdout: in processes
+# that are copies of one which has imported what they need. A short one's imports take most of it.
+COPIES = """
+import json, os, subprocess, sys, tempfile
+import jax, jaxmark.workflow
+from jaxmark.main import console
+
+def run(arguments):
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        child = os.fork()
+        if not child:
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
+            sys.argv[1:] = arguments
+            console()
+        _, status = os.waitpid(child, 0)
+        texts = [file.seek(0) or file.read().decode() for file in (out, err)]
+    return [os.waitstatus_to_exitcode(status), *texts]
+
+json.dump([run(arguments) for arguments in json.load(sys.stdin)], sys.stdout)
+"""
+
+
+def jaxmark_copies(commands):
+    """As `jaxmark` for each list of arguments, one after another; processes start in no time."""
+    inherited = {k: v for k, v in os.environ.items() if k != VARIABLE}
+    done = subprocess.run(
+        [sys.executable, "-c", COPIES],
+        input=json.dumps([[str(argument) for argument in command] for command in commands]),
+        capture_output=True,
+        encoding="utf-8",
+        env={**inherited, "XLA_FLAGS": QUICK},
+        cwd=ROOT,
+        timeout=500,
+        check=True,
+    )
+    return [subprocess.CompletedProcess("jaxmark", *found) for found in json.loads(done.stdout)]
 
 
 class Process:

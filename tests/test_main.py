@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from running import PROGRAM, ROOT, TINY, free_port, jaxmark
+from running import PROGRAM, ROOT, TINY, free_port, jaxmark, jaxmark_copies
 
 from experiments.dicom_files import single
 from jaxmark.core.geometry import apply_affine
@@ -306,27 +306,20 @@ MISTAKES = {
 def mistakes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mistakes")
 
-    def run(number, mistake):
-        work = folder / f"work{number}"
-        config = [] if mistake.startswith("--config=") else [TINY]
-        cache = [] if mistake.startswith("--config=") else [f"--config.data.cache={folder / 'c'}"]
-        return work, jaxmark(
-            *config,
-            f"--workdir={work}",
-            "--mode=predict",
-            "--nohuge_pages",  # saves a second start
-            *cache,
-            *mistake.split(),
-        )
+    def command(number, mistake):
+        named = mistake.startswith("--config=")
+        own = [] if named else [TINY, f"--config.data.cache={folder / 'c'}"]
+        work = f"--workdir={folder / f'work{number}'}"
+        # Without huge pages, for which a process starts itself again.
+        return [*own, work, "--mode=predict", "--nohuge_pages", *mistake.split()]
 
-    with ThreadPoolExecutor(2) as pool:
-        results = pool.map(run, range(len(MISTAKES)), MISTAKES)
-        return dict(zip(MISTAKES, results, strict=True))
+    commands = [command(number, mistake) for number, mistake in enumerate(MISTAKES)]
+    return dict(zip(MISTAKES, jaxmark_copies(commands), strict=True))
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line_and_exit_code_1(mistakes, mistake):
-    _, result = mistakes[mistake]
+    result = mistakes[mistake]
     assert result.returncode == 1, result.stdout
     # A progress bar may have been there before.
     lines = [line for line in result.stderr.splitlines() if line and "%|" not in line]

@@ -26,8 +26,10 @@ HEATMAPS = 4 * K * 32 * 32 * 16  # bytes
 
 
 def temporary(function, *args):
-    """Bytes besides arguments and results."""
-    return jax.jit(function).lower(*args).compile().memory_analysis().temp_size_in_bytes
+    """Bytes besides arguments and results, as XLA fuses where nothing is set."""
+    default = {"xla_cpu_use_fusion_emitters": True}
+    compiled = jax.jit(function).lower(*args).compile(compiler_options=default)
+    return compiled.memory_analysis().temp_size_in_bytes
 
 
 def weighted(*args, **kwargs):

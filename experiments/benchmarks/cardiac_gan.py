@@ -1,4 +1,8 @@
-"""Part (k): the cardiac GAN on pictures against PyTorch."""
+"""Part (k): the cardiac GAN on pictures against PyTorch.
+
+Their gradients are compared parameter by parameter, as root mean squares: in float32 single numbers
+differ where rounding flips a rectifier of the discriminator, which has few pixels (`step.LIMITS`).
+"""
 
 import dataclasses
 from collections.abc import Iterator

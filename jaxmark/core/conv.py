@@ -47,6 +47,8 @@ DFT_FROM_TAPS = 49
 DFT_TO_ROWS = 500
 # Products of a transform whose part of the kernel is made at once.
 PRODUCTS_AT_ONCE = 64
+# Values of a block that are less than this share below its maximum count as equal to it.
+ROUNDING = 1e-5
 
 
 def conv_same(x: Array, kernel: Array) -> Array:
@@ -389,7 +391,10 @@ def conv_transpose_2(x: Array, kernel: Array) -> Array:
 
 @jax.custom_vjp
 def max_pool_2(x: Array) -> Array:
-    """Maximum over blocks of 2 voxels a side, all even. Equals share the gradient."""
+    """Maximum over blocks of 2 voxels a side, all even. Equals share the gradient.
+
+    So do values that differ from the maximum by rounding (`ROUNDING`).
+    """
     return _in_blocks(x).max(_inside(x))
 
 
@@ -401,9 +406,10 @@ def _max_pool_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
 def _max_pool_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array]:
     x, y = saved
     one = jnp.expand_dims(y, _inside(x)).shape
-    largest = _in_blocks(x) >= y.reshape(one)
-    # XLA may compute x once more for this, rounded otherwise, and then none equals the maximum: a
-    # block's gradient is lost, where JAX's own division by the number of equals makes it NaN.
+    # XLA may compute x once more for this, rounded otherwise, and then none equals the maximum:
+    # without a margin a block's gradient is lost, where JAX's own division by the number of equals
+    # makes it NaN.
+    largest = _in_blocks(x) >= (y - ROUNDING * jnp.abs(y)).reshape(one)
     share = dy / jnp.maximum(largest.sum(_inside(x)), 1).astype(dy.dtype)
     return (jnp.where(largest, share.reshape(one), 0).reshape(x.shape),)
 

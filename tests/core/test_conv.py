@@ -219,6 +219,19 @@ def test_equals_share_the_gradient_of_a_maximum():
     np.testing.assert_array_equal(gradient, np.full((1, 2, 2, 2, 1), 1 / 8))
 
 
+@pytest.mark.parametrize("towards", [-np.inf, np.inf])
+def test_a_maximum_that_is_rounded_otherwise_loses_no_gradient(towards):
+    x, dy = (
+        jax.random.normal(jax.random.key(i), shape)
+        for i, shape in enumerate([(2, 8, 6, 4, 3), (2, 4, 3, 2, 3)])
+    )
+    y, pull = jax.vjp(conv.max_pool_2, x)
+    (expected,) = pull(dy)
+    (found,) = conv._max_pool_backward((x, jnp.nextafter(y, towards)), dy)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(found.sum(), dy.sum(), rtol=1e-5)
+
+
 def mirrored(x, rim):
     return jnp.pad(x, [(0, 0), *((r, r) for r in rim), (0, 0)], mode="reflect")
 
