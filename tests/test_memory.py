@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from running import OLDER_EMITTERS
 
 from jaxmark.config import Augment
 from jaxmark.core.anatomy import scheme_of
@@ -27,7 +28,7 @@ HEATMAPS = 4 * K * 32 * 32 * 16  # bytes
 
 def temporary(function, *args):
     """Bytes besides arguments and results, as XLA fuses where nothing is set."""
-    default = {"xla_cpu_use_fusion_emitters": True}
+    default = {"xla_cpu_use_fusion_emitters": True} if OLDER_EMITTERS else {}
     compiled = jax.jit(function).lower(*args).compile(compiler_options=default)
     return compiled.memory_analysis().temp_size_in_bytes
 
