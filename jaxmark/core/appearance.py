@@ -10,8 +10,9 @@ axis alone (blur, ringing, ghosts, folding) is one small matrix for each axis.
 """
 
 import functools
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -47,6 +48,8 @@ _VEINS = np.array([name in ("sinus", "vein") for name in TISSUES])
 _BRAIN = np.array([name in ("grey", "white") for name in TISSUES])
 _IN_SKULL = np.array([name in ("csf", "grey", "white", "sinus", "vein") for name in TISSUES])
 
+# Smooth random fields: least and most distance of their nodes, mm.
+_FIELDS = {"fine": (2, 6), "coarse": (15, 30), "flow": (20, 40), "coil": (40, 80)}
 # Standard deviation in voxels that makes a tissue's edge as wide as a voxel.
 _EDGE = 0.45
 # Prepared images end there, see `data.frame`.
@@ -81,7 +84,11 @@ class Dice:
 
     def uniform(self, name: str, low: float | Array = 0.0, high: float | Array = 1.0) -> Array:
         """() between two values."""
-        return low + (high - low) * self._numbers[_NAMES.index(name)]
+        return low + (high - low) * self.by_tissue(name)[0]
+
+    def by_tissue(self, name: str) -> Array:
+        """(T,) between 0 and 1."""
+        return self._numbers[_NAMES.index(name)]
 
     def chance(self, name: str, share: float) -> Array:
         """() bool: true in this share of the images."""
@@ -89,15 +96,17 @@ class Dice:
 
     @functools.cached_property
     def _numbers(self) -> Array:
-        return jax.random.uniform(jax.random.fold_in(self._key, len(_NAMES)), (len(_NAMES),))
+        # All at once: programs with fewer draws are compiled sooner.
+        key = jax.random.fold_in(self._key, len(_NAMES))
+        return jax.random.uniform(key, (len(_NAMES), len(TISSUES)))
 
 
 # New names are added at the end: the others' numbers then stay the same.
 _NAMES = (
     *("kind", "tissues", "arteries", "dark", "darkness", "venous", "early", "vein"),
     *("window", "low", "high", "nothing"),
-    *("fade", "fading", "fade_mm", "thin", "saturated", "plane", "way", "stack", "loss"),
-    *("texture", "fine", "fine_mm", "coarse", "coarse_mm", "bias", "bias_mm", "coil"),
+    *("nodes", "fine_mm", "coarse_mm", "flow_mm", "coil_mm", "finely", "coarsely", "bias"),
+    *("fade", "thin", "saturated", "plane", "way", "stack", "loss"),
     *("noise", "channels", "voxel_x", "voxel_y", "voxel_z", "ringing", "ring_x", "ring_y"),
     *("ring_z", "sharpened", "sharpness", "motion", "ghost", "ghost_mm", "wrapped", "folded"),
     *("fold_at", "stripped", "strip_edge", "threshold", "level", "vessels", "vessels_edge"),
@@ -147,12 +156,13 @@ def _draw(
     """One case: (X, Y, Z), (X, Y, Z), (3,) -> (X, Y, Z), (X, Y, Z)."""
     dice = Dice(key)
     contrast = draw_contrast(dice, settings)
-    image = textured(dice, contrast, tissues, settings, spacing_mm)
+    fields = random_fields(dice, lumen.shape, spacing_mm)
+    image = textured(dice, contrast, tissues, fields, settings)
     image = along(image, *(gaussian(n, _EDGE) for n in image.shape))
-    kept = artery_contrast(dice, contrast, lumen, settings, spacing_mm)
+    kept = artery_contrast(dice, contrast, lumen, fields, settings, spacing_mm)
     signal = contrast.brain + (contrast.arteries - contrast.brain) * kept
     image = image + lumen * (signal - image)
-    image = scanned(dice, contrast, image, settings, spacing_mm)
+    image = scanned(dice, contrast, image, fields, settings, spacing_mm)
     image = processed(dice, contrast, image, lumen, tissues, settings, spacing_mm)
     seen = field_of_view(dice, image.shape, middle_ijk, settings, spacing_mm)
     return scaled(dice, image, seen, settings), seen
@@ -164,7 +174,7 @@ def draw_contrast(dice: Dice, settings: Appearance) -> Contrast:
     known = settings.mra + settings.cta
     kind = jnp.where(modality < settings.mra, _MRA, jnp.where(modality < known, _CTA, _FREE))
     low, high = jnp.moveaxis(jnp.asarray(_TABLE)[kind], -1, 0)
-    values = low + (high - low) * jax.random.uniform(dice.key("tissues"), low.shape)
+    values = low + (high - low) * dice.by_tissue("tissues")
     brain = (values * _BRAIN).sum() / _BRAIN.sum()
     low, high = jnp.asarray(_ARTERIES)[kind]
     # More dim arteries than bright ones: they are the harder ones.
@@ -197,28 +207,26 @@ def textured(
     dice: Dice,
     contrast: Contrast,
     tissues: Array,
+    fields: Mapping[str, Array],
     settings: Appearance,
-    spacing_mm: Sequence[float],
 ) -> Array:
     """(X, Y, Z): the tissues' values, which vary smoothly within each; the air's do not."""
     index = tissues.astype(jnp.int32)
     values = contrast.tissues
     if not settings.texture:
         return values[index]
-    place = (tissues.shape, spacing_mm)
-    fine = random_field(dice.key("fine"), *place, dice.uniform("fine_mm", 2.0, 6.0), 2.0)
-    coarse = random_field(dice.key("coarse"), *place, dice.uniform("coarse_mm", 15, 30), 15.0)
     # Each tissue has its own shares of both.
-    shares = settings.texture * jax.random.uniform(dice.key("texture"), (2, len(TISSUES)))
+    shares = settings.texture * jnp.stack([dice.by_tissue("finely"), dice.by_tissue("coarsely")])
     rough = shares * jnp.abs(values) * (np.array(TISSUES) != "air")
     value, finely, coarsely = jnp.stack([values, *rough])[:, index]
-    return value + finely * fine + coarsely * coarse
+    return value + finely * fields["fine"] + coarsely * fields["coarse"]
 
 
 def artery_contrast(
     dice: Dice,
     contrast: Contrast,
     lumen: Array,
+    fields: Mapping[str, Array],
     settings: Appearance,
     spacing_mm: Sequence[float],
 ) -> Array:
@@ -228,10 +236,8 @@ def artery_contrast(
     """
     kept = jnp.ones((), jnp.float32)
     if settings.fade:
-        field = random_field(
-            dice.key("fading"), lumen.shape, spacing_mm, dice.uniform("fade_mm", 20, 40), 20.0
-        )
-        kept = kept * (1 - dice.uniform("fade", 0, settings.fade) * jax.nn.sigmoid(2 * field))
+        places = jax.nn.sigmoid(2 * fields["flow"])
+        kept = kept * (1 - dice.uniform("fade", 0, settings.fade) * places)
     if settings.thin:
         # Of a tube of radius r a Gaussian of this width leaves 1 - exp(-r^2 / (2 width^2)).
         width = 1.5
@@ -254,17 +260,15 @@ def scanned(
     dice: Dice,
     contrast: Contrast,
     image: Array,
+    fields: Mapping[str, Array],
     settings: Appearance,
     spacing_mm: Sequence[float],
 ) -> Array:
     """(X, Y, Z): what a scanner makes of it."""
     is_cta = contrast.kind == _CTA
     if settings.bias:
-        field = random_field(
-            dice.key("bias"), image.shape, spacing_mm, dice.uniform("bias_mm", 40, 80), 40.0
-        )
-        strength = dice.uniform("coil", 0, settings.bias)
-        image = image * jnp.exp(jnp.where(is_cta, 0, strength) * field)
+        strength = jnp.where(is_cta, 0, dice.uniform("bias", 0, settings.bias))
+        image = image * jnp.exp(strength * fields["coil"])
     blurs = resolutions(dice, image.shape, settings, spacing_mm)
     x, y, z = blurs
     copies = jnp.where(is_cta, jnp.eye(len(y)), folds(dice, len(y), settings, spacing_mm[1]))
@@ -438,26 +442,29 @@ def scaled(dice: Dice, image: Array, seen: Array, settings: Appearance) -> Array
     return jnp.where(fits, jnp.where(seen, shown(image), shown(around)), 0.0)
 
 
-def random_field(
-    key: Array,
-    shape: Sequence[int],
-    spacing_mm: Sequence[float],
-    nodes_mm: Array,
-    finest_mm: float,
-) -> Array:
-    """(X, Y, Z): a smooth field of mean 0 and SD 1, a cubic B-spline of white nodes.
-
-    They lie `nodes_mm` apart, which is at least `finest_mm`.
-    """
+def random_fields(
+    dice: Dice, shape: Sequence[int], spacing_mm: Sequence[float]
+) -> dict[str, Array]:
+    """(X, Y, Z) for each of `_FIELDS`: cubic B-splines of white nodes, of mean 0 and SD 1."""
     lengths = [(n - 1) * s for n, s in zip(shape, spacing_mm, strict=True)]
-    counts = [math.ceil(length / finest_mm) + 4 for length in lengths]
-    bases = [
-        cubic_spline(jnp.arange(n)[:, None] * (s / nodes_mm) + 1 - jnp.arange(m))
-        for n, s, m in zip(shape, spacing_mm, counts, strict=True)
-    ]
-    nodes = jax.random.normal(key, counts)
-    # In each direction a cubic B-spline leaves 0.479 of the variance of white nodes.
-    return along(nodes, *bases) / 0.479**1.5
+    # As many nodes as the smallest distance needs; with a larger one some are beyond the volume.
+    counts = {
+        name: [math.ceil(length / least) + 4 for length in lengths]
+        for name, (least, _) in _FIELDS.items()
+    }
+    sizes = [math.prod(count) for count in counts.values()]
+    drawn = jax.random.uniform(dice.key("nodes"), (sum(sizes),), minval=-1, maxval=1) * 3**0.5
+    parts = jnp.split(drawn, list(itertools.accumulate(sizes))[:-1])
+    fields = {}
+    for (name, count), part in zip(counts.items(), parts, strict=True):
+        apart = dice.uniform(f"{name}_mm", *_FIELDS[name])
+        bases = [
+            cubic_spline(jnp.arange(n)[:, None] * (s / apart) + 1 - jnp.arange(m))
+            for n, s, m in zip(shape, spacing_mm, count, strict=True)
+        ]
+        # In each direction a cubic B-spline leaves 0.479 of the variance of white nodes.
+        fields[name] = along(part.reshape(count), *bases) / 0.479**1.5
+    return fields
 
 
 def gaussian(n: int, width: float | Array) -> Array:
