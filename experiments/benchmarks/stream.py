@@ -33,15 +33,15 @@ def main(_: list[str]) -> None:
         "head, 72 x 72 x 64 of 3.2 mm": phantom.drawing((72, 72, 64), (3.2, 3.2, 3.2), 15.0, 20.0),
     }
     for name, draw in grids.items():
-        begin = time.process_time()
+        start = time.process_time()
         for number in range(8):
             draw(number)
-        print(f"{name}: {(time.process_time() - begin) / 8:.3f} CPU s each, in this process")
-        for workers in map(int, _WORKERS.value):
-            seconds, _ = read(draw, workers, 1, 0.0)
+        print(f"{name}: {(time.process_time() - start) / 8:.3f} CPU s each, in this process")
+        for workers in [int(count) for count in _WORKERS.value]:
+            seconds, _waits = read(draw, workers, 1, 0.0)
             print(f"  {workers} workers: {_STEPS.value * BATCH / seconds:.1f} a second")
-            for reuse in map(int, _REUSE.value):
-                _, waits = read(draw, workers, reuse, _STEP_S.value)
+            for reuse in [int(count) for count in _REUSE.value]:
+                _seconds, waits = read(draw, workers, reuse, _STEP_S.value)
                 middle, worst = np.percentile(waits, [50, 95])
                 print(
                     f"    seen {reuse} times: a step waits {1e3 * np.mean(waits):.0f} ms in the "
@@ -53,7 +53,7 @@ def read(
     draw: Callable[[int], HostBatch], workers: int, reuse: int, step_s: float
 ) -> tuple[float, list[float]]:
     """Seconds of all steps, and what each waited; after the first block, all of which is new."""
-    waits = []
+    waits: list[float] = []
     with drawing_pool(workers) as pool:
         order = Order(0, WINDOW, reuse)
         batches = streamed_batches(draw, order, pool, batch=BATCH, threads=4, prefetch=4)
