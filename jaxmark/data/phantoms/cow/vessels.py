@@ -159,6 +159,16 @@ _COURSES: Mapping[str, _Course] = {
         "22 20 -62, 21 26.5 -55, 14 28.5 -50, 9.5 24 -43, 4.6 17.8 -32", ends=("", "BA/VA")
     ),
 }
+# Instead of these, where vessels are lively: nearly a T where the carotid ends and at the basilar's
+# tip, as label maps of real patients have it (the TopCoW challenge's; angles of 148 degrees between
+# M1 and A1, of 141 between the P1).
+_LIVELY_COURSES: Mapping[str, _Course] = {
+    **_COURSES,
+    "C7 @": _Course("13.6 -0.2 1.3"),
+    "M1 @": _Course("19.4 -2 3.7, 24.2 -5 4.6", "0 0 1, 0 0 1.5"),
+    "A1 @": _Course("11 -1.6 4.4, 5.8 -3.8 6", "0.3 -0.6 0.9, 0 -0.4 1.2"),
+    "P1 @": _Course("3.8 10.6 1.0", "0 -0.7 0.4"),
+}
 
 
 @dataclass(frozen=True)
@@ -475,7 +485,7 @@ def _draw_chain(
     knots = [landmarks[ends[0][0]]] if ends[0][0] else []
     cuts = [0]
     for name, (start, end) in zip(chain, ends, strict=True):
-        knots += list(_controls(rng, name, start, end, bend, landmarks))
+        knots += list(_controls(rng, name, start, end, bend, landmarks, lively))
         knots += [landmarks[end]] if end else []
         cuts.append(len(knots) - 1)
     joints = [cut for cut, (_, end) in zip(cuts[1:-1], ends, strict=False) if end in no_forks]
@@ -533,9 +543,10 @@ def _controls(
     end: str,
     bend: float,
     landmarks: Mapping[str, np.ndarray],
+    lively: bool,
 ) -> np.ndarray:
     """(n, 3) mm: a person's control points of one vessel."""
-    course = _COURSES[_sideless(name)]
+    course = (_LIVELY_COURSES if lively else _COURSES)[_sideless(name)]
     mean = _points(course.controls)
     ends = [_MEAN_MM.get(_sideless(landmark)) for landmark in (start, end)]
     line = np.vstack([p for p in (ends[0], mean, ends[1]) if p is not None])

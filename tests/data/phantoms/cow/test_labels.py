@@ -7,6 +7,8 @@ from jaxmark.core.anatomy import COW19
 from jaxmark.core.geometry import apply_affine
 from jaxmark.core.tissues import TISSUES
 from jaxmark.data.phantoms.cow.labels import draw_labels
+from jaxmark.data.phantoms.cow.shape import draw_anatomy
+from jaxmark.data.phantoms.cow.vessels import draw_vessels
 from jaxmark.data.phantoms.grids import centred_grid
 
 CENTRE_MM = (0.0, 0.0, 6.5)
@@ -115,3 +117,21 @@ def test_skulls_are_as_thick_as_skulls():
         thick_mm = np.isin(tissues, bone).sum(2)
         assert 3 < np.median(thick_mm) < 12
         assert (tissues == TISSUES.index("marrow")).any()
+
+
+def test_lively_courses_wander_between_the_same_landmarks():
+    tortuosity = {False: [], True: []}
+    for number in range(12):
+        anatomy = draw_anatomy(np.random.default_rng([0, number]))
+        for lively, found in tortuosity.items():
+            tree = draw_vessels(np.random.default_rng([1, number]), anatomy, lively=lively)
+            for vessel in tree:
+                if vessel.name[:2] in ("A1", "P1"):
+                    steps = np.linalg.norm(np.diff(vessel.points_mm, axis=0), axis=1)
+                    ends = vessel.points_mm[[0, -1]]
+                    found.append(steps.sum() / np.linalg.norm(ends[1] - ends[0]))
+                    names = COW19.segments[vessel.segment].ends
+                    wanted = anatomy.landmarks_mm[[COW19.landmark(name) for name in names]]
+                    np.testing.assert_allclose(ends, wanted, atol=1e-6)
+    # Medians of 560 people are 1.23 and 1.19.
+    assert np.median(tortuosity[False]) < 1.1 < np.median(tortuosity[True]) < 1.35
