@@ -363,6 +363,9 @@ class Experiment:
             )
         if self.stream.on and not hasattr(self.phantom, "drawing"):
             yield "stream.on", "needs config.phantom to be one that draws label maps"
+        if self.stream.on and not self.augment.appearance.drawn:
+            problem = "gives label maps, not images: set config.augment.appearance.drawn"
+            yield "stream.on", problem
         if self.predict.decoder not in self.method.decoders:
             known = self.method.decoders
             yield "predict.decoder", f"{self.predict.decoder!r} is not one of {known}"

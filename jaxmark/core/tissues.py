@@ -15,3 +15,6 @@ TISSUES = (
     "sinus",
     "vein",
 )
+
+# Name of a label map in `Batch.targets`.
+TARGET = "tissues"

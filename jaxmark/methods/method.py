@@ -39,7 +39,6 @@ SEGMENTATION = "segmentation"  # (B, X, Y, Z) uint8: 0, or 1 + index of the segm
 SEGMENTS_PRESENT = "segments_present"  # (B, S) bool
 SEGMENTS_ABSENT = "segments_absent"  # (B, S) bool: known not to be there; else nothing is known
 # What images are drawn from, see `config.Appearance`: (B, X, Y, Z) uint8, `core.tissues`.
-TISSUES = "tissues"
 
 # Probability that arteries fork at a landmark: a name in `Prediction.probabilities`.
 FORKS = "forks"

@@ -17,7 +17,8 @@ from jaxmark.core.augmentation import (
     view_points,
     view_values,
 )
-from jaxmark.methods.method import BY_SEGMENT, LABELS, TISSUES, Batch, Task
+from jaxmark.core.tissues import TARGET
+from jaxmark.methods.method import BY_SEGMENT, LABELS, Batch, Task
 from jaxmark.system.errors import InputError
 
 
@@ -67,7 +68,7 @@ def augmented(task: Task, batch: Batch, key: Array) -> Batch:
     share of arteries and the tissues that the batch holds; the view has no tissues any more.
     """
     drawn = task.augment.appearance.drawn
-    if drawn and TISSUES not in batch.targets:
+    if drawn and TARGET not in batch.targets:
         problem = "needs batches of label maps, which hold tissues; these hold images"
         raise InputError("config.augment.appearance.drawn", problem)
     k_view, *k_intensities = jax.random.split(key, 4)
@@ -79,7 +80,7 @@ def augmented(task: Task, batch: Batch, key: Array) -> Batch:
     image = view_image(batch.image.astype(jnp.float32), view, **place)
     strengths, targets = task.augment, dict(batch.targets)
     if drawn:
-        tissues = view_labels(targets.pop(TISSUES), view, mirrored=(), **place)
+        tissues = view_labels(targets.pop(TARGET), view, mirrored=(), **place)
         share = image / 255 if batch.image.dtype == jnp.uint8 else image
         image, present = _with_appearance(
             task, k_intensities[0], share, tissues, landmarks_ijk, present

@@ -13,7 +13,8 @@ from jaxmark.config import Appearance, Augment
 from jaxmark.core import augmentation
 from jaxmark.core.anatomy import Scheme, Segment, scheme_of
 from jaxmark.core.heatmaps import decode, gaussians
-from jaxmark.methods.method import BY_LANDMARK, BY_SEGMENT, LABELS, TISSUES, Batch, Task
+from jaxmark.core.tissues import TARGET
+from jaxmark.methods.method import BY_LANDMARK, BY_SEGMENT, LABELS, Batch, Task
 from jaxmark.methods.views import augmented
 from jaxmark.system.errors import InputError
 
@@ -296,7 +297,7 @@ def label_maps(dtype=jnp.uint8):
     share = share.astype(dtype) if dtype == jnp.uint8 else share / 255
     known = jnp.array([[True, True], [True, False]])
     tissues = jnp.full((2, *FULL), 8, jnp.uint8).at[:, :12].set(6)
-    return Batch(share, points, known, ~known, {TISSUES: tissues})
+    return Batch(share, points, known, ~known, {TARGET: tissues})
 
 
 def drawn(batch, key=0, translation=3, **changes):

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmark.core.anatomy import COW19
 from jaxmark.core.geometry import apply_affine
-from jaxmark.core.tissues import TISSUES
+from jaxmark.core.tissues import TARGET, TISSUES
 from jaxmark.data.cases import HostBatch
 from jaxmark.data.phantoms.cow.anatomy import Anatomy
 from jaxmark.data.phantoms.cow.head import shape_tissues, standard_places
@@ -25,9 +25,6 @@ from jaxmark.data.phantoms.cow.whole_head import (
 from jaxmark.data.phantoms.fields import interpolate, node_weights, random_field
 from jaxmark.data.phantoms.grids import Grid
 from jaxmark.data.phantoms.lumen import Vessel, coverage
-
-# Name in the targets of a batch.
-LABEL_MAP = "tissues"
 
 # Streams of random numbers of a seed, after those of `cohort`: whoever is drawn here has no scan
 # there. A person is the same on every grid.
@@ -85,7 +82,7 @@ def draw_labels(
         "landmarks_ijk": np.where((inside & forks)[:, None], ijk, 0).astype(np.float32),
         "present": inside & forks,
         "absent": inside & ~forks,
-        "targets": {LABEL_MAP: tissues},
+        "targets": {TARGET: tissues},
     }
 
 
