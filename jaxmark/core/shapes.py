@@ -21,6 +21,8 @@ LEAST_SHAPES, LEAST_POINTS = 8, 5
 _NOISE = (0.01, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6)
 _FOLDS = 4
 _MEANS, _EM_ROUNDS = 4, 30
+# Points of pictures are so flat, relative to their extent: but for rounding.
+_FLAT = 1e-9
 
 
 def mirror(shapes: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
@@ -149,6 +151,19 @@ class ShapeModel:
         found[seen] = np.sqrt(_given_the_others(off, self.covariance[np.ix_(index, index)]))
         return found
 
+    def as_a_whole(self, points: np.ndarray) -> float:
+        """How far the better three quarters of the points (K, 3) are from likely: a median.
+
+        The worst ones are left out one after the other, so that a few gross errors do not count. It
+        is about 0.8 in good shapes. NaN as in `distances`.
+        """
+        left = points.copy()
+        for _ in range(int(np.isfinite(points).all(-1).sum()) // 4):
+            left[np.nan_to_num(self.distances(left)).argmax()] = np.nan
+        known = self.distances(left)
+        known = known[np.isfinite(known)]
+        return float(np.median(known)) if len(known) else float("nan")
+
     def unlikely(self, points: np.ndarray, limit: float) -> list[int]:
         """Points farther off than `limit`, the worst first.
 
@@ -175,15 +190,17 @@ def aligned_to(points: np.ndarray, mean: np.ndarray) -> np.ndarray:
     if both.sum() < LEAST_POINTS:
         raise ValueError("too few points to align")
     own, other = points[both], mean[both]
-    if np.ptp(own[:, 2]) == 0 == np.ptp(other[:, 2]):
+    if max(np.ptp(own[:, 2]), np.ptp(other[:, 2])) <= _FLAT * np.ptp(other):
         # A picture turned over would fit its mirror image. With points above it, it does not.
         above = np.array([0.0, 0.0, float(np.ptp(other, axis=0).max())])
         own, other = np.concatenate([own, own + above]), np.concatenate([other, other + above])
     return fit("rigid", own, other).transform(points)
 
 
-def fit_shapes(shapes: np.ndarray) -> tuple[ShapeModel, np.ndarray] | None:
-    """The model of shapes (N, K, 3), and distances (N, K) of each by a model without it.
+def fit_shapes(shapes: np.ndarray) -> tuple[ShapeModel, np.ndarray, np.ndarray] | None:
+    """The model of shapes (N, K, 3), and what models without them say of each.
+
+    That is its points' `distances` (N, K), and (N,) of the shape `as_a_whole`.
 
     To the covariance a multiple of the unit matrix is added, that one of `_NOISE` which makes
     shapes that were left out the most likely. None where there are too few.
@@ -220,12 +237,13 @@ def fit_shapes(shapes: np.ndarray) -> tuple[ShapeModel, np.ndarray] | None:
         whole[np.ix_(inside, inside)] = covariance + added
         return ShapeModel(whole_mean.reshape(-1, 3), whole)
 
-    distances = np.full(shapes.shape[:2], np.nan)
+    distances, whole = np.full(shapes.shape[:2], np.nan), np.full(len(shapes), np.nan)
     for part, (mean, covariance, _) in enumerate(folds):
         without = model(mean, covariance)
         for case in kept[parts == part]:
             distances[case] = without.distances(shapes[case])
-    return model(*fit_gaussian(rows, rounds=_EM_ROUNDS)), distances
+            whole[case] = without.as_a_whole(shapes[case])
+    return model(*fit_gaussian(rows, rounds=_EM_ROUNDS)), distances, whole
 
 
 def _together(shapes: np.ndarray) -> np.ndarray:

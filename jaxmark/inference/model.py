@@ -312,64 +312,68 @@ class TrainedModel:
     def landmarks_of(self, found: Found, prepared: PreparedScan) -> ScanLandmarks:
         """What the network found in a prepared scan, with what is known of it."""
         decoder, unit = self.experiment.predict.decoder, self.frame.unit
-        figures = prepared.quality, prepared.lead, prepared.overlap, prepared.voxel_mm
-        doubts = self.frame.doubts(*figures)
-        untrained = np.isin(self.landmarks, self.frame.untrained)
-        evidence = np.asarray(found.prediction.evidence)
-        presence = self.calibration.presence(evidence)
-        there = ~untrained & (True if presence is None else presence >= 0.5)
+        known, untrained = self.calibration, self.frame.untrained
+        evidence = np.asarray(found.prediction.evidence, float)
+        presence = known.presence(evidence)
+        there = ~np.isin(self.landmarks, untrained)
+        there &= True if presence is None else presence >= 0.5
         # In voxels of the scan itself.
         ijk = apply_affine(np.linalg.inv(prepared.grid.ijk_to_lps), found.landmarks_mm(decoder))
-        last = np.array(prepared.grid.shape) - 1
-        outside = there & ((ijk < -0.5) | (ijk > last + 0.5)).any(1)
-        refused = self._refusal(found, there & ~outside, prepared)
-        if self.calibration.usual is not None:
-            mean = float(evidence_of(evidence, self.landmarks, self.frame.untrained))
-            doubts += self.calibration.usual.doubts(prepared, mean, unit)
-        if self.calibration.shape is not None:
-            (points,) = shapes_of([found], self.frame.spacing_mm, decoder)
-            mirrored = self.scheme.mirrored
-            judged = there & ~outside
-            doubts += self.calibration.shape.doubts(points, judged, self.landmarks, mirrored)
-        names = np.array(self.landmarks)
-        if outside.any():
-            doubts.append(f"{first_few(names[outside].tolist())}: outside of the scan, hidden")
-        # Patches around these lie half outside of the scan.
-        border = ~untrained & ~outside & ((ijk < 1) | (ijk > last - 1)).any(1)
-        if self.frame.chunks is not None and border.any():
-            doubts.append(
-                f"{first_few(names[border].tolist())}: at the border of the scan, with little to "
-                "see"
+        beyond = np.maximum(-ijk, ijk - (np.array(prepared.grid.shape) - 1)).max(1)
+        outside = there & (beyond > 0.5)
+        (points,) = shapes_of([found], self.frame.spacing_mm, decoder)
+        refused = ""
+        # None: an earlier version observed the validation cases.
+        if known.evidence is not None:
+            refused = refusal(
+                points,
+                there,
+                ~outside,
+                evidence,
+                prepared.profile,
+                usual_evidence=known.evidence,
+                usual=known.usual,
+                shape=known.shape,
             )
+        doubts = [refused] if refused else []
+        figures = prepared.quality, prepared.lead, prepared.overlap, prepared.voxel_mm
+        doubts += self.frame.doubts(*figures)
+        if known.usual is not None:
+            mean = float(evidence_of(evidence, self.landmarks, untrained))
+            doubts += known.usual.doubts(prepared, mean, unit)
+        if known.shape is not None and not refused:
+            judged, mirrored = there & ~outside, self.scheme.mirrored
+            doubts += known.shape.doubts(points, judged, self.landmarks, mirrored)
+        doubts += self._doubts_of_places(outside, beyond)
         return ScanLandmarks.of(
             found,
             self.landmarks,
             decoder,
-            self.calibration,
-            doubts=[refused] * bool(refused) + doubts,
+            known,
+            doubts=doubts,
             notes=prepared.notes,
-            untrained=self.frame.untrained,
+            untrained=untrained,
             segments=ScanSegments.of(found, self.scheme, prepared.grid),
             plane=Plane(unit, prepared.pixel_mm) if self.frame.planar else None,
-            outside=names[outside].tolist(),
+            outside=np.array(self.landmarks)[outside].tolist(),
             refused=refused,
         )
 
-    def _refusal(self, found: Found, judged: np.ndarray, prepared: PreparedScan) -> str:
-        """See `verdict.refusal`; "" where an earlier version observed the validation cases."""
-        known = self.calibration
-        if known.evidence is None:
-            return ""
-        (points,) = shapes_of([found], self.frame.spacing_mm, self.experiment.predict.decoder)
-        return refusal(
-            points,
-            judged,
-            np.asarray(found.prediction.evidence, float),
-            prepared.profile,
-            usual_evidence=known.evidence,
-            usual=known.usual,
-            shape=known.shape,
-        )
+    def _doubts_of_places(self, outside: np.ndarray, beyond: np.ndarray) -> list[str]:
+        """Which landmarks are outside of the scan, (K,) bool, or in its outermost voxels.
+
+        `beyond` are voxels from the middle of the outermost ones, positive outwards. These count
+        where the model looks at patches, which lie half outside there.
+        """
+        border = ~outside & (beyond > -1) & ~np.isin(self.landmarks, self.frame.untrained)
+        names = np.array(self.landmarks)
+        found = []
+        if outside.any():
+            found.append(f"{first_few(names[outside].tolist())}: outside of the scan, hidden")
+        if border.any() and self.frame.chunks is not None:
+            some = first_few(names[border].tolist())
+            found.append(f"{some}: at the border of the scan or outside, with little to see")
+        return found
 
 
 def _picture_of(scan: sitk.Image | np.ndarray, unit: str, size_mm: float) -> tuple[str, Scan]:

@@ -5,9 +5,9 @@ of the validation cases were from it, which says how far is usual.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,8 +27,8 @@ _MOST_SHAPES = 500
 # Probability that any landmark of a good scan is named, and that a good scan's landmarks are
 # called unlikely as a whole.
 _LEVEL, _LEVEL_OF_ALL = 0.01, 0.001
-# Median distances below this occur in people, however alike the validation cases are.
-_LEAST_OF_ALL = 3.0
+# `ShapeModel.as_a_whole` below this occurs in people, however alike the validation cases are.
+_LEAST_OF_ALL = 2.0
 # Exchanged sides explain a shape if they bring it this much nearer.
 _NEARER = 0.5
 
@@ -40,6 +40,7 @@ class UsualShape:
     of: str  # "validation" (what the network found there) or "training" (annotated)
     model: ShapeModel
     distance: np.ndarray  # (N, K), NaN where a landmark is missing
+    whole: np.ndarray  # (N,) of them, `ShapeModel.as_a_whole`; NaN where it says nothing
 
     def doubts(
         self,
@@ -58,7 +59,7 @@ class UsualShape:
         points = np.where(judged[:, None], points_mm, np.nan)
         if line := self.unlikely_whole(points):
             return [self._sides(points, mirrored) or line]
-        limit = self._limit(np.nanmax, judged, _LEVEL)
+        limit = self._limit(judged)
         found = []
         worst = self.model.unlikely(points, limit)
         for k in list(worst):
@@ -81,38 +82,41 @@ class UsualShape:
 
     def unlikely_whole(self, points_mm: np.ndarray) -> str:
         """Why landmarks (K, 3), NaN where not judged, are as a whole like nobody's; "" else."""
-        judged = np.isfinite(points_mm).all(-1)
-        own = _median(self.model.distances(points_mm))
-        if not own > self._whole_limit(judged):
+        own = self.model.as_a_whole(points_mm)
+        if not own > self._whole_limit:
             return ""
-        usual = [_median(row[judged]) for row in self.distance]
         return (
-            f"the landmarks lie to each other as in none of the {self.of} cases (median distance "
-            f"{own:.1f}, theirs up to {np.nanmax(usual):.1f})"
+            f"the landmarks lie to each other as in none of the {self.of} cases (distance "
+            f"{own:.1f}, theirs up to {np.nanmax(self.whole):.1f})"
         )
 
     def _sides(self, points: np.ndarray, mirrored: np.ndarray) -> str:
         """Whether a mirror explains what is unlikely as a whole."""
-        own = _median(self.model.distances(points))
+        own = self.model.as_a_whole(points)
         paired = (mirrored != np.arange(len(mirrored))).any()
         other = points[mirrored] if paired else points * np.array([-1.0, 1.0, 1.0])
-        then = _median(self.model.distances(other))
-        if then < _NEARER * own and then <= self._whole_limit(np.isfinite(other).all(-1)):
+        then = self.model.as_a_whole(other)
+        if then < _NEARER * own and then <= self._whole_limit:
             what = "right and left are exchanged" if paired else "they are a mirror image"
-            return f"the landmarks lie as if {what} (median distance {own:.1f}, so {then:.1f})"
+            return f"the landmarks lie as if {what} (distance {own:.1f}, so {then:.1f})"
         return ""
 
-    def _whole_limit(self, judged: np.ndarray) -> float:
-        return max(_LEAST_OF_ALL, self._limit(np.nanmedian, judged, _LEVEL_OF_ALL))
+    @functools.cached_property
+    def _whole_limit(self) -> float:
+        """Of fewer landmarks than are known it is rather too large: they say less of each other."""
+        known = self.whole[np.isfinite(self.whole)]
+        limit = unusual_above(np.log(np.maximum(known, 1e-6)), _LEVEL_OF_ALL)
+        # NaN of too few: then nothing is unlikely.
+        return max(_LEAST_OF_ALL, float(np.exp(limit))) if len(known) > 1 else np.inf
 
-    def _limit(self, over: Any, judged: np.ndarray, level: float) -> float:
-        """What a statistic of a good scan's distances is above with the probability `level`.
+    def _limit(self, judged: np.ndarray) -> float:
+        """What the largest distance of a good scan's landmarks is above with probability `_LEVEL`.
 
         Of the landmarks judged alone. Distances are skew; their logarithms are hardly.
         """
         rows = [row[judged & np.isfinite(row)] for row in self.distance]
-        values = np.array([over(row) for row in rows if len(row) >= LEAST_POINTS])
-        return float(np.exp(unusual_above(np.log(values), level))) if len(values) else np.inf
+        values = np.array([row.max() for row in rows if len(row) >= LEAST_POINTS])
+        return float(np.exp(unusual_above(np.log(values), _LEVEL))) if len(values) > 1 else np.inf
 
 
 def usual_shape(shapes_mm: np.ndarray, found_mm: np.ndarray) -> UsualShape | None:
@@ -126,10 +130,15 @@ def usual_shape(shapes_mm: np.ndarray, found_mm: np.ndarray) -> UsualShape | Non
     fitted = fit_shapes(shapes_mm[kept.astype(int)]) if len(shapes_mm) >= LEAST_SHAPES else None
     if fitted is None:
         return None
-    model, left_out = fitted
+    model, left_out, whole = fitted
     if len(found_mm) < LEAST_CASES:
-        return UsualShape("training", model, left_out)
-    return UsualShape("validation", model, np.stack([model.distances(p) for p in found_mm]))
+        return UsualShape("training", model, left_out, whole)
+    return UsualShape(
+        "validation",
+        model,
+        np.stack([model.distances(points) for points in found_mm]),
+        np.array([model.as_a_whole(points) for points in found_mm]),
+    )
 
 
 def shapes_of(found: Sequence[Found], spacing_mm: np.ndarray, decoder: str) -> np.ndarray:
@@ -154,6 +163,7 @@ def save_shapes(
         "mean_mm": _with_none(first.model.mean, 4),
         "covariance_mm2": np.round(first.model.covariance, 5).tolist(),
         "distance": {name: _with_none(shape.distance, 4) for name, shape in usual.items()},
+        "whole": {name: _with_none(shape.whole[None], 4)[0] for name, shape in usual.items()},
     }
     write_json(path, sealed(tree))
 
@@ -181,20 +191,16 @@ def load_shape(
         mean = np.array(tree["mean_mm"], float).reshape(count, 3)
         covariance = np.array(tree["covariance_mm2"], float).reshape(3 * count, 3 * count)
         distance = np.array(tree["distance"][decoder], float).reshape(-1, count)
+        whole = np.array(tree["whole"][decoder], float).reshape(len(distance))
         np.linalg.cholesky(covariance)
-        if tree["of"] not in ("validation", "training") or (distance < 0).any():
+        negative = (distance < 0).any() or (whole < 0).any()
+        if negative or tree["of"] not in ("validation", "training"):
             raise ValueError("no distances of cases")
-        return UsualShape(tree["of"], ShapeModel(mean, covariance), distance)
+        return UsualShape(tree["of"], ShapeModel(mean, covariance), distance, whole)
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, np.linalg.LinAlgError) as error:
         raise InputError(path, f"lacks a field or has a wrong one ({error!r})") from error
-
-
-def _median(distances: np.ndarray) -> float:
-    """NaN of none, without a warning."""
-    known = distances[np.isfinite(distances)]
-    return float(np.median(known)) if len(known) else float("nan")
 
 
 def _with_none(table: np.ndarray, digits: int) -> list[list[float | None]]:

@@ -95,7 +95,7 @@ def test_radii_by_spread_hold_as_often_as_they_say_and_grow_with_it():
     held, by_third = [], []
     for _ in range(trials):
         spread = rng.uniform(1, 6, (count + 1, 1))
-        errors = spread * rng.exponential(size=(count + 1, 1))
+        errors = (0.2 * 3.5 + spread) ** 1.5 * rng.exponential(size=(count + 1, 1))
         model = fit_spread_radius(errors[:-1], spread[:-1], coverage)
         held.append(errors[-1, 0] <= model.radius_mm(spread[-1])[0])
         by_third.append(int(3 * (spread[-1, 0] - 1) / 5))
@@ -115,8 +115,12 @@ def test_a_landmark_of_few_cases_takes_the_scores_of_all():
     errors = rng.uniform(0, 3, (12, 3))
     errors[3:, 2] = np.nan
     model = fit_spread_radius(errors, spread, 0.8)
-    scores = errors / (model.offset_mm + spread)
-    assert model.factor[0] == np.sort(scores[:, 0])[int(np.ceil(13 * 0.8)) - 1]
+    usual = np.median(spread)
+    scores = errors / ((0.2 + spread / usual) / 1.2) ** 1.5
+    assert (
+        model.usual_mm == usual
+        and model.factor_mm[0] == np.sort(scores[:, 0])[int(np.ceil(13 * 0.8)) - 1]
+    )
     # Every case counts once, and a thirteenth one as infinite.
     values, weights = [], []
     for row in scores:
@@ -125,7 +129,7 @@ def test_a_landmark_of_few_cases_takes_the_scores_of_all():
         weights += [1 / len(known) / 13] * len(known)
     order = np.argsort(values)
     at = np.searchsorted(np.cumsum(np.array(weights)[order]), 0.8 - 1e-12)
-    assert model.factor[2] == values[order[at]]
-    assert np.isinf(fit_spread_radius(errors[:3], spread[:3], 0.8).factor).all()
+    assert model.factor_mm[2] == values[order[at]]
+    assert np.isinf(fit_spread_radius(errors[:3], spread[:3], 0.8).factor_mm).all()
     # Spots of one voxel still have a radius.
     assert (fit_spread_radius(errors, 0 * spread, 0.8).radius_mm(np.zeros(3)) > 0).all()
