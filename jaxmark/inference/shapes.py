@@ -23,7 +23,7 @@ FILE = "shape.json"
 SCHEMA_VERSION = 1
 
 # More shapes say little more, and take time.
-_MOST_SHAPES = 500
+_MOST_SHAPES = 200
 # Probability that any landmark of a good scan is named, and that a good scan's landmarks are
 # called unlikely as a whole.
 _LEVEL, _LEVEL_OF_ALL = 0.01, 0.001
