@@ -239,7 +239,16 @@ def calibrate(run: Run, step: int, variables: Variables) -> None:
     found = [f.without_maps() for f in run.find(variables, cases, "calibrating")] if cases else []
     if processes.primary():
         untrained = run.prepared.frame.untrained
-        observed = calibration.observe(found, cases, landmarks, step, training, untrained)
+        observed = calibration.observe(
+            found,
+            cases,
+            landmarks,
+            step,
+            training,
+            untrained,
+            spacing_mm=run.prepared.frame.spacing_mm,
+            decoders=run.experiment.method.decoders,
+        )
         calibration.save(observed, run.workdir)
 
 

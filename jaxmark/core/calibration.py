@@ -13,6 +13,8 @@ from scipy import optimize, special
 # Standard deviation of the landmarks' own log-odds about the common ones, and of the slope in
 # units of the evidence's spread: what a few cases say must not outweigh what all do.
 _OWN_SD, _SLOPE_SD = 1.0, 5.0
+# See `_growth`.
+_OFFSET, _POWER = 0.2, 1.5
 
 
 def conformal_radius(errors_mm: np.ndarray, coverage: float) -> np.ndarray:
@@ -35,6 +37,62 @@ def conformal_radius(errors_mm: np.ndarray, coverage: float) -> np.ndarray:
         if rank <= errors.size:
             radius[k] = errors[rank - 1]
     return radius
+
+
+@dataclasses.dataclass(frozen=True)
+class SpreadRadius:
+    """Radii that grow with how unsure a network is."""
+
+    factor_mm: np.ndarray  # (K,): the radius at the usual spread; infinite: not known
+    usual_mm: float  # spread of half of the validation cases' heatmaps
+
+    def radius_mm(self, spread_mm: np.ndarray) -> np.ndarray:
+        """(..., K) mm of spreads (..., K)."""
+        radius: np.ndarray = self.factor_mm * _growth(spread_mm, self.usual_mm)
+        return radius
+
+
+def fit_spread_radius(
+    errors_mm: np.ndarray, spread_mm: np.ndarray, coverage: float
+) -> SpreadRadius:
+    """Split conformal prediction of a normalised score, the error over a function of the spread.
+
+    As `conformal_radius`, of these scores (Lei et al., JASA 2018, section 5.2): the coverage is the
+    same, whatever the spread is worth. A landmark with too few errors of its own takes the quantile
+    of all scores, in which every case counts the same, and so does the next one, as infinite (Dunn,
+    Wasserman and Ramdas, JASA 2022).
+
+    Args:
+      errors_mm: (N, K), NaN where there is none.
+      spread_mm: (N, K) of the same predictions, not negative.
+      coverage: in (0, 1).
+    """
+    # Of heatmaps that are empty any unit will do.
+    usual_mm = float(np.median(spread_mm)) or 1.0
+    scores = errors_mm / _growth(spread_mm, usual_mm)
+    own = conformal_radius(scores, coverage)
+    return SpreadRadius(np.where(np.isfinite(own), own, _pooled(scores, coverage)), usual_mm)
+
+
+def _growth(spread_mm: np.ndarray, usual_mm: float) -> np.ndarray:
+    """What a radius is multiplied by, 1 at the usual spread.
+
+    Errors grow faster than the spread where scans are unlike those that were learned from. A share
+    of the usual one is added, so that a heatmap of one voxel has no radius of 0.
+    """
+    grown: np.ndarray = ((_OFFSET + spread_mm / usual_mm) / (_OFFSET + 1)) ** _POWER
+    return grown
+
+
+def _pooled(scores: np.ndarray, coverage: float) -> float:
+    """The quantile of all scores (N, K), NaN where there is none; infinite of too few cases."""
+    counts = np.isfinite(scores).sum(1)
+    cases = int((counts > 0).sum())
+    weights = np.where(np.isfinite(scores), 1 / np.maximum(counts, 1)[:, None], 0.0)
+    order = np.argsort(scores, axis=None)
+    reached = np.cumsum(weights.ravel()[order])
+    enough = np.flatnonzero(np.round(reached - coverage * (cases + 1), 9) >= 0)
+    return float(scores.ravel()[order[enough[0]]]) if len(enough) else np.inf
 
 
 @dataclasses.dataclass(frozen=True)

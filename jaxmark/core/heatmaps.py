@@ -9,6 +9,7 @@ then heatmaps are made slab by slab, and again in a small window around each max
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +93,21 @@ def gaussian_cell_masses(
     return x[:, :, None, None] * y[:, None, :, None] * z[:, None, None, :]
 
 
+# Heatmaps that are no probabilities are raised to this power before their spread is taken: a
+# regression leaves a haze over the volume, which would outweigh any spot.
+_SPREAD_POWER = 4
+
+
+class Decoded(NamedTuple):
+    """What heatmaps say of K landmarks."""
+
+    argmax_ijk: Array  # (B, K, 3): the voxel of the maximum
+    subvoxel_ijk: Array  # (B, K, 3): the sub-voxel peak
+    score: Array  # (B, K): the height
+    evidence: Array  # (B, K) nats, not calibrated: how much speaks for the landmark's presence
+    spread_mm: Array  # (B, K): how far the heatmap lies about the sub-voxel peak
+
+
 def decode(
     features: Array,
     head: Head,
@@ -100,40 +116,96 @@ def decode(
     sigma_mm: float,
     softmax: bool,
     slab_voxels: int = SLAB_VOXELS_CPU,
-) -> tuple[Array, Array, Array, Array]:
+) -> Decoded:
     """Landmarks of the heatmaps that `head` makes of features `(B, X, Y, Z, C)`.
 
     With `softmax`, what the head makes are logits, and their softmax over all voxels is the
     heatmap, scaled so that a Gaussian of `sigma_mm` inside has a peak of 1. Heatmaps are made of
     about `slab_voxels` at a time.
 
-    Returns:
-      The voxel of the maximum (B, K, 3), the sub-voxel peak (B, K, 3), the height (B, K), and how
-      much speaks for the landmark's presence (B, K), in nats and not calibrated: with `softmax`
-      the logarithm of the mean of the exponentials, else the log-odds of the height as a
-      probability.
+    The evidence is, with `softmax`, the logarithm of the mean of the exponentials, else the
+    log-odds of the height as a probability. The spread is the root mean square distance of the
+    heatmap from the sub-voxel peak: with `softmax` of the probabilities themselves (of a Gaussian
+    in three dimensions sqrt(3) sigma), else of the fourth power of what is positive. A second spot
+    or a wide one make it larger. 0 where nothing is positive.
     """
-    rows, log_sums = map_slabs(
-        lambda slab, _: _survey(head(slab), softmax), features, voxels=slab_voxels
+    shape = features.shape[1:4]
+    rows, sums = map_slabs(
+        lambda slab, first: _survey(head(slab), first, shape, spacing_mm, softmax),
+        features,
+        voxels=slab_voxels,
     )
     argmax, score = _argmax_of_rows(join_slabs(rows), features, head)
     window, start = windows(features, argmax, head, spacing_mm, sigma_mm)
     if softmax:
         # The mean shift asks for no scale: relative to the maximum nothing over- or underflows.
         window = jnp.exp(window - score[..., None, None, None])
-        log_sum = logsumexp(log_sums, axis=0)
-        score = jnp.exp(score - log_sum) * gaussian_sum(features.shape[1:4], spacing_mm, sigma_mm)
-        evidence = log_sum - math.log(math.prod(features.shape[1:4]))
+        log_sum = logsumexp(sums.log_scale, axis=0, b=sums.mass)
+        score = jnp.exp(score - log_sum) * gaussian_sum(shape, spacing_mm, sigma_mm)
+        evidence = log_sum - math.log(math.prod(shape))
     else:
         evidence = jax.scipy.special.logit(jnp.clip(score, 1e-4, 1 - 1e-4))
-    return argmax, mean_shift(window, start, argmax, spacing_mm, sigma_mm), score, evidence
+    fine = mean_shift(window, start, argmax, spacing_mm, sigma_mm)
+    return Decoded(argmax, fine, score, evidence, _spread_mm(sums, fine, shape, spacing_mm))
 
 
-def _survey(heatmaps: Array, softmax: bool) -> tuple[Array, Array]:
-    """Maxima along Z, (B, n, Y, K), and the logarithm of the sum of exponentials (B, K), or 0."""
+class _Moments(NamedTuple):
+    """Sums over a slab of the weights w and of their products with the place p in mm.
+
+    All are relative to exp(`log_scale`); p is counted from the volume's middle, lest squares lose
+    digits.
+    """
+
+    log_scale: Array  # (B, K)
+    mass: Array  # (B, K): sum w
+    first: Array  # (B, K, 3): sum w p
+    second: Array  # (B, K): sum w |p|^2
+
+
+def _survey(
+    heatmaps: Array, start: Array, shape: Sequence[int], spacing_mm: Sequence[float], softmax: bool
+) -> tuple[Array, _Moments]:
+    """Maxima along Z, (B, n, Y, K), and moments of a slab that begins at plane `start`."""
     heatmaps = heatmaps.astype(jnp.float32)
-    total = logsumexp(heatmaps, axis=(1, 2, 3)) if softmax else jnp.zeros(())
-    return heatmaps.max(3), total
+    rows = heatmaps.max(3)
+    if softmax:
+        highest = rows.max((1, 2))
+        weights = jnp.exp(heatmaps - highest[:, None, None, None])
+    else:
+        # Relative to the peak of a target, 1.
+        highest = jnp.zeros((heatmaps.shape[0], heatmaps.shape[-1]))
+        weights = jnp.maximum(heatmaps, 0.0) ** _SPREAD_POWER
+    x, y, z = (
+        s * (jnp.arange(n, dtype=jnp.float32) - (whole - 1) / 2)
+        for n, whole, s in zip(heatmaps.shape[1:4], shape, spacing_mm, strict=True)
+    )
+    x = x + spacing_mm[0] * start.astype(jnp.float32)
+    # One pass along Z makes all three sums; what is left is small.
+    powers = jnp.stack([jnp.ones_like(z), z, z**2])
+    along_z = jnp.einsum("bxyzk,pz->pbxyk", weights, powers)
+    plane, first_z, second_z = along_z
+    by_x, by_y = plane.sum(2), plane.sum(1)
+    first = [jnp.einsum("bnk,n->bk", by_x, x), jnp.einsum("bnk,n->bk", by_y, y)]
+    second = jnp.einsum("bnk,n->bk", by_x, x**2) + jnp.einsum("bnk,n->bk", by_y, y**2)
+    return rows, _Moments(
+        highest,
+        by_x.sum(1),
+        jnp.stack([*first, first_z.sum((1, 2))], -1),
+        second + second_z.sum((1, 2)),
+    )
+
+
+def _spread_mm(
+    slabs: _Moments, positions_ijk: Array, shape: Sequence[int], spacing_mm: Sequence[float]
+) -> Array:
+    """(B, K): root mean square distance from the positions (B, K, 3), of all slabs together."""
+    scale = jnp.exp(slabs.log_scale - slabs.log_scale.max(0))
+    mass, second = (slabs.mass * scale).sum(0), (slabs.second * scale).sum(0)
+    first = (slabs.first * scale[..., None]).sum(0)
+    place = (positions_ijk - (jnp.asarray(shape) - 1) / 2) * jnp.asarray(spacing_mm)
+    squared = second - 2 * (first * place).sum(-1) + mass * (place**2).sum(-1)
+    known = mass > 1e-30
+    return jnp.where(known, jnp.sqrt(jnp.maximum(squared, 0) / jnp.where(known, mass, 1)), 0.0)
 
 
 def _argmax_of_rows(rows: Array, features: Array, head: Head) -> tuple[Array, Array]:

@@ -133,8 +133,10 @@ def coverage(
 
     `errors_mm` (N, K), NaN where absent, `radius_mm` (N, K), infinite where none is stated. Gives
     `share`, `interval` (95 %, whole scans drawn, None with fewer than two), `n_points`,
-    `n_unstated` (points without a radius), `mean_radius_mm`, and `per_landmark` a row with `n`,
-    `share` and `radius_mm`, its mean.
+    `n_unstated` (points without a radius), `mean_radius_mm`, `per_landmark` a row with `n`,
+    `share` and `radius_mm`, its mean, and `by_radius`, thirds of the points from the smallest
+    radii to the largest, a row with these and the errors' `median_mm`: are small radii as honest
+    as large ones, and is the method nearer where it says so?
     """
     here = np.isfinite(errors_mm)
     stated = here & np.isfinite(radius_mm)
@@ -147,6 +149,15 @@ def coverage(
         "per_landmark": [
             {"n": int(s.sum()), "share": _mean(h[s]), "radius_mm": _mean(r[s])}
             for s, h, r in zip(stated.T, held.T, radius_mm.T, strict=True)
+        ],
+        "by_radius": [
+            {
+                "n": part.size,
+                "share": _mean(held[stated][part]),
+                "radius_mm": _mean(radius_mm[stated][part]),
+                "median_mm": float(np.median(errors_mm[stated][part])) if part.size else None,
+            }
+            for part in np.array_split(np.argsort(radius_mm[stated], kind="stable"), 3)
         ],
     }
 

@@ -3,13 +3,26 @@
 numpy and scipy alone. Shapes are (N, K, 3), NaN where a point is missing.
 """
 
+import contextlib
+import dataclasses
+
 import numpy as np
 from scipy.stats import chi2
 
+from jaxmark.core.alignment import fit
 from jaxmark.core.geometry import apply_affine, fit_rigid
 
 # Points of shape (N, K, 3) at this distance from the mean weigh half in an alignment.
 _HALF_WEIGHT_MM = 3.0
+# Fewer shapes, or fewer points of one, say nothing of what is likely.
+LEAST_SHAPES, LEAST_POINTS = 8, 5
+# Shares of the points' mean variance, of which one is added along every axis: few shapes know few
+# of the directions in which people differ.
+_NOISE = (0.01, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6)
+_FOLDS = 4
+_MEANS, _EM_ROUNDS = 4, 30
+# Points of pictures are so flat, relative to their extent: but for rounding.
+_FLAT = 1e-9
 
 
 def mirror(shapes: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
@@ -116,18 +129,172 @@ def drop_outliers(
             if len(seen) < 4:
                 break
             index = (seen[:, None] * 3 + np.arange(3)).ravel()
-            # Of the inverse covariance, the block of a point is that of its conditional law.
-            precision = np.linalg.inv(covariance[np.ix_(index, index)])
-            pull = precision @ (shape[seen].ravel() - mean[index])
-            distance = np.empty(len(seen))
-            for j in range(len(seen)):
-                block = slice(3 * j, 3 * j + 3)
-                distance[j] = pull[block] @ np.linalg.solve(precision[block, block], pull[block])
+            off = shape[seen].ravel() - mean[index]
+            distance = _given_the_others(off, covariance[np.ix_(index, index)])
             worst = distance.argmax()
             if distance[worst] <= limit:
                 break
             shape[seen[worst]] = np.nan
     return kept
+
+
+def _given_the_others(off: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """(S,) squared Mahalanobis distances of S points (3 S,), each given all others."""
+    # Of the inverse covariance, the block of a point is that of its conditional law.
+    precision = np.linalg.inv(covariance)
+    pull = (precision @ off).reshape(-1, 3, 1)
+    blocks = precision.reshape(len(pull), 3, len(pull), 3)
+    own = np.stack([blocks[j, :, j] for j in range(len(pull))])
+    found: np.ndarray = (pull * np.linalg.solve(own, pull)).sum((1, 2))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class ShapeModel:
+    """How K points lie to each other: a Gaussian after a rigid alignment (Cootes et al. 1995).
+
+    Sizes count: of the answers of a network that has seen something else most are far too large or
+    too small, and heads hardly differ.
+    """
+
+    mean: np.ndarray  # (K, 3); NaN: a point of which too few shapes know
+    covariance: np.ndarray  # (3 K, 3 K), positive definite; of unknown points a unit matrix
+
+    def distances(self, points: np.ndarray) -> np.ndarray:
+        """(K,) how far each of the points (K, 3) is from where the others make it likely.
+
+        Mahalanobis distances, about 1.5 in the median of good shapes. The alignment is robust, so
+        that points far off do not bend it. NaN of missing points, and of all where under
+        `LEAST_POINTS` are left, or they lie on a line.
+        """
+        found = np.full(len(self.mean), np.nan)
+        seen = np.isfinite(points).all(-1) & np.isfinite(self.mean).all(-1)
+        try:
+            off = (aligned_to(points, self.mean) - self.mean)[seen].ravel()
+        except ValueError:
+            return found
+        index = np.flatnonzero(np.repeat(seen, 3))
+        found[seen] = np.sqrt(_given_the_others(off, self.covariance[np.ix_(index, index)]))
+        return found
+
+    def as_a_whole(self, points: np.ndarray) -> float:
+        """How far the better three quarters of the points (K, 3) are from likely: a median.
+
+        The worst ones are left out one after the other, so that a few gross errors do not count. It
+        is about 0.8 in good shapes. NaN as in `distances`.
+        """
+        left = points.copy()
+        for _ in range(int(np.isfinite(points).all(-1).sum()) // 4):
+            left[np.nan_to_num(self.distances(left)).argmax()] = np.nan
+        known = self.distances(left)
+        known = known[np.isfinite(known)]
+        return float(np.median(known)) if len(known) else float("nan")
+
+    def unlikely(self, points: np.ndarray, limit: float) -> list[int]:
+        """Points farther off than `limit`, the worst first.
+
+        One that is far off speaks against its neighbours, so it goes before the others are judged
+        again. Half of the points at most: then nobody knows which are wrong.
+        """
+        left, found = points.copy(), []
+        for _ in range(int(np.isfinite(points).all(-1).sum()) // 2):
+            distance = np.nan_to_num(self.distances(left))
+            worst = int(distance.argmax())
+            if distance[worst] <= limit:
+                break
+            found.append(worst)
+            left[worst] = np.nan
+        return found
+
+
+def aligned_to(points: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Points (K, 3), turned and moved onto others as far as most of them allow.
+
+    NaN in either is missing. ValueError where under `LEAST_POINTS` are in both, or on a line.
+    """
+    both = np.isfinite(points).all(-1) & np.isfinite(mean).all(-1)
+    if both.sum() < LEAST_POINTS:
+        raise ValueError("too few points to align")
+    own, other = points[both], mean[both]
+    if max(np.ptp(own[:, 2]), np.ptp(other[:, 2])) <= _FLAT * np.ptp(other):
+        # A picture turned over would fit its mirror image. With points above it, it does not.
+        above = np.array([0.0, 0.0, float(np.ptp(other, axis=0).max())])
+        own, other = np.concatenate([own, own + above]), np.concatenate([other, other + above])
+    return fit("rigid", own, other).transform(points)
+
+
+def fit_shapes(shapes: np.ndarray) -> tuple[ShapeModel, np.ndarray, np.ndarray] | None:
+    """The model of shapes (N, K, 3), and what models without them say of each.
+
+    That is its points' `distances` (N, K), and (N,) of the shape `as_a_whole`.
+
+    To the covariance a multiple of the unit matrix is added, that one of `_NOISE` which makes
+    shapes that were left out the most likely. None where there are too few.
+    """
+    seen = np.isfinite(shapes).all(-1)
+    known = seen.sum(0) >= LEAST_SHAPES
+    shapes = np.where((seen & known)[..., None], shapes, np.nan)
+    moved = _together(shapes)
+    kept = np.flatnonzero(np.isfinite(moved).any((1, 2)))
+    rows = moved[kept][:, known].reshape(len(kept), 3 * known.sum())
+    parts = np.arange(len(rows)) % _FOLDS
+    if len(rows) < LEAST_SHAPES or not all(
+        np.isfinite(rows[parts != part]).any(0).all() for part in range(_FOLDS)
+    ):
+        return None
+    folds = [
+        (*fit_gaussian(rows[parts != part], rounds=_EM_ROUNDS), rows[parts == part])
+        for part in range(_FOLDS)
+    ]
+    unit = np.eye(rows.shape[1])
+    noise = max(
+        _NOISE,
+        key=lambda share: sum(
+            _log_likelihood(left, mean, cov + share * np.trace(cov) / len(cov) * unit)
+            for mean, cov, left in folds
+        ),
+    )
+
+    def model(mean: np.ndarray, covariance: np.ndarray) -> ShapeModel:
+        inside = np.repeat(known, 3)
+        whole_mean, whole = np.full(len(inside), np.nan), np.eye(len(inside))
+        whole_mean[inside] = mean
+        added = noise * np.trace(covariance) / len(covariance) * unit
+        whole[np.ix_(inside, inside)] = covariance + added
+        return ShapeModel(whole_mean.reshape(-1, 3), whole)
+
+    distances, whole = np.full(shapes.shape[:2], np.nan), np.full(len(shapes), np.nan)
+    for part, (mean, covariance, _) in enumerate(folds):
+        without = model(mean, covariance)
+        for case in kept[parts == part]:
+            distances[case] = without.distances(shapes[case])
+            whole[case] = without.as_a_whole(shapes[case])
+    return model(*fit_gaussian(rows, rounds=_EM_ROUNDS)), distances, whole
+
+
+def _together(shapes: np.ndarray) -> np.ndarray:
+    """Shapes (N, K, 3) aligned to their mean; NaN where one shares too few points with it."""
+    moved = np.full_like(shapes, np.nan)
+    if not len(shapes):
+        return moved
+    mean = shapes[np.isfinite(shapes).all(-1).sum(1).argmax()]
+    for _ in range(_MEANS):
+        for i, shape in enumerate(shapes):
+            with contextlib.suppress(ValueError):
+                moved[i] = aligned_to(shape, mean)
+        counts = np.isfinite(moved).all(-1).sum(0)[:, None]
+        mean = np.where(counts, np.nansum(moved, 0) / np.maximum(counts, 1), np.nan)
+    return moved
+
+
+def _log_likelihood(rows: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> float:
+    """Of rows (N, D), NaN where missing, but for a constant."""
+    total = 0.0
+    for row in rows:
+        seen = np.isfinite(row)
+        block, off = covariance[np.ix_(seen, seen)], (row - mean)[seen]
+        total -= 0.5 * (np.linalg.slogdet(block)[1] + off @ np.linalg.solve(block, off))
+    return float(total)
 
 
 def _expectation(

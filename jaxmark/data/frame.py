@@ -109,6 +109,12 @@ class Frame:
         """Whether scans are pictures."""
         return self.shape[2] == 1
 
+    @property
+    def spacing_mm(self) -> np.ndarray:
+        """(3,) of the prepared volumes."""
+        lengths: np.ndarray = np.linalg.norm(self.grid_to_common[:3, :3], axis=0)
+        return lengths
+
     def align(self, scan: Scan) -> Alignment:
         """Register a scan to the template; the common frame is the scan's where there is none."""
         if self.register == "middle":

@@ -1,7 +1,7 @@
 """What a trained model's predictions promise: presence and radius, from its validation cases.
 
 `calibration.json` in the work dir holds what was observed there, so that any stated coverage can
-be asked of it later.
+be asked of it later; what shapes are usual is in a file beside it (`inference.shapes`).
 """
 
 import dataclasses
@@ -10,12 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from jaxmark.core.calibration import PresenceModel, conformal_radius, fit_presence
+from jaxmark.core.calibration import (
+    PresenceModel,
+    SpreadRadius,
+    conformal_radius,
+    fit_presence,
+    fit_spread_radius,
+)
 from jaxmark.core.metrics import radial_error_mm
 from jaxmark.data.cases import PreparedCase
 from jaxmark.inference.likeness import Usual, usual
 from jaxmark.inference.predictor import Found
+from jaxmark.inference.shapes import (
+    UsualShape,
+    load_shape,
+    save_shapes,
+    shapes_of,
+    usual_shape,
+)
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import read_json, write_json
 
@@ -31,6 +45,17 @@ class Calibration:
     radius_mm: np.ndarray  # (K,): holds the truth with this probability; infinite: not known
     presence_model: PresenceModel | None  # None: no validation case lacked a landmark
     usual: Usual | None = None  # what the cases were like; None: an earlier version observed them
+    # For methods that tell the spread of their heatmaps; `radius_mm` is for predictions without.
+    by_spread: SpreadRadius | None = None
+    shape: UsualShape | None = None  # None: too few cases, or an earlier version observed them
+    # (N, K) of the cases; None: an earlier version observed them, and no scan is refused.
+    evidence: np.ndarray | None = None
+
+    def radii_mm(self, spread_mm: ArrayLike | None) -> np.ndarray:
+        """(K,) radii of one prediction, whose heatmaps have this spread (K,) if it is known."""
+        if self.by_spread is None or spread_mm is None:
+            return self.radius_mm
+        return self.by_spread.radius_mm(np.asarray(spread_mm, float))
 
     def presence(self, evidence: np.ndarray) -> np.ndarray | None:
         """(..., K) probability that a landmark is there; None where nothing is known of absence."""
@@ -43,6 +68,14 @@ class Calibration:
         return cls(coverage, np.full(landmarks, np.inf), None)
 
 
+@dataclasses.dataclass(frozen=True)
+class Observed:
+    """What predictions of validation cases show of a model, as two files hold it."""
+
+    figures: dict[str, Any]  # JSON types, of `calibration.json`
+    shapes: dict[str, UsualShape]  # decoder -> what is usual; empty: too few cases
+
+
 def observe(
     found: Sequence[Found],
     cases: Sequence[PreparedCase],
@@ -50,32 +83,57 @@ def observe(
     step: int,
     training: Sequence[PreparedCase],
     untrained: Sequence[str] = (),
-) -> dict[str, Any]:
-    """What predictions of validation cases, in the same order, show of a model; JSON types.
+    *,
+    spacing_mm: np.ndarray,
+    decoders: Sequence[str],
+    shapes_mm: np.ndarray | None = None,
+) -> Observed:
+    """What predictions of validation cases, in the same order, show of a model.
 
     Where these are too few to say what is usual, `training` cases say it; there may be none.
+
+    Args:
+      spacing_mm: (3,) of the prepared volumes.
+      decoders: the method's.
+      shapes_mm: (N, K, 3) landmarks of people, NaN where missing, in the frame of the prepared
+        volumes or any other of right-handed millimetres; None: those of the training cases.
     """
     shape = (len(cases), len(landmarks))
     truth = np.array([case.landmarks_mm for case in cases]).reshape(*shape, 3)
     present = np.array([case.present for case in cases], bool).reshape(shape)
-    decoders = found[0].prediction.positions_ijk if found else ()
     errors = {
         name: radial_error_mm(truth, np.stack([f.landmarks_mm(name) for f in found]), present)
-        for name in decoders
+        for name in (decoders if found else ())
     }
     evidence = np.array([f.prediction.evidence for f in found], float).reshape(shape)
+    spreads = [f.prediction.spread_mm for f in found]
     known = evidence_of(evidence, landmarks, untrained)
     like = usual(cases, training, known)
-    return {
+    if shapes_mm is None:
+        shapes_mm = np.array([case.landmarks_ijk * spacing_mm for case in training])
+    figures = {
         "schema_version": SCHEMA_VERSION,
         "step": step,
         "landmarks": list(landmarks),
         "cases": [case.name for case in cases],
         "error_mm": {name: _with_none(table) for name, table in errors.items()},
         "evidence": evidence.tolist(),
+        # null: the method does not tell it.
+        "spread_mm": None
+        if any(spread is None for spread in spreads)
+        else np.array(spreads, float).tolist(),
         "absent": [case.absent.tolist() for case in cases],
         **({} if like is None else {"usual": like.to_json()}),
     }
+    shapes = {}
+    for name in decoders:
+        seen_mm = np.zeros((0, len(landmarks), 3))
+        if found:
+            seen_mm = shapes_of(found, spacing_mm, name)
+            seen_mm = np.where(present[..., None], seen_mm, np.nan)
+        if (one := usual_shape(shapes_mm, seen_mm)) is not None:
+            shapes[name] = one
+    return Observed(figures, shapes)
 
 
 def evidence_of(
@@ -94,14 +152,28 @@ def calibrate(observed: dict[str, Any], decoder: str, coverage: float) -> Calibr
     known = errors[~np.isnan(errors)]
     if not ((0 <= known) & (known < 1e9)).all() or not (np.abs(evidence) < 1e9).all():
         raise ValueError("an error or evidence that cannot be")
-    model = fit_presence(evidence, np.isfinite(errors), absent)
-    like = Usual.from_json(observed["usual"]) if "usual" in observed else None
-    return Calibration(coverage, conformal_radius(errors, coverage), model, like)
+    # An earlier version did not observe it.
+    spread, by_spread = observed.get("spread_mm"), None
+    if spread is not None and shape[0]:
+        table = np.array(spread, float).reshape(shape)
+        if not ((0 <= table) & (table < 1e9)).all():
+            raise ValueError("a spread that cannot be")
+        by_spread = fit_spread_radius(errors, table, coverage)
+    return Calibration(
+        coverage,
+        radius_mm=conformal_radius(errors, coverage),
+        presence_model=fit_presence(evidence, np.isfinite(errors), absent),
+        usual=Usual.from_json(observed["usual"]) if "usual" in observed else None,
+        by_spread=by_spread,
+        evidence=evidence if "spread_mm" in observed else None,
+    )
 
 
-def save(observed: dict[str, Any], workdir: Path) -> None:
-    """The file that `load` reads."""
-    write_json(workdir / FILE, observed)
+def save(observed: Observed, workdir: Path) -> None:
+    """The files that `load` reads; `calibration.json` comes last."""
+    figures = observed.figures
+    save_shapes(observed.shapes, figures["landmarks"], figures["step"], workdir)
+    write_json(workdir / FILE, figures)
 
 
 def load(
@@ -123,7 +195,12 @@ def load(
                 f"is of step {observed['step']}, the model of step {step}: run --mode=predict of "
                 "the experiment, without --input, once more",
             )
-        return calibrate(observed, decoder, coverage)
+        found = calibrate(observed, decoder, coverage)
+        # One of an earlier version has no shapes; a file there is of another model.
+        shape = (
+            load_shape(workdir, landmarks, step, decoder) if found.evidence is not None else None
+        )
+        return dataclasses.replace(found, shape=shape)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise

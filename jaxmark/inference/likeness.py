@@ -45,14 +45,8 @@ class Usual:
         """
         found = []
         count = len(self.profile)
-        theirs = self._distances
-        own = _distance(scan.profile, self.profile)
-        # Distances are skew; their roots are hardly.
-        if count >= LEAST_CASES and own > unusual_above(np.sqrt(theirs), _LEVEL) ** 2:
-            found.append(
-                f"intensities unlike the {self.of} cases' (distance {own:.2f}, theirs up to "
-                f"{theirs.max():.2f})"
-            )
+        if line := self.other_intensities(scan.profile, _LEVEL):
+            found.append(line)
         overlap = scan.overlap
         if overlap < np.nanmin(self.overlap) - _OVERLAP:
             found.append(
@@ -78,6 +72,18 @@ class Usual:
                     f"{evidence:.2f}, theirs {self.evidence.min():.2f} or more)"
                 )
         return found
+
+    def other_intensities(self, profile: np.ndarray, level: float) -> str:
+        """How intensities differ from these cases', more than in one of 1 / `level` scans."""
+        theirs, own = self._distances, _distance(profile, self.profile)
+        # Distances are skew; their roots are hardly.
+        limit = unusual_above(np.sqrt(theirs), level) ** 2
+        if len(self.profile) < LEAST_CASES or not own > limit:
+            return ""
+        return (
+            f"intensities unlike the {self.of} cases' (distance {own:.2f}, theirs up to "
+            f"{theirs.max():.2f})"
+        )
 
     @functools.cached_property
     def _distances(self) -> np.ndarray:

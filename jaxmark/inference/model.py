@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -26,12 +26,19 @@ from jaxmark.data.scans import Scan, checked_scan
 from jaxmark.inference.calibration import Calibration, evidence_of
 from jaxmark.inference.predictor import Found, Predictor
 from jaxmark.inference.segments import ScanSegments
+from jaxmark.inference.shapes import shapes_of
+from jaxmark.inference.verdict import refusal
 from jaxmark.methods.method import Variables
 from jaxmark.system.errors import InputError, about
 from jaxmark.system.fingerprints import json_key
 
 # What is known of a landmark beside its place: columns of tables of predictions.
 COLUMNS = ("score", "presence", "radius_mm")
+# Why a landmark is hidden, in words.
+UNTRAINED = "no training case has it"
+REFUSED = "probably not such a scan"
+OUTSIDE = "outside of the scan"
+ABSENT = "probably absent"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +51,7 @@ class Landmark:
     presence: float | None  # probability; None where nothing is known of absence
     radius_mm: float | None  # holds the truth with the stated probability; None: not known
     trained: bool = True  # False: no training case has it, and its position means nothing
+    hidden: str = ""  # why it is not to be taken for found; "": it is
     position_px: np.ndarray | None = None  # (2,) on a picture, from its first pixel's centre
 
 
@@ -55,7 +63,8 @@ class ScanLandmarks:
     landmarks: tuple[str, ...]
     positions_mm: np.ndarray  # (K, 3)
     score: np.ndarray  # (K,)
-    # (K,) probability, NaN of untrained ones; None where nothing is known of absence.
+    # (K,) probability, NaN of untrained ones, 0 outside of the scan; None where nothing is known of
+    # absence.
     presence: np.ndarray | None
     radius_mm: np.ndarray  # (K,) holds the truth with probability `coverage`; infinite: not known
     coverage: float
@@ -65,6 +74,10 @@ class ScanLandmarks:
     notes: tuple[str, ...] = ()
     # Landmarks that no training case has: nothing is known of them, whatever the network says.
     untrained: tuple[str, ...] = ()
+    # Landmarks whose place is outside of the scan's own voxels: it is a guess from the others.
+    outside: tuple[str, ...] = ()
+    # Why it is probably not a scan that the model is for, also among the doubts; "": it may be.
+    refused: str = ""
     # Of models that know of segments.
     segments: ScanSegments | None = None
     # Of a picture; where its unit is the pixel, so is that of all "millimetres" here.
@@ -87,40 +100,59 @@ class ScanLandmarks:
         untrained: Sequence[str] = (),
         segments: ScanSegments | None = None,
         plane: Plane | None = None,
+        outside: Sequence[str] = (),
+        refused: str = "",
     ) -> "ScanLandmarks":
         """What a network found, with what validation cases say of it."""
         presence = calibration.presence(np.asarray(found.prediction.evidence))
-        unknown = np.isin(landmarks, untrained)
+        unknown, beyond = np.isin(landmarks, untrained), np.isin(landmarks, outside)
+        if beyond.any():
+            known = np.full(len(landmarks), np.nan) if presence is None else presence
+            presence = np.where(beyond, 0.0, known)
+        # Nobody has compared what is said there with the truth.
+        unstated = unknown | beyond | bool(refused)
         return cls(
             name=found.name,
             landmarks=tuple(landmarks),
             positions_mm=found.landmarks_mm(decoder),
             score=np.asarray(found.prediction.score),
             presence=None if presence is None else np.where(unknown, np.nan, presence),
-            radius_mm=np.where(unknown, np.inf, calibration.radius_mm),
+            radius_mm=np.where(unstated, np.inf, calibration.radii_mm(found.prediction.spread_mm)),
             coverage=calibration.coverage,
             doubts=tuple(doubts),
             notes=tuple(notes),
             untrained=tuple(untrained),
+            outside=tuple(outside),
+            refused=refused,
             segments=segments,
             plane=plane,
         )
 
     def __iter__(self) -> Iterator[Landmark]:
-        columns = self.columns()
+        columns, hidden = self.columns(), self.why_hidden()
         for name, position in self.points().items():
             values = {column: columns[column][name] for column in COLUMNS}
             trained = name not in self.untrained
             assert position is not None, "a prediction has a position of every landmark"
             px = None if self.plane is None else self.plane.pixels(position)
-            yield Landmark(name, position, trained=trained, position_px=px, **values)  # type: ignore[arg-type]
+            yield Landmark(
+                name,
+                position,
+                trained=trained,
+                hidden=hidden.get(name, ""),
+                position_px=px,
+                **values,  # type: ignore[arg-type]
+            )
 
     @property
     def hidden(self) -> tuple[str, ...]:
-        """Landmarks that are rather not there, or that no training case has."""
-        presence = np.ones(len(self.landmarks)) if self.presence is None else self.presence
-        rows = zip(self.landmarks, presence, strict=True)
-        return tuple(name for name, share in rows if share < 0.5 or name in self.untrained)
+        """Landmarks that are not to be taken for found; see `why_hidden`."""
+        return tuple(self.why_hidden())
+
+    def why_hidden(self) -> dict[str, str]:
+        """Landmark -> why it is hidden, of those that are."""
+        presence = self.columns()["presence"]
+        return why_hidden(presence, self.untrained, self.outside, refused=bool(self.refused))
 
     def points(self) -> Landmarks:
         """Positions by name."""
@@ -145,16 +177,44 @@ class ScanLandmarks:
 
     def descriptions(self) -> dict[str, str]:
         """Landmark -> a few words about it."""
-        columns = self.columns()
+        columns, hidden = self.columns(), self.why_hidden()
         words = {}
         for name in self.landmarks:
-            known = ["hidden: no training case has it"] if name in self.untrained else []
+            why = hidden.get(name, ABSENT)
+            # A presence below a half says it.
+            known = [] if why == ABSENT else [f"hidden: {why}"]
             if (presence := columns["presence"][name]) is not None:
                 known.append(f"presence {presence:.2f}")
             if (radius := columns["radius_mm"][name]) is not None:
                 known.append(f"within {radius:.1f} {self.unit} ({100 * self.coverage:g} %)")
             words[name] = ", ".join([*known, f"score {columns['score'][name]:.3f}"])
         return words
+
+
+def why_hidden(
+    presence: Mapping[str, float | None],
+    untrained: Collection[str],
+    outside: Collection[str],
+    *,
+    refused: bool,
+) -> dict[str, str]:
+    """Landmark -> why it is hidden, of those that are; of several reasons the first.
+
+    `presence` names all landmarks, None where nothing is known of absence.
+    """
+    reasons = {
+        name: UNTRAINED
+        if name in untrained
+        else REFUSED
+        if refused
+        else OUTSIDE
+        if name in outside
+        else ABSENT
+        if share is not None and share < 0.5
+        else ""
+        for name, share in presence.items()
+    }
+    return {name: why for name, why in reasons.items() if why}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,8 +242,9 @@ class TrainedModel:
             weights.update(np.ascontiguousarray(leaf).tobytes())
         promises = dataclasses.asdict(self.calibration)
         # What earlier versions predicted stays done: nothing of it is different.
-        if promises["usual"] is None:
-            del promises["usual"]
+        for later in ("usual", "by_spread", "shape", "evidence"):
+            if promises[later] is None:
+                del promises[later]
         frame = (self.preparation / "frame.json").read_bytes()
         parts: list[object] = [
             weights.hexdigest(),
@@ -250,40 +311,69 @@ class TrainedModel:
 
     def landmarks_of(self, found: Found, prepared: PreparedScan) -> ScanLandmarks:
         """What the network found in a prepared scan, with what is known of it."""
-        decoder = self.experiment.predict.decoder
+        decoder, unit = self.experiment.predict.decoder, self.frame.unit
+        known, untrained = self.calibration, self.frame.untrained
+        evidence = np.asarray(found.prediction.evidence, float)
+        presence = known.presence(evidence)
+        there = ~np.isin(self.landmarks, untrained)
+        there &= True if presence is None else presence >= 0.5
+        # In voxels of the scan itself.
+        ijk = apply_affine(np.linalg.inv(prepared.grid.ijk_to_lps), found.landmarks_mm(decoder))
+        beyond = np.maximum(-ijk, ijk - (np.array(prepared.grid.shape) - 1)).max(1)
+        outside = there & (beyond > 0.5)
+        (points,) = shapes_of([found], self.frame.spacing_mm, decoder)
+        refused = ""
+        # None: an earlier version observed the validation cases.
+        if known.evidence is not None:
+            refused = refusal(
+                points,
+                there,
+                ~outside,
+                evidence,
+                prepared.profile,
+                usual_evidence=known.evidence,
+                usual=known.usual,
+                shape=known.shape,
+            )
+        doubts = [refused] if refused else []
         figures = prepared.quality, prepared.lead, prepared.overlap, prepared.voxel_mm
-        doubts = self.frame.doubts(*figures)
-        untrained = self.frame.untrained
-        if self.calibration.usual is not None:
-            evidence = np.asarray(found.prediction.evidence)
+        doubts += self.frame.doubts(*figures)
+        if known.usual is not None:
             mean = float(evidence_of(evidence, self.landmarks, untrained))
-            doubts += self.calibration.usual.doubts(prepared, mean, self.frame.unit)
-        if self.frame.chunks is not None:
-            doubts += self._at_the_border(found.landmarks_mm(decoder), prepared)
+            doubts += known.usual.doubts(prepared, mean, unit)
+        if known.shape is not None and not refused:
+            judged, mirrored = there & ~outside, self.scheme.mirrored
+            doubts += known.shape.doubts(points, judged, self.landmarks, mirrored)
+        doubts += self._doubts_of_places(outside, beyond)
         return ScanLandmarks.of(
             found,
             self.landmarks,
             decoder,
-            self.calibration,
+            known,
             doubts=doubts,
             notes=prepared.notes,
             untrained=untrained,
             segments=ScanSegments.of(found, self.scheme, prepared.grid),
-            plane=Plane(self.frame.unit, prepared.pixel_mm) if self.frame.planar else None,
+            plane=Plane(unit, prepared.pixel_mm) if self.frame.planar else None,
+            outside=np.array(self.landmarks)[outside].tolist(),
+            refused=refused,
         )
 
-    def _at_the_border(self, positions_mm: np.ndarray, prepared: PreparedScan) -> list[str]:
-        """A doubt that names the landmarks in the scan's outermost voxels, or beyond them.
+    def _doubts_of_places(self, outside: np.ndarray, beyond: np.ndarray) -> list[str]:
+        """Which landmarks are outside of the scan, (K,) bool, or in its outermost voxels.
 
-        Patches around these lie half outside of the scan. `positions_mm` is (K, 3); landmarks that
-        were never trained do not count.
+        `beyond` are voxels from the middle of the outermost ones, positive outwards. These count
+        where the model looks at patches, which lie half outside there.
         """
-        ijk = apply_affine(np.linalg.inv(prepared.grid.ijk_to_lps), positions_mm)
-        beside = ((ijk < 1) | (ijk > np.array(prepared.grid.shape) - 2)).any(1)
-        names = [n for n in np.array(self.landmarks)[beside] if n not in self.frame.untrained]
-        if not names:
-            return []
-        return [f"{first_few(names)}: at the border of the scan or outside, with little to see"]
+        border = ~outside & (beyond > -1) & ~np.isin(self.landmarks, self.frame.untrained)
+        names = np.array(self.landmarks)
+        found = []
+        if outside.any():
+            found.append(f"{first_few(names[outside].tolist())}: outside of the scan, hidden")
+        if border.any() and self.frame.chunks is not None:
+            some = first_few(names[border].tolist())
+            found.append(f"{some}: at the border of the scan or outside, with little to see")
+        return found
 
 
 def _picture_of(scan: sitk.Image | np.ndarray, unit: str, size_mm: float) -> tuple[str, Scan]:

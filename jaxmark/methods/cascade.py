@@ -307,7 +307,7 @@ class FirstStage:
         features, _ = self._net.apply(params, self._seen(image), method="features")
         head = self._head(params)
         softmax = self.settings.weights == "cross_entropy"
-        peak, fine, score, evidence = decode(
+        peak, fine, score, evidence, spread_mm = decode(
             features,
             lambda x: head(x)[..., :-1],
             spacing_mm=self.task.spacing_mm,
@@ -318,7 +318,7 @@ class FirstStage:
         if not softmax:
             score = score / self.settings.height
         positions = {"stage1": peak, "stage1_subvoxel": fine, "subvoxel": fine}
-        return Prediction(positions, score, evidence)
+        return Prediction(positions, score, evidence, spread_mm=spread_mm)
 
     @property
     def stage(self) -> Stage:
@@ -451,7 +451,7 @@ class SecondStage:
         features = self._features(params, view.image.swapaxes(0, 1))
         spacing = jnp.asarray(self.task.spacing_mm)
         if self.settings.refine == "displacement":
-            moved = self._positions(params, features)
+            moved, _ = self._positions(params, features)
             loss = distance_loss(moved * spacing, view.landmarks_ijk * spacing, view.present)
             return loss, {"distance_mm": loss}
 
@@ -471,8 +471,11 @@ class SecondStage:
         losses = each(of_one, *arguments, platform=self.task.platform)
         return losses.mean(), {}
 
-    def positions(self, params: Params, patches: Array) -> Array:
-        """Patches (K, B, n, n, n, 1) -> landmarks (B, K, 3) in voxels of each patch."""
+    def positions(self, params: Params, patches: Array) -> tuple[Array, Array]:
+        """Patches (K, B, n, n, n, 1) -> landmarks (B, K, 3) in voxels of each patch.
+
+        And the spread (B, K) mm of the heatmaps there; 0 where there are none.
+        """
         return self._positions(params, self._features(params, patches))
 
     def views(self, batch: Batch, key: Array) -> Batch:
@@ -506,15 +509,16 @@ class SecondStage:
             return found.reshape(*patches.shape[:2], *found.shape[1:])
         return each(of_one, body, patches, platform=self.task.platform)
 
-    def _positions(self, params: Params, features: Array) -> Array:
-        """Features (K, B, ..., C) -> landmarks (B, K, 3) in voxels of each patch."""
+    def _positions(self, params: Params, features: Array) -> tuple[Array, Array]:
+        """As `positions`, of features (K, B, ..., C)."""
         settings, spacing = self.settings, jnp.asarray(self.task.spacing_mm)
         middle, reach = (settings.patch - 1) / 2, settings.reach_mm / spacing
 
-        def of_one(last: Params, features: Array) -> Array:
+        def of_one(last: Params, features: Array) -> tuple[Array, Array]:
             if settings.refine == "displacement":
-                return middle + self._last(last)(features) * reach
-            _, fine, _, _ = decode(
+                moved = middle + self._last(last)(features) * reach
+                return moved, jnp.zeros(moved.shape[:1])
+            found = decode(
                 features,
                 self._last(last),
                 spacing_mm=self.task.spacing_mm,
@@ -522,10 +526,12 @@ class SecondStage:
                 softmax=True,
                 slab_voxels=self.task.slab_voxels,
             )
-            return jnp.clip(fine[:, 0], middle - reach, middle + reach)
+            inside = jnp.clip(found.subvoxel_ijk[:, 0], middle - reach, middle + reach)
+            return inside, found.spread_mm[:, 0]
 
         last = params["params"]["last"]
-        return each(of_one, last, features, platform=self.task.platform).swapaxes(0, 1)
+        moved, spread_mm = each(of_one, last, features, platform=self.task.platform)
+        return moved.swapaxes(0, 1), spread_mm.swapaxes(0, 1)
 
     def _last(self, last: Params) -> Callable[[Array], Array]:
         method = "displacements" if self.settings.refine == "displacement" else "heatmaps"
@@ -547,14 +553,20 @@ class SecondStage:
                 **{name: np.asarray(earlier.positions_ijk[name]) for name in FIRST},
                 "score": np.asarray(earlier.score),
                 "evidence": np.asarray(earlier.evidence),
+                "spread_mm": np.asarray(earlier.spread_mm),
             }
 
         def run(variables: Variables, arrays: Mapping[str, Array]) -> Prediction:
             patches = arrays["image"].swapaxes(0, 1).astype(jnp.float32)
-            moved = arrays["first"] + self.positions(variables.params["fine"], patches)
-            refined = jnp.where(variables.statistics["refine"] > 0, moved, arrays["found"])
-            positions = {**{name: arrays[name] for name in FIRST}, "subvoxel": refined}
-            return Prediction(positions, arrays["score"], arrays["evidence"])
+            in_patch, fine_mm = self.positions(variables.params["fine"], patches)
+            refine, moved = variables.statistics["refine"] > 0, arrays["first"] + in_patch
+            positions = {
+                **{name: arrays[name] for name in FIRST},
+                "subvoxel": jnp.where(refine, moved, arrays["found"]),
+            }
+            # Whether it is the right patch, and where in it.
+            spread_mm = jnp.hypot(arrays["spread_mm"], jnp.where(refine, fine_mm, 0.0))
+            return Prediction(positions, arrays["score"], arrays["evidence"], spread_mm=spread_mm)
 
         return Stage(run, read)
 

@@ -180,7 +180,7 @@ class Generator:
 
     def predict(self, params: Params, image: Array) -> Prediction:
         """Landmarks of volumes (B, X, Y, Z, 1)."""
-        peak, fine, score, evidence = decode(
+        peak, fine, score, evidence, spread_mm = decode(
             self.features(params, image),
             self.head(params),
             spacing_mm=self.task.spacing_mm,
@@ -188,7 +188,8 @@ class Generator:
             softmax=self.settings.loss == "cross_entropy",
             slab_voxels=self.task.slab_voxels,
         )
-        return Prediction({"argmax": peak, "subvoxel": fine}, score=score, evidence=evidence)
+        positions = {"argmax": peak, "subvoxel": fine}
+        return Prediction(positions, score, evidence, spread_mm=spread_mm)
 
 
 def pretraining_step(

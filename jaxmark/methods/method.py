@@ -177,6 +177,9 @@ class Prediction:
     evidence: Array  # (B, K): how much speaks for presence; calibrated later, on validation cases
     maps: dict[str, Array] = struct.field(default_factory=dict)  # (B, X, Y, Z) by name
     probabilities: dict[str, Array] = struct.field(default_factory=dict)  # (B, N) by name
+    # (B, K): how far the heatmap lies about the position, in mm of the volume; None: the method
+    # does not tell. Calibrated later: where it is larger, so is the radius.
+    spread_mm: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -366,7 +366,7 @@ class Network:
         """Volumes (B, X, Y, Z, 1) -> landmarks, labels, and probabilities of the attributes."""
         settings, task = self.settings, self.task
         features = self.features(params, image)
-        peak, fine, score, evidence = decode(
+        peak, fine, score, evidence, spread_mm = decode(
             features,
             self._branch(params, "heatmaps"),
             spacing_mm=task.spacing_mm,
@@ -388,7 +388,7 @@ class Network:
         logits = {FORKS: forks, SEGMENTS_PRESENT: segments}
         probabilities = {name: jax.nn.sigmoid(x) for name, x in logits.items() if x is not None}
         positions = {"argmax": peak, "subvoxel": fine}
-        return Prediction(positions, score, evidence, maps, probabilities)
+        return Prediction(positions, score, evidence, maps, probabilities, spread_mm)
 
 
 def _surveyed(logits: Array) -> tuple[Array, Array, Array]:

@@ -307,7 +307,7 @@ class ScaledHeatmaps:
     def predict(self, params: Params, image: Array) -> Prediction:
         """Landmarks of volumes (B, X, Y, Z, 1); the score is the height relative to the target."""
         heatmaps, _, _ = self.heatmaps(params, image)
-        peak, fine, score, evidence = decode(
+        peak, fine, score, evidence, spread_mm = decode(
             heatmaps / self.height(params["sigma_mm"]),
             lambda x: x,
             spacing_mm=self.task.spacing_mm,
@@ -315,7 +315,8 @@ class ScaledHeatmaps:
             softmax=False,
             slab_voxels=self.task.slab_voxels,
         )
-        return Prediction({"argmax": peak, "subvoxel": fine}, score=score, evidence=evidence)
+        positions = {"argmax": peak, "subvoxel": fine}
+        return Prediction(positions, score, evidence, spread_mm=spread_mm)
 
 
 def training_step(

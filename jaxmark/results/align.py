@@ -72,8 +72,7 @@ class Side:
 
     def with_prediction(self, found: ScanLandmarks, model: str) -> "Side":
         """With the landmarks that a trained model found; hidden ones are left out."""
-        left_out = dict.fromkeys(found.hidden, "probably absent")
-        left_out |= dict.fromkeys(found.untrained, "no training case has it")
+        left_out = found.why_hidden()
         used = ~np.isin(found.landmarks, [*left_out])
         names = [name for name in found.landmarks if name not in left_out]
         variance = variance_of_radii(found.radius_mm[used], found.coverage)

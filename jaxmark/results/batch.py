@@ -41,10 +41,11 @@ from jaxmark.data.cases import Volume
 from jaxmark.data.formats.safeguards import named
 from jaxmark.data.frame import Frame, PreparedScan, load_frame, prepare_scan
 from jaxmark.data.landmarks import check_case, write_table
+from jaxmark.data.notes import first_few
 from jaxmark.data.pictures import EXTENSIONS as PICTURES
 from jaxmark.data.pictures import pictures_in, search_pictures_below
 from jaxmark.data.scans import EXTENSIONS, case_name, file_flaw, passed_over, search_below
-from jaxmark.inference.model import COLUMNS, ScanLandmarks, TrainedModel
+from jaxmark.inference.model import COLUMNS, ScanLandmarks, TrainedModel, why_hidden
 from jaxmark.inference.segments import ScanSegments
 from jaxmark.methods.method import TOLD
 from jaxmark.results.figures import pictures
@@ -52,6 +53,7 @@ from jaxmark.results.measures.units import from_unit, in_unit
 from jaxmark.results.predictions import (
     ATTRIBUTES,
     DOUBTS,
+    HIDDEN,
     attributes_file,
     doubts_by_landmark,
     read_predicted_attributes,
@@ -89,6 +91,7 @@ class Outcome:
     seconds: float
     # The disk was full, or otherwise at fault: the last failure says how; the rest was not tried.
     stopped: bool = False
+    refused: tuple[str, ...] = ()  # of those written: probably no such scans, all hidden
 
     def summary(self, folder: Path) -> str:
         """One line for a terminal."""
@@ -96,6 +99,11 @@ class Outcome:
         done = f"; {self.skipped} were done before" if self.skipped else ""
         failed = f"; {len(self.failures)} failed" if self.failures else ""
         failed += "; the rest was not tried" * self.stopped
+        if self.refused:
+            failed += (
+                f"; hidden in {len(self.refused)} of them, which are probably no such scans: "
+                f"{first_few(self.refused)}"
+            )
         scans = counted(self.written, "scan")
         return (
             f"landmarks of {scans} written to {folder} in {self.seconds:.1f} s{pace}{done}{failed}"
@@ -181,8 +189,9 @@ def predict_scans(model: TrainedModel, sources: dict[str, Path], folder: Path) -
     todo = {name: named[name] for name in own_share(name for name in named if name in left)}
     own = _Share(model, todo, folder, bad_names, some_done=bool(done))
     own.predict()
-    written, failures, stopped = own.with_others()
-    outcome = Outcome(len(written), len(done), failures, time.monotonic() - begin, stopped)
+    written, failures, stopped, refused = own.with_others()
+    seconds = time.monotonic() - begin
+    outcome = Outcome(len(written), len(done), failures, seconds, stopped, refused)
     if primary():
         finished = [name for name in named if name in written or name in done]
         try:
@@ -216,6 +225,7 @@ class _Share:
         self._failures = dict(bad_names)
         self._some_done = some_done
         self._written: set[str] = set()
+        self._refused: set[str] = set()
         # Of those that are with the network.
         self._prepared: dict[str, PreparedScan] = {}
         self._stopped = False
@@ -243,6 +253,8 @@ class _Share:
             for writing, problem in ahead(pool, _write, self._writings(pool, depth), depth):
                 if problem is None:
                     self._written.add(writing.case.name)
+                    if writing.case.refused:
+                        self._refused.add(writing.case.name)
                     self._bar.update()
                 else:
                     self._fail_to_write(writing.case.name, problem)
@@ -250,21 +262,26 @@ class _Share:
                 more = f"{self._noted - _NAMED} more scans have notes: see batch/cases/<case>.json"
                 self._bar.write(f"note: {more}", file=sys.stderr)
 
-    def with_others(self) -> tuple[set[str], dict[str, InputError], bool]:
-        """What all processes have written, what failed and why, and whether a disk stopped them."""
+    def with_others(self) -> tuple[set[str], dict[str, InputError], bool, tuple[str, ...]]:
+        """What all processes have written, what failed and why, whether a disk stopped them.
+
+        Last, which of those written are probably no scans that the model is for.
+        """
         results = gather(
             "results",
             {
                 "written": [*self._written],
                 "failed": {name: error.arguments for name, error in self._failures.items()},
                 "stopped": self._stopped,
+                "refused": [*self._refused],
             },
         )
         written = {name for part in results for name in part["written"]}
         failures = {
             name: InputError(*where) for part in results for name, where in part["failed"].items()
         }
-        return written, failures, any(part["stopped"] for part in results)
+        refused = tuple(sorted(name for part in results for name in part["refused"]))
+        return written, failures, any(part["stopped"] for part in results), refused
 
     def _volumes(self, pool: Executor | None, depth: int) -> Iterator[Volume]:
         """Scans as the network takes them; those that can't be prepared have failed."""
@@ -435,6 +452,8 @@ def _describe(job: _Writing) -> dict[str, Any]:
         "doubts": list(job.case.doubts),
         "notes": list(job.case.notes),
         "untrained": list(job.case.untrained),
+        "outside": list(job.case.outside),
+        "refused": job.case.refused,
         "landmarks": {
             name: {"lps_mm": xyz.tolist(), **{c: columns[c][name] for c in columns}}
             for name, xyz in zip(job.case.landmarks, job.case.positions_mm, strict=True)
@@ -482,7 +501,8 @@ def read_record(path: Path, landmarks: Sequence[str]) -> dict[str, Any]:
             numbers = [*row["lps_mm"], *(row[c] for c in COLUMNS if row[c] is not None)]
             if len(row["lps_mm"]) != 3 or not all(math.isfinite(number) for number in numbers):
                 raise ValueError("no position")
-        words = [*tree.get("doubts", []), *tree.get("untrained", [])]
+        words = [*tree.get("doubts", []), *tree.get("untrained", []), *tree.get("outside", [])]
+        words.append(tree.get("refused", ""))
         if not all(isinstance(word, str) for word in words):
             raise ValueError("a doubt that is no text")
         return {**tree, "model": tree["model"], "made_from": tree["made_from"]}
@@ -539,7 +559,8 @@ def _write_batch(
         )
         for name, tree in records.items()
     }
-    table = {**columns, DOUBTS: words}
+    hidden = {name: _hidden(tree) for name, tree in records.items()}
+    table = {**columns, HIDDEN: hidden, DOUBTS: words}
     write_table(folder / "batch" / "landmarks.csv", points, table, planes)
     write_json(
         folder / "batch" / "batch.json",
@@ -553,9 +574,18 @@ def _write_batch(
                 for name, error in outcome.failures.items()
             ],
             "stopped": outcome.stopped,
+            "refused": [name for name, tree in records.items() if tree.get("refused")],
             "seconds": round(outcome.seconds, 3),
         },
     )
+
+
+def _hidden(tree: dict[str, Any]) -> dict[str, str | None]:
+    """Landmark -> why it is hidden, of a record; None: it is not. Older ones say less."""
+    presence = {name: row["presence"] for name, row in tree["landmarks"].items()}
+    outside, refused = tree.get("outside", []), bool(tree.get("refused"))
+    why = why_hidden(presence, tree.get("untrained", []), outside, refused=refused)
+    return {**dict.fromkeys(presence), **why}
 
 
 def _record(folder: Path, name: str) -> Path:

@@ -17,7 +17,7 @@ from jaxmark.data.label_map_files import (
 from jaxmark.data.landmarks import write_fcsv, write_mrk_json, write_table
 from jaxmark.data.scans import write_scan
 from jaxmark.inference.calibration import Calibration
-from jaxmark.inference.model import COLUMNS, ScanLandmarks
+from jaxmark.inference.model import COLUMNS, UNTRAINED, ScanLandmarks
 from jaxmark.inference.predictor import Found
 from jaxmark.inference.segments import ScanSegments
 from jaxmark.methods.method import SEGMENTATION, Method, Params
@@ -29,8 +29,8 @@ from jaxmark.system.files import read_json, write_json
 
 # In the folder of a split's predictions.
 LEARNED = "learned.json"
-# The last column of a table of predictions: words.
-DOUBTS = "doubts"
+# The last columns of a table of predictions: words.
+HIDDEN, DOUBTS = "hidden", "doubts"
 ATTRIBUTES_VERSION = 1
 # The table of all cases.
 ATTRIBUTES = "attributes.csv"
@@ -186,7 +186,14 @@ def write_predictions(path: Path, cases: Iterable[ScanLandmarks]) -> None:
         case.name: doubts_by_landmark(case.landmarks, case.doubts, case.untrained)
         for case in listed
     }
-    table: dict[str, Mapping[str, Mapping[str, Any]]] = {**columns, DOUBTS: words}
+    hidden: dict[str, dict[str, str | None]] = {
+        case.name: {**dict.fromkeys(case.landmarks), **case.why_hidden()} for case in listed
+    }
+    table: dict[str, Mapping[str, Mapping[str, Any]]] = {
+        **columns,
+        HIDDEN: hidden,
+        DOUBTS: words,
+    }
     planes = {case.name: case.plane for case in listed if case.plane is not None}
     write_table(path, {case.name: case.points() for case in listed}, table, planes)
 
@@ -196,8 +203,7 @@ def doubts_by_landmark(
 ) -> dict[str, str | None]:
     """Landmark -> what is doubtful about it: the scan's doubts, and that it was never trained."""
     return {
-        name: "; ".join([*["no training case has it"] * (name in untrained), *doubts]) or None
-        for name in landmarks
+        name: "; ".join([*[UNTRAINED] * (name in untrained), *doubts]) or None for name in landmarks
     }
 
 

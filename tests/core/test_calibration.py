@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from jaxmark.core.calibration import conformal_radius, fit_presence
+from jaxmark.core.calibration import conformal_radius, fit_presence, fit_spread_radius
 
 
 def test_radius_is_the_order_statistic_that_theory_asks_for():
@@ -87,3 +87,49 @@ def test_nothing_is_learned_of_absence_where_nothing_is_absent():
     everything, nothing = np.ones((4, 2), bool), np.zeros((4, 2), bool)
     assert fit_presence(evidence, everything, nothing) is None
     assert fit_presence(evidence, nothing, nothing) is None
+
+
+def test_radii_by_spread_hold_as_often_as_they_say_and_grow_with_it():
+    rng = np.random.default_rng(2)
+    trials, count, coverage = 2000, 29, 0.9
+    held, by_third = [], []
+    for _ in range(trials):
+        spread = rng.uniform(1, 6, (count + 1, 1))
+        errors = (0.2 * 3.5 + spread) ** 1.5 * rng.exponential(size=(count + 1, 1))
+        model = fit_spread_radius(errors[:-1], spread[:-1], coverage)
+        held.append(errors[-1, 0] <= model.radius_mm(spread[-1])[0])
+        by_third.append(int(3 * (spread[-1, 0] - 1) / 5))
+    # ceil(30 * 0.9) / 30, and, where the spread tells all, in every third of the spreads.
+    assert abs(np.mean(held) - 0.9) < 4 * np.sqrt(0.09 / trials)
+    for third in range(3):
+        share = np.mean(np.array(held)[np.array(by_third) == third])
+        assert abs(share - 0.9) < 0.06
+    # A radius that is the same for all holds too seldom where the spread is large.
+    constant = conformal_radius(errors[:-1], coverage)[0]
+    assert model.radius_mm(np.array([6.0]))[0] > constant > model.radius_mm(np.array([1.0]))[0]
+
+
+def test_a_landmark_of_few_cases_takes_the_scores_of_all():
+    rng = np.random.default_rng(3)
+    spread = rng.uniform(1, 2, (12, 3))
+    errors = rng.uniform(0, 3, (12, 3))
+    errors[3:, 2] = np.nan
+    model = fit_spread_radius(errors, spread, 0.8)
+    usual = np.median(spread)
+    scores = errors / ((0.2 + spread / usual) / 1.2) ** 1.5
+    assert (
+        model.usual_mm == usual
+        and model.factor_mm[0] == np.sort(scores[:, 0])[int(np.ceil(13 * 0.8)) - 1]
+    )
+    # Every case counts once, and a thirteenth one as infinite.
+    values, weights = [], []
+    for row in scores:
+        known = row[np.isfinite(row)]
+        values += known.tolist()
+        weights += [1 / len(known) / 13] * len(known)
+    order = np.argsort(values)
+    at = np.searchsorted(np.cumsum(np.array(weights)[order]), 0.8 - 1e-12)
+    assert model.factor_mm[2] == values[order[at]]
+    assert np.isinf(fit_spread_radius(errors[:3], spread[:3], 0.8).factor_mm).all()
+    # Spots of one voxel still have a radius.
+    assert (fit_spread_radius(errors, 0 * spread, 0.8).radius_mm(np.zeros(3)) > 0).all()

@@ -46,7 +46,7 @@ def test_peak_of_a_landmark_on_a_voxel_is_one():
 
 def test_argmax_is_the_brightest_voxel_of_each_channel():
     heatmaps = np.random.default_rng(1).normal(size=(2, *SHAPE, 4)).astype(np.float32)
-    position, _, score, _ = decoded(heatmaps)
+    position, _, score, *_ = decoded(heatmaps)
     for b in range(2):
         for k in range(4):
             best = np.unravel_index(heatmaps[b, ..., k].argmax(), SHAPE)
@@ -107,6 +107,7 @@ def test_slabs_change_nothing(voxels, softmax):
     np.testing.assert_array_equal(found[0], whole[0])
     np.testing.assert_allclose(found[1], whole[1], atol=1e-4)
     np.testing.assert_allclose(found[2], whole[2], rtol=1e-5)
+    np.testing.assert_allclose(found.spread_mm, whole.spread_mm, rtol=1e-4)
 
 
 def test_softmax_of_a_log_gaussian_has_peak_one_and_the_gaussian_s_place():
@@ -114,7 +115,7 @@ def test_softmax_of_a_log_gaussian_has_peak_one_and_the_gaussian_s_place():
     truth = jnp.array([[[20.2, 19.4, 15.0]]])
     heatmap = gaussians(truth, wide, SPACING, SIGMA)
     logits = jnp.log(jnp.maximum(heatmap, 1e-30)) + 3.0
-    _, fine, score, _ = decoded(logits, softmax=True)
+    _, fine, score, *_ = decoded(logits, softmax=True)
     np.testing.assert_allclose(score, heatmap.max(), atol=1e-4)
     np.testing.assert_allclose(fine, truth, atol=0.03)
 
@@ -146,10 +147,38 @@ def test_masses_of_gaussians_are_those_of_their_heatmaps(power):
 def test_evidence_is_the_log_odds_of_being_somewhere():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(2, *SHAPE, 3))
-    *_, evidence = decoded(jnp.asarray(logits, jnp.float32), softmax=True)
+    evidence = decoded(jnp.asarray(logits, jnp.float32), softmax=True).evidence
     somewhere = np.exp(logits).sum((1, 2, 3))
     np.testing.assert_allclose(evidence, np.log(somewhere / np.prod(SHAPE)), rtol=1e-4, atol=1e-5)
     # Without a softmax those of the height, kept finite.
     heights = jnp.zeros((1, *SHAPE, 3)).at[0, 2, 2, 2].set(jnp.array([0.5, 0.8, 1.5]))
-    *_, evidence = decoded(heights)
+    evidence = decoded(heights).evidence
     np.testing.assert_allclose(evidence[0], [0, np.log(4), np.log(9999)], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_the_spread_is_the_root_mean_square_distance_from_the_position(softmax):
+    rng = np.random.default_rng(5)
+    heatmaps = rng.normal(size=(2, *SHAPE, 3)).astype(np.float32)
+    found = decoded(heatmaps, softmax=softmax, slab_voxels=3 * 14 * 10)
+    weights = np.exp(heatmaps) if softmax else np.maximum(heatmaps, 0) ** 4
+    places = np.stack(np.indices(SHAPE), -1)
+    for b in range(2):
+        for k in range(3):
+            off_mm = (places - np.asarray(found.subvoxel_ijk)[b, k]) * SPACING
+            share = weights[b, ..., k] / weights[b, ..., k].sum()
+            expected = np.sqrt((share * (off_mm**2).sum(-1)).sum())
+            np.testing.assert_allclose(found.spread_mm[b, k], expected, rtol=1e-4)
+
+
+def test_a_second_spot_makes_the_spread_larger_and_nothing_makes_it_0():
+    wide = (40, 40, 30)
+    points = jnp.array([[[12.0, 20.0, 15.0], [28.0, 20.0, 15.0]]])
+    first, second = jnp.moveaxis(gaussians(points, wide, SPACING, SIGMA), -1, 0)[..., None]
+    logits = [jnp.log(h + 1e-30) for h in (first, first + 0.25 * second)]
+    one, two = (decoded(h, softmax=True).spread_mm[0, 0] for h in logits)
+    assert one == pytest.approx(np.sqrt(3) * SIGMA, rel=1e-2)
+    # A fifth of the probability is 16 mm away.
+    assert two == pytest.approx(np.sqrt(3 * SIGMA**2 + 0.2 * 16**2), rel=1e-2)
+    assert decoded(first + 0.9 * second).spread_mm > 1.5 * decoded(first).spread_mm
+    assert decoded(jnp.full((1, *SHAPE, 1), -1.0)).spread_mm == 0

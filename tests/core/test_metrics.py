@@ -202,6 +202,18 @@ def test_coverage_by_hand():
     assert 0 <= low <= 0.75 <= high <= 1
     nothing = metrics.coverage(np.full((2, 1), np.nan), np.ones((2, 1)), seed=0)
     assert nothing["share"] is None and nothing["interval"] is None
+    assert [row["n"] for row in nothing["by_radius"]] == [0, 0, 0]
+
+
+def test_coverage_where_a_method_is_sure_and_where_not_by_hand():
+    errors = np.array([[1.0, 5.0, np.nan], [3.0, 2.0, 8.0], [0.5, 7.0, 1.0]])
+    radius = np.array([[2.0, 9.0, 1.0], [2.5, 4.0, 6.0], [1.0, 5.0, np.inf]])
+    found = metrics.coverage(errors, radius, seed=0)["by_radius"]
+    # Radii 1, 2, 2.5; 4, 5; 6, 9.
+    assert [row["n"] for row in found] == [3, 2, 2]
+    assert [row["share"] for row in found] == [pytest.approx(2 / 3), 0.5, 0.5]
+    assert [row["radius_mm"] for row in found] == [pytest.approx(5.5 / 3), 4.5, 7.5]
+    assert [row["median_mm"] for row in found] == [1.0, 4.5, 6.5]
 
 
 def test_presence_by_hand():

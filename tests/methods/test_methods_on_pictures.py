@@ -179,7 +179,7 @@ def test_widths_in_voxels_are_of_the_pixels():
 def test_a_peak_is_found_between_pixels_and_in_their_plane():
     truth = jnp.array([[[10.3, 7.6, 0.0], [20.0, 12.4, 0.0]]])
     heatmaps = gaussians(truth, CROP, SPACING, 1.0)
-    _, fine, score, _ = decode(
+    _, fine, score, *_ = decode(
         heatmaps, lambda x: x, spacing_mm=SPACING, sigma_mm=1.0, softmax=False
     )
     # The window ends at two sigma, not as far on both sides.
@@ -187,7 +187,7 @@ def test_a_peak_is_found_between_pixels_and_in_their_plane():
     assert (fine[..., 2] == 0).all()
     # As logits of a softmax that is that Gaussian: the height is 1 again.
     logits = -0.5 * (((jnp.indices(CROP).T - truth[0, 0]) * jnp.array(SPACING)) ** 2).sum(-1).T
-    _, fine, score, _ = decode(
+    _, fine, score, *_ = decode(
         logits[None, ..., None], lambda x: x, spacing_mm=SPACING, sigma_mm=1.0, softmax=True
     )
     np.testing.assert_allclose(fine, truth[:, :1], atol=0.03)

@@ -29,7 +29,7 @@ from jaxmark.data.resampling import resample
 from jaxmark.data.scans import Scan, read_scan, to_image, write_scan
 from jaxmark.inference.calibration import Calibration
 from jaxmark.inference.likeness import Usual
-from jaxmark.inference.model import TrainedModel
+from jaxmark.inference.model import ABSENT, OUTSIDE, TrainedModel
 from jaxmark.inference.predictor import Predictor
 from jaxmark.methods.heatmap import HeatmapRegression
 from jaxmark.methods.method import Method, Prediction, Task, Variables, whole_volume_stage
@@ -588,12 +588,38 @@ def test_landmarks_at_the_border_of_a_scan_are_doubted(tmp_path):
     part = Scan(scan.voxels[26:], scan.ijk_to_lps @ compose_affine(np.eye(3), np.array([26, 0, 0])))
     shifted = model(tmp_path / "model", shift=-12.0, chunks=Chunks(2))
     doubts = shifted.predict(part.voxels, part.ijk_to_lps, "LPS").doubts
-    border = "all, bright: at the border of the scan or outside, with little to see"
-    assert border in doubts and any("of the prepared volume lies in the scan" in d for d in doubts)
+    # What is rather not there is not called outside.
+    assert "all: outside of the scan, hidden" in doubts
+    assert "bright: at the border of the scan or outside, with little to see" in doubts
+    assert any("of the prepared volume lies in the scan" in doubt for doubt in doubts)
     inside = model(tmp_path / "other", chunks=Chunks(2)).predict(
         scan.voxels, scan.ijk_to_lps, "LPS"
     )
     assert not any("border" in doubt for doubt in inside.doubts)
+
+
+def test_a_landmark_outside_of_the_scan_is_hidden_and_has_no_radius(tmp_path):
+    scan = straight()
+    part = Scan(scan.voxels[20:], scan.ijk_to_lps @ compose_affine(np.eye(3), np.array([20, 0, 0])))
+    write(tmp_path / "in" / "part.nii.gz", part)
+    found = model(tmp_path / "model", shift=-12.0)
+    out = tmp_path / "out"
+    predict_scans(found, scans_at(tmp_path / "in"), out)
+    (markup,) = json.loads((out / "part.mrk.json").read_text())["markups"]
+    first = markup["controlPoints"][0]
+    assert not first["visibility"]
+    assert first["description"].startswith("hidden: outside of the scan, presence 0.00, score ")
+    for table in (out / "part.csv", out / "batch" / "landmarks.csv"):
+        row, other = csv.DictReader(table.read_text().splitlines())
+        assert (row["presence"], row["radius_mm"], row["hidden"]) == ("0.0", "", OUTSIDE)
+        assert "all: outside of the scan, hidden" in row["doubts"] and other["hidden"] == ABSENT
+    assert json.loads((out / "batch" / "cases" / "part.json").read_text())["outside"] == ["all"]
+    landmark, other = found.predict(tmp_path / "in" / "part.nii.gz")
+    assert (landmark.hidden, landmark.radius_mm, other.hidden) == (OUTSIDE, None, ABSENT)
+    # Where nothing is known of absence, either.
+    blind = dataclasses.replace(found.calibration, presence_model=None)
+    said = dataclasses.replace(found, calibration=blind).predict(tmp_path / "in" / "part.nii.gz")
+    assert said.hidden == ("all", "bright") and set(said.presence) == {0.0}
 
 
 def test_doubtful_scans_are_pointed_out(tmp_path, capfd):

@@ -94,7 +94,7 @@ def test_page_stands_alone_and_is_balanced(workdir):
     text = path.read_text(encoding="utf-8")
     page = Page(text)
     assert page.references and all(r.startswith("data:image/") for r in page.references)
-    assert len(page.references) == 5
+    assert len(page.references) == 6
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     assert "url(" not in text and "@import" not in text
 
@@ -102,7 +102,7 @@ def test_page_stands_alone_and_is_balanced(workdir):
 def test_charts_are_xml_without_anything_that_runs(workdir):
     page = Page(report.write_report(workdir, [], KINDS).read_text(encoding="utf-8"))
     charts = [r for r in page.references if r.startswith("data:image/svg+xml;base64,")]
-    assert len(charts) == 3
+    assert len(charts) == 4
     for chart in charts:
         tree = ElementTree.fromstring(base64.b64decode(chart.partition(",")[2]))
         tags = {element.tag.rpartition("}")[2] for element in tree.iter()}

@@ -214,9 +214,12 @@ def test_what_a_method_does_not_tell_is_not_measured(tmp_path, capsys, tells):
 def test_maps_of_a_split_are_not_held(run, monkeypatch):
     held = []
     observe = calibration.observe
-    monkeypatch.setattr(
-        calibration, "observe", lambda found, *rest: held.extend(found) or observe(found, *rest)
-    )
+
+    def watched(found, *rest, **more):
+        held.extend(found)
+        return observe(found, *rest, **more)
+
+    monkeypatch.setattr(calibration, "observe", watched)
     (run.workdir / "calibration.json").unlink()
     workflow.calibrate(run, *run.variables())
     assert len(held) == 4 and not any(found.prediction.maps for found in held)

@@ -39,7 +39,8 @@ _TO_LPS = {"LPS": np.array([1.0, 1.0, 1.0]), "RAS": np.array([-1.0, -1.0, 1.0])}
 STATUSES = ("undefined", "preview", "defined", "missing")
 # What prediction writes behind a landmark: see `ScanLandmarks.descriptions`.
 _OWN_WORDS = re.compile(
-    r"(presence \d\.\d\d, )?(within \d+\.\d (?:mm|px) \([\d.e+-]+ %\), )?score -?[\d.]+"
+    r"(hidden: [a-z ]+, )?(presence \d\.\d\d, )?(within \d+\.\d (?:mm|px) \([\d.e+-]+ %\), )?"
+    r"score -?[\d.]+"
 )
 
 

@@ -101,6 +101,35 @@ def landmark_dots(methods: Mapping[str, Sequence[Mapping[str, Any]]], unit: str 
         return rendered(figure, "svg")
 
 
+def errors_by_radius(errors_mm: np.ndarray, radius_mm: np.ndarray, unit: str = "mm") -> bytes:
+    """SVG: each point's error over the radius that was stated for it, on logarithmic axes.
+
+    Both of any shape; points without error or radius are left out. A point above the line lies
+    outside of its radius.
+    """
+    both = np.isfinite(errors_mm) & np.isfinite(radius_mm)
+    # Nearer than a hundredth is exact for any purpose.
+    errors, radii = np.maximum(errors_mm[both], 0.01), np.maximum(radius_mm[both], 0.01)
+    held = errors <= radii
+    ends = np.array([radii.min() / 1.2, radii.max() * 1.2]) if radii.size else np.array([0.1, 1.0])
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot(ends, ends, color=INK, lw=1.2, label="error = radius")
+        for of, color, label in ((held, METHOD, "held"), (~held, TRUTH, "not held")):
+            axes.plot(radii[of], errors[of], "o", color=color, ms=3.5, alpha=0.6, label=label)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        _plain_log_ticks(axes, "x")
+        _plain_log_ticks(axes, "y")
+        axes.set_xlim(*ends)
+        axes.grid()
+        axes.set_xlabel(f"stated radius ({unit}, logarithmic)")
+        axes.set_ylabel(f"radial error ({unit})")
+        figure.legend(loc="outside upper left", ncols=3)
+        return rendered(figure, "svg")
+
+
 def sdr_curve(
     errors_mm: np.ndarray,
     floors: Mapping[str, np.ndarray],
