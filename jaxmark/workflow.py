@@ -223,17 +223,16 @@ def calibrate(run: Run, step: int, variables: Variables) -> None:
     """
     cases, training = run.prepared.split("val"), run.prepared.split("train")
     landmarks, settings = run.prepared.landmarks, run.experiment.predict
+    streamed, any_look = run.experiment.stream.on, run.experiment.augment.appearance.drawn
     known = False
     # Of another step, or damaged: made anew.
     with contextlib.suppress(InputError):
         if (run.workdir / calibration.FILE).exists():
-            # An earlier version did not observe what scans are like.
-            known = (
-                calibration.load(
-                    run.workdir, landmarks, step, settings.decoder, settings.coverage
-                ).usual
-                is not None
+            promised = calibration.load(
+                run.workdir, landmarks, step, settings.decoder, settings.coverage
             )
+            # An earlier version did not observe what scans are like.
+            known = promised.usual is not None or any_look
     if processes.from_primary("calibration", known):
         return
     found = [f.without_maps() for f in run.find(variables, cases, "calibrating")] if cases else []
@@ -248,6 +247,8 @@ def calibrate(run: Run, step: int, variables: Variables) -> None:
             untrained,
             spacing_mm=run.prepared.frame.spacing_mm,
             decoders=run.experiment.method.decoders,
+            shapes_mm=run.experiment.phantom.shapes_mm() if streamed else None,
+            any_look=any_look,
         )
         calibration.save(observed, run.workdir)
 

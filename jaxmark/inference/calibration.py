@@ -87,6 +87,7 @@ def observe(
     spacing_mm: np.ndarray,
     decoders: Sequence[str],
     shapes_mm: np.ndarray | None = None,
+    any_look: bool = False,
 ) -> Observed:
     """What predictions of validation cases, in the same order, show of a model.
 
@@ -97,6 +98,8 @@ def observe(
       decoders: the method's.
       shapes_mm: (N, K, 3) landmarks of people, NaN where missing, in the frame of the prepared
         volumes or any other of right-handed millimetres; None: those of the training cases.
+      any_look: scans of all contrasts and fields of view are the model's business: those of the
+        validation cases say nothing of others.
     """
     shape = (len(cases), len(landmarks))
     truth = np.array([case.landmarks_mm for case in cases]).reshape(*shape, 3)
@@ -108,7 +111,7 @@ def observe(
     evidence = np.array([f.prediction.evidence for f in found], float).reshape(shape)
     spreads = [f.prediction.spread_mm for f in found]
     known = evidence_of(evidence, landmarks, untrained)
-    like = usual(cases, training, known)
+    like = None if any_look else usual(cases, training, known)
     if shapes_mm is None:
         shapes_mm = np.array([case.landmarks_ijk * spacing_mm for case in training])
     figures = {

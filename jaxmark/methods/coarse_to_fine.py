@@ -60,6 +60,9 @@ from jaxmark.methods.method import (
 from jaxmark.methods.optimizers import clipped, cosine_at_the_end, descent
 from jaxmark.methods.views import augmented
 
+# Of a landmark's place, however sure it is, along each axis: people differ from the typical shape.
+_LEAST_DOUBT_MM = 1.5
+
 
 @dataclasses.dataclass
 class CoarseToFine:
@@ -239,7 +242,6 @@ class FineNetwork:
         x, y, z = (n + 2 * m for n, m in zip(settings.crop, margin, strict=True))
         self.grid = centred((x, y, z), self.task.spacing_mm)
         self._crop = centred(settings.crop, self.task.spacing_mm)
-        self._sigma_mm = settings.sigma_mm
         kind = HeatmapRegression(
             widths=settings.fine_widths,
             head=0,
@@ -266,8 +268,8 @@ class FineNetwork:
         """(4, 4) voxels of the crop -> voxels of the volume, by what was found before."""
         points_mm = apply_affine(volume.ijk_to_lps, np.asarray(earlier.positions_ijk["subvoxel"]))
         middle_mm = apply_affine(volume.ijk_to_lps, (np.array(volume.shape) - 1) / 2)
-        # Of a landmark that is not there, or not sure, anything may be the maximum.
-        doubt_mm = self._sigma_mm / np.clip(np.asarray(earlier.score), 1e-2, 1)
+        # Along each axis. Of a landmark that is not there, anything may be the maximum.
+        doubt_mm = np.maximum(np.asarray(earlier.spread_mm) / math.sqrt(3), _LEAST_DOUBT_MM)
         pose = pose_of(self.shape_mm, points_mm, doubt_mm, middle_mm)
         return np.linalg.inv(volume.ijk_to_lps) @ pose @ self._crop.ijk_to_lps
 
@@ -284,6 +286,7 @@ class FineNetwork:
                 "earlier": {name: np.asarray(x) for name, x in earlier.positions_ijk.items()},
                 "score": np.asarray(earlier.score),
                 "evidence": np.asarray(earlier.evidence),
+                "spread_mm": np.asarray(earlier.spread_mm),
             }
 
         def run(variables: Variables, arrays: Mapping[str, Any]) -> Prediction:
@@ -304,6 +307,7 @@ class FineNetwork:
                 {**earlier, **positions},
                 score=jnp.where(trained, found.score, arrays["score"]),
                 evidence=jnp.where(trained, found.evidence, arrays["evidence"]),
+                spread_mm=jnp.where(trained, jnp.asarray(found.spread_mm), arrays["spread_mm"]),
             )
 
         return Stage(run, read)

@@ -45,7 +45,7 @@ _CENTRE_MM = np.array([0.0, 0.0, 6.5])
 # Streams of random numbers of one seed; a person's anatomy doesn't depend on the image made of it.
 # `labels` goes on after these.
 _ANATOMY, _IMAGE, _UNPAIRED, _SHAPE = 0, 1, 2, 5
-# Whose landmarks are the typical shape.
+# Whose landmarks say what shapes are usual.
 _PEOPLE = 200
 # Folder -> how the names of its files end.
 _FILES = {
@@ -93,11 +93,15 @@ class CirclePhantom:
 
     def shape_mm(self) -> np.ndarray:
         """(19, 3) the landmarks' typical shape, about the centre of what `drawing` draws."""
+        return np.median(self.shapes_mm(), axis=0)
+
+    def shapes_mm(self) -> np.ndarray:
+        """(N, 19, 3) landmarks of people who lie alike, as `shape_mm`."""
         people = (
             draw_anatomy(np.random.default_rng([self.seed, _SHAPE, number]), 0.0, 0.0)
             for number in range(_PEOPLE)
         )
-        return np.median([person.landmarks_mm for person in people], axis=0) - _CENTRE_MM
+        return np.stack([person.landmarks_mm for person in people]) - _CENTRE_MM
 
     def drawing(
         self,
