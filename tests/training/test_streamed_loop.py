@@ -106,7 +106,7 @@ def test_a_loss_that_is_not_finite_names_the_numbers_of_the_drawn(cases, tmp_pat
 
 def test_phases_that_draw_nothing_get_cases_of_the_prepared_shape(tmp_path):
     wanted = cow.get_config("tiny")
-    wanted.stream.on = True
+    wanted.stream.on = wanted.augment.appearance.drawn = True
     wanted.data.cache = str(tmp_path / "cache")
     prepared = prepare(wanted, tmp_path / "work")
     case = prepared.prepared.split("train")[0]
@@ -121,7 +121,7 @@ def test_a_stream_needs_a_phantom_that_draws_and_the_cohort_s_landmarks(tmp_path
     with pytest.raises(InputError, match=r"config\.stream\.on: needs config\.phantom"):
         validate(experiment(stream=Stream(on=True)))
     wanted = cow.get_config("tiny")
-    wanted.stream.on = True
+    wanted.stream.on = wanted.augment.appearance.drawn = True
     CirclePhantom(**vars(wanted.phantom)).write(tmp_path / "cohort", workers=1)
     wanted.data.root, wanted.data.cache = str(tmp_path / "cohort"), str(tmp_path / "cache")
     wanted.data.landmarks = ("BA tip", "C4/C5 R")
