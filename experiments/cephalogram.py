@@ -28,7 +28,7 @@ def get_config(preset: str = "") -> Experiment:
             margin=8,
         ),
         method=HeatmapRegression(
-            steps=1000 if small else 20_000,
+            steps=2500 if small else 20_000,
             widths=(16, 32, 64, 96, 128) if small else (32, 64, 96, 128, 192, 256),
             loss="cross_entropy",
             # Films are centred on the head: where a voxel is tells much.
@@ -38,7 +38,12 @@ def get_config(preset: str = "") -> Experiment:
             decay=0.6,
         ),
         augment=Augment(
-            translation_voxels=8, rotation_degrees=8, scale=0.08, contrast=0.2, brightness=0.1
+            translation_voxels=8,
+            rotation_degrees=8,
+            scale=0.08,
+            contrast=0.3,
+            brightness=0.1,
+            elastic_mm=3.0,
         ),
         train=Train(batch=4, validate_every=250 if small else 1000),
         evaluate=Evaluate(sdr_thresholds_mm=(2.0, 2.5, 3.0, 4.0)),

@@ -50,7 +50,7 @@ def small() -> Experiment:
             annotate_missing=False,
         ),
         stream=Stream(on=True, reuse=4, window=16),
-        method=CoarseToFine(steps=1500, fine_steps=3500, factor=4),
+        method=CoarseToFine(steps=700, fine_steps=1600, factor=4, widths=(8, 16, 32, 64)),
         augment=Augment(
             translation_voxels=16,
             rotation_degrees=20,

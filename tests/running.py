@@ -16,11 +16,10 @@ TINY = "--config=experiments/cow.py:tiny"
 PROGRAM = "from jaxmark.main import console; console()"
 # Fast code is of no use here and takes long to compile: with the newer emitters of fusions, four
 # times as long as with the older ones.
-QUICK = "--xla_backend_optimization_level=0"
+PLAIN = "--xla_backend_optimization_level=0"
 # 0.12 has no older ones, and ends the process at a flag that it does not know.
 OLDER_EMITTERS = tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11)
-if OLDER_EMITTERS:
-    QUICK += " --xla_cpu_use_fusion_emitters=false"
+QUICK = f"{PLAIN} --xla_cpu_use_fusion_emitters=false" if OLDER_EMITTERS else PLAIN
 # A shell with a view of the file systems of its own, in which it may mount one.
 OWN_VIEW = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
 MOUNT = 'mount -t tmpfs -o size="$1" tmpfs "$2" && shift 2 && exec "$@"'

@@ -4,14 +4,13 @@
     python -m experiments.phantoms.doubts --checkpoint=runs/small --folder=OTHER_SCANS
 
 People are drawn that the model has never seen: good scans count as false alarms, the others
-(CTA, vessel masks, noise, other sizes, upside down) as found, each with the doubts that were
-stated. `--folder` may be given several times: all scans below it, as they lie and with their
+(CTA, vessel masks, noise, other sizes, upside down, elsewhere) as found, each with the doubts that
+were stated. `--folder` may be given several times: all scans below it, as they lie and with their
 middle moved to where the phantoms' is.
 """
 
 import argparse
 import dataclasses
-import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,42 +19,34 @@ from typing import Any
 import numpy as np
 
 from jaxmark.core.geometry import apply_affine
-from jaxmark.data.cases import Volume
-from jaxmark.data.frame import PreparedScan
 from jaxmark.data.phantoms.cow.cohort import CirclePhantom, make_case
 from jaxmark.data.scans import Scan, read_scan, search_below
 from jaxmark.inference.model import TrainedModel
+from jaxmark.system.errors import InputError
 from jaxmark.workflow import load_model
 
-# First words of a doubt -> its column.
+# Column -> words of the doubts that count there; the first column that fits.
 COLUMNS = {
-    "intensities": "intensities",
-    "the network": "evidence",
-    "a field of view": "field of view",
-    "voxels": "voxels",
-    "only": "overlap",
+    "refused": ("probably not such a scan",),
+    "intensities": ("intensities unlike",),
+    "evidence": ("the network sees less",),
+    "field of view": ("a field of view of",),
+    "voxels": ("voxels of",),
+    "overlap": ("of the prepared volume",),
+    "shape": ("lie to each other", "lie as if", "exchanged", "other landmarks make it unlikely"),
+    "outside": ("outside of the scan",),
+    "not read": ("not read",),
+    "other": ("",),
 }
 
 
 def doubts(model: TrainedModel, scans: Iterable[Scan]) -> Iterator[list[str]]:
-    """What is doubtful about each scan; a scan that is refused has one doubt, "refused"."""
-    refused = 0
-    prepared: list[PreparedScan] = []
-
-    def volumes() -> Iterator[Volume]:
-        nonlocal refused
-        for scan in scans:
-            try:
-                ready = model.frame.apply(scan, model.frame.align(scan))
-            except ValueError:
-                refused += 1
-                continue
-            prepared.append(ready)
-            yield Volume("scan", functools.partial(np.asarray, ready.image), ready.ijk_to_lps)
-
-    for number, found in enumerate(model.predictor(model.variables, volumes())):
-        yield list(model.landmarks_of(found, prepared[number]).doubts)
-    yield from [["refused"]] * refused
+    """What is doubtful about each scan; one that cannot be prepared has a single doubt."""
+    for scan in scans:
+        try:
+            yield list(model.predict(scan.voxels, scan.ijk_to_lps, "LPS").doubts)
+        except InputError as error:
+            yield [f"not read: {error}"]
 
 
 def people(phantom: CirclePhantom, count: int, seed: int, **changes: Any) -> Iterator[Scan]:
@@ -77,6 +68,13 @@ def scaled(scans: Iterable[Scan], factor: float) -> Iterator[Scan]:
     """As if the header's millimetres were wrong."""
     for scan in scans:
         yield Scan(scan.voxels, np.diag([factor, factor, factor, 1.0]) @ scan.ijk_to_lps)
+
+
+def moved_by(scan: Scan, way_mm: float, axis: int) -> Scan:
+    """As if it lay elsewhere."""
+    matrix = scan.ijk_to_lps.copy()
+    matrix[axis, 3] += way_mm
+    return Scan(scan.voxels, matrix)
 
 
 def centred(scan: Scan, centre_mm: np.ndarray) -> Scan:
@@ -111,6 +109,11 @@ def kinds(
         yield f"{factor:g} times as large", scaled(people(phantom, bad, 106), factor)
     flipped = (Scan(s.voxels[:, :, ::-1], s.ijk_to_lps) for s in people(phantom, bad, 107))
     yield "upside down", flipped
+    mirrored = (Scan(s.voxels[::-1], s.ijk_to_lps) for s in people(phantom, bad, 107))
+    yield "right and left exchanged", mirrored
+    for axis, name in enumerate("xyz"):
+        moved = (moved_by(s, 40.0, axis) for s in people(phantom, bad, 108))
+        yield f"header 40 mm off along {name}", moved
     shape = (np.array(model.frame.shape) - 1) / 2
     centre_mm = apply_affine(model.frame.grid_to_common, shape)
     for folder in folders:
@@ -128,25 +131,22 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, action="append", default=[], help="other scans")
     arguments = parser.parse_args()
     model = load_model(arguments.checkpoint)
-    if model.calibration.usual is None or model.experiment.phantom is None:
-        raise SystemExit(f"{arguments.checkpoint} is no model of phantoms that knows what is usual")
-    print("| scans | doubted | of these: " + " | ".join(COLUMNS.values()) + " | refused |")
-    print("|---|---|" + "---|" * (len(COLUMNS) + 1))
+    if model.experiment.phantom is None:
+        raise SystemExit(f"{arguments.checkpoint} is no model of phantoms")
+    print("| scans | doubted | of these: " + " | ".join(COLUMNS) + " |")
+    print("|---|---|" + "---|" * len(COLUMNS))
     rows = kinds(model, model.experiment.phantom, arguments.good, arguments.bad, arguments.folder)
     for name, scans in rows:
         found = list(doubts(model, scans))
         count = Counter(column for lines in found for column in {_column(line) for line in lines})
         doubted = sum(bool(lines) for lines in found)
-        cells = [count[column] for column in (*COLUMNS.values(), "refused")]
+        cells = [count[column] for column in COLUMNS]
         share = f"{doubted} of {len(found)}"
         print(f"| {name} | {share} | " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
 def _column(doubt: str) -> str:
-    if doubt == "refused":
-        return doubt
-    # The share of the volume begins with a number, or with "only".
-    return next((c for start, c in COLUMNS.items() if doubt.startswith(start)), "overlap")
+    return next(c for c, words in COLUMNS.items() if any(word in doubt for word in words))
 
 
 if __name__ == "__main__":

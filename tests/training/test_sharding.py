@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from running import QUICK, free_port
+from running import PLAIN, free_port
 
 from jaxmark.config import Augment
 from jaxmark.core.anatomy import Segment, scheme_of
@@ -187,7 +187,7 @@ def start(folder, devices, kinds, **environment):
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": str(Path(__file__).parents[1]),
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {PLAIN}",
             **environment,
         },
         capture_output=True,
