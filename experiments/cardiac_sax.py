@@ -47,7 +47,7 @@ def get_config(preset: str = "small/heatmap") -> Experiment:
             contrast=0.2,
             brightness=0.1,
         ),
-        train=Train(batch=8, validate_every=100 if small else 1000),
+        train=Train(batch=8, validate_every=250 if small else 1000),
         predict=Predict(decoder=ROWS[row]),
         evaluate=Evaluate(sdr_thresholds_px=(2.0, 3.0, 5.0)),
     )
@@ -56,7 +56,7 @@ def get_config(preset: str = "small/heatmap") -> Experiment:
 def heatmap(small: bool) -> HeatmapRegression:
     """One heatmap a landmark; lengths are pixels."""
     return HeatmapRegression(
-        steps=500 if small else 20_000,
+        steps=3000 if small else 20_000,
         widths=(12, 24, 48, 96, 128) if small else (32, 64, 128, 256, 256),
         head=0,
         loss="cross_entropy",
@@ -71,9 +71,10 @@ def gan(small: bool) -> CardiacGAN:
     if not small:
         return CardiacGAN(steps=20_000)
     return CardiacGAN(
-        steps=1000,
+        steps=5000,
         widths=(16, 32, 64, 96),
         # One layer less than the paper's six, which want sides that 64 divides: 5 x 5 patches.
         discriminator_widths=(16, 32, 64, 64, 64),
         learning_rate=1e-3,
+        patience=4,
     )
