@@ -26,9 +26,9 @@ METHOD = (
 # Largest differences to jaxmark that are rounding, by arithmetic. Where it moves one input of a
 # rectifier across 0, a pixel's gradient comes or goes. One flip in PyTorch made 2e-3 of a kernel's
 # gradient (48 x 40 x 24; jaxmark was within 2e-6 of float64). Where there are few pixels it makes
-# more: in the cardiac GAN's discriminator at 128 x 128, batch 8, one flip in PyTorch moved one
-# channel by 2e-2 of the kernel's largest gradient, and the 255 others by less than 1e-5 (jaxmark
-# was within 1e-3 of float64 everywhere; in float64 both are equal to 4e-14). So each parameter's
+# more, it seems: in the cardiac GAN's discriminator at 128 x 128, batch 8, one channel of 256 was
+# off by 2e-2 of the kernel's largest gradient in PyTorch, the others by less than 1e-5 (jaxmark was
+# within 1e-3 of float64 everywhere; in float64 both are equal to 4e-14). So each parameter's
 # gradient is compared as a whole (root mean square). Adam's first step is a rate times the sign of
 # the gradient, so where that is near 0 a weight moves as far as anything can: all weights' updates
 # are compared together. In bfloat16 gradients of single parameters say nothing.
