@@ -324,7 +324,7 @@ def compiled_for_h100(settings: Experiment) -> list[Row]:
         {
             "image": jax.ShapeDtypeStruct((1, landmarks, n, n, n, 1), jnp.float16),
             **dict.fromkeys(("first", "found", *FIRST), points),
-            **dict.fromkeys(("score", "evidence"), scores),
+            **dict.fromkeys(("score", "evidence", "spread_mm"), scores),
         },
     )
     rows: list[Row] = []
