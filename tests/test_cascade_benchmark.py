@@ -53,7 +53,7 @@ def test_the_count_of_flop_is_about_the_compiler_s(small):
     patches = np.zeros((1, landmarks, 16, 16, 16, 1), np.float16)
     points = np.zeros((1, landmarks, 3), np.float32)
     known = {name: points for name in ("first", "found", *FIRST)}
-    known |= {name: points[..., 0] for name in ("score", "evidence")}
+    known |= {name: points[..., 0] for name in ("score", "evidence", "spread_mm")}
     inputs = ({"image": np.zeros((1, 32, 32, 32, 1), np.float16)}, {"image": patches, **known})
     # On a CPU the second stage is a loop over landmarks, which is counted once.
     times = (1, landmarks)

@@ -19,7 +19,7 @@ from jaxmark.system.devices import data_mesh
 
 SHAPE_MM = np.array([[-8, -5, -4], [8, -6, -3], [0, 6, 4], [-7, 2, 4], [6, 1, -4]], float)
 NAMES = ("a", "b", "c", "d", "e")
-SPACING, CROP, MARGIN = (1.0, 1.0, 1.0), (48, 48, 48), (4, 4, 4)
+SPACING, CROP, MARGIN = (1.0, 1.0, 1.0), (32, 32, 32), (4, 4, 4)
 TASK = Task(
     scheme=scheme_of(NAMES),
     crop=CROP,
@@ -51,9 +51,9 @@ def cases(folder, count=6):
     found = []
     for number in range(count):
         turn = rotation_from_quaternion(np.array([1.0, *rng.normal(0, 0.12, 3)]))
-        pose = compose_affine(turn, rng.uniform(-8, 8, 3))
+        pose = compose_affine(turn, rng.uniform(-5, 5, 3))
         # The scan's own world is elsewhere.
-        place = compose_affine(np.diag(SPACING), np.array([40.0, -90.0, 7.0]) - 27.5)
+        place = compose_affine(np.diag(SPACING), np.array([40.0, -90.0, 7.0]) - 19.5)
         points = apply_affine(pose, SHAPE_MM) + np.array([40.0, -90.0, 7.0])
         ijk = apply_affine(np.linalg.inv(place), points)
         axes = np.indices(np.array(CROP) + 2 * np.array(MARGIN)).transpose(1, 2, 3, 0)
@@ -140,7 +140,7 @@ def test_settings_that_do_not_fit_are_named():
         "21",
     )
     refused(
-        lambda: SMALL.build(dataclasses.replace(TASK, crop=(48, 48, 1), margin=(4, 4, 0))),
+        lambda: SMALL.build(dataclasses.replace(TASK, crop=(32, 32, 1), margin=(4, 4, 0))),
         "config.data.crop",
         "is a picture",
     )
