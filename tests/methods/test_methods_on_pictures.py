@@ -85,7 +85,7 @@ METHODS = {
 
 
 # One variant of each method is enough where minutes count.
-SLOW = ("weighted_l2", "heatmaps", "scn_2019")
+SLOW = ("cells", "weighted_l2", "heatmaps", "scn_2019")
 
 
 @pytest.mark.parametrize(
