@@ -10,7 +10,8 @@ three times: as an MRA and a CTA with noise in what is brain around the arteries
 arteries alone. OUT gets the drawn scans, and what batch prediction writes, pictures among it.
 
 `--posed` puts each scan in its place by the known points, and asks the fine network alone: what
-resolution and appearance leave, without what is lost in finding the circle.
+resolution and appearance leave, without what is lost in finding the circle. Beside it stands the
+typical shape in that pose: what the known points alone say.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import numpy as np
 from scipy import ndimage
 
 from jaxmark.core.geometry import apply_affine
+from jaxmark.core.pose import true_pose
 from jaxmark.data.frame import prepare_scan
 from jaxmark.data.landmarks import Landmarks, write_mrk_json
 from jaxmark.data.scans import read_scan, write_scan
@@ -131,6 +133,16 @@ def posed(model: TrainedModel, scan: Path, known: Landmarks) -> Landmarks:
     return dict(zip(model.landmarks, places, strict=True))
 
 
+def residuals(model: TrainedModel, known: Landmarks) -> list[float]:
+    """How far the typical shape is from known points, in mm, when it is fitted to them."""
+    assert model.frame.shape_mm is not None, "a model that knows no typical shape"
+    index = [model.landmarks.index(name) for name, at in known.items() if at is not None]
+    points = np.stack([at for at in known.values() if at is not None])
+    shape = model.frame.shape_mm[index]
+    off = apply_affine(true_pose(shape, points), shape) - points
+    return list(np.linalg.norm(off, axis=1))
+
+
 def main() -> None:
     """Print a line a scan, and the errors of all."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -148,6 +160,7 @@ def main() -> None:
     model = load_model(options.checkpoint, experiment)
     print("scan, points, hidden of these, median mm, largest mm (its landmark), doubts")
     every: list[float] = []
+    shape_alone: list[float] = []
     for name, points in known.items():
         scan = scans / f"{name}.nii.gz"
         found = model.predict(scan)
@@ -157,6 +170,8 @@ def main() -> None:
             for landmark, place in points.items()
             if place is not None
         }
+        if options.posed:
+            shape_alone += residuals(model, points)
         hidden = [] if options.posed else [name for name in errors if name in found.hidden]
         shown = {k: e for k, e in errors.items() if k not in hidden}
         every += shown.values()
@@ -171,6 +186,12 @@ def main() -> None:
         f"all: median {np.median(every):.2f} mm, mean {np.mean(every):.2f}, "
         f"{100 * np.mean(np.array(every) < 2):.0f} % within 2 mm, {over} of {len(every)} over 10 mm"
     )
+    if shape_alone:
+        alone = np.array(shape_alone)
+        print(
+            f"the typical shape in that pose: median {np.median(alone):.2f} mm, mean "
+            f"{alone.mean():.2f}, {100 * (alone < 2).mean():.0f} % within 2 mm"
+        )
 
 
 if __name__ == "__main__":
