@@ -95,6 +95,17 @@ def divisible(crop: Sequence[int], block: int, why: str) -> Iterator[Problem]:
         yield "config.data.crop", problem
 
 
+def coarsely_divisible(
+    crop: Sequence[int], margin: Sequence[int], factor: int, levels: int
+) -> Iterator[Problem]:
+    """`config.data.crop` and margin, for a U-Net on voxels `config.method.factor` times as long."""
+    why = f"{levels} levels (config.method.widths) of voxels {factor} times as long need"
+    yield from divisible(crop, factor * 2 ** (levels - 1), why)
+    if any(m % factor for m in margin):
+        why = f"{max(margin)} is not a multiple of {factor} (config.method.factor)"
+        yield "config.data.margin", why
+
+
 def volumes_only(crop: Sequence[int]) -> Iterator[Problem]:
     """Where a crop is a picture, one voxel along Z, and the method is for volumes alone."""
     if crop[2] == 1:

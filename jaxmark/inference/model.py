@@ -350,7 +350,7 @@ class TrainedModel:
             self.landmarks,
             decoder,
             known,
-            doubts=doubts,
+            doubts=_said_once(doubts),
             notes=prepared.notes,
             untrained=untrained,
             segments=ScanSegments.of(found, self.scheme, prepared.grid),
@@ -374,6 +374,19 @@ class TrainedModel:
             some = first_few(names[border].tolist())
             found.append(f"{some}: at the border of the scan or outside, with little to see")
         return found
+
+
+def _said_once(doubts: Sequence[str]) -> list[str]:
+    """Without those that a longer one says as well, however their figures in brackets differ."""
+
+    def words(doubt: str) -> str:
+        return doubt.removeprefix("only ").split(" (")[0]
+
+    return [
+        doubt
+        for doubt in doubts
+        if not any(len(other) > len(doubt) and words(doubt) in other for other in doubts)
+    ]
 
 
 def _picture_of(scan: sitk.Image | np.ndarray, unit: str, size_mm: float) -> tuple[str, Scan]:

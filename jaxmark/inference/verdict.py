@@ -67,7 +67,7 @@ def _little_evidence(own: np.ndarray, usual: np.ndarray) -> tuple[str, float]:
     if not mean < limit:
         return "", 0.0
     line = (
-        f"the network sees less of them than in any validation case (evidence {mean:.2f}, theirs "
-        f"{theirs.min():.2f} or more)"
+        "the network sees less of the landmarks than in any validation case (evidence "
+        f"{mean:.2f}, theirs {theirs.min():.2f} or more)"
     )
     return line, (theirs.mean() - mean) / max(theirs.mean() - limit, 1e-9)

@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 
 from jaxmark.bounds import (
@@ -27,7 +26,7 @@ from jaxmark.bounds import (
     SHARE,
     Problem,
     check,
-    divisible,
+    coarsely_divisible,
     either,
     positive_numbers,
     setting,
@@ -59,7 +58,7 @@ from jaxmark.methods.method import (
     Task,
     Variables,
 )
-from jaxmark.methods.optimizers import clipped, cosine_at_the_end, descent
+from jaxmark.methods.optimizers import NOT_REFINED, adams, descent, refined, untrained
 from jaxmark.methods.views import augmented
 from jaxmark.models.blocks import append_coordinates, each
 from jaxmark.models.cascade import DisplacementNet, SidePathUNet
@@ -172,16 +171,7 @@ class Cascade:
         """See `Settings`."""
         yield from volumes_only(task.crop)
         if not self.first_patch:
-            levels = len(self.widths)
-            why = (
-                f"{levels} levels (config.method.widths) of voxels {self.factor} times as long need"
-            )
-            yield from divisible(task.crop, self.factor * 2 ** (levels - 1), why)
-            if any(m % self.factor for m in task.margin):
-                why = (
-                    f"{max(task.margin)} is not a multiple of {self.factor} (config.method.factor)"
-                )
-                yield "config.data.margin", why
+            yield from coarsely_divisible(task.crop, task.margin, self.factor, len(self.widths))
         if self.patch * min(task.spacing_mm) < 2 * self.reach_mm:
             yield (
                 "config.method.reach_mm",
@@ -193,24 +183,16 @@ class Cascade:
         check(self, "config.method", task)
         first = PatchedFirstStage(self, task) if self.first_patch else FirstStage(self, task)
         second = SecondStage(self, task)
-        optimizers = {
-            name: clipped(self.clip_norm, optax.adam(cosine_at_the_end(rate, steps, self.decay)))
-            for name, rate, steps in (
-                ("coarse", self.learning_rate, self.steps),
-                ("fine", self.refine_learning_rate, self.refine_steps),
-            )
+        rates = {
+            "coarse": (self.learning_rate, self.steps),
+            "fine": (self.refine_learning_rate, self.refine_steps),
         }
+        optimizers = adams(rates, self.decay, self.clip_norm)
 
         def init(key: Array) -> State:
             k_first, k_second = jax.random.split(key)
             params = {"coarse": first.init(k_first), "fine": second.init(k_second)}
-            return State(
-                step=jnp.zeros((), jnp.int32),
-                params=params,
-                optimizer={name: optimizers[name].init(params[name]) for name in optimizers},
-                # 0: the second stage is not trained, and moves no place. 1: it is.
-                statistics={"refine": jnp.zeros(())},
-            )
+            return untrained(params, optimizers, NOT_REFINED)
 
         step = descent("coarse", first.loss, optimizers["coarse"])
         phases = [Phase("coarse", self.steps, step, read=first.read, batch=first.batch)]
@@ -593,11 +575,6 @@ def read_patches(
         "present": case.present,
         "absent": case.absent,
     }
-
-
-def refined(statistics: dict[str, Any]) -> dict[str, Any]:
-    """After a step of the second stage, which moves places from then on; see `Cascade.build`."""
-    return {"refine": jnp.ones_like(statistics["refine"])}
 
 
 def view_border(side: int, augment: Augment) -> int:

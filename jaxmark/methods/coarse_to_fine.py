@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 
 from jaxmark.bounds import (
@@ -29,6 +28,7 @@ from jaxmark.bounds import (
     Problem,
     at_least,
     check,
+    coarsely_divisible,
     divisible,
     positive_numbers,
     setting,
@@ -57,7 +57,7 @@ from jaxmark.methods.method import (
     Task,
     Variables,
 )
-from jaxmark.methods.optimizers import clipped, cosine_at_the_end, descent
+from jaxmark.methods.optimizers import NOT_REFINED, adams, descent, refined, untrained
 from jaxmark.methods.views import augmented
 
 # Of a landmark's place, however sure it is, along each axis: people differ from the typical shape.
@@ -119,35 +119,22 @@ class CoarseToFine:
     def misfits(self, task: Task) -> Iterator[Problem]:
         """See `Settings`."""
         yield from volumes_only(task.crop)
-        levels = len(self.widths)
-        why = f"{levels} levels (config.method.widths) of voxels {self.factor} times as long need"
-        yield from divisible(task.crop, self.factor * 2 ** (levels - 1), why)
-        if any(m % self.factor for m in task.margin):
-            why = f"{max(task.margin)} is not a multiple of {self.factor} (config.method.factor)"
-            yield "config.data.margin", why
+        yield from coarsely_divisible(task.crop, task.margin, self.factor, len(self.widths))
 
     def build(self, task: Task) -> Method:
         """The method for volumes of `task.crop`, whose sides factor 2^(levels - 1) must divide."""
         check(self, "config.method", task)
         coarse, fine = CoarseNetwork(self, task), FineNetwork(self, task)
-        optimizers = {
-            name: clipped(self.clip_norm, optax.adam(cosine_at_the_end(rate, steps, self.decay)))
-            for name, rate, steps in (
-                ("coarse", self.learning_rate, self.steps),
-                ("fine", self.fine_learning_rate, self.fine_steps),
-            )
+        rates = {
+            "coarse": (self.learning_rate, self.steps),
+            "fine": (self.fine_learning_rate, self.fine_steps),
         }
+        optimizers = adams(rates, self.decay, self.clip_norm)
 
         def init(key: Array) -> State:
             k_coarse, k_fine = jax.random.split(key)
             params = {"coarse": coarse.init(k_coarse), "fine": fine.init(k_fine)}
-            return State(
-                step=jnp.zeros((), jnp.int32),
-                params=params,
-                optimizer={name: optimizers[name].init(params[name]) for name in optimizers},
-                # 0: the fine network is not trained, and moves nothing. 1: it is.
-                statistics={"fine": jnp.zeros(())},
-            )
+            return untrained(params, optimizers, NOT_REFINED)
 
         return Method(
             init=init,
@@ -162,7 +149,7 @@ class CoarseToFine:
                 Phase(
                     "fine",
                     self.fine_steps,
-                    descent("fine", fine.loss, optimizers["fine"], begun),
+                    descent("fine", fine.loss, optimizers["fine"], refined),
                     read=functools.partial(read_posed, shape_mm=fine.shape_mm, grid=fine.grid),
                     batch=self.fine_batch,
                     draw=fine.draw,
@@ -293,7 +280,7 @@ class FineNetwork:
             image = stretched(arrays["image"])
             found = self._generator.predict(variables.params["fine"], image)
             turn, offset = arrays["to_volume"][:, :3, :3], arrays["to_volume"][:, None, :3, 3]
-            trained = variables.statistics["fine"] > 0
+            trained = variables.statistics["refine"] > 0
 
             def in_volume(ijk: Array) -> Array:
                 return jnp.einsum("brc,bkc->bkr", turn, ijk) + offset
@@ -324,11 +311,6 @@ def heatmap_loss(generator: Generator, params: Params, batch: Batch, key: Array)
         absent=view.absent,
         head=generator.head(params),
     )
-
-
-def begun(statistics: dict[str, Any]) -> dict[str, Any]:
-    """After a step of the fine network."""
-    return {"fine": jnp.ones_like(statistics["fine"])}
 
 
 def border(settings: CoarseToFine) -> tuple[int, int, int]:

@@ -1,9 +1,10 @@
 """Optimisers, learning rates, and the step of one network, which methods share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import Array
 
@@ -45,6 +46,40 @@ def kernels(tree: Any) -> Any:
     """True at the kernels of a tree of parameters."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: getattr(path[-1], "key", None) == "kernel", tree
+    )
+
+
+def adams(
+    rates: Mapping[str, tuple[float, int]], decay: float, norm: float
+) -> dict[str, optax.GradientTransformation]:
+    """Adam for each network, by its rate and steps; see `cosine_at_the_end` and `clipped`."""
+    return {
+        name: clipped(norm, optax.adam(cosine_at_the_end(rate, steps, decay)))
+        for name, (rate, steps) in rates.items()
+    }
+
+
+# Statistics of a method whose second network moves what the first one found. 0: it is not trained,
+# and moves nothing. 1: it is.
+NOT_REFINED = {"refine": 0.0}
+
+
+def refined(statistics: dict[str, Any]) -> dict[str, Any]:
+    """After a step of the second network; see `NOT_REFINED`."""
+    return {"refine": jnp.ones_like(statistics["refine"])}
+
+
+def untrained(
+    params: dict[str, Params],
+    optimizers: Mapping[str, optax.GradientTransformation],
+    statistics: Mapping[str, float],
+) -> State:
+    """The state before the first step, of networks with an optimiser each."""
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        optimizer={name: optimizers[name].init(params[name]) for name in optimizers},
+        statistics={name: jnp.asarray(value) for name, value in statistics.items()},
     )
 
 
