@@ -13,8 +13,9 @@ def stretched(image: Array) -> Array:
     """Volumes (B, X, Y, Z, 1) of which most of what is seen lies between 0 and 1.
 
     Voxels as dark as the darkest do not count: they lie outside of the scan, or were set to zero.
+    Every second one is looked at, as in `data.frame`: to sort all takes a tenth of a step on a CPU.
     """
-    flat = jnp.sort(image.reshape(len(image), -1), axis=1)
+    flat = jnp.sort(image[:, ::2, ::2, ::2].reshape(len(image), -1), axis=1)
     size = flat.shape[1]
     # A little above the darkest, for interpolation and half precision.
     floor = flat[:, :1] + 1e-3 * (flat[:, -1:] - flat[:, :1])
