@@ -1,16 +1,22 @@
 """All that is to be known of a GPU: in parts of ten minutes at most, and one table of it all.
 
+python -m experiments.gpu --part=positions --workdir=TRAINED
 python -m experiments.gpu --part=speed
 python -m experiments.gpu --part=train   (again and again, until it says that all is done)
 python -m experiments.gpu                (the table of what is there)
 
-It installs nothing. Training continues where the last call left it; other parts are measured anew,
-and keep what they have if their time ends. `train` and its reports are of full-size phantoms (rows
+It installs nothing. `positions` needs a model that was trained and evaluated elsewhere, in float32
+on a CPU, and tells how far its test cases' positions move on this device. Training continues where
+the last call left it; other parts are measured anew, and keep what they have if their time ends.
+`train` and its reports are of full-size phantoms (rows
 of `cow_table1.py:paper`), the baseline and the paper's best row first. `results.tar.gz` has all
 figures, reports and logs, and no checkpoints.
 """
 
+import csv
 import json
+import math
+import shutil
 import sys
 import tarfile
 import time
@@ -27,19 +33,25 @@ BENCHMARK = ("-m", "experiments.benchmarks.run")
 NHWC = "--xla_gpu_force_conv_nhwc=true"
 # What each part runs: benchmarks' flags, and variables of the environment.
 PARTS: dict[str, tuple[str, dict[str, str]]] = {
-    "speed": ("--parts=step,adversarial,roofline --minutes=3", {}),
-    "channels_last": ("--parts=step,adversarial --minutes=4", {"XLA_FLAGS": NHWC}),
+    "speed": ("--parts=step,roofline --rivals=torch --batches=1", {}),
+    "speed_8": ("--parts=step --rivals=torch --batches=8", {}),
+    "adversarial": ("--parts=adversarial", {}),
+    "naive": ("--parts=step --rivals=naive --batches=1", {}),
+    "channels_last": ("--parts=step,adversarial --rivals=torch --minutes=4", {"XLA_FLAGS": NHWC}),
     "batches": ("--parts=scaling --batches=1,2,4,8 --minutes=8", {}),
-    "profile": ("--parts=profile --minutes=8", {}),
+    "profile": ("--parts=profile --keep={folder}/profile", {}),
     "methods": ("--parts=methods,startup --minutes=4", {}),
     "convolutions": ("--parts=convolutions --minutes=8", {}),
 }
 ROWS = ("Baseline", "D-MRA-CTA-dagger", "D-MRA", "D-MRA-CTA", "Payer", "Noothout")
 ARCHIVE = "results.tar.gz"
+COMPILED = "compiled"
 
 
 def _flags() -> None:
-    flags.DEFINE_enum("part", None, [*PARTS, "train"], "What to measure; none: the table.")
+    parts = ["positions", *PARTS, "train"]
+    flags.DEFINE_enum("part", None, parts, "What to measure; none: the table.")
+    flags.DEFINE_string("workdir", None, "Of the model of part positions.")
     flags.DEFINE_string("out", "runs/gpu", "Folder of all results.")
     flags.DEFINE_float("minutes", 9.5, "A call lasts no longer.", lower_bound=0.1)
     flags.DEFINE_string("volumes", "192x160x96", "Of the benchmarks.")
@@ -57,22 +69,64 @@ def main(argv: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * values.minutes - rows.GRACE_S
     code = 0
-    if values.part == "train":
+    if values.part == "positions":
+        code = positions(folder, Path(values.workdir or "."), end)
+    elif values.part == "train":
         code = train(folder, values.preset, values.rows, end)
     elif values.part:
         arguments, environment = PARTS[values.part]
         out = folder / f"{values.part}.json"
+        arguments = arguments.format(folder=folder)
         command = [*BENCHMARK, *arguments.split(), f"--volumes={values.volumes}", f"--out={out}"]
         log = folder / f"{values.part}.log"
-        code = rows.logged(command, log, environment=environment, end=end)
+        # Parts compile the same programs: the first keeps them.
+        kept = {"JAX_COMPILATION_CACHE_DIR": str((folder / COMPILED).absolute())}
+        code = rows.logged(command, log, environment=kept | environment, end=end)
     measured = list(benchmark_rows(folder))
     print(f"\n== measured\n{table(measured)}" if measured else "nothing is measured yet")
+    path = folder / "positions.json"
+    if path.exists():
+        print(f"\n== positions\n{table([json.loads(path.read_text())])}")
     if trained := list(trained_rows(folder)):
         print(f"\n== trained\n{table(trained)}")
     pack(folder)
     print(f"all of it: {folder / ARCHIVE}")
     if code:
         sys.exit(code)
+
+
+def positions(folder: Path, home: Path, end: float) -> int:
+    """How far a model's test positions are from those it had where it was evaluated, in mm."""
+    there = folder / "positions"
+    made = shutil.ignore_patterns("predictions", "evaluation", "report")
+    shutil.copytree(home, there, ignore=made, dirs_exist_ok=True)
+    for mode in ("predict", "evaluate"):
+        command = ["-m", "jaxmark.main", f"--workdir={there}", f"--mode={mode}"]
+        command.append(f"--config=jaxmark/trained.py:{there}")
+        if code := rows.logged(command, folder / "positions.log", end=end):
+            return code
+    before, now = (read_landmarks(one / "predictions", "subvoxel") for one in (home, there))
+    moved = sorted(math.dist(before[key], now[key]) for key in before)
+    found = {
+        "points": len(moved),
+        "median_mm": moved[len(moved) // 2],
+        "95 %": moved[int(0.95 * len(moved))],
+        "largest": moved[-1],
+        "moved over 0.1 mm": sum(distance > 0.1 for distance in moved),
+    }
+    for name, one in (("MRE_before", home), ("MRE_here", there)):
+        found[name] = json.loads((one / "evaluation" / "summary.json").read_text())["mre_mm"]
+    (folder / "positions.json").write_text(json.dumps(found) + "\n")
+    return 0
+
+
+def read_landmarks(folder: Path, decoder: str) -> dict[tuple[str, str], list[float]]:
+    """Positions in mm by case and landmark."""
+    with (folder / f"landmarks_{decoder}.csv").open(encoding="utf-8", newline="") as file:
+        return {
+            (row["case"], row["landmark"]): [float(row[f"{axis}_lps_mm"]) for axis in "xyz"]
+            for row in csv.DictReader(file)
+        }
 
 
 def train(folder: Path, preset: str, names: Sequence[str], end: float) -> int:
@@ -143,7 +197,11 @@ def pack(folder: Path) -> None:
     with tarfile.open(folder / ARCHIVE, "w:gz") as archive:
         for path in sorted(folder.rglob("*")):
             inside = path.relative_to(folder)
-            if path.is_file() and path.name != ARCHIVE and "checkpoints" not in inside.parts:
+            if (
+                path.is_file()
+                and path.name != ARCHIVE
+                and not {"checkpoints", COMPILED} & {*inside.parts}
+            ):
                 archive.add(path, inside)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ Row = dict[str, Any]
 WORKS = ("step", "inference")
 PICTURE = (256, 256, 1)
 LANDMARKS = (5, 45)  # beside those of Spec
+RIVALS = ("torch", "naive")
 JAX = "experiments.benchmarks.contenders:JaxContender"
 
 
@@ -64,6 +66,8 @@ class Options:
     batches: tuple[int, ...]
     repeats: int
     seconds: float  # nothing is repeated any more once its repeats took this long
+    rivals: tuple[str, ...] = RIVALS  # that jaxmark is compared with
+    keep: Path | None = None  # folder for what profiler and compiler write
 
     def scaled(self) -> tuple[Spec, ...]:
         """The other batches, then other numbers of landmarks.

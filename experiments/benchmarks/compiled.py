@@ -31,8 +31,8 @@ METHOD = (
 HERE = "experiments.benchmarks.compiled:CompiledContender"
 WORKS = {
     "step": ("heatmap", "step"),
-    "adversarial": ("adversarial", "step"),
     "inference": ("heatmap", "inference"),
+    "adversarial": ("adversarial", "step"),
 }
 CHANNELS: dict[str, dict[str, Any]] = {"first": {}, "last": {"xla_gpu_force_conv_nhwc": True}}
 BYTES_PER_MS = 3.35e9

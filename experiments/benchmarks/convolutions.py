@@ -4,9 +4,12 @@
 again on another device.
 """
 
+import concurrent.futures
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +33,11 @@ LIMITS = {"float32": 1e-3, "bfloat16": 3e-2}
 Form = Callable[[Array, Array], Array]
 
 
-def three_2d(x: Array, k: Array) -> Array:
+def three_2d(x: Array, k: Array, flat: Form = conv.conv_2d) -> Array:
     """Three 2-D convolutions over all planes, shifted along X and summed."""
     n = x.shape[1]
     padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
-    parts = [conv.conv_2d(padded[:, i : i + n], k[i]) for i in range(3)]
+    parts = [flat(padded[:, i : i + n], k[i]) for i in range(3)]
     return functools.reduce(jnp.add, parts)
 
 
@@ -52,6 +55,31 @@ def im2col(x: Array, k: Array, planes: int = 1) -> Array:
 
     y = lax.map(block, planes * jnp.arange(nx // planes))
     return jnp.moveaxis(y, 0, 1).reshape(*x.shape[:4], -1)
+
+
+def plain_2d(x: Array, k: Array) -> Array:
+    """`conv.conv_2d` without what XLA for CPUs needs."""
+    b, nx = x.shape[:2]
+    return conv.conv_direct(x.reshape(b * nx, *x.shape[2:]), k).reshape(*x.shape[:4], -1)
+
+
+def plane_groups(x: Array, k: Array, planes: int) -> Array:
+    """One 2-D convolution, `planes` along X at a time: all that they need as input channels.
+
+    So that few channels become as many as tensor cores are made for, for (planes + 2) / 3 times the
+    products: those with the kernel's zeros.
+    """
+    b, nx, ny, nz, c_in = x.shape
+    _, ky, kz, _, c_out = k.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+    last = nx - planes + 1
+    seen = [padded[:, i : i + last : planes] for i in range(planes + 2)]
+    rows = [jnp.pad(k, ((i, planes - 1 - i), *[(0, 0)] * 4)) for i in range(planes)]
+    weight = jnp.stack(rows, axis=-2).transpose(1, 2, 0, 3, 4, 5)
+    weight = weight.reshape(ky, kz, (planes + 2) * c_in, planes * c_out)
+    y = plain_2d(jnp.concatenate(seen, axis=-1), weight)
+    y = y.reshape(b, nx // planes, ny, nz, planes, c_out)
+    return jnp.moveaxis(y, 4, 2).reshape(b, nx, ny, nz, c_out)
 
 
 # Winograd's F(2, 3): two outputs of a 3-tap filter by four products.
@@ -149,6 +177,18 @@ VALUES: dict[int, dict[str, Form]] = {
         "DFT YZ": conv.conv_by_dft,
     },
 }
+# Of 3^3 on a GPU.
+GPU_VALUES: dict[str, Form] = {
+    "chosen": conv.conv_same,
+    "lax 3-D": conv.conv_direct,
+    "channels last": conv.conv_direct,
+    "three 2-D": functools.partial(three_2d, flat=plain_2d),
+    "planes in": functools.partial(plane_groups, planes=1),
+    "groups of 2": functools.partial(plane_groups, planes=2),
+    "groups of 4": functools.partial(plane_groups, planes=4),
+}
+# XLA's options of a form.
+COMPILED_WITH = {"channels last": {"xla_gpu_force_conv_nhwc": True}}
 # Those of them whose transposition, made by JAX, is tried as a weight gradient.
 TRANSPOSED = {
     3: ("lax 3-D", "planes in", "planes out"),
@@ -156,22 +196,23 @@ TRANSPOSED = {
 }
 
 
-def forms(direction: str, side: int) -> dict[str, Form]:
+def forms(direction: str, side: int, platform: str) -> dict[str, Form]:
     """Of "value" (volume, kernel) or of "weight gradient" (volume, gradient of the value)."""
-    values = VALUES[side]
+    values = VALUES[side] if platform == "cpu" else GPU_VALUES
     if direction == "value":
         return values
+    names = TRANSPOSED[side] if platform == "cpu" else [n for n in values if n != "chosen"]
 
     def columns(x: Array, dy: Array) -> Array:
         return conv.weight_gradient_by_columns(x, dy, (side,) * 3)
 
-    transposed = {
-        name: functools.partial(weight_gradient_of, values[name], side=side)
-        for name in TRANSPOSED[side]
-    }
+    found: dict[str, Form] = {"chosen": functools.partial(chosen_weight_gradient, side=side)}
+    for name in names:
+        found[name] = functools.partial(weight_gradient_of, values[name], side=side)
+    if platform != "cpu":
+        return found
     return {
-        "chosen": functools.partial(chosen_weight_gradient, side=side),
-        **transposed,
+        **found,
         "columns": columns,
         "product a tap": functools.partial(weight_gradient_by_taps, side=side),
     }
@@ -182,35 +223,36 @@ def shapes(spec: Spec, largest: Spec) -> list[tuple[tuple[int, ...], int, int, i
     fine, coarse = spec.volume, tuple(n // 2 for n in spec.volume)
     eighth = tuple(-(-n // 8) for n in largest.volume)
     c = spec.widths
+    large = [(eighth, 7, 4 * c[0], 4 * c[0])] if spec.platform == "cpu" else []
     return [
-        (fine, 3, 1, c[0]),
         (fine, 3, c[0], c[0]),
         (fine, 3, 2 * c[0], c[0]),
         (coarse, 3, 2 * c[0], 2 * c[0]),
-        (eighth, 7, 4 * c[0], 4 * c[0]),
+        (fine, 3, 1, c[0]),
+        *large,
     ]
 
 
 def rows(spec: Spec, options: Options) -> Iterator[Row | str]:
     """Times of every form, pass by pass."""
-    for volume, side, c_in, c_out in shapes(spec, options.volumes[-1]):
-        data = (spec.batch, *volume, c_in), (side, side, side, c_in, c_out)
-        size = "x".join(map(str, volume))
-        what = f"{size}, {side}^3, {c_in} to {c_out}"
-        for direction in ("value", "weight gradient"):
-            here = "experiments.benchmarks.convolutions:"
-            places = {name: here + "JaxForms" for name in forms(direction, side)}
-            places["PyTorch"] = here + "TorchForms"
-            workers: dict[str, Worker] = {}
-            jobs = {}
-            try:
-                for name, factory in places.items():
-                    if factory not in workers:
-                        try:
-                            workers[factory] = Worker(factory, *data, spec.dtype, direction)
-                        except WorkerError:
-                            continue  # without PyTorch
-                    worker = workers[factory]
+    here = "experiments.benchmarks.convolutions:"
+    with contextlib.ExitStack() as stack:
+        jax_worker = stack.enter_context(Worker(here + "JaxForms", spec.platform))
+        torch_worker = None
+        with contextlib.suppress(WorkerError):  # without PyTorch
+            torch_worker = stack.enter_context(Worker(here + "TorchForms"))
+        for volume, side, c_in, c_out in shapes(spec, options.volumes[-1]):
+            data = (spec.batch, *volume, c_in), (side, side, side, c_in, c_out)
+            size = "x".join(map(str, volume))
+            what = f"{size}, {side}^3, {c_in} to {c_out}"
+            for direction in ("value", "weight gradient"):
+                workers = dict.fromkeys(forms(direction, side, spec.platform), jax_worker)
+                if torch_worker:
+                    workers["PyTorch"] = torch_worker
+                for worker in set(workers.values()):
+                    worker.call("load", *data, spec.dtype, direction)
+                jobs = {}
+                for name, worker in workers.items():
                     try:
                         error = 0.0 if name == "PyTorch" else worker.call("error", name)
                         if not error <= LIMITS[spec.dtype]:
@@ -220,31 +262,38 @@ def rows(spec: Spec, options: Options) -> Iterator[Row | str]:
                     except WorkerError as problem:
                         yield f"{what}: {direction}: {name} is not timed: {problem}"
                 times = interleave(jobs, options, f"{what} {direction}")
-            finally:
-                for worker in workers.values():
-                    worker.__exit__()
-            yield {
-                "volume": size,
-                "kernel": f"{side}^3",
-                "channels": f"{c_in} to {c_out}",
-                "pass": direction,
-                "ms": ", ".join(f"{name} {median_ms(times[name]):.3g}" for name in times),
-                "seconds": dict(times),
-            }
+                yield {
+                    "volume": size,
+                    "kernel": f"{side}^3",
+                    "channels": f"{c_in} to {c_out}",
+                    "pass": direction,
+                    "ms": ", ".join(f"{name} {median_ms(times[name]):.3g}" for name in times),
+                    "seconds": dict(times),
+                }
 
 
 class JaxForms:
-    """All forms of one pass, compiled when first asked for; lives in a `timing.Worker`."""
+    """All forms of one pass; lives in a `timing.Worker`."""
 
-    def __init__(self, x: tuple[int, ...], kernel: tuple[int, ...], dtype: str, direction: str):
+    def __init__(self, platform: str):
+        self._platform = platform
+
+    def load(self, x: tuple[int, ...], kernel: tuple[int, ...], dtype: str, direction: str) -> None:
+        """Compile all for data of these shapes. One that can't be compiled fails when it is run."""
         second = kernel if direction == "value" else (*x[:4], kernel[-1])
         keys = jax.random.split(jax.random.key(0))
         self._data = [
             jax.random.normal(key, shape, jnp.dtype(dtype))
             for key, shape in zip(keys, (x, second), strict=True)
         ]
-        found = forms(direction, kernel[0])
-        self._forms = {name: jax.jit(form) for name, form in found.items()}
+        found = forms(direction, kernel[0], self._platform)
+        self._forms = {
+            name: jax.jit(form, compiler_options=COMPILED_WITH.get(name))
+            for name, form in found.items()
+        }
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            for form in self._forms.values():
+                pool.submit(lambda form: jax.block_until_ready(form(*self._data)), form)
 
     def error(self, form: str) -> float:
         """The largest difference to the textbook, as a share of its largest value."""
@@ -267,9 +316,14 @@ class JaxForms:
 class TorchForms:
     """PyTorch's own, channels last; lives in a `timing.Worker`."""
 
-    def __init__(self, x: tuple[int, ...], kernel: tuple[int, ...], dtype: str, direction: str):
+    def __init__(self) -> None:
         import torch  # Optional, and a process of its own loads it.
 
+        self._torch: Any = torch
+
+    def load(self, x: tuple[int, ...], kernel: tuple[int, ...], dtype: str, direction: str) -> None:
+        """Data of these shapes."""
+        torch = self._torch
         gpu = torch.cuda.is_available()
         place = {"device": "cuda" if gpu else "cpu", "dtype": getattr(torch, dtype)}
         last = torch.channels_last_3d

@@ -1,6 +1,7 @@
 """Part (j): where a step's time goes, kernel by kernel."""
 
 import collections
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,7 +32,8 @@ def rows(spec: Spec, options: Options) -> Iterator[Row | str]:
     for work, (name, program) in WORKS.items():
         try:
             with Worker(HERE, spec, name, env=ENVIRONMENT) as worker:
-                found = worker.call("kernels", program)
+                keep = options.keep / work if options.keep else None
+                found = worker.call("kernels", program, keep)
         except WorkerError as error:
             yield f"{spec}: {work} is left out: {error}"
             continue
@@ -60,15 +62,22 @@ def rows(spec: Spec, options: Options) -> Iterator[Row | str]:
 class ProfiledContender(MethodContender):
     """A method's programs under the profiler; lives in a `timing.Worker`."""
 
-    def kernels(self, work: str) -> list[dict[str, Any]]:
-        """Name, kind, ms and MB of each kernel, by one run of the program."""
+    def kernels(self, work: str, keep: Path | None) -> list[dict[str, Any]]:
+        """Name, kind, ms and MB of each kernel, by one run of the program.
+
+        `keep`: a folder for the trace and XLA's text of the program.
+        """
         self.prepare(work)
         self.run(work, 1)
         with tempfile.TemporaryDirectory() as folder:
             with jax.profiler.trace(folder):
                 self.run(work, RUNS)
             ms = milliseconds(Path(folder))
-        program = self.program(work, self.spec.dtype)
+            if keep:
+                shutil.copytree(folder, keep)
+        text = self.program(work, self.spec.dtype).as_text()
+        if keep:
+            (keep / "program.txt").write_text(text)
         return [
             {
                 "kernel": kernel.name,
@@ -77,7 +86,7 @@ class ProfiledContender(MethodContender):
                 "MB": kernel.moved / 1e6,
                 "from": kernel.source,
             }
-            for kernel in hlo.kernels(program.as_text())
+            for kernel in hlo.kernels(text)
             if kernel.name in ms
         ]
 

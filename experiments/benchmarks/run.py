@@ -18,7 +18,7 @@ from typing import Any
 from absl import app, flags
 from tqdm import tqdm
 
-from experiments.benchmarks.common import Options, Spec
+from experiments.benchmarks.common import RIVALS, Options, Spec
 from experiments.benchmarks.timing import Worker, WorkerError, table
 from jaxmark.system import huge_pages
 
@@ -64,6 +64,8 @@ _SECONDS = flags.DEFINE_float(
     "seconds", 10.0, "Nothing is repeated once its repeats took this long.", lower_bound=0
 )
 _MINUTES = flags.DEFINE_float("minutes", 9.0, "No row of a part begins later.", lower_bound=0)
+_RIVALS = flags.DEFINE_list("rivals", list(RIVALS), "That jaxmark is compared with.")
+_KEEP = flags.DEFINE_string("keep", None, "Folder for traces and programs of part profile.")
 _OUT = flags.DEFINE_string("out", "benchmarks.json", "JSON file to write.")
 
 
@@ -74,6 +76,9 @@ def options(platform: str) -> Options:
             raise ValueError(f"--parts: {part!r} is not one of {', '.join(PARTS)}")
     if not Path(_OUT.value).absolute().parent.is_dir():
         raise ValueError(f"--out: there is no folder for {_OUT.value}")
+    for rival in _RIVALS.value:
+        if rival not in RIVALS:
+            raise ValueError(f"--rivals: {rival!r} is not one of {', '.join(RIVALS)}")
     if not _VOLUMES.value:
         raise ValueError("--volumes: names none")
     batches, widths = counts("batches", _BATCHES.value), counts("widths", _WIDTHS.value)
@@ -81,7 +86,14 @@ def options(platform: str) -> Options:
         Spec(volume(text, len(widths)), batch=batches[0], widths=widths, platform=platform)
         for text in _VOLUMES.value
     ]
-    return Options(tuple(specs), batches, _REPEATS.value, _SECONDS.value)
+    return Options(
+        volumes=tuple(specs),
+        batches=batches,
+        repeats=_REPEATS.value,
+        seconds=_SECONDS.value,
+        rivals=tuple(_RIVALS.value),
+        keep=Path(_KEEP.value) if _KEEP.value else None,
+    )
 
 
 def counts(flag: str, values: Sequence[str]) -> tuple[int, ...]:

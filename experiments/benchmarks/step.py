@@ -40,7 +40,8 @@ LIMITS = {
 
 def rows(spec: Spec, options: Options) -> Iterator[Row | str]:
     """Equality, then times; a contender that fails or disagrees is a note and not timed."""
-    naive = {} if spec.planar else {"naive": (JAX, spec, "naive")}
+    wanted = "naive" in options.rivals and not spec.planar
+    naive = {"naive": (JAX, spec, "naive")} if wanted else {}
     yield from compared(spec, options, JAX, TORCH, naive)
 
 
@@ -53,8 +54,8 @@ def compared(
     works: Sequence[str] = WORKS,
 ) -> Iterator[Row | str]:
     """Rows of jaxmark, PyTorch where it is installed, and others (arguments of `Worker`)."""
-    # Once a volume: on a GPU everything is compiled again for it, in float32.
-    dtypes = dict.fromkeys(("float32", spec.dtype)) if spec in options.volumes else {}
+    # Once a volume, and only in the arithmetic that is timed: all would be compiled again.
+    dtypes = [spec.dtype] if spec in options.volumes else []
     prepare: dict[str, dict[str, float]] = {}
     memory: dict[str, int] = {}
     jobs: dict[str, dict[str, Callable[[], float]]] = {}
@@ -72,7 +73,7 @@ def compared(
         own = stack.enter_context(Worker(own_factory, spec, "jaxmark"))
         expected, weights = ready("jaxmark", own), own.call("weights")
         rivals = dict(others)
-        if importlib.util.find_spec("torch"):
+        if "torch" in options.rivals and importlib.util.find_spec("torch"):
             rivals["torch"] = (torch_factory, spec, weights)
         for name, arguments in rivals.items():
             try:
