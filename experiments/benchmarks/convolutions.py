@@ -63,25 +63,6 @@ def plain_2d(x: Array, k: Array) -> Array:
     return conv.conv_direct(x.reshape(b * nx, *x.shape[2:]), k).reshape(*x.shape[:4], -1)
 
 
-def plane_groups(x: Array, k: Array, planes: int) -> Array:
-    """One 2-D convolution, `planes` along X at a time: all that they need as input channels.
-
-    So that few channels become as many as tensor cores are made for, for (planes + 2) / 3 times the
-    products: those with the kernel's zeros.
-    """
-    b, nx, ny, nz, c_in = x.shape
-    _, ky, kz, _, c_out = k.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
-    last = nx - planes + 1
-    seen = [padded[:, i : i + last : planes] for i in range(planes + 2)]
-    rows = [jnp.pad(k, ((i, planes - 1 - i), *[(0, 0)] * 4)) for i in range(planes)]
-    weight = jnp.stack(rows, axis=-2).transpose(1, 2, 0, 3, 4, 5)
-    weight = weight.reshape(ky, kz, (planes + 2) * c_in, planes * c_out)
-    y = plain_2d(jnp.concatenate(seen, axis=-1), weight)
-    y = y.reshape(b, nx // planes, ny, nz, planes, c_out)
-    return jnp.moveaxis(y, 4, 2).reshape(b, nx, ny, nz, c_out)
-
-
 # Winograd's F(2, 3): two outputs of a 3-tap filter by four products.
 INPUT_2 = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
 TAPS_2 = np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]]) / 2
@@ -183,9 +164,9 @@ GPU_VALUES: dict[str, Form] = {
     "lax 3-D": conv.conv_direct,
     "channels last": conv.conv_direct,
     "three 2-D": functools.partial(three_2d, flat=plain_2d),
-    "planes in": functools.partial(plane_groups, planes=1),
-    "groups of 2": functools.partial(plane_groups, planes=2),
-    "groups of 4": functools.partial(plane_groups, planes=4),
+    "planes in": functools.partial(conv.plane_groups, planes=1),
+    "groups of 2": functools.partial(conv.plane_groups, planes=2),
+    "groups of 4": functools.partial(conv.plane_groups, planes=4),
 }
 # XLA's options of a form.
 COMPILED_WITH = {"channels last": {"xla_gpu_force_conv_nhwc": True}}

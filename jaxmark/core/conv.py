@@ -77,7 +77,9 @@ def conv_reflect(x: Array, kernel: Array) -> Array:
 
 @jax.custom_vjp
 def _conv(x: Array, kernel: Array) -> Array:
-    return lax.platform_dependent(x, kernel, cpu=conv_on_cpu, default=conv_direct)
+    return lax.platform_dependent(
+        x, kernel, cpu=conv_on_cpu, cuda=conv_on_cuda, default=conv_direct
+    )
 
 
 def _conv_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -92,6 +94,7 @@ def _conv_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]
         x,
         dy,
         cpu=functools.partial(weight_gradient_on_cpu, size=size),
+        cuda=functools.partial(weight_gradient_on_cuda, size=size),
         default=functools.partial(weight_gradient_direct, size=size),
     )
     return dx, dk
@@ -111,6 +114,55 @@ def weight_gradient_direct(x: Array, dy: Array, size: Sequence[int]) -> Array:
     like = jax.ShapeDtypeStruct((*size, x.shape[-1], dy.shape[-1]), x.dtype)
     (dk,) = jax.linear_transpose(lambda kernel: conv_direct(x, kernel), like)(dy)
     return dk
+
+
+def conv_on_cuda(x: Array, kernel: Array) -> Array:
+    """Few channels in half precision: `plane_groups`; all else the textbook."""
+    planes = planes_at_once(x, *kernel.shape)
+    return plane_groups(x, kernel, planes) if planes else conv_direct(x, kernel)
+
+
+def weight_gradient_on_cuda(x: Array, dy: Array, size: Sequence[int]) -> Array:
+    """Gradient of the kernel of `conv_on_cuda`, in the same form."""
+    planes = planes_at_once(x, *size, x.shape[-1], dy.shape[-1])
+    if not planes:
+        return weight_gradient_direct(x, dy, size)
+    like = jax.ShapeDtypeStruct((*size, x.shape[-1], dy.shape[-1]), x.dtype)
+    (dk,) = jax.linear_transpose(lambda kernel: plane_groups(x, kernel, planes), like)(dy)
+    return dk
+
+
+def planes_at_once(x: Array, *kernel: int) -> int:
+    """For `plane_groups`; 0 where that is not the form for x and a kernel of this shape.
+
+    As measured on an H200 (BUILD_NOTES.md).
+    """
+    *size, c_in, c_out = kernel
+    if size != [3, 3, 3] or x.dtype.itemsize != 2 or min(c_in, c_out) > 32:
+        return 0
+    choices = (4, 2) if c_in < 8 else (2,) if max(c_in, c_out) <= 64 else ()
+    return next((planes for planes in choices if x.shape[1] % planes == 0), 0)
+
+
+def plane_groups(x: Array, kernel: Array, planes: int) -> Array:
+    """One 2-D convolution that makes `planes` planes along X at a time.
+
+    Its input channels hold all planes that these need, so that few channels become as many as
+    tensor cores are made for, at the price of products with zeros: (planes + 2) / 3 times as many
+    for a kernel of 3. And cuDNN has 2-D channels last, where XLA transposes 3-D ones.
+    """
+    b, nx, ny, nz, c_in = x.shape
+    kx, ky, kz, _, c_out = kernel.shape
+    padded = _pad(x, (kx // 2, kx // 2))
+    last = nx - planes + 1
+    seen = [padded[:, i : i + last : planes] for i in range(planes + kx - 1)]
+    inputs = jnp.concatenate(seen, axis=-1).reshape(b * nx // planes, ny, nz, -1)
+    # Plane p of the output takes tap t from plane p + t of the input.
+    rows = [jnp.pad(kernel, ((p, planes - 1 - p), *[(0, 0)] * 4)) for p in range(planes)]
+    weight = jnp.stack(rows, axis=-2).transpose(1, 2, 0, 3, 4, 5)
+    weight = weight.reshape(ky, kz, (planes + kx - 1) * c_in, planes * c_out)
+    y = conv_direct(inputs, weight).reshape(b, nx // planes, ny, nz, planes, c_out)
+    return jnp.moveaxis(y, 4, 2).reshape(b, nx, ny, nz, c_out)
 
 
 def conv_on_cpu(x: Array, kernel: Array) -> Array:

@@ -121,6 +121,59 @@ def test_what_other_platforms_run_equals_what_the_cpu_runs(size):
         )
 
 
+@pytest.mark.parametrize("planes", [1, 2, 3, 6])
+def test_groups_of_planes_equal_the_textbook(planes):
+    form = functools.partial(conv.plane_groups, planes=planes)
+    assert_equal_with_gradients(form, textbook_same, (2, 6, 4, 5, 3), (3, 3, 3, 3, 4))
+    assert_equal_with_gradients(form, textbook_same, (2, 6, 4, 5, 1), (5, 3, 1, 1, 4))
+
+
+@pytest.mark.parametrize(
+    ("volume", "channels", "planes"),
+    [
+        ((8, 4, 5), (1, 16), 4),
+        ((6, 4, 5), (1, 16), 2),
+        ((8, 4, 5), (16, 32), 2),
+        ((7, 4, 5), (9, 9), 0),
+    ],
+)
+def test_what_cuda_runs_equals_the_textbook(volume, channels, planes):
+    rng = np.random.default_rng(0)
+    c_in, c_out = channels
+    x = jnp.asarray(rng.normal(size=(2, *volume, c_in)), jnp.bfloat16)
+    dy = jnp.asarray(rng.normal(size=(2, *volume, c_out)), jnp.bfloat16)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 3, *channels)), jnp.bfloat16)
+    assert conv.planes_at_once(x, *kernel.shape) == planes
+    assert conv.planes_at_once(x.astype(jnp.float32), *kernel.shape) == 0
+    x32, dy32, kernel32 = (a.astype(jnp.float32) for a in (x, dy, kernel))
+    for found, expected in (
+        (conv.conv_on_cuda(x, kernel), conv.conv_direct(x32, kernel32)),
+        (
+            conv.weight_gradient_on_cuda(x, dy, (3, 3, 3)),
+            conv.weight_gradient_direct(x32, dy32, (3, 3, 3)),
+        ),
+    ):
+        assert found.dtype == jnp.bfloat16
+        error = jnp.abs(found.astype(jnp.float32) - expected).max()
+        assert error <= 0.02 * jnp.abs(expected).max()
+
+
+def test_programs_for_cuda_have_2d_convolutions_where_channels_are_few():
+    def text(channels):
+        arguments = [
+            jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+            for shape in ((1, 8, 8, 8, channels), (3, 3, 3, channels, channels))
+        ]
+
+        def both(x, kernel):
+            return jax.vjp(conv.conv_same, x, kernel)[1](x)
+
+        return jax.jit(both).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+
+    assert "[b, 0, 1, f]" in text(16) and "[b, 0, 1, 2, f]" not in text(16)
+    assert "[b, 0, 1, f]" not in text(64) and "[b, 0, 1, 2, f]" in text(64)
+
+
 def test_winograd_is_accurate_in_float32():
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(1, 16, 12, 12, 32)), rng.normal(size=(3, 3, 3, 32, 32))
