@@ -8,7 +8,7 @@ import concurrent.futures
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from jax import Array, lax
 from experiments.benchmarks.common import Options, Row, Spec
 from experiments.benchmarks.timing import Worker, WorkerError, interleave, job, median_ms
 from jaxmark.core import conv
+from jaxmark.core.conv import Form
 
 METHOD = (
     "Same-padded stride-1 convolution, 3^3 in shapes of the finest two levels and 7^3 in that of "
@@ -30,7 +31,6 @@ METHOD = (
 )
 # Largest differences that are rounding, as shares of the largest value.
 LIMITS = {"float32": 1e-3, "bfloat16": 3e-2}
-Form = Callable[[Array, Array], Array]
 
 
 def three_2d(x: Array, k: Array, flat: Form = conv.conv_2d) -> Array:

@@ -13,6 +13,7 @@ from jax import Array
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
+from jaxmark.core.conv import conv_doubled, conv_halving, conv_same
 from jaxmark.core.normalization import leaky_relu
 from jaxmark.models.blocks import kernel_init
 
@@ -47,17 +48,16 @@ class UNetGenerator(nn.Module):
         skips = []
         for width in self.widths:
             skips.append(x)
-            x = Layer(width, stride=2, dtype=self.dtype)(x, train)
+            x = Layer(width, halving=True, dtype=self.dtype)(x, train)
         for _ in range(self.filters):
             x = FeatureFilter(dtype=self.dtype)(x, train)
         x = Dropout()(x, dropout)
         widths = [self.widths[0], *self.widths[:-1]]
         for width, skip in zip(widths[::-1], skips[::-1], strict=True):
-            x = x.repeat(2, axis=1).repeat(2, axis=2)
-            x = Layer(width, dtype=self.dtype)(jnp.concatenate([x, skip], axis=-1), train)
+            x = Layer(width, dtype=self.dtype)(x, train, skip)
         # A heatmap is nearly everywhere 0, and starts so.
         small = nn.initializers.normal(1e-3)
-        return convolution(1, dtype=self.dtype, initializer=small)(x)[..., 0].astype(jnp.float32)
+        return Conv(1, dtype=self.dtype, initializer=small)(x)[..., 0].astype(jnp.float32)
 
 
 class PatchDiscriminator(nn.Module):
@@ -79,10 +79,9 @@ class PatchDiscriminator(nn.Module):
         """(B, X, Y, 1) and (B, X, Y) to (B, X / 2^n, Y / 2^n) float32."""
         x = jnp.concatenate([image, heatmap[..., None]], axis=-1).astype(self.dtype)
         for i, width in enumerate(self.widths):
-            x = Layer(width, stride=2, normalised=i > 0, dtype=self.dtype)(x, True)
+            x = Layer(width, halving=True, normalised=i > 0, dtype=self.dtype)(x, True)
         x = Dropout()(x, dropout)
-        last = convolution(1, kernel=1, dtype=jnp.float32)
-        return last(x.astype(jnp.float32))[..., 0]
+        return Conv(1, kernel=1)(x.astype(jnp.float32))[..., 0]
 
 
 class FeatureFilter(nn.Module):
@@ -114,39 +113,48 @@ class Layer(nn.Module):
 
     features: int
     kernel: int = 3
-    stride: int = 1
+    halving: bool = False
     normalised: bool = True
     rectified: bool = True
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, skip: Array | None = None) -> Array:
         """In training with the means of the batch, else with the running ones."""
         bias = not self.normalised
-        x = convolution(self.features, self.kernel, self.stride, bias=bias, dtype=self.dtype)(x)
+        x = Conv(self.features, self.kernel, self.halving, bias, self.dtype)(x, skip)
         if self.normalised:
             x = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x)
         return leaky_relu(x, SLOPE) if self.rectified else x
 
 
-def convolution(
-    features: int,
-    kernel: int = 3,
-    stride: int = 1,
-    *,
-    bias: bool = True,
-    dtype: DTypeLike = jnp.float32,
-    initializer: Initializer = kernel_init,
-) -> nn.Conv:
-    """A convolution that keeps the sides, or divides them by its stride."""
-    return nn.Conv(
-        features,
-        (kernel, kernel),
-        strides=stride,
-        use_bias=bias,
-        dtype=dtype,
-        kernel_init=initializer,
-    )
+class Conv(nn.Module):
+    """A convolution that keeps the sides or halves them; parameters are those of `nn.Conv`.
+
+    With a `skip` it doubles them: it sees `x` with every pixel repeated, and `skip` beside it.
+    """
+
+    features: int
+    kernel: int = 3
+    halving: bool = False
+    bias: bool = True
+    dtype: DTypeLike = jnp.float32
+    initializer: Initializer = kernel_init
+
+    @nn.compact
+    def __call__(self, x: Array, skip: Array | None = None) -> Array:
+        channels = x.shape[-1]
+        both = channels + (0 if skip is None else skip.shape[-1])
+        shape = (self.kernel, self.kernel, both, self.features)
+        kernel = self.param("kernel", self.initializer, shape).astype(self.dtype)
+        if skip is not None:
+            y = conv_doubled(x, kernel[..., :channels, :])
+            y = y + conv_same(skip, kernel[..., channels:, :])
+        else:
+            y = (conv_halving if self.halving else conv_same)(x, kernel)
+        if self.bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return y
 
 
 class Dropout(nn.Module):

@@ -192,6 +192,24 @@ def test_strided_and_transposed_convolution(channels, axes):
     assert_equal_with_gradients(conv.conv_transpose_2, textbook_transpose, any_size, kernel)
 
 
+@pytest.mark.parametrize("volume", [(6, 4), (2, 2), (4, 2, 6), (5, 4), (1, 1)])
+@pytest.mark.parametrize("form", [conv.conv_halving, conv.halving_on_cpu])
+def test_convolution_that_halves(volume, form):
+    textbook_halving = functools.partial(textbook, stride=2, padding="SAME")
+    kernel = ((3,) * len(volume)) + (3, 5)
+    assert_equal_with_gradients(form, textbook_halving, (2, *volume, 3), kernel)
+
+
+@pytest.mark.parametrize("volume", [(6, 4), (3, 1), (4, 2, 3)])
+@pytest.mark.parametrize("form", [conv.conv_doubled, conv.doubled_direct])
+def test_convolution_of_what_is_doubled(volume, form):
+    def textbook_doubled(x, kernel):
+        return textbook_same(textbook_upsample(x, "nearest"), kernel)
+
+    kernel = ((3,) * len(volume)) + (3, 5)
+    assert_equal_with_gradients(form, textbook_doubled, (2, *volume, 3), kernel)
+
+
 @pytest.mark.parametrize("shape", [(2, 6, 8, 4, 3), (2, 6, 8, 3)])
 def test_pooling(shape):
     assert_equal_with_gradients(conv.max_pool_2, textbook_max_pool, shape)
