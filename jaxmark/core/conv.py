@@ -44,6 +44,8 @@ WINOGRAD_FROM = 5e7
 LOOP_FROM_ROWS = 200
 # Voxels, at most, whose columns are made at once.
 ROWS_AT_ONCE = 4096
+# Values of pictures' columns that are made at once, at most: 128 MiB.
+VALUES_AT_ONCE = 2**25
 # Kernels of so many taps in a plane go by Fourier transforms of planes of at most so many voxels:
 # as matrix products, transforms cost the square of those.
 DFT_FROM_TAPS = 49
@@ -328,24 +330,47 @@ def dft_matrices(plane: tuple[int, int], size: tuple[int, int]) -> tuple[np.ndar
 
 
 def weight_gradient_on_cpu(x: Array, dy: Array, size: Sequence[int]) -> Array:
-    """Gradient of the kernel: by columns, that of large kernels by Fourier transforms.
-
-    A picture is one plane of a volume where one side has few channels, else a volume of its rows.
-    """
+    """Gradient of the kernel: by columns, that of large kernels by Fourier transforms."""
     if x.ndim == 4:
-        few, many = sorted((x.shape[-1], dy.shape[-1]))
-        if many >= 3 * few:
-            return weight_gradient_on_cpu(x[:, None], dy[:, None], (1, *size))[0]
-        rows = (a[:, :, :, None] for a in (x, dy))
-        return weight_gradient_on_cpu(*rows, (*size, 1))[:, :, 0]
+        # A picture is one plane of a volume.
+        return weight_gradient_on_cpu(x[:, None], dy[:, None], (1, *size))[0]
     dtype = x.dtype
     x, dy = _at_least_float32(x), _at_least_float32(dy)
     if suits_dft(x.shape, size):
         kernel = jax.ShapeDtypeStruct((*size, x.shape[-1], dy.shape[-1]), x.dtype)
         (dk,) = jax.linear_transpose(functools.partial(conv_by_dft, x), kernel)(dy)
+    elif x.shape[1] == size[0] == 1:
+        dk = weight_gradient_of_pictures(x[:, 0], dy[:, 0], size[1:])[None]
     else:
         dk = weight_gradient_by_columns(x, dy, size)
     return dk.astype(dtype)
+
+
+def weight_gradient_of_pictures(x: Array, dy: Array, size: Sequence[int]) -> Array:
+    """Pixels of `dy`, shifted over X, times pixels of `x`, shifted over Y: one matrix product.
+
+    Of both sides the one with fewer channels is `x`. Large batches picture by picture.
+    """
+    if dy.shape[-1] < x.shape[-1]:
+        return weight_gradient_of_pictures(dy, x, size)[::-1, ::-1].swapaxes(-2, -1)
+    kx, ky = size
+    b, nx, ny, c_in = x.shape
+    dy = jnp.pad(dy, ((0, 0), (kx // 2, kx // 2), (0, 0), (0, 0)))
+    x = jnp.pad(x, ((0, 0), (0, 0), (ky // 2, ky // 2), (0, 0)))
+
+    def product(x: Array, dy: Array) -> Array:
+        left = jnp.concatenate([dy[:, i : i + nx] for i in range(kx)], axis=-1)
+        right = jnp.concatenate([x[:, :, j : j + ny] for j in range(ky)], axis=-1)
+        pixels = (0, 1, 2)
+        return lax.dot_general(left, right, ((pixels, pixels), ((), ())))
+
+    if max(kx * dy.size, ky * x.size) <= VALUES_AT_ONCE:
+        total = product(x, dy)
+    else:
+        zero = jnp.zeros((kx * dy.shape[-1], ky * c_in), x.dtype)
+        one_by_one = x[:, None], dy[:, None]
+        total, _ = lax.scan(lambda t, one: (t + product(*one), None), zero, one_by_one)
+    return total.reshape(kx, -1, ky, c_in)[::-1].transpose(0, 2, 3, 1)
 
 
 def weight_gradient_by_columns(x: Array, dy: Array, size: Sequence[int]) -> Array:

@@ -98,6 +98,15 @@ def test_forms_for_large_volumes(volume, channels, rows, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("at_once", [0, 10**6])
+@pytest.mark.parametrize("channels", [(9, 10), (17, 8)])
+def test_weight_gradients_of_pictures(channels, at_once, monkeypatch):
+    monkeypatch.setattr(conv, "VALUES_AT_ONCE", at_once)
+    assert_equal_with_gradients(
+        conv.conv_same, textbook_same, (3, 6, 5, channels[0]), (3, 5, *channels)
+    )
+
+
 @pytest.mark.parametrize("form", [conv.planes_as_inputs, conv.planes_as_outputs, conv.winograd])
 def test_every_form_equals_the_textbook_whatever_the_rule(form):
     assert_equal_with_gradients(form, textbook_same, (2, 7, 4, 5, 3), (3, 3, 3, 3, 18))
