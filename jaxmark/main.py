@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from jaxmark.core.alignment import Kind
 
 STAGES = ("prepare", "train", "predict", "evaluate", "report")
-MODES = ("run", *STAGES, "phantom", "align")
+MODES = ("run", *STAGES, "phantom", "align", "pack")
 # `core.alignment.KINDS`, which takes long to import.
 TRANSFORMS = ("rigid", "similarity", "affine", "thin_plate")
 
@@ -52,11 +52,14 @@ _MODE = flags.DEFINE_enum(
     "mode", "run", MODES, "run: all stages that follow, continuing an earlier run."
 )
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "With --input, or to align: the trained model's work dir; no --config."
+    "checkpoint",
+    None,
+    "With --input, to align or to pack: the trained model's work dir, or a packed model (FILE.zip "
+    "or URL#sha256=DIGEST); no --config.",
 )
 _INPUT = flags.DEFINE_string("input", None, "With --mode=predict: a scan, or a folder of scans.")
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "With --input, --mode=phantom or --mode=align: where to write."
+    "output", None, "With --input, --mode=phantom, align or pack: where to write."
 )
 _FIXED = flags.DEFINE_string("fixed", None, "With --mode=align: the scan that stays as it is.")
 _MOVING = flags.DEFINE_string("moving", None, "With --mode=align: the scan brought onto it.")
@@ -223,10 +226,13 @@ def with_trained_config(argv: Sequence[str]) -> list[str]:
     if workdir is None or argument_of(argv, "config") is not None:
         return list(argv)
     from jaxmark import trained
+    from jaxmark.inference.packed import folder_of
 
+    folder = folder_of(workdir)
     # Once here, where a mistake is one line.
-    trained.get_config(workdir)
-    return [argv[0], f"--config={trained.__file__}:{workdir}", *argv[1:]]
+    trained.get_config(str(folder))
+    # The last one counts.
+    return [argv[0], f"--config={trained.__file__}:{folder}", *argv[1:], f"--checkpoint={folder}"]
 
 
 def argument_of(argv: Sequence[str], flag: str) -> str | None:
@@ -396,6 +402,17 @@ def _phantom(request: Request) -> int:
     return 0
 
 
+def _pack(request: Request) -> int:
+    from jaxmark import workflow
+
+    if request.input is not None:
+        raise InputError("--input", "goes with --mode=predict")
+    if request.output is None:
+        raise InputError("--output", "is required with --mode=pack: the file, NAME.zip")
+    workflow.pack(request.workdir, request.output)
+    return 0
+
+
 def _align(request: Request) -> int:
     from jaxmark import workflow
 
@@ -421,6 +438,7 @@ COMMANDS: dict[str, Callable[[Request], int]] = {
     "predict": _predict,
     "phantom": _phantom,
     "align": _align,
+    "pack": _pack,
 }
 
 

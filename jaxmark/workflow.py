@@ -14,6 +14,7 @@ raise `InputError` for what the user can mend.
 import contextlib
 import dataclasses
 import functools
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ from jaxmark.data.prepare import Prepared, prepare_cohort, prepared_shape
 from jaxmark.data.scans import LABEL_MAPS_FOLDER
 from jaxmark.data.segmentations import read_segments
 from jaxmark.data.unpaired import place_unpaired, read_unpaired
-from jaxmark.inference import calibration
+from jaxmark.inference import calibration, packed
 from jaxmark.inference.model import TrainedModel
 from jaxmark.inference.predictor import Found, Predictor
 from jaxmark.inference.segments import ScanSegments
@@ -350,13 +351,14 @@ def load_model(
     """The trained model in a work dir, ready for scans never seen.
 
     Args:
+      workdir: or a packed model, a file or a URL (see `inference.packed`).
       experiment: how it is used (`predict`, `data.workers`); None: as it was trained.
       mesh: of devices; None: those of this process.
 
     Raises:
       InputError: the work dir holds no model, or one of another method or crop.
     """
-    workdir, mesh = Path(workdir), mesh or local_mesh()
+    workdir, mesh = packed.folder_of(workdir), mesh or local_mesh()
     experiment = validate(experiment or trained.get_config(str(workdir)))
     path, preparation = workdir / "config.json", workdir / "preparation"
     check_same(read_json(path, SCHEMA_VERSION), experiment, workdir, parts=("method",))
@@ -378,7 +380,26 @@ def load_model(
         predictor=Predictor(method, settings.batch, mesh),
         variables=variables,
         calibration=calibration.load(workdir, landmarks, step, settings.decoder, settings.coverage),
+        step=step,
     )
+
+
+def pack(workdir: str | Path, file: str | Path) -> None:
+    """The trained model in a work dir as one file, which is then read once.
+
+    Raises:
+      InputError: as `load_model`, or the file's name does not end in .zip.
+      OSError: the file cannot be written.
+    """
+    workdir, file = Path(workdir), Path(file)
+    if file.suffix != packed.EXTENSION:
+        raise InputError("--output", f"{file} does not end in {packed.EXTENSION}")
+    _check_trained(workdir)
+    digest = packed.pack(workdir, load_model(workdir).step, file)
+    with tempfile.TemporaryDirectory() as folder:
+        load_model(packed.folder_of(file, Path(folder)))
+    say(f"{file}: {file.stat().st_size / 1e6:.1f} MB, SHA-256 {digest}")
+    say(f"use: --checkpoint={file} or, from elsewhere, --checkpoint=URL#sha256={digest}")
 
 
 def predict_batch(

@@ -525,7 +525,7 @@ def halving_on_cpu(x: Array, kernel: Array) -> Array:
     for tap in np.ndindex(*(3,) * axes):
         # Of an axis, tap t is place t % 2 of the block t // 2 further on.
         place = int(np.ravel_multi_index(np.mod(tap, 2), (2,) * axes))
-        taps.append(_part(padded, np.floor_divide(tap, 2), blocks.shape, place, channels))
+        taps.append(_part(padded, [t // 2 for t in tap], blocks.shape, place, channels))
     return matmul(jnp.concatenate(taps, axis=-1), kernel.reshape(-1, kernel.shape[-1]))
 
 

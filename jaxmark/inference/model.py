@@ -228,6 +228,7 @@ class TrainedModel:
     predictor: Predictor
     variables: Variables
     calibration: Calibration
+    step: int = 0  # of the checkpoint
 
     @property
     def landmarks(self) -> tuple[str, ...]:

@@ -1,0 +1,162 @@
+"""A trained model as one file, to be given away, and back: `--checkpoint` takes a path or a URL.
+
+The file is a zip archive of what prediction needs of a work dir: config, frame, calibration, shapes
+and one checkpoint without optimiser. Its SHA-256 is its name in the cache, so that what was fetched
+and unpacked once is there; of a URL it must be stated, `https://.../model.zip#sha256=DIGEST`.
+"""
+
+import hashlib
+import os
+import shutil
+import stat
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from tqdm import tqdm
+
+from jaxmark.data.arrays import replacing_folder
+from jaxmark.system.errors import InputError
+from jaxmark.system.files import replacing
+
+# Of a work dir.
+FILES = ("config.json", "calibration.json", "shape.json")
+FOLDERS = ("preparation",)
+# What of these says nothing of new scans, and may name people.
+LEFT_OUT = ("optimizer", "iterator", "left_out.csv", "cases.csv", ".png", ".lock")
+EXTENSION = ".zip"
+_SCHEMES = ("https://", "http://", "file://")
+_MARK = "#sha256="
+_BLOCK = 1 << 20
+# Of all files together: weights are megabytes. A stranger's archive may promise anything.
+_MOST_BYTES = 8 << 30
+# The same date for all files: the same model is the same bytes.
+_DATE = (1980, 1, 1, 0, 0, 0)
+_TIMEOUT_S = 60.0
+
+
+def pack(workdir: Path, step: int, path: Path) -> str:
+    """Write the model of this step; returns the file's SHA-256.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    with replacing(path) as temporary:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in sorted(_kept(workdir, step)):
+                name = file.relative_to(workdir).as_posix()
+                entry = zipfile.ZipInfo(name, _DATE)
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                archive.writestr(entry, file.read_bytes())
+    return digest_of(path)
+
+
+def _kept(workdir: Path, step: int) -> Iterator[Path]:
+    yield from (workdir / name for name in FILES if (workdir / name).is_file())
+    for folder in (*FOLDERS, f"checkpoints/{step}"):
+        for file in (workdir / folder).rglob("*"):
+            parts = file.relative_to(workdir).parts
+            left = any(part.endswith(end) for part in parts for end in LEFT_OUT)
+            if file.is_file() and not left:
+                yield file
+
+
+def folder_of(model: str | os.PathLike[str], cache: Path | None = None) -> Path:
+    """The work dir that a path or URL stands for; a packed model is unpacked into the cache.
+
+    Args:
+      cache: None: `jaxmark/models` in the user's folder for caches.
+
+    Raises:
+      InputError: a URL without digest, or whose file can't be had or is another; an archive that is
+        none of a model.
+      OSError: the cache cannot be written.
+    """
+    text = os.fspath(model)
+    cache = cache or default_cache()
+    if text.startswith(_SCHEMES):
+        url, _, digest = text.partition(_MARK)
+        if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+            raise InputError(text, f"has no digest: {url}{_MARK}DIGEST, 64 hexadecimal digits")
+        there = cache / digest
+        if there.is_dir():
+            return there
+        path = cache / f"{digest}{EXTENSION}"
+        if not (path.exists() and digest_of(path) == digest):
+            _fetch(url, path, digest)
+        unpack(path, there)
+        path.unlink()
+        return there
+    path = Path(text)
+    if path.suffix != EXTENSION or not path.is_file():
+        return path
+    there = cache / digest_of(path)
+    if not there.is_dir():
+        unpack(path, there)
+    return there
+
+
+def default_cache() -> Path:
+    """Where packed models are unpacked."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "jaxmark" / "models"
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unpack(path: Path, folder: Path) -> None:
+    """All of it, or none."""
+    try:
+        with zipfile.ZipFile(path) as archive, replacing_folder(folder) as temporary:
+            entries = archive.infolist()
+            if sum(entry.file_size for entry in entries) > _MOST_BYTES:
+                raise InputError(path, f"would have over {_MOST_BYTES >> 30} GiB unpacked")
+            if "config.json" not in archive.namelist():
+                raise InputError(path, "is no packed model: it holds no config.json (--mode=pack)")
+            for entry in entries:
+                link = stat.S_ISLNK(entry.external_attr >> 16)
+                target = (temporary / entry.filename).resolve()
+                if link or not target.is_relative_to(temporary.resolve()):
+                    raise InputError(path, f"holds {entry.filename!r}, which is not in its folder")
+                if not entry.is_dir():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with archive.open(entry) as source, target.open("wb") as file:
+                        shutil.copyfileobj(source, file, _BLOCK)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise InputError(path, f"is not a whole zip archive ({error})") from error
+
+
+def _fetch(url: str, path: Path, digest: str) -> None:
+    """A file of this digest, with a progress bar."""
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as source, replacing(path) as there:
+            size = int(source.headers.get("Content-Length") or 0) or None
+            with (
+                there.open("wb") as file,
+                tqdm(
+                    total=size, desc=f"fetching {path.name[:12]}", unit="B", unit_scale=True
+                ) as bar,
+            ):
+                found = _copy(source, file, bar)
+            if found != digest:
+                raise InputError(url, f"has the SHA-256 {found}, not {digest}")
+    except (urllib.error.URLError, TimeoutError, ValueError) as error:
+        raise InputError(url, f"cannot be fetched: {getattr(error, 'reason', error)}") from error
+
+
+def _copy(source: IO[bytes], file: IO[bytes], bar: tqdm) -> str:
+    seen = hashlib.sha256()
+    while block := source.read(_BLOCK):
+        seen.update(block)
+        file.write(block)
+        bar.update(len(block))
+        if bar.n > _MOST_BYTES:
+            raise ValueError(f"over {_MOST_BYTES >> 30} GiB")
+    return seen.hexdigest()
