@@ -50,15 +50,15 @@ def small() -> Experiment:
             annotate_missing=False,
         ),
         stream=Stream(on=True, reuse=4, window=16),
-        method=CoarseToFine(steps=700, fine_steps=1600, factor=4, widths=(8, 16, 32, 64)),
+        method=CoarseToFine(steps=1800, fine_steps=2600, factor=4, widths=(8, 16, 32, 64)),
         augment=Augment(
             translation_voxels=16,
             rotation_degrees=20,
             scale=0.1,
             flip=0.5,
-            appearance=Appearance(drawn=True),
+            appearance=Appearance(drawn=True, strangers=0.08),
         ),
-        train=Train(batch=2, log_every=20, validate_every=250),
+        train=Train(batch=2, log_every=20, validate_every=400),
         evaluate=Evaluate(sdr_thresholds_mm=(2.0, 3.0, 4.0, 5.0, 6.0)),
     )
 

@@ -221,6 +221,9 @@ class Appearance:
     # Landmarks outside of the field of view are neither present nor absent: nothing is learned of
     # them. If not, they stay what they are.
     hide_unseen: bool = True
+    # Images that a model has no business with: a head upside down or back to front, one without
+    # arteries, noise. Their landmarks are absent, whatever lies there.
+    strangers: float = setting(0.0, SHARE)
     # Images whose upper 0.5 to 3 % are cut off.
     clipped: float = setting(0.2, SHARE)
     # Exponents of the scaled image between exp(-gamma) and exp(gamma), and then a relative factor.

@@ -25,6 +25,8 @@ from jaxmark.core.augmentation import cubic_spline, random_affines
 from jaxmark.core.tissues import TISSUES
 
 _MRA, _CTA, _FREE = range(3)
+_WAYS = 4
+_UPSIDE_DOWN, _BACK_TO_FRONT, _NO_ARTERIES, _NOISE = range(_WAYS)
 # Least and most of each tissue. MRA: the brain is about 100. CTA: HU. Free: any.
 _RANGES = {
     "air": ((0, 4), (-1000, -980), (0, 1)),
@@ -101,7 +103,6 @@ class Dice:
         return jax.random.uniform(key, (len(_NAMES), len(TISSUES)))
 
 
-# New names are added at the end: the others' numbers then stay the same.
 _NAMES = (
     *("kind", "tissues", "arteries", "dark", "darkness", "venous", "early", "vein"),
     *("window", "low", "high", "nothing"),
@@ -112,6 +113,7 @@ _NAMES = (
     *("fold_at", "stripped", "strip_edge", "threshold", "level", "vessels", "vessels_edge"),
     *("soft", "view", "thickness", "tilt", "x", "y", "z", "size_x", "size_y", "size_z"),
     *("around", "clip", "clip_at", "gamma", "contrast"),
+    *("stranger", "which", "strange", "strange_mm"),
 )
 
 
@@ -122,7 +124,7 @@ def appearance(
     settings: Appearance,
     spacing_mm: Sequence[float],
     middle_ijk: Array | None = None,
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array]:
     """A random image of each case, scaled as prepared ones are, and what lies in its field of view.
 
     The 0.5th and 99.5th percentile of every second voxel in the field of view become 0 and 1 (then
@@ -134,15 +136,16 @@ def appearance(
       middle_ijk: (B, 3) about which slabs and boxes lie; None: the volume's middle.
 
     Returns:
-      Images (B, X, Y, Z, 1) float32, and (B, X, Y, Z) bool.
+      Images (B, X, Y, Z, 1) float32, (B, X, Y, Z) bool, and (B,) bool which are strangers (see
+      `config.Appearance`).
     """
     batch, *shape, _ = lumen.shape
     if middle_ijk is None:
         middle_ijk = jnp.tile((jnp.array(shape) - 1) / 2, (batch, 1))
     keys = jax.vmap(lambda case: jax.random.fold_in(key, case))(jnp.arange(batch))
     draw = functools.partial(_draw, settings=settings, spacing_mm=tuple(spacing_mm))
-    image, seen = jax.vmap(draw)(keys, lumen[..., 0], tissues, middle_ijk)
-    return image[..., None], seen
+    image, seen, stranger = jax.vmap(draw)(keys, lumen[..., 0], tissues, middle_ijk)
+    return image[..., None], seen, stranger
 
 
 def _draw(
@@ -152,9 +155,12 @@ def _draw(
     middle_ijk: Array,
     settings: Appearance,
     spacing_mm: tuple[float, ...],
-) -> tuple[Array, Array]:
-    """One case: (X, Y, Z), (X, Y, Z), (3,) -> (X, Y, Z), (X, Y, Z)."""
+) -> tuple[Array, Array, Array]:
+    """One case: (X, Y, Z), (X, Y, Z), (3,) -> (X, Y, Z), (X, Y, Z), ()."""
     dice = Dice(key)
+    stranger, way = draw_stranger(dice, settings)
+    if settings.strangers:
+        lumen = jnp.where(way == _NO_ARTERIES, 0, lumen)
     contrast = draw_contrast(dice, settings)
     fields = random_fields(dice, lumen.shape, spacing_mm)
     image = textured(dice, contrast, tissues, fields, settings)
@@ -165,7 +171,27 @@ def _draw(
     image = scanned(dice, contrast, image, fields, settings, spacing_mm)
     image = processed(dice, contrast, image, lumen, tissues, settings, spacing_mm)
     seen = field_of_view(dice, image.shape, middle_ijk, settings, spacing_mm)
-    return scaled(dice, image, seen, settings), seen
+    image = scaled(dice, image, seen, settings)
+    if settings.strangers:
+        for number, axis in ((_UPSIDE_DOWN, 2), (_BACK_TO_FRONT, 1)):
+            image = jnp.where(way == number, jnp.flip(image, axis), image)
+        image = jnp.where(way == _NOISE, rough_noise(dice, image.shape, spacing_mm), image)
+    return image, seen, stranger
+
+
+def draw_stranger(dice: Dice, settings: Appearance) -> tuple[Array, Array]:
+    """() bool, and () which of the ways to be one; -1 of others."""
+    stranger = dice.chance("stranger", settings.strangers)
+    way = jnp.floor(_WAYS * dice.uniform("which")).astype(jnp.int32)
+    return stranger, jnp.where(stranger, way, -1)
+
+
+def rough_noise(dice: Dice, shape: Sequence[int], spacing_mm: Sequence[float]) -> Array:
+    """(X, Y, Z) about 0.3, as fine as voxels or as coarse as 5 mm."""
+    width = dice.uniform("strange_mm", 0.0, 5.0)
+    blurs = [gaussian(n, width / s) for n, s in zip(shape, spacing_mm, strict=True)]
+    noise = along(jax.random.normal(dice.key("strange"), shape), *blurs)
+    return jnp.clip(0.3 + 0.2 * noise / jnp.maximum(noise.std(), 1e-6), 0, 1)
 
 
 def draw_contrast(dice: Dice, settings: Appearance) -> Contrast:

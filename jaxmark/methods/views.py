@@ -82,9 +82,10 @@ def augmented(task: Task, batch: Batch, key: Array) -> Batch:
     if drawn:
         tissues = view_labels(targets.pop(TARGET), view, mirrored=(), **place)
         share = image / 255 if batch.image.dtype == jnp.uint8 else image
-        image, present = _with_appearance(
+        image, present, stranger = _with_appearance(
             task, k_intensities[0], share, tissues, landmarks_ijk, present
         )
+        present, absent = present & ~stranger, absent | stranger
     else:
         image = change_intensities(
             k_intensities,
@@ -107,10 +108,10 @@ def augmented(task: Task, batch: Batch, key: Array) -> Batch:
 
 def _with_appearance(
     task: Task, key: Array, lumen: Array, tissues: Array, landmarks_ijk: Array, present: Array
-) -> tuple[Array, Array]:
-    """Images of a view's label maps, and which landmarks (B, K) are still present.
+) -> tuple[Array, Array, Array]:
+    """Images of a view's label maps, which landmarks (B, K) are still present, which are strangers.
 
-    One that is absent is so in every field of view.
+    The last are (B, 1). A landmark that is absent is so in every field of view.
     """
     settings = task.augment.appearance
     last = jnp.array(task.crop) - 1
@@ -118,9 +119,9 @@ def _with_appearance(
     known = present[..., None]
     sum_ijk, count = jnp.where(known, landmarks_ijk, 0).sum(1), known.sum(1)
     middle_ijk = jnp.where(count > 0, sum_ijk / jnp.maximum(count, 1), last / 2)
-    image, seen = appearance(key, lumen, tissues, settings, task.spacing_mm, middle_ijk)
+    image, seen, stranger = appearance(key, lumen, tissues, settings, task.spacing_mm, middle_ijk)
     if not settings.hide_unseen:
-        return image, present
+        return image, present, stranger[:, None]
     nearest = jnp.clip(jnp.rint(landmarks_ijk), 0, last).astype(jnp.int32)
     inside = jax.vmap(lambda mask, ijk: mask[tuple(ijk.T)])(seen, nearest)
-    return image, present & inside
+    return image, present & inside, stranger[:, None]

@@ -77,7 +77,8 @@ def drawn(settings, key=0, middle=None, maps=None):
     """Image and field of view of one head, without the first axis."""
     lumen, tissues = maps or head()
     draw = jax.jit(lambda k, *a: appearance(k, *a, settings, SPACING, middle))
-    image, seen = draw(jax.random.key(key), lumen[None, ..., None], tissues[None])
+    image, seen, stranger = draw(jax.random.key(key), lumen[None, ..., None], tissues[None])
+    assert stranger.shape == (1,) and bool(stranger[0]) == (settings.strangers == 1)
     assert image.shape == (1, *SHAPE, 1) and image.dtype == jnp.float32
     assert seen.shape == (1, *SHAPE) and seen.dtype == bool
     return np.asarray(image[0, ..., 0]), np.asarray(seen[0])
@@ -99,6 +100,24 @@ def test_the_key_decides_and_cases_of_a_batch_do_not_know_each_other():
     # Every case has its own appearance, and every step.
     assert np.abs(both[0] - both[1]).mean() > 0.02
     assert np.abs(both - batch(1, (lumen, tissues), (lumen, tissues))[0]).mean() > 0.02
+
+
+def test_strangers_are_another_way_round_or_empty_or_noise():
+    plain = {"drawn": True, "box": 0.0, "slab": 0.0, "gamma": 0.0, "contrast": 0.0, "noise": 0.0}
+    ways = set()
+    for key in range(12):
+        own, _ = drawn(Appearance(**plain), key)
+        other, _ = drawn(Appearance(**plain, strangers=1.0), key)
+        lumen, _ = head()
+        same = {
+            "upside down": np.abs(other[:, :, ::-1] - own).max() < 1e-3,
+            "back to front": np.abs(other[:, ::-1] - own).max() < 1e-3,
+            # What is elsewhere is the same but for blur and scale.
+            "no arteries": np.corrcoef(other[lumen == 0], own[lumen == 0])[0, 1] > 0.9,
+        }
+        found = [name for name, is_so in same.items() if is_so]
+        ways.add(found[0] if found else "noise")
+    assert ways == {"upside down", "back to front", "no arteries", "noise"}
 
 
 def test_intensities_are_those_of_the_modality():
