@@ -74,7 +74,7 @@ from jaxmark.system.fingerprints import json_key
 from jaxmark.system.lock import locked
 from jaxmark.system.messages import say, warn
 from jaxmark.system.parallel import parallel
-from jaxmark.training.checkpoints import load_variables
+from jaxmark.training.checkpoints import Checkpoints, load_variables
 from jaxmark.training.loop import train as train_method
 from jaxmark.training.provenance import check_moved
 
@@ -395,7 +395,9 @@ def pack(workdir: str | Path, file: str | Path) -> None:
     if file.suffix != packed.EXTENSION:
         raise InputError("--output", f"{file} does not end in {packed.EXTENSION}")
     _check_trained(workdir)
-    digest = packed.pack(workdir, load_model(workdir).step, file)
+    step = load_model(workdir).step
+    meta = Checkpoints(workdir).public_meta(step, packed.without_names)
+    digest = packed.pack(workdir, step, file, {f"checkpoints/{step}/meta/metadata": meta})
     with tempfile.TemporaryDirectory() as folder:
         load_model(packed.folder_of(file, Path(folder)))
     say(f"{file}: {file.stat().st_size / 1e6:.1f} MB, SHA-256 {digest}")

@@ -5,6 +5,7 @@ and Noothout of `cow_table1.py:tiny`, stopped by SIGTERM after step 4 or 5 of 6.
 that the same code wrote when it went on, `expected_metrics.jsonl`.
 """
 
+import csv
 import json
 import tarfile
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from running import TINY, jaxmark
 
 from jaxmark.training.records import METRICS, read_records
+from jaxmark.workflow import load_model, pack
 
 ROWS = "--config=experiments/cow_table1.py:tiny"
 CONFIGS = {
@@ -30,7 +32,9 @@ def cache(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_half_trained_run_of_earlier_code_is_continued_and_predicted(name, tmp_path, cache):
+def test_a_half_trained_run_of_earlier_code_is_continued_and_predicted(
+    name, tmp_path, cache, monkeypatch
+):
     with tarfile.open(Path(__file__).parent / "work_dirs" / f"{name}.tar.xz") as archive:
         # Python 3.11.2 has no filters, later ones ask for one.
         kind = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
@@ -62,3 +66,15 @@ def test_a_half_trained_run_of_earlier_code_is_continued_and_predicted(name, tmp
     result = jaxmark("--mode=predict", *flags)
     assert result.returncode == 0, result.stderr
     assert (out / "phantom-000.mrk.json").exists()
+    if name == "heatmap":
+        # The same model as one file, which names no case.
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "packed"))
+        pack(work, tmp_path / "model.zip")
+        found = load_model(tmp_path / "model.zip").predict(scan)
+        with (out / "phantom-000.csv").open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        expected = [[float(row[f"{axis}_lps_mm"]) for axis in "xyz"] for row in rows]
+        np.testing.assert_allclose(found.positions_mm, expected, atol=1e-3)
+        (unpacked,) = (tmp_path / "packed" / "jaxmark" / "models").iterdir()
+        texts = [p.read_bytes() for p in unpacked.rglob("*") if p.is_file()]
+        assert not any(b"phantom-0" in text for text in texts)

@@ -6,27 +6,31 @@ and unpacked once is there; of a URL it must be stated, `https://.../model.zip#s
 """
 
 import hashlib
+import json
 import os
 import shutil
 import stat
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator
-from pathlib import Path
-from typing import IO
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
+from typing import IO, Any
 
 from tqdm import tqdm
 
 from jaxmark.data.arrays import replacing_folder
 from jaxmark.system.errors import InputError
-from jaxmark.system.files import replacing
+from jaxmark.system.files import json_text, replacing
 
 # Of a work dir.
 FILES = ("config.json", "calibration.json", "shape.json")
 FOLDERS = ("preparation",)
 # What of these says nothing of new scans, and may name people.
 LEFT_OUT = ("optimizer", "iterator", "left_out.csv", "cases.csv", ".png", ".lock")
+# Of `config.data`.
+PATHS = {"root", "unpaired", "template", "template_transform", "template_mask", "shared_mask"}
+PATHS |= {"cache"}
 EXTENSION = ".zip"
 _SCHEMES = ("https://", "http://", "file://")
 _MARK = "#sha256="
@@ -38,8 +42,11 @@ _DATE = (1980, 1, 1, 0, 0, 0)
 _TIMEOUT_S = 60.0
 
 
-def pack(workdir: Path, step: int, path: Path) -> str:
+def pack(workdir: Path, step: int, path: Path, instead: Mapping[str, bytes]) -> str:
     """Write the model of this step; returns the file's SHA-256.
+
+    Args:
+      instead: file of the work dir -> what is written in its place.
 
     Raises:
       OSError: the file cannot be written.
@@ -50,8 +57,22 @@ def pack(workdir: Path, step: int, path: Path) -> str:
                 name = file.relative_to(workdir).as_posix()
                 entry = zipfile.ZipInfo(name, _DATE)
                 entry.compress_type = zipfile.ZIP_DEFLATED
-                archive.writestr(entry, file.read_bytes())
+                content = instead[name] if name in instead else file.read_bytes()
+                if name in FILES:
+                    content = json_text(without_names(json.loads(content))).encode()
+                archive.writestr(entry, content)
     return digest_of(path)
+
+
+def without_names(tree: dict[str, Any]) -> dict[str, Any]:
+    """JSON without names of cases and folders: a model does not say whom it has seen, and where."""
+    tree = dict(tree)
+    if "cases" in tree:
+        tree["cases"] = [str(number) for number, _ in enumerate(tree["cases"], 1)]
+    if "data" in tree:
+        names = {field: PurePath(tree["data"][field]).name for field in PATHS & {*tree["data"]}}
+        tree["data"] = {**tree["data"], **names}
+    return tree
 
 
 def _kept(workdir: Path, step: int) -> Iterator[Path]:

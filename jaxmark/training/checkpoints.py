@@ -75,6 +75,12 @@ class Checkpoints:
             raise DamagedError(self.folder / str(step), "is damaged: meta is not what was saved")
         return meta
 
+    def public_meta(self, step: int, public: Callable[[dict[str, Any]], dict[str, Any]]) -> bytes:
+        """The file of `meta` for others: its config as `public` has it, and no case by name."""
+        meta = self.meta(step)
+        meta = {**meta, "config": public(meta["config"]), "data": {}, "recent": []}
+        return json.dumps({"meta": meta, "digest": tree_digest(meta)}).encode()
+
     def variables(self, step: int, abstract: Variables, mesh: Mesh) -> Variables:
         """What prediction needs alone, onto whatever devices `mesh` has."""
         if not abstract.statistics:

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import json
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -25,6 +26,9 @@ def workdir(tmp_path: Path) -> Path:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
+    config = {"data": {"root": "/home/me/secret/heads", "suffix": ".nii"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "calibration.json").write_text(json.dumps({"cases": ["A. Smith", "B. Jones"]}))
     return folder
 
 
@@ -52,11 +56,14 @@ def files(folder: Path) -> dict[str, str]:
 
 def test_what_prediction_needs_comes_back(workdir: Path, tmp_path: Path) -> None:
     file = tmp_path / "out" / "model.zip"
-    assert pack(workdir, 10, file) == digest_of(file)
+    assert pack(workdir, 10, file, {}) == digest_of(file)
     again = tmp_path / "again.zip"
-    assert pack(workdir, 10, again) == digest_of(file)
+    assert pack(workdir, 10, again, {}) == digest_of(file)
     found = files(folder_of(file, tmp_path / "cache"))
-    kept = ["checkpoints/10/meta/metadata", "checkpoints/10/params/d/1", "config.json"]
+    # Nothing of whom it was trained on, and where.
+    assert json.loads(found.pop("config.json"))["data"] == {"root": "heads", "suffix": ".nii"}
+    assert json.loads(found.pop("calibration.json")) == {"cases": ["1", "2"]}
+    kept = ["checkpoints/10/meta/metadata", "checkpoints/10/params/d/1"]
     assert sorted(found) == [*kept, "preparation/frame.json", "shape.json"]
     assert all(name == text for name, text in found.items())
 
@@ -69,20 +76,20 @@ def test_a_work_dir_is_itself(workdir: Path, tmp_path: Path) -> None:
 
 def test_a_url_is_fetched_once(workdir: Path, tmp_path: Path, url: str) -> None:
     file, cache = tmp_path / "model.zip", tmp_path / "cache"
-    digest = pack(workdir, 10, file)
+    digest = pack(workdir, 10, file, {})
     address = f"{url}/model.zip#sha256={digest}"
     folder = folder_of(address, cache)
     assert "config.json" in files(folder) and [p.name for p in cache.iterdir()] == [digest]
     file.unlink()
     assert folder_of(address, cache) == folder
     # The same file by its path is the same folder.
-    pack(workdir, 10, file)
+    pack(workdir, 10, file, {})
     assert folder_of(file, cache) == folder
 
 
 def test_another_file_is_refused(workdir: Path, tmp_path: Path, url: str) -> None:
     file, cache = tmp_path / "model.zip", tmp_path / "cache"
-    pack(workdir, 10, file)
+    pack(workdir, 10, file, {})
     digest = hashlib.sha256(b"another").hexdigest()
     with pytest.raises(InputError, match=f"has the SHA-256 {digest_of(file)}, not {digest}"):
         folder_of(f"{url}/model.zip#sha256={digest}", cache)
