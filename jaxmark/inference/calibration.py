@@ -34,6 +34,8 @@ from jaxmark.system.errors import InputError
 from jaxmark.system.files import read_json, write_json
 
 FILE = "calibration.json"
+# See `read_rightly`.
+_FAILED = 2.5
 SCHEMA_VERSION = 1
 
 
@@ -134,9 +136,24 @@ def observe(
         if found:
             seen_mm = shapes_of(found, spacing_mm, name)
             seen_mm = np.where(present[..., None], seen_mm, np.nan)
+            seen_mm = seen_mm[read_rightly(errors[name])]
         if (one := usual_shape(shapes_mm, seen_mm)) is not None:
             shapes[name] = one
     return Observed(figures, shapes)
+
+
+def read_rightly(errors: np.ndarray) -> np.ndarray:
+    """(N,) which cases are good examples of what a model makes of a scan.
+
+    By the errors (N, K) of their landmarks, NaN where unknown: not those whose median is more than
+    `_FAILED` times that of all cases' medians. What is found in a scan that was not read rightly
+    says nothing of what is usual.
+    """
+    known = np.isfinite(errors).any(1)
+    medians = np.full(len(errors), np.nan)
+    medians[known] = np.nanmedian(errors[known], axis=1)
+    limit = _FAILED * np.median(medians[known]) if known.any() else np.inf
+    return ~(medians > limit)
 
 
 def evidence_of(
@@ -168,7 +185,7 @@ def calibrate(observed: dict[str, Any], decoder: str, coverage: float) -> Calibr
         presence_model=fit_presence(evidence, np.isfinite(errors), absent),
         usual=Usual.from_json(observed["usual"]) if "usual" in observed else None,
         by_spread=by_spread,
-        evidence=evidence if "spread_mm" in observed else None,
+        evidence=evidence[read_rightly(errors)] if "spread_mm" in observed else None,
     )
 
 
