@@ -8,9 +8,11 @@ from running import jaxmark
 
 from experiments.cow_any import get_config
 from experiments.cow_real import drawn, junctions
+from experiments.phantoms import looks
 from jaxmark.config import from_json, to_json, validate
 from jaxmark.core.anatomy import COW19
 from jaxmark.core.geometry import apply_affine, compose_affine
+from jaxmark.data.phantoms.grids import Grid
 from jaxmark.registry import METHODS, PHANTOMS
 
 
@@ -62,3 +64,15 @@ def test_drawn_arteries_are_brighter_than_what_is_around_them():
         image = drawn(labels, look, np.random.default_rng(0))
         inside, outside = image[10:14, 10:14], image[:4]
         assert inside.mean() > 300 and outside.mean() < 120
+
+
+def test_a_look_with_a_smaller_field_of_view_says_what_lies_outside():
+    place = compose_affine(np.diag([5.0] * 3), np.array([-90.0, -90.0, -70.0]))
+    grid = Grid((36, 36, 28), place)
+    (case,) = looks.people(1, grid)
+    one = looks.scan(case, "box", grid, 0)
+    assert one.voxels.shape != grid.shape and one.present.any()
+    ijk = apply_affine(np.linalg.inv(one.ijk_to_lps), one.landmarks_mm)
+    within = ((ijk >= -0.5) & (ijk <= np.array(one.voxels.shape) - 0.5)).all(1)
+    assert within[one.present].all() and not (one.present & one.outside).any()
+    assert ((one.present | one.outside) == case["present"]).all()
