@@ -8,9 +8,8 @@ python -m experiments.gpu                (the table of what is there)
 It installs nothing. `positions` needs a model that was trained and evaluated elsewhere, in float32
 on a CPU, and tells how far its test cases' positions move on this device. Training continues where
 the last call left it; other parts are measured anew, and keep what they have if their time ends.
-`train` and its reports are of full-size phantoms (rows
-of `cow_table1.py:paper`), the baseline and the paper's best row first. `results.tar.gz` has all
-figures, reports and logs, and no checkpoints.
+`train` and its reports are of full-size phantoms (rows of `cow_table1.py:paper`), the baseline and
+the paper's best row first. `results.tar.gz` has all figures, reports and logs, and no checkpoints.
 """
 
 import csv

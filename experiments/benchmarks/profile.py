@@ -74,7 +74,7 @@ class ProfiledContender(MethodContender):
                 self.run(work, RUNS)
             ms = milliseconds(Path(folder))
             if keep:
-                shutil.copytree(folder, keep)
+                shutil.copytree(folder, keep, dirs_exist_ok=True)
         text = self.program(work, self.spec.dtype).as_text()
         if keep:
             (keep / "program.txt").write_text(text)
