@@ -125,7 +125,7 @@ def segmented(scheme: Scheme) -> Scheme:
 def example_segments(spec: Spec) -> dict[str, np.ndarray]:
     """A batch of label maps as noise, a twentieth of the voxels in some segment."""
     rng = np.random.default_rng(0)
-    shape = (spec.batch, *(n + 2 * spec.margin for n in spec.volume))
+    shape = (spec.batch, *np.add(spec.volume, np.multiply(2, spec.margins)))
     labels = rng.integers(1, 21, shape, np.uint8) * (rng.random(shape, np.float32) < 0.05)
     there = rng.random((spec.batch, 20)) < 0.9
     return {SEGMENTATION: labels, SEGMENTS_PRESENT: there, SEGMENTS_ABSENT: ~there}
@@ -211,10 +211,10 @@ class MethodContender(JaxContender):
     def method(self, dtype: str) -> Method:
         """By its public way."""
         rng = np.random.default_rng(0)
-        last = np.add(self.spec.volume, self.spec.margin) - 1
+        last = np.add(self.spec.volume, self.spec.margins) - 1
         shape = UNPAIRED, self.spec.landmarks
         others = LandmarkSets(
-            rng.uniform(self.spec.margin, last, (*shape, 3)).astype(np.float32),
+            rng.uniform(self.spec.margins, last, (*shape, 3)).astype(np.float32),
             np.ones(shape, bool),
         )
         found = dataclasses.replace(task(self.spec, jnp.dtype(dtype)), unpaired=others)

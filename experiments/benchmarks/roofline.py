@@ -39,18 +39,20 @@ def costs(work: str, spec: Spec) -> list[Cost]:
             inner = c_in > 1  # the image needs no gradient
             found.append(((1 + inner) * flops, read + written + inner * read))
 
+    axes = 2 if spec.planar else 3
+
     def block(voxels: int, c_in: int, c_out: int) -> None:
-        conv(voxels, voxels, 27, c_in, c_out)
-        conv(voxels, voxels, 27, c_out, c_out)
+        conv(voxels, voxels, 3**axes, c_in, c_out)
+        conv(voxels, voxels, 3**axes, c_out, c_out)
         if c_in != c_out:
             conv(voxels, voxels, 1, c_in, c_out)
 
     widths = spec.widths
-    voxels = [spec.batch * math.prod(spec.volume) // 8**level for level in range(len(widths))]
+    voxels = [spec.batch * math.prod(spec.volume) // 2 ** (axes * level) for level in range(len(widths))]
     for n, c_in, c_out in zip(voxels, (1, *widths), widths, strict=False):
         block(n, c_in, c_out)
     for level in reversed(range(len(widths) - 1)):
-        conv(voxels[level + 1], voxels[level], 8, widths[level + 1], widths[level])
+        conv(voxels[level + 1], voxels[level], 2**axes, widths[level + 1], widths[level])
         block(voxels[level], 2 * widths[level], widths[level])
     conv(voxels[0], voxels[0], 1, widths[0], spec.head)
     conv(voxels[0], voxels[0], 1, spec.head, spec.landmarks)
