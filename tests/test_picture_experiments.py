@@ -185,6 +185,10 @@ def test_a_model_takes_files_images_and_arrays(trained, root):
     image = sitk.GetImageFromArray(pixels)
     image.SetSpacing((SIZE_MM, SIZE_MM))
     results = [model.predict(scan) for scan in (path, image, pixels.T)]
+    if unit == "mm":
+        other = sitk.GetImageFromArray(pixels)
+        other.SetSpacing((0.6, 0.6))
+        refused(partial(model.predict, other), "image", "0.6 x 0.6 mm", "pixel_size_mm 0.5")
     refused(partial(model.predict, pixels.T, np.eye(4), "LPS"), "array", "no affine")
     for found in results[1:]:
         np.testing.assert_allclose(found.positions_mm, results[0].positions_mm, atol=1e-4)

@@ -48,7 +48,8 @@ def costs(work: str, spec: Spec) -> list[Cost]:
             conv(voxels, voxels, 1, c_in, c_out)
 
     widths = spec.widths
-    voxels = [spec.batch * math.prod(spec.volume) // 2 ** (axes * level) for level in range(len(widths))]
+    finest = spec.batch * math.prod(spec.volume)
+    voxels = [finest // 2 ** (axes * level) for level in range(len(widths))]
     for n, c_in, c_out in zip(voxels, (1, *widths), widths, strict=False):
         block(n, c_in, c_out)
     for level in reversed(range(len(widths) - 1)):

@@ -21,7 +21,7 @@ from jaxmark.data.formats.safeguards import voxels_and_place
 from jaxmark.data.frame import Frame, PreparedScan, prepare_scan
 from jaxmark.data.landmarks import Landmarks
 from jaxmark.data.notes import first_few
-from jaxmark.data.pictures import picture_in_memory
+from jaxmark.data.pictures import SAME_SIZE, picture_in_memory
 from jaxmark.data.scans import Scan, checked_scan
 from jaxmark.inference.calibration import Calibration, evidence_of
 from jaxmark.inference.predictor import Found, Predictor
@@ -398,6 +398,11 @@ def _picture_of(scan: sitk.Image | np.ndarray, unit: str, size_mm: float) -> tup
     if scan.GetDimension() != 2:
         raise InputError("image", "is not a picture with two axes")
     x_mm, y_mm = scan.GetSpacing()
+    # 1 is what an image has that states nothing.
+    stated = [mm for mm in (x_mm, y_mm) if mm != 1]
+    if size_mm and any(abs(mm / size_mm - 1) > SAME_SIZE for mm in stated):
+        problem = f"states pixels of {x_mm:g} x {y_mm:g} mm, config.data.pixel_size_mm {size_mm:g}"
+        raise InputError("image", problem)
     pixels = np.swapaxes(sitk.GetArrayFromImage(scan), 0, 1)
     return "image", picture_in_memory(pixels, unit, pixel_mm or (x_mm, y_mm), "image")
 
