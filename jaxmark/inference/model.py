@@ -329,7 +329,7 @@ class TrainedModel:
             refused = refusal(
                 points,
                 there,
-                ~outside,
+                beyond <= 0.5,
                 evidence,
                 prepared.profile,
                 usual_evidence=known.evidence,

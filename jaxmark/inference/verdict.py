@@ -32,15 +32,17 @@ def refusal(
 
     Args:
       points_mm: (K, 3) as in `UsualShape.doubts`.
-      there: (K,) which landmarks are taken to be there, `inside` (K,) within the scan. The latter
-        are judged, or all where they are less than half.
+      there: (K,) which landmarks are taken to be there, `inside` (K,) whose place lies within the
+        scan. Shapes are judged by what is both, or all that is there where that is less than half;
+        evidence by what is inside, since of nothing all seems to be absent.
       evidence: (K,) of the scan; `usual_evidence` (N, K) of the validation cases.
       profile: of the scan's intensities.
     """
     judged = there & inside
     if 2 * judged.sum() < there.sum() or not judged.any():
         judged = there if there.any() else np.ones_like(there)
-    little, times = _little_evidence(evidence[judged], usual_evidence[:, judged])
+    seen = inside if inside.any() else np.ones_like(inside)
+    little, times = _little_evidence(evidence[seen], usual_evidence[:, seen])
     other = "" if usual is None else usual.other_intensities(profile, LEVEL)
     unlike = ""
     if shape is not None:

@@ -28,6 +28,7 @@ def workdir(tmp_path: Path) -> Path:
         (folder / name).write_text(name)
     config = {"data": {"root": "/home/me/secret/heads", "suffix": ".nii"}}
     (folder / "config.json").write_text(json.dumps(config))
+    (folder / "shape.json").write_text("{}")
     (folder / "calibration.json").write_text(json.dumps({"cases": ["A. Smith", "B. Jones"]}))
     return folder
 
@@ -63,8 +64,9 @@ def test_what_prediction_needs_comes_back(workdir: Path, tmp_path: Path) -> None
     # Nothing of whom it was trained on, and where.
     assert json.loads(found.pop("config.json"))["data"] == {"root": "heads", "suffix": ".nii"}
     assert json.loads(found.pop("calibration.json")) == {"cases": ["1", "2"]}
+    assert found.pop("shape.json") == "{}"
     kept = ["checkpoints/10/meta/metadata", "checkpoints/10/params/d/1"]
-    assert sorted(found) == [*kept, "preparation/frame.json", "shape.json"]
+    assert sorted(found) == [*kept, "preparation/frame.json"]
     assert all(name == text for name, text in found.items())
 
 
