@@ -54,7 +54,7 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
     "thresholded": {"thresholded": 1.0},
     "arteries alone": {"vessels_only": 1.0},
     "veins as bright": {"venous": 1.0},
-    "moved, wrapped": {"motion": 1.0, "wrapped": 1.0},
+    "moved and wrapped": {"motion": 1.0, "wrapped": 1.0},
     "voxels of 1 to 1.5 mm": {"voxel_mm": (1.0, 1.0), "slice_mm": (1.0, 1.5)},
 }
 
