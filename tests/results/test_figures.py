@@ -66,6 +66,7 @@ def test_overlay_shows_landmarks_where_they_are():
 
 def test_overlay_shows_the_image_under_the_landmarks():
     image = np.zeros(SHAPE)
+    image[0, 0, 0] = -1e-3  # nothing around it is constant
     image[28:33, 20:25, 14:19] = 1
     position = np.array([[30, 22, 16]])
     picture = draw(position, position, np.array([False]), image)
@@ -75,6 +76,21 @@ def test_overlay_shows_the_image_under_the_landmarks():
         strict=True,
     ):
         assert place(picture, box, "white") == pytest.approx(where, abs=0.05)
+
+
+def test_overlay_shows_the_part_that_a_small_scan_fills():
+    image = np.zeros(SHAPE)
+    image[20:30, 10:20, 4:12] = np.random.default_rng(0).uniform(0.5, 1, (10, 10, 8))
+    # Within the scan, and a landmark beside it.
+    points = np.array([[24, 14, 8], [33, 14, 8]])
+    picture = draw(points[:1], points[1:], np.array([True]), image)
+    for box, (across, upright) in zip(panels(picture), ((0, 2), (1, 2), (0, 1)), strict=True):
+        low, high = np.array([16, 6, 0]), np.array([38, 24, 16])
+        sides = (high - low) * SPACING
+        shape = (box[1] - box[0]) / (box[3] - box[2])
+        assert shape == pytest.approx(sides[across] / sides[upright], rel=0.03)
+    x, y, z = (points[0] + 0.5 - [16, 6, 0]) / (np.array([38, 24, 16]) - [16, 6, 0])
+    assert place(picture, panels(picture)[2], style.TRUTH) == pytest.approx((x, y), abs=0.03)
 
 
 def test_overlay_panels_have_true_proportions():

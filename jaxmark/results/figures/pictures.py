@@ -17,6 +17,11 @@ from jaxmark.results.figures.style import MARK, OWN, PREDICTION, STYLE, TRUTH, r
 # Of the names below a picture with numbered points.
 _KEY_COLUMNS = 6
 
+# Letters of a title, beside the legend.
+_LONGEST_TITLE = 105
+# Around a scan that fills little of its volume.
+_RIM_VOXELS = 4
+
 # Of the colours of segments.
 _COLOR_COLUMNS = 10
 
@@ -48,13 +53,17 @@ def overlay(
     is on the left of the sagittal and at the top of the axial one. All are drawn to one scale.
     """
     image = np.nan_to_num(np.asarray(image, np.float32))
-    size_mm = np.array(image.shape) * spacing_mm
     planar = image.shape[2] == 1
     first_mm = np.zeros(3) if origin_mm is None or not planar else origin_mm
     predicted_mm = np.asarray(predicted_ijk) * spacing_mm + first_mm
     truth_mm = None if truth_ijk is None else np.asarray(truth_ijk) * spacing_mm + first_mm
     if faint is None:
         faint = np.zeros(len(predicted_mm), bool)
+    if not planar and segments is None:
+        box = _box_of_scan(image, np.asarray(predicted_ijk))
+        image = image[box]
+        first_mm = np.array([side.start for side in box]) * spacing_mm
+    size_mm = np.array(image.shape) * spacing_mm
     # (name, horizontal axis, vertical axis)
     views = [("", 0, 1)] if planar else [("coronal", 0, 2), ("sagittal", 1, 2), ("axial", 0, 1)]
 
@@ -74,7 +83,8 @@ def overlay(
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
-        figure.text(left / width, 1 - 0.3 / height, title, size=13, weight="bold", va="center")
+        short = _shortened(title, _LONGEST_TITLE)
+        figure.text(left / width, 1 - 0.3 / height, short, size=13, weight="bold", va="center")
         # A picture has the width for itself.
         x = left + planar * (room - widest * scale) / 2
         for name, across, upright in views:
@@ -102,7 +112,8 @@ def overlay(
                 axes.set_title(name, loc="left")
         for number, name in enumerate(names):
             x, y = _entry(figure, left, key_height, number, key_rows, _KEY_COLUMNS)
-            absent = " (probably absent)" * bool(faint[number])
+            # The legend says what is meant; more would not fit.
+            absent = " (absent?)" * bool(faint[number])
             figure.text(x, y, f"{number + 1}  {_shortened(name)}{absent}", size=9, va="center")
         for number, (name, color) in enumerate(drawn):
             x, y = _entry(figure, left, color_height, number, color_rows, _COLOR_COLUMNS)
@@ -331,6 +342,26 @@ def _entry(
     width, height = figure.get_size_inches()
     column, row = divmod(number, rows)
     return (left + column * (width - left) / columns) / width, (top - 0.2 * row - 0.1) / height
+
+
+def _box_of_scan(image: np.ndarray, points_ijk: np.ndarray) -> tuple[slice, ...]:
+    """Of a prepared volume (X, Y, Z) what the scan fills, with the points (K, 3) and a rim.
+
+    Around a scan it is constant. All of it where that is not the most.
+    """
+    everything = tuple(slice(0, n) for n in image.shape)
+    there = image != image[0, 0, 0]
+    if not there.any():
+        return everything
+    box = []
+    for axis, n in enumerate(image.shape):
+        filled = np.flatnonzero(there.any(tuple({0, 1, 2} - {axis})))
+        places = points_ijk[:, axis][np.isfinite(points_ijk[:, axis])]
+        low = min([filled[0], *places]) - _RIM_VOXELS
+        high = max([filled[-1], *places]) + _RIM_VOXELS + 1
+        box.append(slice(max(0, int(low)), min(n, int(np.ceil(high)))))
+    shown = np.prod([side.stop - side.start for side in box])
+    return tuple(box) if 2 * shown < image.size else everything
 
 
 def _project(
