@@ -62,7 +62,7 @@ def rows(spec: Spec, options: Options) -> Iterator[Row | str]:
 class ProfiledContender(MethodContender):
     """A method's programs under the profiler; lives in a `timing.Worker`."""
 
-    def kernels(self, work: str, keep: Path | None) -> list[dict[str, Any]]:
+    def kernels(self, work: str, keep: Path | None = None) -> list[dict[str, Any]]:
         """Name, kind, ms and MB of each kernel, by one run of the program.
 
         `keep`: a folder for the trace and XLA's text of the program.
