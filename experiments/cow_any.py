@@ -50,7 +50,14 @@ def small() -> Experiment:
             annotate_missing=False,
         ),
         stream=Stream(on=True, reuse=4, window=16),
-        method=CoarseToFine(steps=1800, fine_steps=2600, factor=4, widths=(8, 16, 32, 64)),
+        method=CoarseToFine(
+            steps=1800,
+            fine_steps=2600,
+            factor=4,
+            widths=(8, 16, 32, 64),
+            # 80 x 70 x 60 mm: in many people M1/M2 and others lie outside of a smaller crop.
+            spacing_mm=1.25,
+        ),
         augment=Augment(
             translation_voxels=16,
             rotation_degrees=20,
