@@ -19,7 +19,9 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from jaxmark.config import Data
 from jaxmark.data.arrays import replacing_folder
+from jaxmark.data.cache import cache_folder
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import json_text, replacing
 
@@ -97,7 +99,7 @@ def folder_of(model: str | os.PathLike[str], cache: Path | None = None) -> Path:
       OSError: the cache cannot be written.
     """
     text = os.fspath(model)
-    cache = cache or default_cache()
+    cache = cache or cache_folder(Data()) / "models"
     if text.startswith(_SCHEMES):
         url, _, digest = text.partition(_MARK)
         if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
@@ -118,12 +120,6 @@ def folder_of(model: str | os.PathLike[str], cache: Path | None = None) -> Path:
     if not there.is_dir():
         unpack(path, there)
     return there
-
-
-def default_cache() -> Path:
-    """Where packed models are unpacked."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "jaxmark" / "models"
 
 
 def digest_of(path: Path) -> str:

@@ -53,7 +53,7 @@ def refusal(
         return ""
     return (
         f"probably not such a scan, or not in its place: {'; '.join(reasons)} (this is said of "
-        f"fewer than {1000 * LEVEL:g} in 1000 good scans)"
+        f"fewer than {1000 * LEVEL:g} in 1000 scans like the validation cases)"
     )
 
 

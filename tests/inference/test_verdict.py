@@ -142,7 +142,9 @@ def test_strangers_are_refused_and_hidden_wherever_one_looks(model, tmp_path, ca
     assert set(outcome.refused) == {"noise", "box", "mirrored", "upside_down"}
     assert "hidden in 4 of them, which are probably no such scans: box" in outcome.summary(out)
     said = [line for line in capsys.readouterr().err.splitlines() if "probably not such" in line]
-    assert len(said) == 4 and all("fewer than 1 in 1000 good scans" in line for line in said)
+    assert len(said) == 4 and all(
+        "fewer than 1 in 1000 scans like the validation cases)" in line for line in said
+    )
     rows = list(csv.DictReader((out / "batch" / "landmarks.csv").read_text().splitlines()))
     for row in rows:
         stranger = row["case"] != "good"
