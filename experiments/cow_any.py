@@ -10,8 +10,9 @@ brain or arteries alone (after SynthSeg, Billot et al., Med. Image Anal. 2023). 
 finds the circle in a whole scan that may lie and be turned as scanners give it, a fine one the
 landmarks in the pose that was found. Scans' headers must say how the patient lies.
 
-Validation and test cases are scans of phantoms by the simulation of MRA that `cow.py` has (or of
-CTA: `--config.phantom.modality=CTA`): training does not see its contrast and noise as such.
+Validation and test cases are scans of phantoms by the simulations of MRA and CTA that `cow.py` has,
+in turn, whole, cut to a slab or to a small box: training does not see their contrast and noise as
+such. What is stated of radii and refusals rests on them.
 
 - `small`: for two CPU cores, under an hour.
 - `full`: a finer grid, wider networks; for a GPU. Not run yet.
@@ -40,23 +41,34 @@ def small() -> Experiment:
         phantom=CirclePhantom(
             # For the frame alone: training sees label maps.
             train=3,
-            val=12,
+            val=18,
             test=24,
             unpaired=0,
+            modality="both",
+            views=("whole", "slab", "box"),
             spacing_mm=(0.6, 0.6, 0.8),
             shape=(208, 208, 128),
             rotation_sd_degrees=10.0,
             translation_sd_mm=12.0,
             annotate_missing=False,
+            pathology=0.15,
         ),
         stream=Stream(on=True, reuse=4, window=16),
         method=CoarseToFine(
-            steps=1800,
-            fine_steps=2600,
+            steps=1400,
+            fine_steps=3200,
             factor=4,
             widths=(8, 16, 32, 64),
             # 80 x 70 x 60 mm: in many people M1/M2 and others lie outside of a smaller crop.
             spacing_mm=1.25,
+            # Wide coarse levels cost little, and let each voxel know of the whole crop.
+            fine_widths=(16, 32, 64, 64),
+            usual_mm=7.0,
+            looks=4,
+            apart_mm=10.0,
+            mirror=True,
+            learning_rate=2e-3,
+            fine_learning_rate=2e-3,
         ),
         augment=Augment(
             translation_voxels=16,
@@ -65,7 +77,7 @@ def small() -> Experiment:
             flip=0.5,
             appearance=Appearance(drawn=True, strangers=0.08),
         ),
-        train=Train(batch=2, log_every=20, validate_every=400),
+        train=Train(batch=2, log_every=20, validate_every=800),
         evaluate=Evaluate(sdr_thresholds_mm=(2.0, 3.0, 4.0, 5.0, 6.0)),
     )
 
@@ -82,6 +94,10 @@ def full() -> Experiment:
         # 84 x 72 x 60 mm, for the reason given in `small`.
         crop=(112, 96, 80),
         spacing_mm=0.75,
+        usual_mm=7.0,
+        looks=4,
+        apart_mm=10.0,
+        mirror=True,
         fine_widths=(32, 64, 128, 128),
         fine_sigma_mm=1.5,
         shift=10,

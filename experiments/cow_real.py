@@ -129,7 +129,8 @@ def posed(model: TrainedModel, scan: Path, known: Landmarks) -> Landmarks:
         )
         arrays = jax.tree.map(lambda x: np.asarray(x)[None], stage.read(volume, earlier))
         found = jax.device_get(jax.jit(stage.run)(model.variables, arrays))
-        places = apply_affine(volume.ijk_to_lps, found.positions_ijk["subvoxel"][0])
+        found = stage.finish(jax.tree.map(lambda x: x[0], found))
+        places = apply_affine(volume.ijk_to_lps, found.positions_ijk["subvoxel"])
     return dict(zip(model.landmarks, places, strict=True))
 
 

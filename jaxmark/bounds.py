@@ -54,6 +54,14 @@ def one_of(*choices: str) -> Bound:
     return Bound(lambda value: value in choices, f"{{!r}} is not one of {choices}")
 
 
+def each_of(*choices: str) -> Bound:
+    """One or more of some words."""
+    return Bound(
+        lambda value: len(value) > 0 and all(word in choices for word in value),
+        f"{{!r}} is not one or more of {choices}",
+    )
+
+
 def either(*choices: str) -> Bound:
     """One of few words."""
     return Bound(lambda value: value in choices, f"{{!r}} is not {' or '.join(map(repr, choices))}")

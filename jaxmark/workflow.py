@@ -659,6 +659,10 @@ def _phantom_in_cache(experiment: Experiment) -> Path:
     """The synthetic cohort's folder; made if it is not there."""
     phantom, data = experiment.phantom, experiment.data
     fields = {k: v for k, v in to_json(experiment)["phantom"].items() if k != "class"}
+    usual = to_json(dataclasses.replace(experiment, phantom=type(phantom)()))["phantom"]
+    for name in getattr(phantom, "later", ()):
+        if fields[name] == usual[name]:
+            del fields[name]
     key = json_key({"recipe": phantom.recipe_version, **fields})
     root = cache_folder(data) / f"phantom-{key}"
     phantom.write(root, data.workers)

@@ -91,8 +91,10 @@ def kinds(
     """Name and scans of every row."""
     yield "good: people never seen", people(phantom, good, 101)
     yield "good: all with stenoses or aneurysms", people(phantom, bad, 102, pathology=1.0)
-    other = "CTA" if phantom.modality == "MRA" else "MRA"
-    yield f"phantoms as {other}", people(phantom, bad, 103, modality=other)
+    # What is wrong with the others is to be seen by all that a scan can hold.
+    phantom = dataclasses.replace(phantom, views=("whole",))
+    for modality in sorted({"MRA", "CTA"} - {phantom.modality}):
+        yield f"phantoms as {modality}", people(phantom, bad, 103, modality=modality)
     yield "vessel masks", masks(phantom, bad, 104)
     rng = np.random.default_rng(0)
     noise = (

@@ -55,6 +55,35 @@ def gaussian_sum(shape: Sequence[int], spacing_mm: Sequence[float], sigma_mm: fl
     return (2 * math.pi) ** (len(sides) / 2) * sigma_mm ** len(sides) / math.prod(sides)
 
 
+def places(shape: Sequence[int], spacing_mm: Sequence[float]) -> Array:
+    """(X, Y, Z, 4): mm of each voxel from the volume's middle, x, y, z, and their squares' sum.
+
+    As channels beside features they let a head that sees voxel by voxel know where each lies.
+    """
+    axes = [s * (jnp.arange(n) - (n - 1) / 2) for n, s in zip(shape, spacing_mm, strict=True)]
+    mm = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), -1)
+    return jnp.concatenate([mm, (mm**2).sum(-1, keepdims=True)], -1)
+
+
+def log_gaussians(
+    places: Array,
+    means_mm: Array,
+    sd_mm: float,
+    shape: Sequence[int],
+    spacing_mm: Sequence[float],
+) -> Array:
+    """(..., 4) `places` -> (..., K): logarithms of Gaussians, relative to a uniform density.
+
+    `means_mm` (K, 3) are counted from the middle of the volume, of this shape. The mean of the
+    exponentials over a volume that holds the Gaussians is 1: as logits they leave the level as it
+    is without them.
+    """
+    across = jnp.matmul(places[..., :3], means_mm.T, precision="highest")
+    squared = places[..., 3:] - 2 * across + (means_mm**2).sum(-1)
+    level = math.log(math.prod(shape) / gaussian_sum(shape, spacing_mm, sd_mm))
+    return level - squared / (2 * sd_mm**2)
+
+
 def cell_voxels(
     shape: Sequence[int], spacing_mm: Sequence[float], cell_mm: float
 ) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ coarse one errs.
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -34,13 +34,13 @@ from jaxmark.bounds import (
     setting,
     volumes_only,
 )
-from jaxmark.core.geometry import apply_affine
+from jaxmark.core.geometry import apply_affine, compose_affine
 from jaxmark.core.grids import centred
 from jaxmark.core.intensities import stretched
 from jaxmark.core.pose import pose_of
 from jaxmark.data.cases import HostBatch, Volume, read_coarse, read_posed
 from jaxmark.data.chunks import Chunks
-from jaxmark.methods.heatmap import Generator, HeatmapRegression
+from jaxmark.methods.heatmap import Generator, HeatmapRegression, Usual
 from jaxmark.methods.method import (
     GRADIENT,
     LOSS,
@@ -62,6 +62,8 @@ from jaxmark.methods.views import augmented
 
 # Of a landmark's place, however sure it is, along each axis: people differ from the typical shape.
 _LEAST_DOUBT_MM = 1.5
+# After so many looks the best of several poses is known.
+_TRIES = 2
 
 
 @dataclasses.dataclass
@@ -85,6 +87,9 @@ class CoarseToFine:
         (16, 32, 64), positive_numbers("needs positive numbers of channels")
     )
     fine_sigma_mm: float = setting(2.0, POSITIVE)
+    # Standard deviation along each axis, of where the fine network takes a landmark to be before it
+    # sees anything: about the typical shape. 0: anywhere.
+    usual_mm: float = setting(0.0, NOT_NEGATIVE)
     fine_learning_rate: float = setting(1e-3, POSITIVE)
     fine_batch: int = setting(2, POSITIVE)
     # How far crops are from the true pose in training: voxels along each axis, degrees, share of
@@ -94,6 +99,11 @@ class CoarseToFine:
     resize: float = setting(0.12, NOT_NEGATIVE)
     # How often the fine network looks, each time at a crop around what it found before.
     looks: int = setting(2, POSITIVE)
+    # How far apart the poses lie, mm along each axis, that the first two looks try; 0: the coarse
+    # network's alone. See `FineNetwork.starts`.
+    apart_mm: float = setting(0.0, NOT_NEGATIVE)
+    # Later looks also see each crop in a mirror: for structures whose sides look alike.
+    mirror: bool = False
     # Share of each network's steps over which its rate falls to zero along a cosine.
     decay: float = setting(0.5, SHARE)
     # Largest norm of a network's gradient; 0: any.
@@ -155,7 +165,7 @@ class CoarseToFine:
                     draw=fine.draw,
                 ),
             ),
-            stages=(coarse.stage, *[fine.stage] * self.looks),
+            stages=(coarse.stage, *fine.looks),
         )
 
 
@@ -209,6 +219,7 @@ class FineNetwork:
 
     def __init__(self, settings: CoarseToFine, task: Task):
         margin = border(settings)
+        self._settings = settings
         self.task = dataclasses.replace(
             task,
             crop=settings.crop,
@@ -237,7 +248,8 @@ class FineNetwork:
             # In its pose a voxel's place tells much.
             coordinates=True,
         )
-        self._generator = Generator(kind, self.task)
+        usual = Usual(self.shape_mm, settings.usual_mm) if settings.usual_mm else None
+        self._generator = Generator(kind, self.task, usual)
         # People who lie as the typical shape does.
         self.draw = None
         if task.drawing is not None:
@@ -251,53 +263,107 @@ class FineNetwork:
         """The cross-entropy of the heatmaps of a random view, near the true pose."""
         return heatmap_loss(self._generator, params, batch, key), {}
 
-    def crop_of(self, volume: Volume, earlier: Prediction) -> np.ndarray:
-        """(4, 4) voxels of the crop -> voxels of the volume, by what was found before."""
-        points_mm = apply_affine(volume.ijk_to_lps, np.asarray(earlier.positions_ijk["subvoxel"]))
-        middle_mm = apply_affine(volume.ijk_to_lps, (np.array(volume.shape) - 1) / 2)
+    def starts(self, volume: Volume, coarse: Prediction) -> list[np.ndarray]:
+        """(4, 4) poses in LPS mm to begin with.
+
+        They are what the coarse network says; with `apart_mm` also the six around it, and the
+        typical shape upright in the middle of the scan.
+        """
+        first, apart_mm = self._pose(volume, coarse), self._settings.apart_mm
+        if not apart_mm:
+            return [first]
+        moves = apart_mm * np.concatenate([np.eye(3), -np.eye(3)])
+        around = [compose_affine(np.eye(3), move) @ first for move in moves]
+        return [first, *around, compose_affine(np.eye(3), middle_mm(volume))]
+
+    def _pose(self, volume: Volume, found: Prediction) -> np.ndarray:
+        """(4, 4) the typical shape's pose by what was found of its landmarks."""
+        points_mm = apply_affine(volume.ijk_to_lps, np.asarray(found.positions_ijk["subvoxel"]))
         # Along each axis. Of a landmark that is not there, anything may be the maximum.
-        doubt_mm = np.maximum(np.asarray(earlier.spread_mm) / math.sqrt(3), _LEAST_DOUBT_MM)
-        pose = pose_of(self.shape_mm, points_mm, doubt_mm, middle_mm)
-        return np.linalg.inv(volume.ijk_to_lps) @ pose @ self._crop.ijk_to_lps
+        doubt_mm = np.maximum(np.asarray(found.spread_mm) / math.sqrt(3), _LEAST_DOUBT_MM)
+        return pose_of(self.shape_mm, points_mm, doubt_mm, middle_mm(volume))
+
+    def _poses(self, volume: Volume, found: Prediction) -> list[np.ndarray]:
+        """`_pose` of one prediction, or of each of several."""
+        if np.asarray(found.evidence).ndim == 1:
+            return [self._pose(volume, found)]
+        return [self._pose(volume, _row(found, number)) for number in range(len(found.evidence))]
 
     @property
-    def stage(self) -> Stage:
-        """A look at the crop; positions come back in voxels of the prepared volume."""
+    def looks(self) -> tuple[Stage, ...]:
+        """Each at crops around what the look before found; see `_look`."""
+        looks = self._settings.looks
+        tries = min(_TRIES, looks) if self._settings.apart_mm else 1
+        return tuple(
+            self._look(
+                self.starts if number == 1 else self._poses,
+                choose=number >= tries,
+                mirror=self._settings.mirror and number > tries,
+            )
+            for number in range(1, looks + 1)
+        )
+
+    def _look(
+        self,
+        poses_of: Callable[[Volume, Prediction], list[np.ndarray]],
+        *,
+        choose: bool,
+        mirror: bool,
+    ) -> Stage:
+        """A look at the crops of S poses; positions come back in voxels of the prepared volume.
+
+        What it says has a further axis, (S, K, ...). It goes on to the next look, unless that pose
+        is to be chosen for which most speaks: the mean evidence of all landmarks.
+        """
 
         def read(volume: Volume, earlier: Prediction | None) -> HostBatch:
             assert earlier is not None
-            to_volume = self.crop_of(volume, earlier)
+            poses = poses_of(volume, earlier)
+            if np.asarray(earlier.evidence).ndim == 1:
+                earlier = _rows([earlier] * len(poses))
+            to_volume = np.linalg.inv(volume.ijk_to_lps) @ np.stack(poses) @ self._crop.ijk_to_lps
             return {
-                "image": volume.sampled(to_volume, self._crop.shape)[..., None],
+                "image": np.stack(
+                    [volume.sampled(affine, self._crop.shape)[..., None] for affine in to_volume]
+                ),
                 "to_volume": to_volume.astype(np.float32),
-                "earlier": {name: np.asarray(x) for name, x in earlier.positions_ijk.items()},
-                "score": np.asarray(earlier.score),
-                "evidence": np.asarray(earlier.evidence),
-                "spread_mm": np.asarray(earlier.spread_mm),
+                "earlier": earlier,
             }
 
         def run(variables: Variables, arrays: Mapping[str, Any]) -> Prediction:
-            image = stretched(arrays["image"])
-            found = self._generator.predict(variables.params["fine"], image)
-            turn, offset = arrays["to_volume"][:, :3, :3], arrays["to_volume"][:, None, :3, 3]
-            trained = variables.statistics["refine"] > 0
-
-            def in_volume(ijk: Array) -> Array:
-                return jnp.einsum("brc,bkc->bkr", turn, ijk) + offset
-
-            earlier = arrays["earlier"]
-            positions = {
-                name: jnp.where(trained, in_volume(ijk), earlier[name])
+            cases, starts, *crop = arrays["image"].shape
+            image = stretched(arrays["image"].reshape(cases * starts, *crop))
+            found = self._generator.predict(variables.params["fine"], image, mirror=mirror)
+            found = jax.tree.map(lambda x: x.reshape(cases, starts, *x.shape[1:]), found)
+            turn, offset = arrays["to_volume"][..., :3, :3], arrays["to_volume"][..., None, :3, 3]
+            moved = {
+                name: jnp.einsum("bsrc,bskc->bskr", turn, ijk) + offset
                 for name, ijk in found.positions_ijk.items()
             }
-            return Prediction(
-                {**earlier, **positions},
-                score=jnp.where(trained, found.score, arrays["score"]),
-                evidence=jnp.where(trained, found.evidence, arrays["evidence"]),
-                spread_mm=jnp.where(trained, jnp.asarray(found.spread_mm), arrays["spread_mm"]),
-            )
+            earlier = arrays["earlier"]
+            found = found.replace(positions_ijk={**earlier.positions_ijk, **moved})
+            trained = variables.statistics["refine"] > 0
+            return jax.tree.map(lambda new, old: jnp.where(trained, new, old), found, earlier)
 
-        return Stage(run, read)
+        def finish(found: Prediction) -> Prediction:
+            return _row(found, int(found.evidence.mean(1).argmax())) if choose else found
+
+        return Stage(run, read, finish)
+
+
+def middle_mm(volume: Volume) -> np.ndarray:
+    """(3,) LPS of a volume's middle."""
+    return apply_affine(volume.ijk_to_lps, (np.array(volume.shape) - 1) / 2)
+
+
+def _rows(predictions: Sequence[Prediction]) -> Prediction:
+    """Several of one volume, with a first axis over them."""
+    return jax.tree.map(lambda *rows: np.stack(rows), *predictions)
+
+
+def _row(predictions: Prediction, number: int) -> Prediction:
+    """One of several of one volume."""
+    return jax.tree.map(lambda x: x[number], predictions)
 
 
 def heatmap_loss(generator: Generator, params: Params, batch: Batch, key: Array) -> Array:

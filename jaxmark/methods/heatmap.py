@@ -6,9 +6,10 @@ This is the paper's "Baseline" row and its pretraining phase.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.scipy.special import logsumexp
@@ -24,7 +25,7 @@ from jaxmark.bounds import (
     positive_numbers,
     setting,
 )
-from jaxmark.core.heatmaps import decode, gaussian_sum
+from jaxmark.core.heatmaps import decode, gaussian_sum, log_gaussians, places
 from jaxmark.core.losses import heatmap_cross_entropy, weighted_heatmap_loss
 from jaxmark.core.slabs import Head, join_slabs, map_slabs
 from jaxmark.methods.method import (
@@ -110,11 +111,22 @@ class HeatmapRegression:
         )
 
 
-class Generator:
-    """The network, its loss and its decoding, as pure functions of its parameters."""
+class Usual(NamedTuple):
+    """Where landmarks usually lie."""
 
-    def __init__(self, settings: HeatmapRegression, task: Task):
-        self.settings, self.task = settings, task
+    means_mm: np.ndarray  # (K, 3) from the middle of the crop
+    sd_mm: float  # along each axis
+
+
+class Generator:
+    """The network, its loss and its decoding, as pure functions of its parameters.
+
+    With `usual`, the network's logits are added to those of where landmarks usually lie: it learns
+    what an image says beyond that, and the cross-entropy begins where an average would end.
+    """
+
+    def __init__(self, settings: HeatmapRegression, task: Task, usual: "Usual | None" = None):
+        self.settings, self.task, self._usual = settings, task, usual
         self._net = ResidualUNet(
             settings.widths,
             len(task.landmarks),
@@ -143,11 +155,33 @@ class Generator:
         """Volumes (B, X, Y, Z, 1) -> what the head makes heatmaps of, voxel by voxel."""
         image = self.task.squeezed(image)
         image = append_coordinates(image) if self.settings.coordinates else image
-        return self.task.restored(jnp.asarray(self._net.apply(params, image, method="features")))
+        made = self.task.restored(jnp.asarray(self._net.apply(params, image, method="features")))
+        if self._usual is None:
+            return made
+        # In their own float32: in 16 bits a millimetre would be lost.
+        where = jnp.broadcast_to(self._places, (*made.shape[:-1], 4))
+        return jnp.concatenate([made.astype(jnp.float32), where], -1)
 
     def head(self, params: Params) -> Head:
         """Features to heatmaps, or with the cross-entropy to logits of a softmax."""
-        return lambda x: jnp.asarray(self._net.apply(params, x, method="heatmaps"))
+
+        def made(x: Array) -> Array:
+            return jnp.asarray(self._net.apply(params, x, method="heatmaps"))
+
+        if self._usual is None:
+            return made
+        usual = functools.partial(
+            log_gaussians,
+            means_mm=jnp.asarray(self._usual.means_mm, jnp.float32),
+            sd_mm=self._usual.sd_mm,
+            shape=self.task.crop,
+            spacing_mm=self.task.spacing_mm,
+        )
+        return lambda x: made(x[..., :-4]) + usual(x[..., -4:])
+
+    @property
+    def _places(self) -> Array:
+        return places(self.task.crop, self.task.spacing_mm)
 
     def maps(self, params: Params, image: Array) -> Array:
         """What the head makes of volumes (B, X, Y, Z, 1), whole: (B, X, Y, Z, K).
@@ -178,11 +212,19 @@ class Generator:
         log_sum = logsumexp(sums, axis=0)[:, None, None, None]
         return lambda slab: total * jnp.exp(slab.astype(jnp.float32) - log_sum)
 
-    def predict(self, params: Params, image: Array) -> Prediction:
-        """Landmarks of volumes (B, X, Y, Z, 1)."""
+    def predict(self, params: Params, image: Array, *, mirror: bool = False) -> Prediction:
+        """Landmarks of volumes (B, X, Y, Z, 1).
+
+        With `mirror` each is also seen in a mirror, left and right exchanged, and the mean of both
+        answers counts: of logits, which makes it the geometric mean of both softmaxes.
+        """
+        features, head = self.features(params, image), self.head(params)
+        if mirror:
+            seen = jnp.flip(self.features(params, jnp.flip(image, 1)), 1)
+            features, head = jnp.concatenate([features, seen], -1), self._mean_head(head)
         peak, fine, score, evidence, spread_mm = decode(
-            self.features(params, image),
-            self.head(params),
+            features,
+            head,
             spacing_mm=self.task.spacing_mm,
             sigma_mm=self.settings.sigma_mm,
             softmax=self.settings.loss == "cross_entropy",
@@ -190,6 +232,16 @@ class Generator:
         )
         positions = {"argmax": peak, "subvoxel": fine}
         return Prediction(positions, score, evidence, spread_mm=spread_mm)
+
+    def _mean_head(self, head: Head) -> Head:
+        """Of features beside those of the mirror image: the mean of what `head` makes of both."""
+        mirrored = np.asarray(self.task.scheme.mirrored)
+
+        def mean(x: Array) -> Array:
+            own, other = jnp.split(x, 2, axis=-1)
+            return (head(own) + head(other)[..., mirrored]) / 2
+
+        return mean
 
 
 def pretraining_step(

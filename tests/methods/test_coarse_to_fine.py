@@ -14,7 +14,8 @@ from jaxmark.core.pose import pose_of
 from jaxmark.data.cases import PreparedCase, read_posed, save_case
 from jaxmark.inference.predictor import Predictor
 from jaxmark.methods.coarse_to_fine import CoarseToFine, FineNetwork
-from jaxmark.methods.method import Batch, Task
+from jaxmark.methods.heatmap import Generator, HeatmapRegression, Usual
+from jaxmark.methods.method import Batch, Prediction, Task
 from jaxmark.system.devices import data_mesh
 
 SHAPE_MM = np.array([[-8, -5, -4], [8, -6, -3], [0, 6, 4], [-7, 2, 4], [6, 1, -4]], float)
@@ -93,6 +94,66 @@ def test_the_fine_network_finds_what_the_coarse_one_cannot(tmp_path):
     # Before it is trained, the fine network has no say.
     assert before[0] == before[1] == pytest.approx(after[0])
     assert after[0] < 4.0 and after[1] < 0.4 * after[0]
+
+
+def test_several_poses_are_tried_and_the_best_is_kept(tmp_path):
+    (case,) = cases(tmp_path, 1)
+    settings = dataclasses.replace(SMALL, looks=3, apart_mm=6.0)
+    first, second, third = FineNetwork(settings, TASK).looks
+    truth = apply_affine(np.linalg.inv(case.ijk_to_lps), case.landmarks_mm).astype(np.float32)
+    ones = np.ones(len(NAMES), np.float32)
+    coarse = Prediction(dict.fromkeys(CoarseToFine.decoders, truth), ones, ones, spread_mm=ones)
+    read = first.read(case.volume, coarse)
+    # As the coarse network says, 6 mm to each side of it, and in the middle.
+    centres = read["to_volume"][:, :3, :3] @ ((np.array(SMALL.crop) - 1) / 2)
+    centres = centres + read["to_volume"][:, :3, 3]
+    off = centres - centres[0]
+    expected = np.concatenate([np.zeros((1, 3)), 6 * np.eye(3), -6 * np.eye(3)])
+    np.testing.assert_allclose(off[:7], expected, atol=1e-4)
+    np.testing.assert_allclose(centres[7], [19.5] * 3, atol=1e-4)
+    # The first look keeps all, the second the one with most evidence, the third has one.
+    evidence = np.zeros((8, len(NAMES)))
+    evidence[4] = 1.0
+    positions = {name: truth + np.arange(8)[:, None, None] for name in CoarseToFine.decoders}
+    eight = np.ones((8, len(NAMES)), np.float32)
+    found = Prediction(positions, eight, evidence, spread_mm=eight)
+    assert first.finish(found) is found
+    best = second.finish(found)
+    np.testing.assert_allclose(best.positions_ijk["subvoxel"], truth + 4, rtol=1e-6)
+    assert second.read(case.volume, found)["image"].shape[0] == 8
+    assert third.read(case.volume, best)["image"].shape[0] == 1
+
+
+def test_with_a_mirror_a_mirrored_scan_gives_the_mirrored_answer():
+    scheme = scheme_of(("a R", "a L", "m"))
+    task = dataclasses.replace(TASK, scheme=scheme, shape_mm=None)
+    kind = HeatmapRegression(widths=(4, 8), head=6, loss="cross_entropy", sigma_mm=2.0)
+    symmetric = np.array([[-6.0, 1, 2], [6, 1, 2], [0, -3, 4]])
+    for usual in (None, Usual(symmetric, 8.0)):
+        generator = Generator(kind, task, usual)
+        params = generator.init(jax.random.key(0))
+        image = jax.random.uniform(jax.random.key(1), (1, *CROP, 1))
+        one = generator.predict(params, image, mirror=True)
+        other = generator.predict(params, image[:, ::-1], mirror=True)
+        turned = np.asarray(other.positions_ijk["argmax"])[:, [1, 0, 2]]
+        turned = np.array([CROP[0] - 1, 0, 0]) + np.array([-1, 1, 1]) * turned
+        np.testing.assert_allclose(one.positions_ijk["argmax"], turned)
+        np.testing.assert_allclose(one.evidence, other.evidence[:, [1, 0, 2]], atol=1e-5)
+        # Without it the answers differ.
+        alone = generator.predict(params, image)
+        assert np.abs(alone.score - one.score).max() > 1e-6
+
+
+def test_a_network_that_knows_nothing_says_where_landmarks_usually_lie():
+    kind = HeatmapRegression(widths=(4, 8), head=0, loss="cross_entropy", sigma_mm=2.0)
+    generator = Generator(kind, TASK, Usual(SHAPE_MM, 2.0))
+    params = jax.tree.map(np.zeros_like, generator.init(jax.random.key(0)))
+    found = generator.predict(params, np.ones((1, *CROP, 1), np.float32))
+    usual_ijk = SHAPE_MM + (np.array(CROP) - 1) / 2
+    np.testing.assert_allclose(found.positions_ijk["subvoxel"][0], usual_ijk, atol=0.05)
+    np.testing.assert_allclose(found.spread_mm[0], 2.0 * np.sqrt(3), rtol=0.02)
+    # It does not change how much speaks for a landmark's presence.
+    np.testing.assert_allclose(found.evidence[0], 0, atol=0.01)
 
 
 def test_landmarks_of_a_crop_lie_as_in_the_typical_shape(tmp_path):

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxmark.bounds import LENGTHS, VOXELS, at_least, one_of, setting
+from jaxmark.bounds import LENGTHS, VOXELS, at_least, each_of, one_of, setting
 from jaxmark.core.anatomy import COW19, Scheme
 from jaxmark.core.geometry import apply_affine
 from jaxmark.data.attributes import write_attributes
@@ -44,7 +44,11 @@ from jaxmark.system.files import write_json, write_text_atomic
 _CENTRE_MM = np.array([0.0, 0.0, 6.5])
 # Streams of random numbers of one seed; a person's anatomy doesn't depend on the image made of it.
 # `labels` goes on after these.
-_ANATOMY, _IMAGE, _UNPAIRED, _SHAPE = 0, 1, 2, 5
+_ANATOMY, _IMAGE, _UNPAIRED, _SHAPE, _VIEW = 0, 1, 2, 5, 6
+# Of `CirclePhantom.views`: a slab's thickness; a box, about as public challenges cut them, at its
+# least; how far their middle is from the landmarks', share of their size at most.
+_SLAB_MM, _BOX_MM, _SHIFT = (40.0, 80.0), np.array([40.0, 37.0, 20.0]), 0.15
+_LEAST_VOXELS = 8
 # Whose landmarks say what shapes are usual.
 _PEOPLE = 200
 # Folder -> how the names of its files end.
@@ -65,11 +69,14 @@ class CirclePhantom:
     val: int = setting(10, at_least(0))
     test: int = setting(32, at_least(0))
     seed: int = 0
-    # "MRA" (time of flight) or "CTA".
-    modality: str = setting("MRA", one_of("MRA", "CTA"))
+    # "MRA" (time of flight), "CTA" or "both": every other case is a CTA.
+    modality: str = setting("MRA", one_of("MRA", "CTA", "both"))
     spacing_mm: tuple[float, float, float] = setting((0.513, 0.513, 0.8), LENGTHS)
     # Voxels of a scan.
     shape: tuple[int, int, int] = setting((208, 176, 112), VOXELS)
+    # What is cut out of that, case by case in turn: "whole" is all of it, "slab" 40 to 80 mm along
+    # z, "box" 40 x 37 x 20 to 60 x 56 x 30 mm, both about the landmarks.
+    views: tuple[str, ...] = setting(("whole",), each_of("whole", "slab", "box"))
     # How the heads lie: standard deviations about and along each axis, as a registration leaves.
     rotation_sd_degrees: float = setting(3.0, at_least(0))
     translation_sd_mm: float = setting(2.0, at_least(0))
@@ -84,6 +91,8 @@ class CirclePhantom:
     scheme: ClassVar[Scheme] = COW19
     # Part of the name of a cached cohort: a change of what is drawn must not reuse an older one.
     recipe_version: ClassVar[int] = 2
+    # Settings that are no part of it while they have their defaults: older cohorts are those.
+    later: ClassVar[tuple[str, ...]] = ("views",)
     # Of the label maps: a run must not go on with others.
     label_recipe_version: ClassVar[int] = 1
 
@@ -151,9 +160,9 @@ def make_case(phantom: CirclePhantom, number: int) -> PhantomCase:
     rng = np.random.default_rng([phantom.seed, _ANATOMY, number])
     anatomy = _draw_person(phantom, rng)
     vessels = draw_vessels(rng, anatomy, pathology=_is_ill(phantom, rng))
-    grid = place_grid(phantom)
+    grid = view_grid(phantom, number, anatomy.landmarks_mm)
     lumen = rasterize(vessels, grid, BEYOND)
-    render = {"MRA": render_mra, "CTA": render_cta}[phantom.modality]
+    render = render_cta if is_cta(phantom, number) else render_mra
     annotated, absent = _annotated(phantom, anatomy, grid)
     rng = np.random.default_rng([phantom.seed, _IMAGE, number])
     return PhantomCase(
@@ -184,9 +193,38 @@ def draw_unpaired(phantom: CirclePhantom) -> dict[str, Landmarks]:
     return people
 
 
+def is_cta(phantom: CirclePhantom, number: int) -> bool:
+    """Whether case `number` is a CTA."""
+    return phantom.modality == "CTA" or (phantom.modality == "both" and number % 2 == 1)
+
+
 def place_grid(phantom: CirclePhantom) -> Grid:
-    """The voxels of every scan of a cohort."""
+    """The voxels of every scan of a cohort that is not cut."""
     return centred_grid(phantom.shape, phantom.spacing_mm, _CENTRE_MM)
+
+
+def view_grid(phantom: CirclePhantom, number: int, landmarks_mm: np.ndarray) -> Grid:
+    """The voxels of case `number`, whose landmarks (19, 3) lie there; see `CirclePhantom.views`."""
+    whole, view = place_grid(phantom), phantom.views[number % len(phantom.views)]
+    if view == "whole":
+        return whole
+    rng = np.random.default_rng([phantom.seed, _VIEW, number])
+    size_mm = np.array([np.inf, np.inf, rng.uniform(*_SLAB_MM)])
+    if view == "box":
+        size_mm = _BOX_MM * rng.uniform(1.0, 1.5, 3)
+    shift_mm = np.where(np.isfinite(size_mm), size_mm, 0.0) * rng.uniform(-_SHIFT, _SHIFT, 3)
+    middle_mm = landmarks_mm.mean(0) + shift_mm
+    first, last = (
+        apply_affine(np.linalg.inv(whole.ijk_to_lps), middle_mm + side * np.minimum(size_mm, 1e4))
+        for side in (-0.5, 0.5)
+    )
+    most = np.array(whole.shape) - _LEAST_VOXELS
+    start = np.clip(np.rint(first), 0, most).astype(int)
+    stop = np.clip(np.rint(last), start + _LEAST_VOXELS, whole.shape).astype(int)
+    ijk_to_lps = whole.ijk_to_lps.copy()
+    ijk_to_lps[:3, 3] = apply_affine(whole.ijk_to_lps, start.astype(float))
+    x, y, z = (int(n) for n in stop - start)
+    return Grid((x, y, z), ijk_to_lps)
 
 
 def write_cohort(root: Path, phantom: CirclePhantom, workers: int = 0) -> None:
