@@ -61,6 +61,12 @@ def test_one_command_makes_a_model_its_errors_and_a_page(finished):
         assert word in result.stdout + result.stderr
 
 
+def test_the_cohort_is_cached_under_the_name_that_earlier_versions_gave_it(finished):
+    folder, _ = finished
+    (cohort,) = (folder / "cache").glob("phantom-*")
+    assert cohort.name == "phantom-60b31c87b305910a41fa"
+
+
 def test_errors_are_the_distance_to_the_landmark_files_of_the_scans(finished):
     folder, _ = finished
     raw = next((folder / "cache").glob("phantom-*/landmarks"))

@@ -52,6 +52,31 @@ def test_the_pipeline_reads_it(root):
         assert case.present.all()
 
 
+def test_cases_are_cut_in_turn():
+    views = ("whole", "slab", "box")
+    settings = dataclasses.replace(SMALL, modality="both", views=views, shape=(62, 62, 60))
+    for number in range(6):
+        case = make_case(settings, number)
+        sides_mm = 2.0 * np.array(case.voxels.shape)
+        least, most = {
+            "whole": ((124, 124, 120), (124, 124, 120)),
+            "slab": ((124, 124, 38), (124, 124, 82)),
+            "box": ((38, 35, 18), (62, 58, 32)),
+        }[views[number % 3]]
+        assert (sides_mm >= least).all() and (sides_mm <= most).all()
+        # Annotated is what lies within: there the arteries are.
+        ijk = apply_affine(np.linalg.inv(case.ijk_to_lps), case.anatomy.landmarks_mm)
+        inside = ((ijk >= 0) & (ijk <= np.array(case.voxels.shape) - 1)).all(1)
+        assert (case.annotated == inside).all() and case.annotated.sum() >= 5
+        # Air is -1000 HU, and bone is bright; in MRA nothing is below 0 but noise.
+        assert (np.percentile(case.voxels, 99.9) > 900) == (number % 2 == 1)
+        # The same voxels lie in the same places, whatever is cut away.
+        whole = make_case(dataclasses.replace(settings, views=("whole",)), number)
+        first = np.rint((case.ijk_to_lps - whole.ijk_to_lps)[:3, 3] / 2.0).astype(int)
+        part = tuple(slice(a, a + n) for a, n in zip(first, case.voxels.shape, strict=True))
+        np.testing.assert_array_equal(whole.lumen.segment[part] > 0, case.lumen.segment > 0)
+
+
 def test_files_and_case_agree(root):
     case = make_case(SMALL, 4)
     scan = read_scan(root / "images" / "phantom-004.nii.gz")
