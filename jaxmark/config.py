@@ -325,6 +325,9 @@ class Predict:
     checkpoint: str = setting("best", one_of("best", "last"))
     # Draw each raw scan with its landmarks; it takes about as long as a registration.
     pictures: bool = True
+    # What computes networks: "xla"; on a CPU with `pip install openvino` also "openvino",
+    # "openvino_bf16" (products of 16 bits), or "fastest": of the first two, by timing both.
+    engine: str = setting("xla", one_of("xla", "openvino", "openvino_bf16", "fastest"))
 
 
 @dataclasses.dataclass

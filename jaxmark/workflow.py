@@ -93,7 +93,8 @@ class Run:
     @functools.cached_property
     def predictor(self) -> Predictor:
         """Compiled once for all stages."""
-        return Predictor(self.method, self.experiment.predict.batch, self.mesh)
+        settings = self.experiment.predict
+        return Predictor(self.method, settings.batch, self.mesh, settings.engine)
 
     def variables(self) -> tuple[int, Variables]:
         """The step and the variables that `config.predict.checkpoint` names."""
@@ -377,7 +378,7 @@ def load_model(
         preparation=preparation,
         frame=frame,
         scheme=scheme,
-        predictor=Predictor(method, settings.batch, mesh),
+        predictor=Predictor(method, settings.batch, mesh, settings.engine),
         variables=variables,
         calibration=calibration.load(workdir, landmarks, step, settings.decoder, settings.coverage),
         step=step,

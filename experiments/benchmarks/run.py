@@ -33,6 +33,7 @@ PARTS: dict[str, tuple[str, str, Callable[[Options], Sequence[Spec]]]] = {
         lambda options: options.volumes[-1:],
     ),
     "cardiac_gan": ("the cardiac GAN on pictures", "cardiac_gan", Options.pictures),
+    "engines": ("inference by engine", "engines", lambda options: options.volumes),
     "startup": ("time to the first step", "startup", lambda options: options.volumes),
     "convolutions": (
         "forms of a convolution",

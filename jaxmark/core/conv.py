@@ -563,6 +563,8 @@ def _part(x: Array, start: Sequence[int], like: Sequence[int], place: int, chann
     return x[:, *sides, place * channels : (place + 1) * channels]
 
 
+# A call by itself, so that other engines can take their own operation for it.
+@jax.jit
 def conv_transpose_2(x: Array, kernel: Array) -> Array:
     """Transposed convolution with a kernel of 2 voxels a side, stride 2: voxels become blocks.
 

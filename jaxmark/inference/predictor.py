@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 
 from jaxmark.core.geometry import apply_affine
 from jaxmark.data.cases import Volume
+from jaxmark.inference.engines import XLA, EngineRun, Run, check_engine
 from jaxmark.methods.method import Method, Prediction, Stage, Variables
-from jaxmark.system.devices import own_rows, put_batch, replicated, split
+from jaxmark.system.devices import own_rows, platform, put_batch, replicated, split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +39,17 @@ class Found:
 
 
 class Predictor:
-    """A method's stages, each jitted once for the shapes that it reads and a batch of this size."""
+    """A method's stages, each jitted once for the shapes that it reads and a batch of this size.
 
-    def __init__(self, method: Method, batch: int, mesh: Mesh):
+    InputError where the `engine` (see `engines`) is not installed, or is not for these devices.
+    """
+
+    def __init__(self, method: Method, batch: int, mesh: Mesh, engine: str = XLA):
+        check_engine(engine, platform(mesh), mesh.size)
         # Every device gets the same number of volumes.
         rows = -(-batch // mesh.size) * mesh.size
         self.tells = method.tells
-        self._stages = [_Program(stage, rows, mesh) for stage in method.stages]
+        self._stages = [_Program(stage, rows, mesh, engine) for stage in method.stages]
 
     def __call__(self, variables: Variables, volumes: Iterable[Volume]) -> Iterator[Found]:
         """Predictions in order; a batch is read while the one before is computed."""
@@ -57,13 +62,15 @@ class Predictor:
 class _Program:
     """One stage with its host parts."""
 
-    def __init__(self, stage: Stage, rows: int, mesh: Mesh):
+    def __init__(self, stage: Stage, rows: int, mesh: Mesh, engine: str):
         self._stage, self._rows, self._mesh = stage, rows, mesh
-        self._run = jax.jit(
+        self._run: Run = jax.jit(
             stage.run,
             in_shardings=(replicated(mesh), split(mesh)),
             out_shardings=replicated(mesh),
         )
+        if engine != XLA:
+            self._run = EngineRun(stage.run, self._run, engine)
 
     def __call__(
         self, variables: Variables, pairs: Iterator[tuple[Volume, Prediction | None]]

@@ -1,0 +1,206 @@
+"""What computes networks in prediction: XLA, or OpenVINO where it is installed and the user asks.
+
+A stage is traced once, with the weights as constants. Its networks (calls of Flax modules) become
+graphs of OpenVINO; what stands before, between and after them stays JAX. So this works for every
+method: those whose networks run inside of a loop stay with XLA.
+"""
+
+import importlib.util
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.extend import core as jex
+
+from jaxmark.methods.method import Prediction, Variables
+from jaxmark.system.errors import InputError
+from jaxmark.system.messages import say
+
+XLA, OPENVINO, OPENVINO_16, FASTEST = "xla", "openvino", "openvino_bf16", "fastest"
+ENGINES = (XLA, OPENVINO, OPENVINO_16, FASTEST)
+Run = Callable[[Variables, Mapping[str, Any]], Prediction]
+# Of a call that is to be a graph by itself, in a jaxpr.
+_NETWORK = "jaxmark_network"
+# Methods of modules that hold the convolutions. What else modules do, they do voxel by voxel.
+_WHOLE = ("__call__", "features")
+_TIMED = 3
+
+
+def check_engine(engine: str, platform: str, devices: int) -> None:
+    """InputError where this engine cannot be used: on these devices, or at all."""
+    if engine == XLA:
+        return
+    field = "config.predict.engine"
+    if importlib.util.find_spec("openvino") is None:
+        raise InputError(
+            field, f"{engine} needs OpenVINO, which is not installed: pip install openvino"
+        )
+    if platform != "cpu" or devices > 1:
+        where = "a CPU" if platform != "cpu" else "one device"
+        raise InputError(field, f"{engine} computes on {where} alone; leave it at {XLA}")
+
+
+class EngineRun:
+    """`Stage.run` by an engine; as the jitted one it takes variables and arrays.
+
+    Other variables than those of the first call are other weights: graphs are made anew.
+    """
+
+    def __init__(self, run: Run, jitted: Run, engine: str):
+        self._run, self._jitted, self._engine = run, jitted, engine
+        self._weights: Any = None
+        self._chosen: Run = jitted
+
+    def __call__(self, variables: Variables, arrays: Mapping[str, Any]) -> Prediction:
+        """The prediction of a batch."""
+        if self._weights is not variables:
+            self._weights = variables
+            self._chosen = self._choose(variables, arrays)
+        return self._chosen(variables, arrays)
+
+    def _choose(self, variables: Variables, arrays: Mapping[str, Any]) -> Run:
+        precision = "bf16" if self._engine == OPENVINO_16 else "f32"
+        parts = partition(self._run, variables, arrays, precision)
+        if parts is None:
+            return self._jitted
+
+        def graphs(_: Variables, arrays: Mapping[str, Any]) -> Prediction:
+            return parts(arrays)
+
+        if self._engine != FASTEST:
+            return graphs
+        both: dict[str, Run] = {XLA: self._jitted, OPENVINO: graphs}
+        seconds = {name: _median_s(run, variables, arrays) for name, run in both.items()}
+        best = min(seconds, key=lambda name: seconds[name])
+        times = ", ".join(f"{name} {1e3 * s:.0f} ms" for name, s in seconds.items())
+        say(f"networks are computed by {best} ({times} for a batch)")
+        return both[best]
+
+
+def _median_s(run: Run, variables: Variables, arrays: Mapping[str, Any]) -> float:
+    """Seconds of a run that is warm."""
+    seconds = []
+    for _ in range(1 + _TIMED):
+        begin = time.perf_counter()
+        jax.block_until_ready(run(variables, arrays))
+        seconds.append(time.perf_counter() - begin)
+    return float(np.median(seconds[1:]))
+
+
+def partition(
+    run: Run, variables: Variables, arrays: Mapping[str, Any], precision: str
+) -> Callable[[Mapping[str, Any]], Prediction] | None:
+    """`run` of these variables, its networks as OpenVINO graphs; None: it holds none.
+
+    `precision` is "f32" or "bf16". One line says which operation OpenVINO lacks, if that is why.
+    """
+    from jaxmark.inference.openvino_graph import Unknown, compiled
+
+    fixed = jax.device_get(variables)
+    arrays = jax.tree.map(np.asarray, dict(arrays))
+    with nn.intercept_methods(_marker()):
+        closed, shape = jax.make_jaxpr(lambda x: run(fixed, x), return_shape=True)(arrays)
+    tree = jax.tree.structure(shape)
+    graph = closed.jaxpr
+    known = dict(zip(graph.constvars, closed.consts, strict=True))
+    steps: list[tuple[Callable[..., Sequence[Any]], Sequence[Any], Sequence[Any]]] = []
+    found = False
+    for equations in _grouped(graph.eqns):
+        needed, made = _borders(equations, graph)
+        if _is_network(equations[0]):
+            found = True
+            inputs = equations[0].invars
+            fixed_inputs = [v.val if isinstance(v, jex.Literal) else known.get(v) for v in inputs]
+            try:
+                function = compiled(equations[0].params["jaxpr"], fixed_inputs, precision)
+            except Unknown as operation:
+                say(f"OpenVINO has nothing for {operation}: the networks stay with XLA")
+                return None
+            needed = [v for v, value in zip(inputs, fixed_inputs, strict=True) if value is None]
+            made = equations[0].outvars
+        else:
+            part = jex.Jaxpr(
+                (), needed, made, equations, graph.effects, debug_info=graph.debug_info
+            )
+            function = jax.jit(jex.jaxpr_as_fun(jex.ClosedJaxpr(part, ())))
+        steps.append((function, needed, made))
+    if not found:
+        return None
+
+    def parts(arrays: Mapping[str, Any]) -> Prediction:
+        values = {**known}
+        values.update(zip(graph.invars, jax.tree.leaves(dict(arrays)), strict=True))
+        for function, needed, made in steps:
+            results = function(*(values[var] for var in needed))
+            values.update(zip(made, results, strict=True))
+        ends = [v.val if isinstance(v, jex.Literal) else values[v] for v in graph.outvars]
+        prediction: Prediction = jax.tree.unflatten(tree, ends)
+        return prediction
+
+    return parts
+
+
+def _marker() -> Callable[..., Any]:
+    """An interceptor of Flax: the call of a whole module becomes one named call in the jaxpr."""
+    inside = False
+
+    def mark(next_call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        module, name = context.module, context.method_name
+        if inside or module.path or name not in _WHOLE:
+            return next_call(*args, **kwargs)
+        alone, variables = module.clone(parent=None), module.variables
+
+        def network(*arrays: Any) -> Any:
+            nonlocal inside
+            inside = True
+            try:
+                return alone.apply(variables, *arrays, method=name, **kwargs)
+            finally:
+                inside = False
+
+        network.__name__ = _NETWORK
+        return jax.jit(network)(*args)
+
+    return mark
+
+
+def _is_network(equation: Any) -> bool:
+    return equation.params.get("name") == _NETWORK
+
+
+def _grouped(equations: Sequence[Any]) -> Iterator[list[Any]]:
+    """Runs of equations; a network stands alone."""
+    group: list[Any] = []
+    for equation in equations:
+        if _is_network(equation):
+            if group:
+                yield group
+            yield [equation]
+            group = []
+        else:
+            group.append(equation)
+    if group:
+        yield group
+
+
+def _borders(equations: Sequence[Any], graph: Any) -> tuple[list[Any], list[Any]]:
+    """What equations need from before, and what they make that is needed after them."""
+    inside = {var for equation in equations for var in equation.outvars}
+    used = {id(equation) for equation in equations}
+    needed: dict[Any, None] = {}
+    for equation in equations:
+        for var in equation.invars:
+            if not isinstance(var, jex.Literal) and var not in inside:
+                needed[var] = None
+    later = {
+        var
+        for equation in graph.eqns
+        if id(equation) not in used
+        for var in equation.invars
+        if not isinstance(var, jex.Literal)
+    }
+    later |= {var for var in graph.outvars if not isinstance(var, jex.Literal)}
+    return list(needed), [var for var in inside if var in later]
