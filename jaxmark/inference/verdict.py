@@ -8,8 +8,9 @@ from jaxmark.inference.shapes import UsualShape
 
 # How probable each part of a verdict is in a good scan, at most; so is the verdict.
 LEVEL = 0.001
-# Evidence so many times as far below the usual as a thousandth of good scans is says enough.
-_NOTHING = 3.0
+# Evidence so many times as far below the usual as a thousandth of good scans is says enough; of a
+# model for scans of any contrast, of which nothing but evidence and shape speaks.
+_NOTHING, _NOTHING_OF_ANY = 3.0, 1.5
 
 
 def refusal(
@@ -42,14 +43,14 @@ def refusal(
     if 2 * judged.sum() < there.sum() or not judged.any():
         judged = there if there.any() else np.ones_like(there)
     seen = inside if inside.any() else np.ones_like(inside)
-    little, times = _little_evidence(evidence[seen], usual_evidence[:, seen])
+    little, times = little_evidence(evidence[seen], usual_evidence[:, seen])
     other = "" if usual is None else usual.other_intensities(profile, LEVEL)
     unlike = ""
     if shape is not None:
         unlike = shape.unlikely_whole(np.where(judged[:, None], points_mm, np.nan))
     reasons = [reason for reason in (unlike, little, other) if reason]
     agree = len(reasons) > 1 and (bool(unlike) or shape is None)
-    if not (agree or times > _NOTHING):
+    if not (agree or times > (_NOTHING_OF_ANY if usual is None else _NOTHING)):
         return ""
     return (
         f"probably not such a scan, or not in its place: {'; '.join(reasons)} (this is said of "
@@ -57,7 +58,7 @@ def refusal(
     )
 
 
-def _little_evidence(own: np.ndarray, usual: np.ndarray) -> tuple[str, float]:
+def little_evidence(own: np.ndarray, usual: np.ndarray) -> tuple[str, float]:
     """Of landmarks (J,), and of the same ones in N cases (N, J); "" of as much as is usual.
 
     Also how many times as far below their mean it is as the least that is usual.
