@@ -250,6 +250,8 @@ class FineNetwork:
         )
         usual = Usual(self.shape_mm, settings.usual_mm) if settings.usual_mm else None
         self._generator = Generator(kind, self.task, usual)
+        # One function for all looks that are alike: it is compiled once.
+        self._runs = {see: functools.partial(self._run, mirror=see) for see in (False, True)}
         # People who lie as the typical shape does.
         self.draw = None
         if task.drawing is not None:
@@ -330,25 +332,26 @@ class FineNetwork:
                 "earlier": earlier,
             }
 
-        def run(variables: Variables, arrays: Mapping[str, Any]) -> Prediction:
-            cases, starts, *crop = arrays["image"].shape
-            image = stretched(arrays["image"].reshape(cases * starts, *crop))
-            found = self._generator.predict(variables.params["fine"], image, mirror=mirror)
-            found = jax.tree.map(lambda x: x.reshape(cases, starts, *x.shape[1:]), found)
-            turn, offset = arrays["to_volume"][..., :3, :3], arrays["to_volume"][..., None, :3, 3]
-            moved = {
-                name: jnp.einsum("bsrc,bskc->bskr", turn, ijk) + offset
-                for name, ijk in found.positions_ijk.items()
-            }
-            earlier = arrays["earlier"]
-            found = found.replace(positions_ijk={**earlier.positions_ijk, **moved})
-            trained = variables.statistics["refine"] > 0
-            return jax.tree.map(lambda new, old: jnp.where(trained, new, old), found, earlier)
-
         def finish(found: Prediction) -> Prediction:
             return _row(found, int(found.evidence.mean(1).argmax())) if choose else found
 
-        return Stage(run, read, finish)
+        return Stage(self._runs[mirror], read, finish)
+
+    def _run(self, variables: Variables, arrays: Mapping[str, Any], *, mirror: bool) -> Prediction:
+        """What `_look` runs on the device, of crops (B, S, X, Y, Z, 1)."""
+        cases, starts, *crop = arrays["image"].shape
+        image = stretched(arrays["image"].reshape(cases * starts, *crop))
+        found = self._generator.predict(variables.params["fine"], image, mirror=mirror)
+        found = jax.tree.map(lambda x: x.reshape(cases, starts, *x.shape[1:]), found)
+        turn, offset = arrays["to_volume"][..., :3, :3], arrays["to_volume"][..., None, :3, 3]
+        moved = {
+            name: jnp.einsum("bsrc,bskc->bskr", turn, ijk) + offset
+            for name, ijk in found.positions_ijk.items()
+        }
+        earlier = arrays["earlier"]
+        found = found.replace(positions_ijk={**earlier.positions_ijk, **moved})
+        trained = variables.statistics["refine"] > 0
+        return jax.tree.map(lambda new, old: jnp.where(trained, new, old), found, earlier)
 
 
 def middle_mm(volume: Volume) -> np.ndarray:
