@@ -66,20 +66,20 @@ def places(shape: Sequence[int], spacing_mm: Sequence[float]) -> Array:
 
 
 def log_gaussians(
-    places: Array,
+    placed: Array,
     means_mm: Array,
     sd_mm: float,
     shape: Sequence[int],
     spacing_mm: Sequence[float],
 ) -> Array:
-    """(..., 4) `places` -> (..., K): logarithms of Gaussians, relative to a uniform density.
+    """Rows of `places`, (..., 4) -> (..., K): logarithms of Gaussians over a uniform density.
 
     `means_mm` (K, 3) are counted from the middle of the volume, of this shape. The mean of the
-    exponentials over a volume that holds the Gaussians is 1: as logits they leave the level as it
-    is without them.
+    exponentials over a volume that holds the Gaussians is 1. So, added to logits that are 0, they
+    do not change the logarithm of the sum of all exponentials.
     """
-    across = jnp.matmul(places[..., :3], means_mm.T, precision="highest")
-    squared = places[..., 3:] - 2 * across + (means_mm**2).sum(-1)
+    across = jnp.matmul(placed[..., :3], means_mm.T, precision="highest")
+    squared = placed[..., 3:] - 2 * across + (means_mm**2).sum(-1)
     level = math.log(math.prod(shape) / gaussian_sum(shape, spacing_mm, sd_mm))
     return level - squared / (2 * sd_mm**2)
 

@@ -1,8 +1,8 @@
 """What computes networks in prediction: XLA, or OpenVINO where it is installed and the user asks.
 
 A stage is traced once, with the weights as constants. Its networks (calls of Flax modules) become
-graphs of OpenVINO; what stands before, between and after them stays JAX. So this works for every
-method: those whose networks run inside of a loop stay with XLA.
+graphs of OpenVINO; what stands before, between and after them stays JAX. No method has to do
+anything for it. A network that runs inside of a loop stays with XLA.
 """
 
 import importlib.util
@@ -20,7 +20,6 @@ from jaxmark.system.errors import InputError
 from jaxmark.system.messages import say
 
 XLA, OPENVINO, OPENVINO_16, FASTEST = "xla", "openvino", "openvino_bf16", "fastest"
-ENGINES = (XLA, OPENVINO, OPENVINO_16, FASTEST)
 Run = Callable[[Variables, Mapping[str, Any]], Prediction]
 # Of a call that is to be a graph by itself, in a jaxpr.
 _NETWORK = "jaxmark_network"
@@ -106,10 +105,11 @@ def partition(
     tree = jax.tree.structure(shape)
     graph = closed.jaxpr
     known = dict(zip(graph.constvars, closed.consts, strict=True))
+    needed: Sequence[Any]
+    made: Sequence[Any]
     steps: list[tuple[Callable[..., Sequence[Any]], Sequence[Any], Sequence[Any]]] = []
     found = False
     for equations in _grouped(graph.eqns):
-        needed, made = _borders(equations, graph)
         if _is_network(equations[0]):
             found = True
             inputs = equations[0].invars
@@ -122,6 +122,7 @@ def partition(
             needed = [v for v, value in zip(inputs, fixed_inputs, strict=True) if value is None]
             made = equations[0].outvars
         else:
+            needed, made = _borders(equations, graph)
             part = jex.Jaxpr(
                 (), needed, made, equations, graph.effects, debug_info=graph.debug_info
             )

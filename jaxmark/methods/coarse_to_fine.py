@@ -128,6 +128,11 @@ class CoarseToFine:
 
     def misfits(self, task: Task) -> Iterator[Problem]:
         """See `Settings`."""
+        if self.mirror and not task.scheme.symmetric_pairs:
+            yield (
+                "mirror",
+                ("exchanges right and left, but no landmarks are called so, or R and L"),
+            )
         yield from volumes_only(task.crop)
         yield from coarsely_divisible(task.crop, task.margin, self.factor, len(self.widths))
 

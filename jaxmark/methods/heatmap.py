@@ -121,11 +121,11 @@ class Usual(NamedTuple):
 class Generator:
     """The network, its loss and its decoding, as pure functions of its parameters.
 
-    With `usual`, the network's logits are added to those of where landmarks usually lie: it learns
-    what an image says beyond that, and the cross-entropy begins where an average would end.
+    With `usual`, for the cross-entropy, the network's logits are added to those of Gaussians where
+    landmarks usually lie. Then it has to learn only what an image says beyond that.
     """
 
-    def __init__(self, settings: HeatmapRegression, task: Task, usual: "Usual | None" = None):
+    def __init__(self, settings: HeatmapRegression, task: Task, usual: Usual | None = None):
         self.settings, self.task, self._usual = settings, task, usual
         self._net = ResidualUNet(
             settings.widths,

@@ -93,7 +93,21 @@ def test_later_looks_at_crops_are_computed_by_openvino_too():
     assert moved.shape == (1, 3, 2, 3)
 
 
-def test_what_has_no_network_or_an_unknown_operation_stays_with_xla(capsys):
+def test_a_network_with_an_operation_that_openvino_lacks_stays_with_xla(monkeypatch, capsys):
+    from jaxmark.inference import openvino_graph
+
+    monkeypatch.delitem(openvino_graph._RULES, "conv_general_dilated")
+    method = METHODS[0].build(TASK)
+    variables = method.init(jax.random.key(0)).variables
+    (stage,) = method.stages
+    arrays = {"image": np.ones((1, *CROP, 1), np.float32)}
+    run = engines.EngineRun(stage.run, jax.jit(stage.run), engines.OPENVINO)
+    expected = jax.jit(stage.run)(variables, arrays)
+    np.testing.assert_array_equal(run(variables, arrays).score, expected.score)
+    assert "OpenVINO has nothing for conv_general_dilated" in capsys.readouterr().out
+
+
+def test_what_has_no_network_stays_with_xla():
     def plain(variables, arrays):
         sums = arrays["image"].sum((1, 2, 3))
         return Prediction({"a": sums[..., None]}, sums, sums)

@@ -200,6 +200,12 @@ def test_settings_that_do_not_fit_are_named():
         "config.method.crop",
         "21",
     )
+    # Its landmarks are a, b, c, d and e.
+    refused(
+        lambda: dataclasses.replace(SMALL, mirror=True).build(TASK),
+        "config.method.mirror",
+        "exchanges right and left",
+    )
     refused(
         lambda: SMALL.build(dataclasses.replace(TASK, crop=(32, 32, 1), margin=(4, 4, 0))),
         "config.data.crop",
