@@ -1,0 +1,146 @@
+"""Convolutions on a CPU by C++ that is compiled where it runs (`native/convolution.cc`).
+
+XLA's forms write columns, sums of planes or padded copies to memory; the code keeps what it sums in
+registers. It is used where a compiler is found and the shape suits; all else is as without it. On
+one device alone: XLA does not split a call of foreign code over several.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxmark.system.compiler import NO_COMPILER, NoLibrary, compiler_found, library
+from jaxmark.system.messages import warn
+
+SOURCE = Path(__file__).with_name("native") / "convolution.cc"
+# Products (multiplications) below which nothing takes long.
+LEAST_PRODUCTS = 3e7
+# Largest difference from the definition, of the largest value, with which the code is used.
+_TOLERANCE = 1e-4
+
+
+@dataclasses.dataclass
+class _Native:
+    """Whether this process uses the code, and under which names XLA knows it."""
+
+    allowed: bool = True
+    tried: bool = False
+    why_not: str = ""
+    value: str = ""
+    gradient: str = ""
+
+
+_native = _Native()
+
+
+def allow(allowed: bool) -> None:
+    """Use the code in what is traced from now on, or don't: what is exported has to do without."""
+    _native.allowed = allowed
+
+
+def state() -> str:
+    """Whether this process uses it: "on", or "off" and why. Nothing is compiled yet."""
+    why = obstacle()
+    return f"off ({why})" if why else "on" if _native.allowed else "off"
+
+
+def obstacle() -> str:
+    """Why the code can't be used here; empty where it can, as far as is known."""
+    if _native.tried:
+        return _native.why_not
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return "needs one CPU device"
+    return "" if compiler_found() else NO_COMPILER
+
+
+def suits(x: Array, size: Sequence[int], c_out: int) -> bool:
+    """Whether `convolve` and `weight_gradient` are the form for x, here and now.
+
+    Args:
+      x: a volume (B, X, Y, Z, C_in) or a picture (B, X, Y, C_in).
+      size: voxels of the kernel along each axis.
+    """
+    c_in = x.shape[-1]
+    return (
+        _native.allowed
+        and x.dtype == jnp.float32
+        and all(n == 3 for n in size)
+        and (c_in == 1 or c_in % 8 == 0)
+        and c_out % 8 == 0
+        and x.size * math.prod(size) * c_out >= LEAST_PRODUCTS
+        and not obstacle()
+        and _ready()
+    )
+
+
+def convolve(x: Array, kernel: Array) -> Array:
+    """`conv.conv_same`, where `suits` says so."""
+    if x.ndim == 4:
+        # A picture's second axis is a volume's third: along the first and the third work is saved.
+        return convolve(x[:, :, None], kernel[:, None])[:, :, 0]
+    like = jax.ShapeDtypeStruct((*x.shape[:-1], kernel.shape[-1]), x.dtype)
+    return _call(_native.value, like, x, kernel)
+
+
+def weight_gradient(x: Array, dy: Array, size: Sequence[int]) -> Array:
+    """The kernel's gradient of `convolve`."""
+    if x.ndim == 4:
+        return weight_gradient(x[:, :, None], dy[:, :, None], (size[0], 1, size[1]))[:, 0]
+    like = jax.ShapeDtypeStruct((*size, x.shape[-1], dy.shape[-1]), x.dtype)
+    return _call(_native.gradient, like, x, dy)
+
+
+def _call(name: str, like: jax.ShapeDtypeStruct, *arrays: Array) -> Array:
+    made: Array = jax.ffi.ffi_call(name, like, vmap_method="sequential")(*arrays)
+    return made
+
+
+def _ready() -> bool:
+    """Compiles, loads and tries the code at first."""
+    if not _native.tried:
+        _native.tried = True
+        try:
+            code, digest = library(SOURCE)
+        except NoLibrary as why:
+            _native.why_not = str(why)
+            warn(f"convolutions are not compiled for this CPU: {why}")
+            return False
+        # By the digest, a program in XLA's cache calls the code that it was made with.
+        _native.value, _native.gradient = f"jaxmark_value_{digest}", f"jaxmark_gradient_{digest}"
+        for name, function in (
+            (_native.value, code.jaxmark_convolve),
+            (_native.gradient, code.jaxmark_convolve_gradient),
+        ):
+            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(function), platform="cpu")
+        _native.why_not = _failure()
+        if _native.why_not:
+            warn(f"convolutions that are compiled for this CPU are not used: {_native.why_not}")
+    return not _native.why_not
+
+
+def _failure() -> str:
+    """What is wrong with the compiled code: it is compared with the definition, in numpy."""
+    rng = np.random.default_rng(0)
+    for c_in, c_out in ((1, 16), (8, 8), (16, 32)):
+        x = rng.normal(size=(1, 6, 5, 9, c_in)).astype(np.float32)
+        kernel = rng.normal(size=(3, 3, 3, c_in, c_out)).astype(np.float32)
+        dy = rng.normal(size=(*x.shape[:-1], c_out)).astype(np.float32)
+        padded = np.pad(x, [(0, 0), *[(1, 1)] * 3, (0, 0)])
+        value, gradient = np.zeros_like(dy), np.zeros_like(kernel)
+        for i, j, k in np.ndindex(3, 3, 3):
+            seen = padded[:, i : i + 6, j : j + 5, k : k + 9]
+            value += seen @ kernel[i, j, k]
+            gradient[i, j, k] = np.tensordot(seen, dy, ((0, 1, 2, 3), (0, 1, 2, 3)))
+        with jax.ensure_compile_time_eval():
+            found = convolve(jnp.asarray(x), jnp.asarray(kernel))
+            found_gradient = weight_gradient(jnp.asarray(x), jnp.asarray(dy), (3, 3, 3))
+        for mine, true in ((found, value), (found_gradient, gradient)):
+            if not np.abs(np.asarray(mine) - true).max() <= _TOLERANCE * np.abs(true).max():
+                return "what the compiler made gives wrong sums"
+    return ""
