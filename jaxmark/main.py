@@ -153,7 +153,7 @@ def _main(argv: Sequence[str]) -> None:
         # A process that others have met can't start again.
         if platform == "cpu" and _HUGE_PAGES.value and not distributed:
             huge_pages.restart_with_huge_pages()
-        native.allow(_NATIVE.value)
+        native.forbid(not _NATIVE.value)
         experiment = None
         if _CONFIG.value is not None:
             experiment = validate(for_device(_CONFIG.value, platform))
@@ -455,6 +455,7 @@ def announce(request: Request, mode: str) -> None:
 
     from jaxmark.core import native
     from jaxmark.system import processes
+    from jaxmark.system.devices import data_mesh
 
     processes.check_alike(
         "command",
@@ -473,7 +474,7 @@ def announce(request: Request, mode: str) -> None:
     say(f"{what}, {len(devices)} x {kind} ({devices[0].platform})")
     if devices[0].platform == "cpu":
         say(f"huge pages for large buffers (--[no]huge_pages): {huge_pages.state()}")
-        say(f"convolutions compiled for this CPU (--[no]native): {native.state()}")
+        say(f"convolutions compiled for this CPU (--[no]native): {native.state(data_mesh())}")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from jaxmark.methods.method import (
     whole_volume_stage,
 )
 from jaxmark.models.unet import ResidualUNet
+from jaxmark.system.devices import local_mesh
 from jaxmark.training.sharding import sharded_init
 
 
@@ -174,7 +175,8 @@ class JaxContender:
 
     def __init__(self, spec: Spec, name: str):
         self.spec, self.name = spec, name
-        native.allow(name != "xla")
+        native.forbid(name == "xla")
+        native.use(local_mesh())
         self.batch = Batch(**jax.device_put(example(spec)))
         self.key = jax.random.key(1)
         self.shapes = jax.eval_shape(self.method(spec.dtype).init, self.key)

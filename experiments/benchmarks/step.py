@@ -18,10 +18,11 @@ METHOD = (
     "interleaved; medians and their ratios; compilation and warm-up apart (prepare_s in the JSON). "
     "Same weights, outcomes compared before. GPU: bfloat16 for all, PyTorch with torch.compile, "
     "autocast and channels_last_3d; CPU: float32, PyTorch eager, channels_last_3d. naive: Flax's "
-    "own layers, targets held in memory; of volumes alone. xla: jaxmark without convolutions "
-    "that are compiled for this CPU. A contender that is far slower gets fewer repeats. MB of a step: what the compiled program needs at once, with weights, batch and "
-    "optimiser (compiled.memory_analysis()); torch: the most that its allocator held, or on a CPU "
-    "the growth of its process. cpu_ms: of one run, summed over the threads of the host."
+    "own layers, targets held in memory; of volumes alone. xla: jaxmark without convolutions that "
+    "are compiled for this CPU. A contender that is far slower gets fewer repeats. MB of a step: "
+    "what the compiled program needs at once, with weights, batch and optimiser "
+    "(compiled.memory_analysis()); torch: the most that its allocator held, or on a CPU the growth "
+    "of its process. cpu_ms: of one run, summed over the threads of the host."
 )
 # Largest differences to jaxmark that are rounding, by arithmetic. Where it moves one input of a
 # rectifier across 0, a pixel's gradient comes or goes. One flip in PyTorch made 2e-3 of a kernel's

@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from jaxmark.system.compiler import NO_COMPILER, NoLibrary, compiler_found, library
+from jaxmark.system.devices import platform
 from jaxmark.system.messages import warn
 
 SOURCE = Path(__file__).with_name("native") / "convolution.cc"
@@ -29,7 +31,8 @@ _TOLERANCE = 1e-4
 class _Native:
     """Whether this process uses the code, and under which names XLA knows it."""
 
-    allowed: bool = True
+    wanted: bool = True
+    used: bool = False
     tried: bool = False
     why_not: str = ""
     value: str = ""
@@ -39,23 +42,28 @@ class _Native:
 _native = _Native()
 
 
-def allow(allowed: bool) -> None:
-    """Use the code in what is traced from now on, or don't: what is exported has to do without."""
-    _native.allowed = allowed
+def use(mesh: Mesh) -> None:
+    """Use the code in what is traced from now on, if that is for one CPU device; else don't."""
+    _native.used = _native.wanted and mesh.size == 1 and platform(mesh) == "cpu"
 
 
-def state() -> str:
-    """Whether this process uses it: "on", or "off" and why. Nothing is compiled yet."""
-    why = obstacle()
-    return f"off ({why})" if why else "on" if _native.allowed else "off"
+def forbid(forbidden: bool = True) -> None:
+    """Never use the code in this process: for comparison, and for programs that leave it."""
+    _native.wanted, _native.used = not forbidden, False
+
+
+def state(mesh: Mesh) -> str:
+    """Whether programs for these devices use it: "on", or "off" and why. Nothing is compiled."""
+    if not _native.wanted:
+        return "off"
+    why = obstacle() if mesh.size == 1 else "needs one device"
+    return f"off ({why})" if why else "on"
 
 
 def obstacle() -> str:
-    """Why the code can't be used here; empty where it can, as far as is known."""
+    """Why the code can't be used on this machine; empty where it can, as far as is known."""
     if _native.tried:
         return _native.why_not
-    if jax.default_backend() != "cpu" or jax.device_count() > 1:
-        return "needs one CPU device"
     return "" if compiler_found() else NO_COMPILER
 
 
@@ -68,7 +76,7 @@ def suits(x: Array, size: Sequence[int], c_out: int) -> bool:
     """
     c_in = x.shape[-1]
     return (
-        _native.allowed
+        _native.used
         and x.dtype == jnp.float32
         and all(n == 3 for n in size)
         and (c_in == 1 or c_in % 8 == 0)
@@ -112,7 +120,8 @@ def _ready() -> bool:
             warn(f"convolutions are not compiled for this CPU: {why}")
             return False
         # By the digest, a program in XLA's cache calls the code that it was made with.
-        _native.value, _native.gradient = f"jaxmark_value_{digest}", f"jaxmark_gradient_{digest}"
+        _native.value = f"jaxmark_convolve_{digest}"
+        _native.gradient = f"jaxmark_convolve_gradient_{digest}"
         for name, function in (
             (_native.value, code.jaxmark_convolve),
             (_native.gradient, code.jaxmark_convolve_gradient),
