@@ -7,6 +7,7 @@ one device alone: XLA does not split a call of foreign code over several.
 
 import dataclasses
 import math
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +41,8 @@ class _Native:
 
 
 _native = _Native()
+# Programs are traced by several threads.
+_LOCK = threading.Lock()
 
 
 def use(mesh: Mesh) -> None:
@@ -111,26 +114,30 @@ def _call(name: str, like: jax.ShapeDtypeStruct, *arrays: Array) -> Array:
 
 def _ready() -> bool:
     """Compiles, loads and tries the code at first."""
-    if not _native.tried:
-        _native.tried = True
-        try:
-            code, digest = library(SOURCE)
-        except NoLibrary as why:
-            _native.why_not = str(why)
-            warn(f"convolutions are not compiled for this CPU: {why}")
-            return False
-        # By the digest, a program in XLA's cache calls the code that it was made with.
-        _native.value = f"jaxmark_convolve_{digest}"
-        _native.gradient = f"jaxmark_convolve_gradient_{digest}"
-        for name, function in (
-            (_native.value, code.jaxmark_convolve),
-            (_native.gradient, code.jaxmark_convolve_gradient),
-        ):
-            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(function), platform="cpu")
-        _native.why_not = _failure()
-        if _native.why_not:
-            warn(f"convolutions that are compiled for this CPU are not used: {_native.why_not}")
+    with _LOCK:
+        if not _native.tried:
+            _native.why_not = _loaded()
+            _native.tried = True
+            if _native.why_not:
+                warn(f"convolutions are not compiled for this CPU: {_native.why_not}")
     return not _native.why_not
+
+
+def _loaded() -> str:
+    """Makes the code known to XLA; why it can't be used, or nothing."""
+    try:
+        code, digest = library(SOURCE)
+    except NoLibrary as why:
+        return str(why)
+    # By the digest, a program in XLA's cache calls the code that it was made with.
+    _native.value = f"jaxmark_convolve_{digest}"
+    _native.gradient = f"jaxmark_convolve_gradient_{digest}"
+    for name, function in (
+        (_native.value, code.jaxmark_convolve),
+        (_native.gradient, code.jaxmark_convolve_gradient),
+    ):
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(function), platform="cpu")
+    return _failure()
 
 
 def _failure() -> str:
