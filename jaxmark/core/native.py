@@ -82,7 +82,7 @@ def suits(x: Array, size: Sequence[int], c_out: int) -> bool:
         _native.used
         and x.dtype == jnp.float32
         and all(n == 3 for n in size)
-        and (c_in == 1 or c_in % 8 == 0)
+        and (c_in == 1 or c_in % 4 == 0)
         and c_out % 8 == 0
         and x.size * math.prod(size) * c_out >= LEAST_PRODUCTS
         and not obstacle()

@@ -20,7 +20,7 @@ needs_compiler = pytest.mark.skipif(
     compiler.compiler_found() is None, reason="needs a C++ compiler"
 )
 # Volumes and pictures, channels in and out: few planes, planes that 4 does not divide, rows longer
-# than registers hold and of one voxel, channels in chunks of 16, of 8 and of 1.
+# than registers hold and of one voxel, channels in chunks of 16, 8, 4 and 1.
 SHAPES = (
     ((2, 5, 7, 9), 16, 16),
     ((1, 3, 4, 1), 8, 16),
@@ -31,6 +31,8 @@ SHAPES = (
     ((1, 2, 12, 70), 32, 24),
     ((3, 20, 33), 32, 16),
     ((1, 3, 5), 8, 8),
+    ((1, 9, 4, 6), 4, 16),
+    ((1, 5, 4, 6), 20, 24),
 )
 
 

@@ -590,6 +590,7 @@ bool by_channels(const Shape& s, const Form& form) {
   const auto with = [&](auto vectors, auto lanes) {
     if (s.c_in % 16 == 0) return form(Number<16>(), vectors, lanes), true;
     if (s.c_in % 8 == 0) return form(Number<8>(), vectors, lanes), true;
+    if (s.c_in % 4 == 0) return form(Number<4>(), vectors, lanes), true;
     if (s.c_in == 1) return form(Number<1>(), vectors, lanes), true;
     return false;
   };
