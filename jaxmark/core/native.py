@@ -17,7 +17,13 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxmark.system.compiler import NO_COMPILER, NoLibrary, compiler_found, library
+from jaxmark.system.compiler import (
+    NO_COMPILER,
+    NoLibrary,
+    compiler_found,
+    has_instructions,
+    library,
+)
 from jaxmark.system.devices import platform
 from jaxmark.system.messages import warn
 
@@ -67,6 +73,8 @@ def obstacle() -> str:
     """Why the code can't be used on this machine; empty where it can, as far as is known."""
     if _native.tried:
         return _native.why_not
+    if not has_instructions("avx2", "fma"):
+        return "needs a CPU with AVX2"
     return "" if compiler_found() else NO_COMPILER
 
 

@@ -82,6 +82,14 @@ def cpu() -> str:
     return "\n".join(dict.fromkeys(line for line in lines if line.startswith(kept)))
 
 
+def has_instructions(*names: str) -> bool:
+    """Whether an x86 CPU has all of these, as Linux calls them; elsewhere, whether it is x86."""
+    flags = next((line for line in cpu().splitlines() if line.startswith("flags")), None)
+    if flags is None:
+        return platform.machine() in ("x86_64", "AMD64")
+    return set(names) <= set(flags.split())
+
+
 def _compile(compiler: str, source: Path, target: Path) -> None:
     command: Sequence[str] = (
         *(compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}"),
