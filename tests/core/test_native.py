@@ -136,6 +136,15 @@ def test_without_a_compiler(used, monkeypatch, tmp_path):
     assert not list(tmp_path.rglob("*.so"))
 
 
+def test_on_other_cpus(used, monkeypatch, tmp_path):
+    fresh(monkeypatch, tmp_path, "no-such-compiler")
+    monkeypatch.setattr(compiler, "cpu", lambda: "flags : fpu sse2")
+    assert native.state(one_device()) == "off (needs a CPU with AVX2)"
+    monkeypatch.setattr(compiler, "cpu", lambda: "arm64")
+    monkeypatch.setattr(compiler.platform, "machine", lambda: "arm64")
+    assert native.state(one_device()) == "off (needs a CPU with AVX2)"
+
+
 @pytest.mark.parametrize(
     "text, says", (("exit 3", "exit code 3"), ("echo x: error: no >&2; exit 1", "x: error: no"))
 )
