@@ -17,6 +17,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <type_traits>
 #include <vector>
 
@@ -38,8 +39,12 @@ constexpr int kLanes = 8, kRegisters = 12;
 // Taps, products and planes of F(4, 3): y = OUTPUT ((TAPS k) * (INPUT x)), as in conv.py.
 constexpr int kTaps = 3, kProducts = 6, kPlanes = 4;
 constexpr float kTapsOf[kProducts][kTaps] = {
-    {1 / 4.f, 0, 0},           {-1 / 6.f, -1 / 6.f, -1 / 6.f}, {-1 / 6.f, 1 / 6.f, -1 / 6.f},
-    {1 / 24.f, 1 / 12.f, 1 / 6.f}, {1 / 24.f, -1 / 12.f, 1 / 6.f}, {0, 0, 1},
+    {1 / 4.f, 0, 0},
+    {-1 / 6.f, -1 / 6.f, -1 / 6.f},
+    {-1 / 6.f, 1 / 6.f, -1 / 6.f},
+    {1 / 24.f, 1 / 12.f, 1 / 6.f},
+    {1 / 24.f, -1 / 12.f, 1 / 6.f},
+    {0, 0, 1},
 };
 
 // How work is cut depends on the shape alone, so that results do not depend on the threads.
@@ -80,7 +85,9 @@ struct Free {
 using Floats = std::unique_ptr<float, Free>;
 
 Floats floats(Size count) {
-  return Floats(static_cast<float*>(std::aligned_alloc(64, divided(4 * count + 1, 64) * 64)));
+  void* memory = std::aligned_alloc(64, divided(4 * count + 1, 64) * 64);
+  if (!memory) throw std::bad_alloc();
+  return Floats(static_cast<float*>(memory));
 }
 
 // Work that is shared with the pool's threads. The caller takes part, and waits for those who have
