@@ -55,8 +55,8 @@ def small() -> Experiment:
         ),
         stream=Stream(on=True, reuse=4, window=16),
         method=CoarseToFine(
-            steps=1400,
-            fine_steps=3200,
+            steps=1600,
+            fine_steps=5000,
             factor=4,
             widths=(8, 16, 32, 64),
             # 80 x 70 x 60 mm: in many people M1/M2 and others lie outside of a smaller crop.
@@ -75,9 +75,10 @@ def small() -> Experiment:
             rotation_degrees=20,
             scale=0.1,
             flip=0.5,
-            appearance=Appearance(drawn=True, strangers=0.08),
+            # Black blood: 4 % of the images.
+            appearance=Appearance(drawn=True, dark=0.12, strangers=0.08),
         ),
-        train=Train(batch=2, log_every=20, validate_every=800),
+        train=Train(batch=2, log_every=20, validate_every=1000),
         evaluate=Evaluate(sdr_thresholds_mm=(2.0, 3.0, 4.0, 5.0, 6.0)),
     )
 

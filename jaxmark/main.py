@@ -75,6 +75,11 @@ _TRANSFORM = flags.DEFINE_enum(
 _HUGE_PAGES = flags.DEFINE_bool(
     "huge_pages", True, "On a CPU: fetch large buffers in huge pages, which is faster."
 )
+_NATIVE = flags.DEFINE_boolean(
+    "native",
+    True,
+    "On a CPU: compile convolutions for it where a C++ compiler is found, which is faster.",
+)
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "This is one of the processes of a cluster's job (SLURM, Open MPI, ...)."
 )
@@ -136,6 +141,7 @@ def _main(argv: Sequence[str]) -> None:
             raise InputError("--config", "is required: an experiment file, FILE.py[:preset]")
         import jax
 
+        from jaxmark.core import native
         from jaxmark.system import processes
 
         distributed = _DISTRIBUTED.value or bool(_COORDINATOR.value)
@@ -147,6 +153,7 @@ def _main(argv: Sequence[str]) -> None:
         # A process that others have met can't start again.
         if platform == "cpu" and _HUGE_PAGES.value and not distributed:
             huge_pages.restart_with_huge_pages()
+        native.forbid(not _NATIVE.value)
         experiment = None
         if _CONFIG.value is not None:
             experiment = validate(for_device(_CONFIG.value, platform))
@@ -446,7 +453,9 @@ def announce(request: Request, mode: str) -> None:
     """What is done, where, on what devices; InputError where processes were asked differently."""
     import jax
 
+    from jaxmark.core import native
     from jaxmark.system import processes
+    from jaxmark.system.devices import data_mesh
 
     processes.check_alike(
         "command",
@@ -465,6 +474,7 @@ def announce(request: Request, mode: str) -> None:
     say(f"{what}, {len(devices)} x {kind} ({devices[0].platform})")
     if devices[0].platform == "cpu":
         say(f"huge pages for large buffers (--[no]huge_pages): {huge_pages.state()}")
+        say(f"convolutions compiled for this CPU (--[no]native): {native.state(data_mesh())}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from jaxmark import trained
 from jaxmark.config import SCHEMA_VERSION, Data, Experiment, check_same, moved, to_json, validate
+from jaxmark.core import native
 from jaxmark.core.alignment import KINDS, Kind
 from jaxmark.core.anatomy import Scheme, scheme_of
 from jaxmark.core.grids import Plane
@@ -147,6 +148,7 @@ def prepare(experiment: Experiment, workdir: str | Path) -> Run:
         prepared, unpaired = _prepare(experiment, workdir, changes)
     scheme = scheme_of(prepared.landmarks, prepared.frame.segments)
     task = task_of(experiment, scheme, mesh)
+    native.use(mesh)
     task = dataclasses.replace(
         task,
         unpaired=unpaired,
@@ -370,6 +372,7 @@ def load_model(
         )
     scheme = scheme_of(landmarks, frame.segments)
     task = dataclasses.replace(task_of(experiment, scheme, mesh), shape_mm=frame.shape_mm)
+    native.use(mesh)
     method = experiment.method.build(task)
     step, variables = _load_variables(method, experiment, workdir, mesh)
     settings = experiment.predict

@@ -257,8 +257,9 @@ def test_a_work_dir_of_another_model_is_left_alone(finished):
 def test_huge_pages_are_on_unless_switched_off(flag, state, tmp_path):
     result = jaxmark(TINY, f"--workdir={tmp_path / 'a b'}", "--mode=phantom", flag)
     lines = result.stdout.splitlines()
-    assert len(lines) == 2 and str(tmp_path / "a b") in lines[0]
+    assert len(lines) == 3 and str(tmp_path / "a b") in lines[0]
     assert lines[1] == f"huge pages for large buffers (--[no]huge_pages): {state}"
+    assert lines[2].startswith("convolutions compiled for this CPU (--[no]native): o")
     assert result.returncode == 1 and "--output: is required" in result.stderr
 
 

@@ -13,7 +13,7 @@ Row = dict[str, Any]
 WORKS = ("step", "inference")
 PICTURE = (256, 256, 1)
 LANDMARKS = (5, 45)  # beside those of Spec
-RIVALS = ("torch", "naive")
+RIVALS = ("torch", "xla", "naive")
 JAX = "experiments.benchmarks.contenders:JaxContender"
 
 

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 
 from experiments.benchmarks.common import Spec, Weights, example
 from jaxmark.config import Augment
+from jaxmark.core import native
 from jaxmark.core.anatomy import scheme_of
 from jaxmark.core.augmentation import centre_crop
 from jaxmark.methods.heatmap import HeatmapRegression
@@ -33,6 +34,7 @@ from jaxmark.methods.method import (
     whole_volume_stage,
 )
 from jaxmark.models.unet import ResidualUNet
+from jaxmark.system.devices import local_mesh
 from jaxmark.training.sharding import sharded_init
 
 
@@ -163,16 +165,18 @@ def naive_method(spec: Spec, dtype: DTypeLike) -> Method:
     return Method(init=init, phases=(Phase("naive", 1, step),), stages=stages)
 
 
-METHODS = {"jaxmark": own_method, "naive": naive_method}
+METHODS = {"jaxmark": own_method, "xla": own_method, "naive": naive_method}
 
 
 class JaxContender:
-    """ "jaxmark" or "naive" with its state on one device; lives in a `timing.Worker`."""
+    """ "jaxmark", "xla" or "naive" with its state on one device; lives in a `timing.Worker`."""
 
     phase = 0  # of the method: the one whose step is run
 
     def __init__(self, spec: Spec, name: str):
         self.spec, self.name = spec, name
+        native.forbid(name == "xla")
+        native.use(local_mesh())
         self.batch = Batch(**jax.device_put(example(spec)))
         self.key = jax.random.key(1)
         self.shapes = jax.eval_shape(self.method(spec.dtype).init, self.key)

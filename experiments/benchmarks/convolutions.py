@@ -18,8 +18,9 @@ from jax import Array, lax
 
 from experiments.benchmarks.common import Options, Row, Spec
 from experiments.benchmarks.timing import Worker, WorkerError, interleave, job, median_ms
-from jaxmark.core import conv
+from jaxmark.core import conv, native
 from jaxmark.core.conv import Form
+from jaxmark.system.devices import local_mesh
 
 METHOD = (
     "Same-padded stride-1 convolution, 3^3 in shapes of the finest two levels and 7^3 in that of "
@@ -27,7 +28,7 @@ METHOD = (
     "channels). Each form is jitted, compared with lax 3-D, and left out where it differs by more "
     "than rounding. All in one process (PyTorch in its own), interleaved; medians in ms. The input "
     "gradient is the value with channels swapped and a mirrored kernel. chosen: jaxmark.core.conv "
-    "on this device."
+    "on this device, on a CPU with code that is compiled for it."
 )
 # Largest differences that are rounding, as shares of the largest value.
 LIMITS = {"float32": 1e-3, "bfloat16": 3e-2}
@@ -258,6 +259,7 @@ class JaxForms:
 
     def __init__(self, platform: str):
         self._platform = platform
+        native.use(local_mesh())
 
     def load(self, x: tuple[int, ...], kernel: tuple[int, ...], dtype: str, direction: str) -> None:
         """Compile all for data of these shapes. One that can't be compiled fails when it is run."""

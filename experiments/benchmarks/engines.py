@@ -1,4 +1,4 @@
-"""Inference by what computes the networks: XLA, OpenVINO in both precisions, and PyTorch."""
+"""Inference by what computes the networks, and by what people run a PyTorch network with."""
 
 import contextlib
 import importlib.util
@@ -17,11 +17,21 @@ from jaxmark.inference.engines import OPENVINO, OPENVINO_16, XLA, EngineRun
 
 METHOD = (
     "A stage of prediction as `--mode=predict` runs it (network, sub-voxel decoding, spread) by "
-    "each of config.predict.engine; torch: the twin's network and argmax. Same random weights, "
-    "float32 but for openvino_bf16; processes of their own, interleaved; medians. within 0.01: "
-    "share of landmarks that lie within 0.01 voxel of XLA's."
+    "each of config.predict.engine. Peers: the twin's network and argmax alone, by PyTorch, by "
+    "torch.compile, and exported for onnxruntime and OpenVINO. Same random weights, float32 where "
+    "it doesn't say bf16; processes of their own, interleaved; medians. within 0.01: share of "
+    "landmarks that lie within 0.01 voxel of XLA's."
 )
 ENGINES = (XLA, OPENVINO, OPENVINO_16)
+PEERS = "experiments.benchmarks.peers:Exported"
+# What each peer imports; `peers.KINDS` and PyTorch itself.
+NEEDS = {
+    "torch": "torch",
+    "torch_compiled": "torch",
+    "onnxruntime": "onnxruntime",
+    "exported_openvino": "openvino",
+    "exported_openvino_bf16": "openvino",
+}
 
 
 class Engine(JaxContender):
@@ -63,8 +73,10 @@ def rows(spec: Spec, options: Options) -> Iterator[Row | str]:
         factories: dict[str, tuple[Any, ...]] = {
             name: ("experiments.benchmarks.engines:Engine", spec, name) for name in ENGINES
         }
-        if "torch" in options.rivals and importlib.util.find_spec("torch"):
-            factories["torch"] = (TORCH, spec, weights)
+        for name in NEEDS if "torch" in options.rivals else ():
+            if all(map(importlib.util.find_spec, ("torch", NEEDS[name]))):
+                peer = (TORCH, spec, weights), (PEERS, spec, weights, name)
+                factories[name] = peer[name != "torch"]
         for name, arguments in factories.items():
             try:
                 workers[name] = stack.enter_context(Worker(*arguments))
@@ -78,8 +90,11 @@ def rows(spec: Spec, options: Options) -> Iterator[Row | str]:
         yield {
             **spec.columns,
             **{f"{name}_ms": value for name, value in medians.items()},
-            f"{XLA}/{OPENVINO}": ratio(medians[XLA], medians[OPENVINO]),
-            f"{XLA}/{OPENVINO_16}": ratio(medians[XLA], medians[OPENVINO_16]),
+            **{
+                f"{name}/{XLA}": ratio(value, medians[XLA])
+                for name, value in medians.items()
+                if name != XLA
+            },
             "within 0.01": near(places.get(OPENVINO), places[XLA]),
             "seconds": dict(times),
         }

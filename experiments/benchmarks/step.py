@@ -10,7 +10,7 @@ import numpy as np
 from experiments.benchmarks.common import JAX, WORKS, Options, Row, Spec, Weights
 from experiments.benchmarks.timing import Worker, WorkerError, interleave, job, median_ms, ratio
 
-NAMES = ("jaxmark", "torch", "naive")
+NAMES = ("jaxmark", "torch", "xla", "naive")
 TORCH = "experiments.benchmarks.twin:TorchTwin"
 METHOD = (
     "One step (crop, targets, loss of Eq. 2, gradient, its norm, Adam) or inference (network and "
@@ -18,10 +18,11 @@ METHOD = (
     "interleaved; medians and their ratios; compilation and warm-up apart (prepare_s in the JSON). "
     "Same weights, outcomes compared before. GPU: bfloat16 for all, PyTorch with torch.compile, "
     "autocast and channels_last_3d; CPU: float32, PyTorch eager, channels_last_3d. naive: Flax's "
-    "own layers, targets held in memory; of volumes alone. A contender that is far slower gets "
-    "fewer repeats. MB of a step: what the compiled program needs at once, with weights, batch and "
-    "optimiser (compiled.memory_analysis()); torch: the most that its allocator held, or on a CPU "
-    "the growth of its process. cpu_ms: of one run, summed over the threads of the host."
+    "own layers, targets held in memory; of volumes alone. xla: jaxmark without convolutions that "
+    "are compiled for this CPU. A contender that is far slower gets fewer repeats. MB of a step: "
+    "what the compiled program needs at once, with weights, batch and optimiser "
+    "(compiled.memory_analysis()); torch: the most that its allocator held, or on a CPU the growth "
+    "of its process. cpu_ms: of one run, summed over the threads of the host."
 )
 # Largest differences to jaxmark that are rounding, by arithmetic. Where it moves one input of a
 # rectifier across 0, a pixel's gradient comes or goes. One flip in PyTorch made 2e-3 of a kernel's
@@ -40,9 +41,9 @@ LIMITS = {
 
 def rows(spec: Spec, options: Options) -> Iterator[Row | str]:
     """Equality, then times; a contender that fails or disagrees is a note and not timed."""
-    wanted = "naive" in options.rivals and not spec.planar
-    naive = {"naive": (JAX, spec, "naive")} if wanted else {}
-    yield from compared(spec, options, JAX, TORCH, naive)
+    others = {"xla": spec.platform == "cpu", "naive": not spec.planar}
+    wanted = [name for name, possible in others.items() if possible and name in options.rivals]
+    yield from compared(spec, options, JAX, TORCH, {name: (JAX, spec, name) for name in wanted})
 
 
 def compared(
@@ -108,6 +109,7 @@ def row(
         "work": work,
         **{f"{name}_ms": value for name, value in medians.items()},
         "torch/jaxmark": ratio(medians["torch"], medians["jaxmark"]),
+        "xla/jaxmark": ratio(medians["xla"], medians["jaxmark"]),
         "naive/jaxmark": ratio(medians["naive"], medians["jaxmark"]),
         "repeats": "/".join(str(len(times.get(name, ()))) for name in NAMES),
         **{f"{name}_MB": ratio(memory.get(name), 1e6) for name in NAMES},

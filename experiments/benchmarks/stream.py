@@ -19,6 +19,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments import cow_any
+from jaxmark.core import native
 from jaxmark.data.cases import HostBatch
 from jaxmark.data.phantoms.cow.cohort import CirclePhantom
 from jaxmark.data.pipeline import streamed_batches
@@ -79,6 +80,7 @@ def print_steps(pairs: int) -> None:
 
 def phases(*, drawn: bool) -> tuple[list[str], list[Callable[[], float]]]:
     """Names, and what takes a step and tells its seconds."""
+    native.use(local_mesh())
     experiment = cow_any.get_config("small")
     phantom = experiment.phantom
     experiment.augment.appearance.drawn = drawn

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jaxmark.core import native
+
 # Of a volume and a kernel.
 Form = Callable[[Array, Array], Array]
 
@@ -174,8 +176,11 @@ def plane_groups(x: Array, kernel: Array, planes: int) -> Array:
 def conv_on_cpu(x: Array, kernel: Array) -> Array:
     """Sums over Y and Z by 2-D convolutions over all planes; the sum over X as is cheapest.
 
-    Those of large kernels by Fourier transforms. A picture is the one plane of a volume.
+    Those of large kernels by Fourier transforms. A picture is the one plane of a volume. Kernels of
+    3 voxels a side go by compiled code where that is in use (see `native`).
     """
+    if native.suits(x, kernel.shape[:-2], kernel.shape[-1]):
+        return native.convolve(x, kernel)
     if x.ndim == 4:
         return conv_on_cpu(x[:, None], kernel[None])[:, 0]
     kx, _, _, c_in, _ = kernel.shape
@@ -330,7 +335,9 @@ def dft_matrices(plane: tuple[int, int], size: tuple[int, int]) -> tuple[np.ndar
 
 
 def weight_gradient_on_cpu(x: Array, dy: Array, size: Sequence[int]) -> Array:
-    """Gradient of the kernel: by columns, that of large kernels by Fourier transforms."""
+    """Gradient of the kernel of `conv_on_cpu`: by columns, Fourier transforms or compiled code."""
+    if native.suits(x, size, dy.shape[-1]):
+        return native.weight_gradient(x, dy, size)
     if x.ndim == 4:
         # A picture is one plane of a volume.
         return weight_gradient_on_cpu(x[:, None], dy[:, None], (1, *size))[0]

@@ -1,6 +1,5 @@
 """The folder in which what was computed from scans is kept for later runs."""
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,16 +7,14 @@ from typing import TypeVar
 
 from jaxmark.config import Data
 from jaxmark.system.errors import InputError
+from jaxmark.system.files import user_cache
 
 T = TypeVar("T")
 
 
 def cache_folder(data: Data) -> Path:
     """Where prepared cases lie: `config.data.cache`, or `jaxmark` in the user's cache folder."""
-    if data.cache:
-        return Path(data.cache)
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "jaxmark"
+    return Path(data.cache) if data.cache else user_cache()
 
 
 def in_cache(read: Callable[[Path], T], places: dict[str, Path]) -> tuple[dict[str, T], list[str]]:

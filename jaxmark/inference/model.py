@@ -27,7 +27,7 @@ from jaxmark.inference.calibration import Calibration, evidence_of
 from jaxmark.inference.predictor import Found, Predictor
 from jaxmark.inference.segments import ScanSegments
 from jaxmark.inference.shapes import shapes_of
-from jaxmark.inference.verdict import little_evidence, refusal
+from jaxmark.inference.verdict import verdict
 from jaxmark.methods.method import Variables
 from jaxmark.system.errors import InputError, about
 from jaxmark.system.fingerprints import json_key
@@ -323,10 +323,10 @@ class TrainedModel:
         beyond = np.maximum(-ijk, ijk - (np.array(prepared.grid.shape) - 1)).max(1)
         outside = there & (beyond > 0.5)
         (points,) = shapes_of([found], self.frame.spacing_mm, decoder)
-        refused = ""
+        refused = little = ""
         # None: an earlier version observed the validation cases.
         if known.evidence is not None:
-            refused = refusal(
+            refused, little = verdict(
                 points,
                 there,
                 beyond <= 0.5,
@@ -342,9 +342,8 @@ class TrainedModel:
         if known.usual is not None:
             mean = float(evidence_of(evidence, self.landmarks, untrained))
             doubts += known.usual.doubts(prepared, mean, unit)
-        elif known.evidence is not None and not refused and (beyond <= 0.5).any():
-            little, _ = little_evidence(evidence[beyond <= 0.5], known.evidence[:, beyond <= 0.5])
-            doubts += [little] if little else []
+        elif little and not refused:
+            doubts.append(little)
         if known.shape is not None and not refused:
             judged, mirrored = there & ~outside, self.scheme.mirrored
             doubts += known.shape.doubts(points, judged, self.landmarks, mirrored)

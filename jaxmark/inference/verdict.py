@@ -13,7 +13,7 @@ LEVEL = 0.001
 _NOTHING, _NOTHING_OF_ANY = 3.0, 1.5
 
 
-def refusal(
+def verdict(
     points_mm: np.ndarray,
     there: np.ndarray,
     inside: np.ndarray,
@@ -23,12 +23,13 @@ def refusal(
     usual_evidence: np.ndarray,
     usual: Usual | None,
     shape: UsualShape | None,
-) -> str:
-    """Why a scan is probably not one of those the model is for, or not where it looks; "" else.
+) -> tuple[str, str]:
+    """Why a scan is refused, and whether the network sees little of its landmarks; "" if not.
 
-    Either the network sees next to nothing of the landmarks, or two of three agree: landmarks that
-    lie to each other as in nobody, a network that sees less of them than in any good scan, and
-    other intensities. A scan of another contrast may be read rightly, and one that is turned or cut
+    Refused is what is probably not one of the scans that the model is for, or not where it looks:
+    if the network sees next to nothing of the landmarks, or two of three agree: landmarks that lie
+    to each other as in nobody, a network that sees less of them than in any good scan, and other
+    intensities. A scan of another contrast may be read rightly, and one that is turned or cut
     off shows less: where shapes are known they are one of the two.
 
     Args:
@@ -51,11 +52,12 @@ def refusal(
     reasons = [reason for reason in (unlike, little, other) if reason]
     agree = len(reasons) > 1 and (bool(unlike) or shape is None)
     if not (agree or times > (_NOTHING_OF_ANY if usual is None else _NOTHING)):
-        return ""
-    return (
+        return "", little
+    refused = (
         f"probably not such a scan, or not in its place: {'; '.join(reasons)} (this is said of "
         f"fewer than {1000 * LEVEL:g} in 1000 scans like the validation cases)"
     )
+    return refused, little
 
 
 def little_evidence(own: np.ndarray, usual: np.ndarray) -> tuple[str, float]:

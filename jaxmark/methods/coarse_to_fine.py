@@ -62,8 +62,9 @@ from jaxmark.methods.views import augmented
 
 # Of a landmark's place, however sure it is, along each axis: people differ from the typical shape.
 _LEAST_DOUBT_MM = 1.5
-# After so many looks the best of several poses is known.
+# After so many looks the best of several poses is known; of all but the best few after the first.
 _TRIES = 2
+_KEPT = 3
 
 
 @dataclasses.dataclass
@@ -99,8 +100,8 @@ class CoarseToFine:
     resize: float = setting(0.12, NOT_NEGATIVE)
     # How often the fine network looks, each time at a crop around what it found before.
     looks: int = setting(2, POSITIVE)
-    # How far apart the poses lie, mm along each axis, that the first two looks try; 0: the coarse
-    # network's alone. See `FineNetwork.starts`.
+    # How far apart the poses lie, mm along each axis, that the first look tries, and the best of
+    # them the second; 0: the coarse network's alone. See `FineNetwork.starts`.
     apart_mm: float = setting(0.0, NOT_NEGATIVE)
     # Later looks also see each crop in a mirror: for structures whose sides look alike.
     mirror: bool = False
@@ -304,7 +305,7 @@ class FineNetwork:
         return tuple(
             self._look(
                 self.starts if number == 1 else self._poses,
-                choose=number >= tries,
+                keep=1 if number >= tries else _KEPT,
                 mirror=self._settings.mirror and number > tries,
             )
             for number in range(1, looks + 1)
@@ -314,13 +315,14 @@ class FineNetwork:
         self,
         poses_of: Callable[[Volume, Prediction], list[np.ndarray]],
         *,
-        choose: bool,
+        keep: int,
         mirror: bool,
     ) -> Stage:
         """A look at the crops of S poses; positions come back in voxels of the prepared volume.
 
-        What it says has a further axis, (S, K, ...). It goes on to the next look, unless that pose
-        is to be chosen for which most speaks: the mean evidence of all landmarks.
+        What it says has a further axis, (S, K, ...). Of the poses those go on to the next look for
+        which most speaks, by the mean evidence of all landmarks: `keep` of them, or all if they are
+        fewer. Of a single one the further axis goes.
         """
 
         def read(volume: Volume, earlier: Prediction | None) -> HostBatch:
@@ -338,7 +340,8 @@ class FineNetwork:
             }
 
         def finish(found: Prediction) -> Prediction:
-            return _row(found, int(found.evidence.mean(1).argmax())) if choose else found
+            best = np.argsort(-found.evidence.mean(1), kind="stable")[:keep]
+            return _row(found, best[0] if keep == 1 else best)
 
         return Stage(self._runs[mirror], read, finish)
 
@@ -369,8 +372,8 @@ def _rows(predictions: Sequence[Prediction]) -> Prediction:
     return jax.tree.map(lambda *rows: np.stack(rows), *predictions)
 
 
-def _row(predictions: Prediction, number: int) -> Prediction:
-    """One of several of one volume."""
+def _row(predictions: Prediction, number: int | np.ndarray) -> Prediction:
+    """One of several of one volume, or several."""
     return jax.tree.map(lambda x: x[number], predictions)
 
 

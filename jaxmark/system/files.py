@@ -21,6 +21,11 @@ from jaxmark.system.interrupts import unfinished
 _MAX_BYTES = 64 << 20
 
 
+def user_cache() -> Path:
+    """`jaxmark` in the user's cache folder; it may not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxmark"
+
+
 @contextlib.contextmanager
 def naming(path: Path, temporary: Path) -> Iterator[None]:
     """In this block an OSError is about `path`.

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from jaxmark.inference.verdict import little_evidence, refusal
+from jaxmark.inference.verdict import little_evidence, verdict
 
 USUAL = np.random.default_rng(0).normal(1.0, 0.4, (18, 1)) + np.linspace(-1, 1, 19)
 
 
-def verdict(mean, **changes):
+def judged(mean, **changes):
     known = {"usual_evidence": USUAL, "usual": None, "shape": None, **changes}
     points, everywhere = np.zeros((19, 3)), np.ones(19, bool)
     evidence = mean + np.linspace(-1, 1, 19)
-    return refusal(points, everywhere, everywhere, evidence, np.zeros(3), **known)
+    return verdict(points, everywhere, everywhere, evidence, np.zeros(3), **known)
 
 
 class Shape:
@@ -24,8 +24,9 @@ class Shape:
 
 @pytest.mark.parametrize("mean, refused", [(1.0, False), (-0.7, False), (-2.5, True)])
 def test_next_to_nothing_is_refused(mean, refused):
-    line = verdict(mean, shape=Shape())
+    line, little = judged(mean, shape=Shape())
     assert bool(line) == refused
+    assert bool(little) == (mean < 0)
     if refused:
         assert line.startswith("probably not such a scan") and f"evidence {mean:.2f}" in line
 

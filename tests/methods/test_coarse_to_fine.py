@@ -111,16 +111,18 @@ def test_several_poses_are_tried_and_the_best_is_kept(tmp_path):
     expected = np.concatenate([np.zeros((1, 3)), 6 * np.eye(3), -6 * np.eye(3)])
     np.testing.assert_allclose(off[:7], expected, atol=1e-4)
     np.testing.assert_allclose(centres[7], [19.5] * 3, atol=1e-4)
-    # The first look keeps all, the second the one with most evidence, the third has one.
+    # The first look keeps the three with most evidence, the second one of them.
     evidence = np.zeros((8, len(NAMES)))
-    evidence[4] = 1.0
+    evidence[4], evidence[6], evidence[1] = 1.0, 0.8, 0.9
     positions = {name: truth + np.arange(8)[:, None, None] for name in CoarseToFine.decoders}
     eight = np.ones((8, len(NAMES)), np.float32)
     found = Prediction(positions, eight, evidence, spread_mm=eight)
-    assert first.finish(found) is found
-    best = second.finish(found)
+    three = first.finish(found)
+    expected = truth + np.array([4, 1, 6])[:, None, None]
+    np.testing.assert_allclose(three.positions_ijk["subvoxel"], expected, rtol=1e-6)
+    assert second.read(case.volume, three)["image"].shape[0] == 3
+    best = second.finish(three)
     np.testing.assert_allclose(best.positions_ijk["subvoxel"], truth + 4, rtol=1e-6)
-    assert second.read(case.volume, found)["image"].shape[0] == 8
     assert third.read(case.volume, best)["image"].shape[0] == 1
 
 
