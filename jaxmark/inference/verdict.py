@@ -10,7 +10,7 @@ from jaxmark.inference.shapes import UsualShape
 LEVEL = 0.001
 # Evidence so many times as far below the usual as a thousandth of good scans is says enough; of a
 # model for scans of any contrast, of which nothing but evidence and shape speaks.
-_NOTHING, _NOTHING_OF_ANY = 3.0, 1.5
+_NOTHING, _NOTHING_OF_ANY = 3.0, 2.0
 
 
 def verdict(
