@@ -67,8 +67,8 @@ def onnxruntime(maxima: nn.Module, crop: Tensor) -> Run:
     """ONNX, run by onnxruntime."""
     import onnxruntime as runtime
 
-    file = io.BytesIO()
-    torch.onnx.export(maxima, (crop,), file, input_names=["x"], dynamo=False)  # type: ignore[arg-type]
+    file: Any = io.BytesIO()
+    torch.onnx.export(maxima, (crop,), file, input_names=["x"], dynamo=False)
     settings = runtime.SessionOptions()
     settings.intra_op_num_threads = cores()
     session = runtime.InferenceSession(

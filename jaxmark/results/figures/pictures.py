@@ -8,7 +8,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
@@ -17,8 +19,6 @@ from jaxmark.results.figures.style import MARK, OWN, PREDICTION, STYLE, TRUTH, r
 # Of the names below a picture with numbered points.
 _KEY_COLUMNS = 6
 
-# Letters of a title, beside the legend.
-_LONGEST_TITLE = 105
 # Around a scan that fills little of its volume.
 _RIM_VOXELS = 4
 
@@ -83,8 +83,6 @@ def overlay(
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
-        short = _shortened(title, _LONGEST_TITLE)
-        figure.text(left / width, 1 - 0.3 / height, short, size=13, weight="bold", va="center")
         # A picture has the width for itself.
         x = left + planar * (room - widest * scale) / 2
         for name, across, upright in views:
@@ -119,10 +117,13 @@ def overlay(
             x, y = _entry(figure, left, color_height, number, color_rows, _COLOR_COLUMNS)
             figure.add_artist(Line2D([x], [y], marker="s", ms=7, color=color))
             figure.text(x + 0.12 / width, y, _shortened(name, 18), size=9, va="center")
+        room_px = width * figure.dpi
         if len(predicted_mm):
-            _overlay_legend(
+            legend = _overlay_legend(
                 figure, width, height, truth=truth_mm is not None, faint=bool(faint.any())
             )
+            room_px = legend.get_window_extent(FigureCanvasAgg(figure).get_renderer()).x0
+        _title_within(figure, left / width, 1 - 0.3 / height, title, room_px)
         return rendered(figure, "png")
 
 
@@ -493,16 +494,26 @@ def _dot(label: str, color: str, size: float, fill: str) -> Line2D:
     return Line2D([], [], marker="o", ls="", ms=size, mec=color, mfc=fill, label=label)
 
 
+def _title_within(figure: Figure, x: float, y: float, title: str, room_px: float) -> None:
+    """A title that ends before `room_px` from the left, cut off if it has to be."""
+    text = figure.text(x, y, title, size=13, weight="bold", va="center")
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    begin_px = x * figure.bbox.width
+    length_px = text.get_window_extent(renderer).x1 - begin_px
+    if length_px > room_px - begin_px:
+        text.set_text(_shortened(title, int(len(title) * (room_px - begin_px) / length_px) - 2))
+
+
 def _overlay_legend(
     figure: Figure, width: float, height: float, *, truth: bool, faint: bool
-) -> None:
+) -> Legend:
     handles = [_dot("prediction", PREDICTION, 3.5, PREDICTION)]
     if faint:
         handles.append(_dot("probably absent", "#2c9c40", 4.5, "none"))
     if truth:
         handles.insert(0, _dot("truth", TRUTH, 6, TRUTH))
         handles.append(Line2D([], [], color="#d8c24a", label="error"))
-    figure.legend(
+    return figure.legend(
         handles=handles,
         loc="upper right",
         bbox_to_anchor=(1 - 0.2 / width, 1 - 0.08 / height),
