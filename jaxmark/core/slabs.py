@@ -12,7 +12,7 @@ Head = Callable[[Array], Array]
 
 # Voxels of a slab, about: on a CPU the caches hold what is made of them; elsewhere a slab is big
 # enough to occupy a device.
-SLAB_VOXELS_CPU, SLAB_VOXELS = 2**15, 2**19
+SLAB_VOXELS_CPU, SLAB_VOXELS = 2**12, 2**19
 
 
 def slab_voxels(platform: str) -> int:
