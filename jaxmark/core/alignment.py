@@ -27,6 +27,8 @@ _MEDIAN = math.sqrt(3 * special.fdtri(3.0, _FREEDOM, 0.5))
 _STEPS = 20
 # Where a spline is to go through its targets: so little that two in one place do no harm.
 _THROUGH_MM = 1e-6
+# Residuals up to here are rounding, which differs between CPUs: they judge no pair.
+_EXACT_MM = 1e-6
 # Nothing is known as exactly as a radius of 0 says.
 _LEAST_RADIUS_MM = 1e-3
 # Points that lie this near to a plane, relative to their extent, lie in it.
@@ -196,7 +198,7 @@ def fit(
     if len(source) < LEAST_PAIRS[kind]:
         raise ValueError(f"{kind} needs {LEAST_PAIRS[kind]} landmarks, got {len(source)}")
     spread = np.ones(len(source)) if variance is None else variance
-    trust = _trust(kind, source, target, spread, floor=0.0 if variance is None else 1.0)
+    trust = _trust(kind, source, target, spread, floor=_EXACT_MM if variance is None else 1.0)
     if kind == "thin_plate" and variance is None:
         transform = fit_thin_plate(source, target, np.full(len(source), _THROUGH_MM))
         return Fit(transform, np.full(len(source), 1 / len(source)), trust, None)
@@ -255,7 +257,7 @@ def _trust(
     # A fit leaves no residual to as many pairs as it has parameters.
     fitted = {"rigid": 2, "similarity": 2}.get(kind, 4)
     far = residuals(np.ones(count))
-    if count <= fitted or far.max() == 0:
+    if count <= fitted or far.max() <= floor:
         return np.ones(count)
     for _ in range(_STEPS):
         far = residuals(1 / np.maximum(far, 1e-3 * far.mean()))
