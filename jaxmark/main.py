@@ -19,6 +19,7 @@ if __name__ == "__main__":
     # Before anything that takes long to import.
     interrupts.leave_on_signals()
 
+import copy
 import dataclasses
 import difflib
 import runpy
@@ -110,6 +111,7 @@ def console() -> None:
 def _parse(argv: list[str]) -> list[str]:
     """absl's parser, but every mistake is one line."""
     try:
+        restart_early(argv)
         argv[:] = with_trained_config(argv)
         config = config_file(argv)
         if config is not None and not Path(config[0]).is_file():
@@ -127,6 +129,21 @@ def _parse(argv: list[str]) -> list[str]:
     raise AssertionError
 
 
+def restart_early(argv: Sequence[str]) -> None:
+    """Start again with huge pages, if it is clear that there is but a CPU.
+
+    Before the experiment and JAX are imported, which takes two seconds. Else `_main` does.
+    """
+    early = flags.FlagValues()
+    early.set_gnu_getopt()
+    for holder in (_HUGE_PAGES, _DISTRIBUTED, _COORDINATOR):
+        early[holder.name] = copy.deepcopy(flags.FLAGS[holder.name])
+    early(argv, known_only=True)
+    alone = not (early.distributed or early.coordinator)
+    if early.huge_pages and alone and huge_pages.nothing_but_a_cpu():
+        huge_pages.restart_with_huge_pages()
+
+
 def _main(argv: Sequence[str]) -> None:
     # Orbax logs every error with its trace before it raises it.
     logging.set_verbosity(logging.FATAL)
@@ -142,7 +159,7 @@ def _main(argv: Sequence[str]) -> None:
         import jax
 
         from jaxmark.core import native
-        from jaxmark.system import processes
+        from jaxmark.system import processes, programs
 
         distributed = _DISTRIBUTED.value or bool(_COORDINATOR.value)
         if distributed:
@@ -154,6 +171,7 @@ def _main(argv: Sequence[str]) -> None:
         if platform == "cpu" and _HUGE_PAGES.value and not distributed:
             huge_pages.restart_with_huge_pages()
         native.forbid(not _NATIVE.value)
+        kept = None if distributed else programs.keep()
         experiment = None
         if _CONFIG.value is not None:
             experiment = validate(for_device(_CONFIG.value, platform))
@@ -168,7 +186,10 @@ def _main(argv: Sequence[str]) -> None:
         )
         begin = time.monotonic()
         announce(request, _MODE.value)
-        code = COMMANDS[_MODE.value](request)
+        try:
+            code = COMMANDS[_MODE.value](request)
+        finally:
+            programs.sign(kept)
         if request.input is None and request.pair is None:
             say(f"done in {(time.monotonic() - begin) / 60:.1f} minutes")
         processes.done()

@@ -253,7 +253,10 @@ def test_a_work_dir_of_another_model_is_left_alone(finished):
 
 
 @pytest.mark.skipif(obstacle() is not None, reason=f"huge pages: {obstacle()}")
-@pytest.mark.parametrize(("flag", "state"), [("--huge_pages", "on"), ("--nohuge_pages", "off")])
+@pytest.mark.parametrize(
+    ("flag", "state"),
+    [("--huge_pages", "on"), ("--nohuge_pages", "off"), ("--huge_pages=false", "off")],
+)
 def test_huge_pages_are_on_unless_switched_off(flag, state, tmp_path):
     result = jaxmark(TINY, f"--workdir={tmp_path / 'a b'}", "--mode=phantom", flag)
     lines = result.stdout.splitlines()

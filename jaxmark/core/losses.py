@@ -17,7 +17,7 @@ from jax import Array
 from jax.scipy.special import logsumexp
 
 from jaxmark.core.heatmaps import gaussians
-from jaxmark.core.slabs import SLAB_VOXELS_CPU, Head, map_slabs
+from jaxmark.core.slabs import SLAB_VOXELS_CPU, Head, map_slabs, sum_slabs
 
 
 def weighted_heatmap_loss(
@@ -50,15 +50,14 @@ def weighted_heatmap_loss(
     """
     known = present if absent is None else present | absent
 
-    def sums(heatmaps: Array, points: Array) -> Array:
+    def part(heatmaps: Array, points: Array) -> Array:
         target = gaussians(points, heatmaps.shape[1:4], spacing_mm, sigma_mm)
         target = target * present[:, None, None, None]
         weight = jnp.exp(jnp.log(alpha) * target)
-        return (weight * (heatmaps - target) ** 2).sum((1, 2, 3))
+        return _masked_mean((weight * (heatmaps - target) ** 2).sum((1, 2, 3)), known)
 
     voxels = prediction[0, ..., 0].size
-    total = _over_slabs(sums, prediction, landmarks_ijk, head, slab_voxels).sum(0)
-    return _masked_mean(total / voxels, known)
+    return _sum_of_slabs(part, prediction, landmarks_ijk, head, slab_voxels) / voxels
 
 
 def balanced_heatmap_loss(
@@ -175,18 +174,17 @@ def exponential_heatmap_loss(
     known = present if absent is None else present | absent
     known = jnp.concatenate([known, jnp.ones_like(known[:, :1])], axis=-1)
 
-    def sums(maps: Array, points: Array) -> Array:
+    def part(maps: Array, points: Array) -> Array:
         target = gaussians(points, maps.shape[1:4], spacing_mm, sigma_mm)
         target = height * target * present[:, None, None, None]
         closest = target.max(-1, keepdims=True)
         scaled = target * (closest / jnp.maximum(target.sum(-1, keepdims=True), 1e-12))
         truth = jnp.concatenate([scaled, 1 - closest], axis=-1)
         weight = jnp.exp(truth if of_truth else jax.lax.stop_gradient(maps))
-        return (weight * (maps - truth) ** 2).sum((1, 2, 3))
+        return _masked_mean((weight * (maps - truth) ** 2).sum((1, 2, 3)), known)
 
     voxels = prediction[0, ..., 0].size
-    total = _over_slabs(sums, prediction, landmarks_ijk, head, slab_voxels).sum(0)
-    return _masked_mean(total / voxels, known)
+    return _sum_of_slabs(part, prediction, landmarks_ijk, head, slab_voxels) / voxels
 
 
 def distance_loss(predicted: Array, true: Array, present: Array) -> Array:
@@ -334,7 +332,7 @@ def orientation_loss(
       inside: (B, X, Y, Z) bool.
     """
 
-    def sums(slab: Array, first: Array) -> Array:
+    def part(slab: Array, first: Array) -> Array:
         vectors = (slab if head is None else head(slab)).astype(jnp.float32)
         count = slab.shape[1]
         true = jax.lax.dynamic_slice_in_dim(axes, first, count, axis=1)
@@ -342,7 +340,7 @@ def orientation_loss(
         square = (vectors * true).sum(-1) ** 2 / ((vectors**2).sum(-1) + 1e-6)
         return jnp.where(mask, 1 - square, 0.0).sum()
 
-    total = map_slabs(sums, prediction, voxels=slab_voxels).sum()
+    total = sum_slabs(part, prediction, voxels=slab_voxels)
     return total / jnp.maximum(inside.sum(), 1)
 
 
@@ -354,12 +352,32 @@ def _over_slabs(
     slab_voxels: int,
 ) -> Any:
     """`sums(heatmaps, points)` of every slab, stacked; points are in voxels of the slab."""
-
-    def one(slab: Array, first: Array) -> Any:
-        heatmaps = (slab if head is None else head(slab)).astype(jnp.float32)
-        return sums(heatmaps, landmarks_ijk - jnp.stack([first, 0, 0]))
-
+    one = _of_heatmaps(sums, landmarks_ijk, head)
     return map_slabs(one, prediction, voxels=slab_voxels)
+
+
+def _sum_of_slabs(
+    part: Callable[[Array, Array], Array],
+    prediction: Array,
+    landmarks_ijk: Array,
+    head: Head | None,
+    slab_voxels: int,
+) -> Array:
+    """The sum of `part(heatmaps, points)`, a number, of all slabs, as in `_over_slabs`."""
+    one = _of_heatmaps(part, landmarks_ijk, head)
+    return sum_slabs(one, prediction, voxels=slab_voxels)
+
+
+def _of_heatmaps(
+    function: Callable[[Array, Array], Any], landmarks_ijk: Array, head: Head | None
+) -> Callable[[Array, Array], Any]:
+    """A function of heatmaps and points in their voxels as one of a slab and its first plane."""
+
+    def of_slab(slab: Array, first: Array) -> Any:
+        heatmaps = (slab if head is None else head(slab)).astype(jnp.float32)
+        return function(heatmaps, landmarks_ijk - jnp.stack([first, 0, 0]))
+
+    return of_slab
 
 
 def _masked_mean(values: Array, mask: Array) -> Array:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 
 def radial_error_mm(
@@ -235,6 +234,8 @@ def presence(probability: np.ndarray, present: np.ndarray, absent: np.ndarray) -
     `brier_base` (that of stating the overall share every time), `auc` (None where one of the two
     states does not occur), and `bins`: rows of `n`, mean `stated` and `observed` share, by tenths.
     """
+    from scipy import stats  # takes half a second, which no start should
+
     known = (present | absent) & np.isfinite(probability)
     p, y = probability[known], present[known].astype(float)
     ranks = stats.rankdata(p)
@@ -271,6 +272,8 @@ def paired_comparison(
     Wilcoxon signed-rank test on scans' means. Interval and p are None with fewer than two scans.
     Raises ValueError where the two do not hold the same points.
     """
+    from scipy import stats  # as above
+
     if errors_a.shape != errors_b.shape or (np.isnan(errors_a) != np.isnan(errors_b)).any():
         raise ValueError("the two methods were not scored on the same points")
     difference = errors_a - errors_b

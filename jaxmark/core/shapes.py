@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 
 import numpy as np
-from scipy.stats import chi2
+from scipy import special
 
 from jaxmark.core.alignment import fit
 from jaxmark.core.geometry import apply_affine, fit_rigid
@@ -121,7 +121,7 @@ def drop_outliers(
     A point goes where its squared Mahalanobis distance, given the others, is beyond the quantile
     of probability `p`; the worst point of a shape first, since it speaks against its neighbours.
     """
-    limit = chi2.isf(p, 3)
+    limit = special.chdtri(3, p)
     kept = shapes.copy()
     for shape in kept:
         while True:

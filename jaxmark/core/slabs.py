@@ -44,8 +44,44 @@ def map_slabs(
     again = jax.checkpoint(function)
     if slabs == 1:
         return jax.tree.map(lambda x: x[None], again(volume, jnp.zeros((), jnp.int32)))
-    split = volume.reshape(volume.shape[0], slabs, planes, *volume.shape[2:]).swapaxes(0, 1)
-    return lax.map(lambda args: again(*args), (split, planes * jnp.arange(slabs)))
+    firsts = planes * jnp.arange(slabs)
+    return lax.map(lambda args: again(*args), (_slabs(volume, planes), firsts))
+
+
+def sum_slabs(
+    function: Callable[[Array, Array], Array], volume: Array, *, voxels: int = SLAB_VOXELS_CPU
+) -> Array:
+    """The sum of `function(slab, first)`, one number a slab; arguments as in `map_slabs`.
+
+    Its gradient is computed slab by slab in the same pass, and kept in place of the volume: each
+    slab is computed once, where the gradient of `map_slabs` computes it twice.
+    """
+    planes = slab_planes(volume.shape[1:4], voxels)
+    firsts = planes * jnp.arange(volume.shape[1] // planes)
+    # What the function uses beside its arguments, as a head's weights: they have gradients, too.
+    function, used = jax.closure_convert(function, volume[:, :planes], firsts[0])
+
+    @jax.custom_vjp
+    def total(volume: Array, *used: Array) -> Array:
+        values = lax.map(lambda args: function(*args, *used), (_slabs(volume, planes), firsts))
+        return values.sum()
+
+    def forward(volume: Array, *used: Array) -> tuple[Array, tuple[Array, ...]]:
+        gradient = jax.value_and_grad(function, (0, *range(2, 2 + len(used))))
+
+        def add(total: Any, args: tuple[Array, Array]) -> tuple[Any, Array]:
+            value, (slab, *others) = gradient(*args, *used)
+            return jax.tree.map(jnp.add, total, (value, others)), slab
+
+        nothing = (jnp.zeros(()), [jnp.zeros_like(x) for x in used])
+        (value, others), slabs = lax.scan(add, nothing, (_slabs(volume, planes), firsts))
+        return value, (join_slabs(slabs), *others)
+
+    def backward(gradient: tuple[Array, ...], outer: Array) -> tuple[Array, ...]:
+        return tuple((outer * x).astype(x.dtype) for x in gradient)
+
+    total.defvjp(forward, backward)
+    return total(volume, *used)
 
 
 def make_slabs(
@@ -60,6 +96,11 @@ def make_slabs(
     slab = (planes, shape[1], shape[2])
     again = jax.checkpoint(lambda first: function(first, slab))
     return lax.map(again, planes * jnp.arange(shape[0] // planes))
+
+
+def _slabs(volume: Array, planes: int) -> Array:
+    """(B, X, ...) to slabs of so many planes, (slabs, B, planes, ...)."""
+    return volume.reshape(volume.shape[0], -1, planes, *volume.shape[2:]).swapaxes(0, 1)
 
 
 def join_slabs(slabs: Array) -> Array:

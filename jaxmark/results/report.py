@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from jaxmark.core import metrics
 from jaxmark.results.evaluate import read_summary, unit_of
@@ -249,6 +248,8 @@ def _learned(summary: Mapping[str, Any], learned: Mapping[str, Mapping[str, floa
     ]
     head = f"MRE ({unit_of(summary)})"
     body = table(["landmark", head, *map(_words, learned)], rows, range(1, 2 + len(learned)))
+    from scipy.stats import spearmanr  # takes half a second, which no start should
+
     found = [name for name in error if error[name] is not None]
     for number, values in learned.items():
         rank = spearmanr([values[name] for name in found], [error[name] for name in found])

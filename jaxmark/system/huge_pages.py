@@ -7,8 +7,10 @@ starts itself again, once. Keeping freed memory for the next step (mallopt: no m
 fast and needs no new start, but took up to twice the memory.
 """
 
+import importlib.util
 import os
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from jaxmark.system.interrupts import blocked
@@ -31,6 +33,15 @@ def restart_with_huge_pages() -> None:
         # A signal waits for the new start, which lets it in as soon as it can be handled.
         with blocked():
             os.execve(sys.executable, arguments, {**os.environ, **changes})
+
+
+def nothing_but_a_cpu() -> bool:
+    """Whether JAX can find no other device here, as far as that is known without importing it."""
+    if platforms := os.environ.get("JAX_PLATFORMS"):
+        return platforms == "cpu"
+    if os.environ.get("PJRT_NAMES_AND_LIBRARY_PATHS") or entry_points(group="jax_plugins"):
+        return False
+    return not any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
 
 
 def environment() -> dict[str, str]:

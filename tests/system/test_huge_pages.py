@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from jaxmark.system.huge_pages import KERNEL, TUNABLE, VARIABLE, obstacle, setting
+from jaxmark.system.huge_pages import (
+    KERNEL,
+    TUNABLE,
+    VARIABLE,
+    nothing_but_a_cpu,
+    obstacle,
+    setting,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,3 +93,26 @@ def test_the_setting_is_found_among_others():
     assert setting("") is None
     assert setting("glibc.malloc.arena_max=2") is None
     assert setting(f"a=1:{TUNABLE}=0:b=2:{TUNABLE}=1") == "1"
+
+
+@pytest.mark.parametrize(("platforms", "alone"), [("cpu", True), ("cuda,cpu", False)])
+def test_named_platforms_decide_whether_there_is_but_a_cpu(platforms, alone, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    assert nothing_but_a_cpu() is alone
+
+
+def test_a_plugin_may_bring_another_device(monkeypatch, tmp_path):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    before = nothing_but_a_cpu()
+    monkeypatch.setenv("PJRT_NAMES_AND_LIBRARY_PATHS", "other:/lib/other.so")
+    assert not nothing_but_a_cpu()
+    monkeypatch.delenv("PJRT_NAMES_AND_LIBRARY_PATHS")
+    assert nothing_but_a_cpu() is before
+    # As JAX's plugins say it: by a package in `jax_plugins`, or by an entry point.
+    for name in ("jax_plugins/other/__init__.py", "other-1.dist-info/entry_points.txt"):
+        place = tmp_path / name.partition("/")[0].replace(".", "_")
+        (place / name).parent.mkdir(parents=True)
+        (place / name).write_text("[jax_plugins]\nother = other\n" if "dist-info" in name else "")
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(place)
+            assert not nothing_but_a_cpu()

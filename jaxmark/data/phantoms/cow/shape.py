@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 from scipy.spatial.transform import Rotation
-from scipy.stats import chi2
 
 from jaxmark.core.anatomy import COW19
 from jaxmark.data.phantoms.cow.anatomy import LEFT, RIGHT, Anatomy
@@ -150,7 +150,7 @@ def _draw_landmarks(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         landmarks = np.stack([drawn[name] for name in COW19.landmarks])
         pairs = np.array([np.flatnonzero(row) for row in COW19.incidence if row.sum() == 2])
         lengths = np.linalg.norm(landmarks[pairs[:, 0]] - landmarks[pairs[:, 1]], axis=1)
-        if z @ z < chi2.isf(_LEAST_LIKELY, len(mean)) and lengths.min() > _SHORTEST_MM:
+        if z @ z < special.chdtri(len(mean), _LEAST_LIKELY) and lengths.min() > _SHORTEST_MM:
             return landmarks, drawn[VERTEBRAL]
 
 

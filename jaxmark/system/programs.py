@@ -1,0 +1,83 @@
+"""Compiled programs that are kept from one command to the next, which need not compile them again.
+
+JAX keeps them (its persistent compilation cache); what it leaves open is done here. Its names of
+programs say nothing of a CPU's instructions, so each CPU has a folder of its own. It writes files
+in place, and a command that is killed meanwhile leaves half of one: so each command signs what it
+leaves, and begins by deleting what is not signed.
+"""
+
+import contextlib
+import hashlib
+import json
+import time
+import warnings
+from pathlib import Path
+
+import jax
+
+from jaxmark.system.compiler import cpu
+from jaxmark.system.errors import InputError
+from jaxmark.system.files import read_json, user_cache, write_text_atomic
+
+_FOLDER = "jax_compilation_cache_dir"
+# What compiles faster is not worth a file.
+_LEAST_S = 0.3
+_MOST_DAYS = 60
+_SIGNATURES = "signatures.json"
+
+
+def keep() -> Path | None:
+    """Let JAX keep what it compiles in the user's cache folder; returns that folder.
+
+    None where `JAX_COMPILATION_CACHE_DIR` or JAX's configuration names another one, and where the
+    folder can't be written. Programs made over 60 days ago are deleted.
+    """
+    if getattr(jax.config, _FOLDER) is not None:
+        return None
+    folder = user_cache() / "programs" / hashlib.sha256(cpu().encode()).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Not for `os.access`, which knows nothing of disks that are full or read-only.
+        _sign(folder, _sound(folder))
+    except OSError:
+        return None
+    jax.config.update(_FOLDER, str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_S)
+    # A program that can't be kept, or read, is compiled: that is no news.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
+    return folder
+
+
+def sign(folder: Path | None) -> None:
+    """Sign the programs in the folder that `keep` gave, at the end of a command."""
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            _sign(folder, {path.name: _digest(path) for path in _programs(folder)})
+
+
+def _sound(folder: Path) -> dict[str, str]:
+    """Digests of the signed programs; the others, and old ones, are deleted."""
+    try:
+        signed = read_json(folder / _SIGNATURES) if (folder / _SIGNATURES).exists() else {}
+    except InputError:
+        signed = {}
+    sound = {}
+    for path in _programs(folder):
+        days = (time.time() - path.stat().st_mtime) / 86400
+        if days < _MOST_DAYS and signed.get(path.name) == (digest := _digest(path)):
+            sound[path.name] = digest
+        else:
+            path.unlink()
+    return sound
+
+
+def _programs(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name.endswith("-cache"))
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _sign(folder: Path, digests: dict[str, str]) -> None:
+    write_text_atomic(folder / _SIGNATURES, json.dumps(digests, indent=1) + "\n")
