@@ -13,7 +13,7 @@ import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from jaxmark.system.interrupts import blocked
+from jaxmark.system.interrupts import blocked, catch_up
 
 VARIABLE = "GLIBC_TUNABLES"
 TUNABLE = "glibc.malloc.hugetlb"
@@ -30,8 +30,10 @@ def restart_with_huge_pages() -> None:
         sys.stderr.flush()
         # argv[0] may be a bare "python"; the full path finds the same virtual environment.
         arguments = [sys.executable, *sys.orig_argv[1:]]
-        # A signal waits for the new start, which lets it in as soon as it can be handled.
+        # A signal waits for the new start, which lets it in as soon as it can be handled. One that
+        # came before would be forgotten.
         with blocked():
+            catch_up()
             os.execve(sys.executable, arguments, {**os.environ, **changes})
 
 

@@ -41,6 +41,9 @@ class Deferral:
 
 _deferral: Deferral | None = None
 _watching = False
+# Where the numbers of signals are written to; a 0 asks `_watch` to say that it has got so far.
+_wakeup = -1
+_caught_up = threading.Event()
 # Files and folders that are being written under a temporary name.
 _unfinished: set[Path] = set()
 
@@ -51,18 +54,28 @@ def leave_on_signals() -> None:
     To be called in the main thread, before what takes long to import. Signals that are blocked (see
     `blocked`) are let in.
     """
-    global _watching
+    global _watching, _wakeup
     if _watching:
         return
     _watching = True
-    read, write = os.pipe()
-    os.set_blocking(write, False)
+    read, _wakeup = os.pipe()
+    os.set_blocking(_wakeup, False)
     # The interpreter's own handler writes the signal's number there, whatever the main thread does.
-    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    signal.set_wakeup_fd(_wakeup, warn_on_full_buffer=False)
     for number in SIGNALS:
         signal.signal(number, _nothing)
-    threading.Thread(target=_watch, args=(read,), daemon=True, name="signals").start()
+    # The thread itself takes none: those that the main thread has blocked wait for it.
+    with blocked():
+        threading.Thread(target=_watch, args=(read,), daemon=True, name="signals").start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def catch_up() -> None:
+    """Returns when all signals that came before were acted on, which may end this process."""
+    if _watching:
+        _caught_up.clear()
+        os.write(_wakeup, b"\0")
+        _caught_up.wait(timeout=5)
 
 
 def leave_signals_to_others() -> None:
@@ -169,6 +182,8 @@ def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 def _watch(read: int) -> None:
     while _watching:
         for number in os.read(read, 64):
+            if number == 0:
+                _caught_up.set()
             if number not in SIGNALS or not _watching:
                 continue
             name = signal.Signals(number).name

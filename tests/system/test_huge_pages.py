@@ -95,6 +95,39 @@ def test_the_setting_is_found_among_others():
     assert setting(f"a=1:{TUNABLE}=0:b=2:{TUNABLE}=1") == "1"
 
 
+# A signal just before the command starts again, or between the two starts.
+STOPPED = """
+import os, signal, sys, time
+from jaxmark.system import huge_pages, interrupts
+interrupts.leave_on_signals()
+stop = lambda: os.kill(os.getpid(), signal.SIGTERM)
+if sys.argv[1] == "before":
+    stop()
+else:
+    caught_up = huge_pages.catch_up
+    huge_pages.catch_up = lambda: (caught_up(), stop())
+huge_pages.restart_with_huge_pages()
+time.sleep(5)
+print("no signal came")
+"""
+
+
+@possible
+@pytest.mark.parametrize("moment", ["before", "between"])
+def test_a_signal_is_not_forgotten_when_a_command_starts_again(moment):
+    for _ in range(5):
+        result = subprocess.run(
+            [sys.executable, "-c", STOPPED, moment],
+            capture_output=True,
+            encoding="utf-8",
+            env={k: v for k, v in os.environ.items() if k != VARIABLE},
+            cwd=ROOT,
+            timeout=60,
+        )
+        said = (result.returncode, result.stdout, result.stderr)
+        assert said == (3, "", "stopped by SIGTERM; the same command continues\n")
+
+
 @pytest.mark.parametrize(("platforms", "alone"), [("cpu", True), ("cuda,cpu", False)])
 def test_named_platforms_decide_whether_there_is_but_a_cpu(platforms, alone, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
