@@ -101,11 +101,11 @@ import os, signal, sys, time
 from jaxmark.system import huge_pages, interrupts
 interrupts.leave_on_signals()
 stop = lambda: os.kill(os.getpid(), signal.SIGTERM)
+block, execute = huge_pages.blocked, os.execve
 if sys.argv[1] == "before":
-    stop()
+    huge_pages.blocked = lambda: (stop(), block())[1]
 else:
-    caught_up = huge_pages.catch_up
-    huge_pages.catch_up = lambda: (caught_up(), stop())
+    os.execve = lambda *arguments: (stop(), execute(*arguments))
 huge_pages.restart_with_huge_pages()
 time.sleep(5)
 print("no signal came")
