@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import jaxlib
 
+from jaxmark.system.errors import InputError
 from jaxmark.system.files import replacing, user_cache
 from jaxmark.system.messages import say
 
@@ -42,14 +43,14 @@ def library(source: Path) -> tuple[ctypes.CDLL, str]:
     text = source.read_bytes()
     parts = (text, compiler, compiler_version(compiler), cpu(), jaxlib.__version__, *_FLAGS)
     digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-    path = user_cache() / "compiled" / f"{source.stem}-{digest}.so"
     try:
+        path = user_cache() / "compiled" / f"{source.stem}-{digest}.so"
         if not path.exists():
             say(f"compiling {source.name} for this CPU, once ({compiler})")
             with replacing(path) as temporary:
                 _compile(compiler, source, temporary)
         return ctypes.CDLL(str(path)), digest
-    except OSError as error:
+    except (OSError, InputError) as error:
         raise NoLibrary(str(error)) from error
 
 

@@ -22,8 +22,16 @@ _MAX_BYTES = 64 << 20
 
 
 def user_cache() -> Path:
-    """`jaxmark` in the user's cache folder; it may not exist."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxmark"
+    """`jaxmark` in the user's cache folder; it may not exist.
+
+    Raises:
+      InputError: the user has no home, as in a container whose users have numbers alone.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxmark"
+    except RuntimeError as error:
+        problem = "is not set and this user has no home folder; name one for what is kept"
+        raise InputError("XDG_CACHE_HOME", problem) from error
 
 
 @contextlib.contextmanager

@@ -34,12 +34,12 @@ def keep() -> Path | None:
     """
     if getattr(jax.config, _FOLDER) is not None:
         return None
-    folder = user_cache() / "programs" / hashlib.sha256(cpu().encode()).hexdigest()[:16]
     try:
+        folder = user_cache() / "programs" / hashlib.sha256(cpu().encode()).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
         # Not for `os.access`, which knows nothing of disks that are full or read-only.
         _sign(folder, _sound(folder))
-    except OSError:
+    except (OSError, InputError):
         return None
     jax.config.update(_FOLDER, str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_S)

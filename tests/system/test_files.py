@@ -11,6 +11,7 @@ from jaxmark.system.files import (
     read_sealed,
     replacing,
     sealed,
+    user_cache,
     write_json,
     write_text_atomic,
 )
@@ -103,3 +104,14 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     with path.open("wb") as sparse:
         sparse.truncate(1 << 40)
     refused(lambda: read_json(path), path, "has 1099511627776 bytes")
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    refused(user_cache, "XDG_CACHE_HOME", "no home folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert user_cache() == Path("/somewhere/jaxmark")
