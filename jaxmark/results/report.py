@@ -239,6 +239,8 @@ def _by_radius(kept: Mapping[str, Any], points: Points) -> str:
 
 def _learned(summary: Mapping[str, Any], learned: Mapping[str, Mapping[str, float]]) -> str:
     """Numbers that a method learned of each landmark, beside how well it finds it."""
+    from scipy.stats import spearmanr  # takes half a second, which no start should
+
     if not learned:
         return ""
     error = {own["name"]: own["mre_mm"] for own in summary["per_landmark"]}
@@ -248,8 +250,6 @@ def _learned(summary: Mapping[str, Any], learned: Mapping[str, Mapping[str, floa
     ]
     head = f"MRE ({unit_of(summary)})"
     body = table(["landmark", head, *map(_words, learned)], rows, range(1, 2 + len(learned)))
-    from scipy.stats import spearmanr  # takes half a second, which no start should
-
     found = [name for name in error if error[name] is not None]
     for number, values in learned.items():
         rank = spearmanr([values[name] for name in found], [error[name] for name in found])

@@ -8,7 +8,6 @@ leaves, and begins by deleting what is not signed.
 
 import contextlib
 import hashlib
-import json
 import time
 import warnings
 from pathlib import Path
@@ -17,13 +16,14 @@ import jax
 
 from jaxmark.system.compiler import cpu
 from jaxmark.system.errors import InputError
-from jaxmark.system.files import read_json, user_cache, write_text_atomic
+from jaxmark.system.files import read_json, user_cache, write_json
 
 _FOLDER = "jax_compilation_cache_dir"
 # What compiles faster is not worth a file.
 _LEAST_S = 0.3
 _MOST_DAYS = 60
 _SIGNATURES = "signatures.json"
+_SCHEMA_VERSION = 1
 
 
 def keep() -> Path | None:
@@ -37,7 +37,7 @@ def keep() -> Path | None:
     try:
         folder = user_cache() / "programs" / hashlib.sha256(cpu().encode()).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
-        # Not for `os.access`, which knows nothing of disks that are full or read-only.
+        # Fails now where nothing can be written, and not at the end of a long run.
         _sign(folder, _sound(folder))
     except (OSError, InputError):
         return None
@@ -57,14 +57,14 @@ def sign(folder: Path | None) -> None:
 
 def _sound(folder: Path) -> dict[str, str]:
     """Digests of the signed programs; the others, and old ones, are deleted."""
-    try:
-        signed = read_json(folder / _SIGNATURES) if (folder / _SIGNATURES).exists() else {}
-    except InputError:
-        signed = {}
+    signed: object = None
+    with contextlib.suppress(InputError):
+        signed = read_json(folder / _SIGNATURES, _SCHEMA_VERSION).get("programs")
+    known = signed if isinstance(signed, dict) else {}
     sound = {}
     for path in _programs(folder):
         days = (time.time() - path.stat().st_mtime) / 86400
-        if days < _MOST_DAYS and signed.get(path.name) == (digest := _digest(path)):
+        if days < _MOST_DAYS and known.get(path.name) == (digest := _digest(path)):
             sound[path.name] = digest
         else:
             path.unlink()
@@ -80,4 +80,4 @@ def _digest(path: Path) -> str:
 
 
 def _sign(folder: Path, digests: dict[str, str]) -> None:
-    write_text_atomic(folder / _SIGNATURES, json.dumps(digests, indent=1) + "\n")
+    write_json(folder / _SIGNATURES, {"schema_version": _SCHEMA_VERSION, "programs": digests})

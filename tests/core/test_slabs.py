@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmark.core.slabs import join_slabs, make_slabs, map_slabs, slab_planes, slab_voxels
+from jaxmark.core.slabs import (
+    join_slabs,
+    make_slabs,
+    map_slabs,
+    slab_planes,
+    slab_voxels,
+    sum_slabs,
+)
 
 SHAPE = (12, 5, 4)
 
@@ -15,6 +22,50 @@ def test_slabs_joined_are_the_whole(voxels):
     volume = jax.random.normal(jax.random.key(0), (2, *SHAPE, 3))
     slabs = jax.jit(lambda x: map_slabs(lambda slab, _: 2 * slab, x, voxels=voxels))(volume)
     np.testing.assert_array_equal(join_slabs(slabs), 2 * volume)
+
+
+@pytest.mark.parametrize("voxels", [1, 3 * 20, 10**6])
+def test_a_sum_of_slabs_and_its_gradient_are_those_of_the_whole(voxels):
+    volume = jax.random.normal(jax.random.key(0), (2, *SHAPE, 3))
+    weights = jax.random.normal(jax.random.key(1), (3, 4))
+
+    def part(slab, weights, first):
+        planes = first + jnp.arange(slab.shape[1])[:, None, None, None]
+        return (planes * jnp.tanh(slab @ weights) ** 2).sum()
+
+    def by_slabs(volume, weights):
+        return 3 * sum_slabs(lambda slab, first: part(slab, weights, first), volume, voxels=voxels)
+
+    def whole(volume, weights):
+        return 3 * part(volume, weights, 0)
+
+    one, other = (jax.jit(jax.value_and_grad(f, (0, 1))) for f in (by_slabs, whole))
+    for mine, true in zip(
+        jax.tree.leaves(one(volume, weights)), jax.tree.leaves(other(volume, weights)), strict=True
+    ):
+        np.testing.assert_allclose(mine, true, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        jax.jit(by_slabs)(volume, weights), whole(volume, weights), rtol=1e-5
+    )
+
+
+def test_the_gradient_of_a_sum_computes_each_slab_once():
+    volume, weights = jnp.ones((1, *SHAPE, 3)), jnp.ones((3, 4))
+
+    def products(total):
+        gradient = jax.grad(
+            lambda volume, weights: total(volume, lambda x: (x @ weights) ** 2), (0, 1)
+        )
+        return str(jax.make_jaxpr(gradient)(volume, weights)).count("dot_general")
+
+    def once(volume, head):
+        return sum_slabs(lambda slab, _: head(slab).sum(), volume, voxels=20)
+
+    def twice(volume, head):
+        return map_slabs(lambda slab, _: head(slab).sum(), volume, voxels=20).sum()
+
+    # The value's, and one for each gradient; and the value's again.
+    assert (products(once), products(twice)) == (3, 4)
 
 
 @pytest.mark.parametrize("voxels", [1, 3 * 20, 10**6])
