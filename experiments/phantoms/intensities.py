@@ -45,7 +45,7 @@ def laid_onto(drawn: Drawn, real: Scan, points: dict[str, np.ndarray]) -> np.nda
         return None
     real_to_drawn = fit_rigid(np.stack(list(points.values())), drawn.landmarks_mm[chosen])
     to_voxels = np.linalg.inv(drawn.ijk_to_lps) @ real_to_drawn @ real.ijk_to_lps
-    ijk = apply_affine(to_voxels, np.stack(np.indices(real.voxels.shape), -1).astype(float))
+    ijk = apply_affine(to_voxels, np.moveaxis(np.indices(real.voxels.shape), 0, -1).astype(float))
     return ndimage.map_coordinates(
         drawn.voxels.astype(np.float32), np.moveaxis(ijk, -1, 0), order=1, mode="nearest"
     )
