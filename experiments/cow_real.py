@@ -80,6 +80,15 @@ def drawn(labels: np.ndarray, look: str, rng: np.random.Generator) -> np.ndarray
     return np.rint(image + noise * rng.standard_normal(labels.shape)).astype(np.int16)
 
 
+def known_points(table: Path) -> dict[str, np.ndarray]:
+    """Landmark -> LPS mm (3,), of a table with the columns named above."""
+    with table.open(encoding="utf-8", newline="") as file:
+        return {
+            row["landmark"]: np.array([float(row[f"{axis}_lps_mm"]) for axis in "xyz"])
+            for row in csv.DictReader(file)
+        }
+
+
 def cases(folder: Path, scans: Path) -> Iterator[tuple[str, Landmarks]]:
     """Writes all scans into a folder; their names, with known points in LPS mm."""
     rng = np.random.default_rng(0)
@@ -92,18 +101,10 @@ def cases(folder: Path, scans: Path) -> Iterator[tuple[str, Landmarks]]:
             write_scan(scans / f"{name}.nii.gz", drawn(labels, look, rng), scan.ijk_to_lps)
             yield name, points
     for table in sorted(folder.glob("*.csv")):
-        with table.open(encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
         image = next(p for end in (".mha", ".nii.gz") if (p := table.with_suffix(end)).exists())
         scan = read_scan(image)
         write_scan(scans / f"{table.stem}.nii.gz", scan.voxels, scan.ijk_to_lps)
-        yield (
-            table.stem,
-            {
-                row["landmark"]: np.array([float(row[f"{axis}_lps_mm"]) for axis in "xyz"])
-                for row in rows
-            },
-        )
+        yield table.stem, dict(known_points(table))
 
 
 def posed(model: TrainedModel, scan: Path, known: Landmarks) -> Landmarks:

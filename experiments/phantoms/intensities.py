@@ -12,12 +12,12 @@ along X at half of their height, median over the points).
 """
 
 import argparse
-import csv
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
+from experiments.cow_real import known_points
 from experiments.phantoms.looks import KINDS, Drawn, people, scan
 from jaxmark.core.geometry import apply_affine, fit_rigid
 from jaxmark.core.grids import centred
@@ -27,15 +27,6 @@ from jaxmark.data.scans import Scan, read_scan
 
 _AROUND_MM, _STEP_MM = 2.0, 0.1
 _PERCENTILES = (1, 10, 25, 50, 75, 90, 99, 99.9)
-
-
-def known_points(path: Path) -> dict[str, np.ndarray]:
-    """Landmark -> LPS mm (3,) of a table."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return {
-            row["landmark"]: np.array([float(row[f"{axis}_lps_mm"]) for axis in "xyz"])
-            for row in csv.DictReader(file)
-        }
 
 
 def laid_onto(drawn: Drawn, real: Scan, points: dict[str, np.ndarray]) -> np.ndarray | None:
