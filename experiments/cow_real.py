@@ -26,12 +26,14 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
+from experiments.commands import errors_on_one_line
 from jaxmark.core.geometry import apply_affine
 from jaxmark.core.pose import true_pose
 from jaxmark.data.frame import prepare_scan
 from jaxmark.data.landmarks import Landmarks, write_mrk_json
 from jaxmark.data.scans import read_scan, write_scan
 from jaxmark.inference.model import TrainedModel
+from jaxmark.inference.packed import folder_of
 from jaxmark.methods.coarse_to_fine import CoarseToFine
 from jaxmark.methods.method import Prediction
 from jaxmark.system.devices import local_mesh
@@ -148,18 +150,25 @@ def residuals(model: TrainedModel, known: Landmarks) -> list[float]:
 def main() -> None:
     """Print a line a scan, and the errors of all."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--checkpoint", type=Path, required=True, help="work dir of the model")
+    parser.add_argument("--checkpoint", required=True, help="work dir of the model, or packed")
     parser.add_argument("--folder", type=Path, required=True, help="see the module's text")
     parser.add_argument("--output", type=Path, required=True, help="gets scans and predictions")
     parser.add_argument("--posed", action="store_true", help="see the module's text")
     options = parser.parse_args()
+    with errors_on_one_line():
+        evaluate(options)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """What `main` prints; InputError for a folder or model that can't be read."""
+    workdir = folder_of(options.checkpoint)
+    experiment = get_config(str(workdir))
     scans = options.output / "scans"
     known = dict(cases(options.folder, scans))
     for name, points in known.items():
         write_mrk_json(options.output / "known" / f"{name}.mrk.json", points)
-    experiment = get_config(str(options.checkpoint))
-    predict_batch(experiment, options.checkpoint, scans, options.output / "predictions")
-    model = load_model(options.checkpoint, experiment)
+    predict_batch(experiment, workdir, scans, options.output / "predictions")
+    model = load_model(workdir, experiment)
     print("scan, points, hidden of these, median mm, largest mm (its landmark), doubts")
     every: list[float] = []
     shape_alone: list[float] = []
