@@ -130,9 +130,10 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def restart_early(argv: Sequence[str]) -> None:
-    """Start again with huge pages, if it is clear that there is but a CPU.
+    """Start again with huge pages where a CPU is the only device that JAX can find.
 
-    Before the experiment and JAX are imported, which takes two seconds. Else `_main` does.
+    This comes before the experiment and JAX are imported, which takes two seconds. Where there may
+    be another device, `_main` asks JAX and starts again later.
     """
     early = flags.FlagValues()
     early.set_gnu_getopt()

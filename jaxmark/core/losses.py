@@ -57,7 +57,8 @@ def weighted_heatmap_loss(
         return _masked_mean((weight * (heatmaps - target) ** 2).sum((1, 2, 3)), known)
 
     voxels = prediction[0, ..., 0].size
-    return _sum_of_slabs(part, prediction, landmarks_ijk, head, slab_voxels) / voxels
+    by_slab = _of_heatmaps(part, landmarks_ijk, head)
+    return sum_slabs(by_slab, prediction, voxels=slab_voxels) / voxels
 
 
 def balanced_heatmap_loss(
@@ -90,7 +91,8 @@ def balanced_heatmap_loss(
         foreground = jnp.where(inside, error, 0.0).sum((1, 2, 3))
         return error.sum((1, 2, 3)), foreground, inside.sum((1, 2, 3))
 
-    parts = _over_slabs(sums, prediction, landmarks_ijk, head, slab_voxels)
+    by_slab = _of_heatmaps(sums, landmarks_ijk, head)
+    parts = map_slabs(by_slab, prediction, voxels=slab_voxels)
     total, foreground, count = (part.sum(0).astype(jnp.float32) for part in parts)
     voxels = prediction[0, ..., 0].size
     # Without a foreground its weight has nothing to weigh.
@@ -129,7 +131,8 @@ def heatmap_cross_entropy(
         expected = (target * heatmaps).sum((1, 2, 3))
         return expected, target.sum((1, 2, 3)), logsumexp(heatmaps, axis=(1, 2, 3))
 
-    expected, mass, log_sums = _over_slabs(sums, logits, landmarks_ijk, head, slab_voxels)
+    by_slab = _of_heatmaps(sums, landmarks_ijk, head)
+    expected, mass, log_sums = map_slabs(by_slab, logits, voxels=slab_voxels)
     expected = expected.sum(0) / jnp.maximum(mass.sum(0), 1e-6)
     last = jnp.asarray(logits.shape[1:4], jnp.float32) - 0.5
     inside = ((landmarks_ijk >= -0.5) & (landmarks_ijk <= last)).all(-1)
@@ -184,7 +187,8 @@ def exponential_heatmap_loss(
         return _masked_mean((weight * (maps - truth) ** 2).sum((1, 2, 3)), known)
 
     voxels = prediction[0, ..., 0].size
-    return _sum_of_slabs(part, prediction, landmarks_ijk, head, slab_voxels) / voxels
+    by_slab = _of_heatmaps(part, landmarks_ijk, head)
+    return sum_slabs(by_slab, prediction, voxels=slab_voxels) / voxels
 
 
 def distance_loss(predicted: Array, true: Array, present: Array) -> Array:
@@ -342,30 +346,6 @@ def orientation_loss(
 
     total = sum_slabs(part, prediction, voxels=slab_voxels)
     return total / jnp.maximum(inside.sum(), 1)
-
-
-def _over_slabs(
-    sums: Callable[[Array, Array], Any],
-    prediction: Array,
-    landmarks_ijk: Array,
-    head: Head | None,
-    slab_voxels: int,
-) -> Any:
-    """`sums(heatmaps, points)` of every slab, stacked; points are in voxels of the slab."""
-    one = _of_heatmaps(sums, landmarks_ijk, head)
-    return map_slabs(one, prediction, voxels=slab_voxels)
-
-
-def _sum_of_slabs(
-    part: Callable[[Array, Array], Array],
-    prediction: Array,
-    landmarks_ijk: Array,
-    head: Head | None,
-    slab_voxels: int,
-) -> Array:
-    """The sum of `part(heatmaps, points)`, a number, of all slabs, as in `_over_slabs`."""
-    one = _of_heatmaps(part, landmarks_ijk, head)
-    return sum_slabs(one, prediction, voxels=slab_voxels)
 
 
 def _of_heatmaps(

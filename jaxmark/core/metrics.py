@@ -234,7 +234,7 @@ def presence(probability: np.ndarray, present: np.ndarray, absent: np.ndarray) -
     `brier_base` (that of stating the overall share every time), `auc` (None where one of the two
     states does not occur), and `bins`: rows of `n`, mean `stated` and `observed` share, by tenths.
     """
-    from scipy import stats  # takes half a second, which no start should
+    from scipy import stats  # half a second, so only where it is needed
 
     known = (present | absent) & np.isfinite(probability)
     p, y = probability[known], present[known].astype(float)

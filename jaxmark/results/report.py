@@ -239,7 +239,7 @@ def _by_radius(kept: Mapping[str, Any], points: Points) -> str:
 
 def _learned(summary: Mapping[str, Any], learned: Mapping[str, Mapping[str, float]]) -> str:
     """Numbers that a method learned of each landmark, beside how well it finds it."""
-    from scipy.stats import spearmanr  # takes half a second, which no start should
+    from scipy.stats import spearmanr  # half a second, so only where it is needed
 
     if not learned:
         return ""

@@ -38,7 +38,7 @@ def restart_with_huge_pages() -> None:
 
 
 def nothing_but_a_cpu() -> bool:
-    """Whether JAX can find no other device here, as far as that is known without importing it."""
+    """Whether JAX can find no device but a CPU. Known without importing JAX; False if in doubt."""
     if platforms := os.environ.get("JAX_PLATFORMS"):
         return platforms == "cpu"
     if os.environ.get("PJRT_NAMES_AND_LIBRARY_PATHS") or entry_points(group="jax_plugins"):

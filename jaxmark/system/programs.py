@@ -1,9 +1,9 @@
 """Compiled programs that are kept from one command to the next, which need not compile them again.
 
-JAX keeps them (its persistent compilation cache); what it leaves open is done here. Its names of
-programs say nothing of a CPU's instructions, so each CPU has a folder of its own. It writes files
-in place, and a command that is killed meanwhile leaves half of one: so each command signs what it
-leaves, and begins by deleting what is not signed.
+JAX's persistent compilation cache keeps them. Two things are added here. Its keys do not hold a
+CPU's instruction set, so each kind of CPU has its own folder. It writes files in place, so a killed
+command may leave half of one: each command stores digests of the programs when it ends, and deletes
+those without a matching digest when it starts.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ def keep() -> Path | None:
         return None
     jax.config.update(_FOLDER, str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_S)
-    # A program that can't be kept, or read, is compiled: that is no news.
+    # Without a kept program it is compiled as before, so nobody needs JAX's warning.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
     return folder
 
