@@ -44,6 +44,8 @@ class Row:
     homes: Mapping[str, Path]
     # Further arguments of `jaxmark.main`, as in "--config.train.batch=4".
     overrides: Sequence[str] = ()
+    # What trains it, which takes the arguments of `jaxmark.main`; empty: that.
+    program: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def is_done(home: Path) -> bool:
 def training(row: Row, seed: str) -> list[str]:
     """Arguments of Python that train, evaluate and report a row with one of its seeds."""
     chosen = [f"--workdir={row.homes[seed]}", f"--config={row.config}", f"--config.seed={seed}"]
-    return [*JAXMARK, *chosen, *row.overrides]
+    return [*(row.program or JAXMARK), *chosen, *row.overrides]
 
 
 def logged(

@@ -3,6 +3,7 @@
 What is finished is not done again, and a row that was stopped continues.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ from experiments.rows import Row, train_and_compare
 from jaxmark.config import Experiment
 from jaxmark.results.compare import Published, as_text, write_comparison
 from jaxmark.results.compare import Row as Compared
+from jaxmark.results.compare import Table as Lines
+
+# Rows as they were trained, and compared -> tables, and lines of words.
+Beside = Callable[[Sequence[Row], Sequence[Compared]], tuple[Sequence[Lines], Sequence[str]]]
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Table:
     note: str
     published: Mapping[str, Published]
     extra: Sequence[str] = ()  # rows that are trained where they are asked for
+    # Row -> what trains it instead of `jaxmark.main`; see `rows.Row`.
+    programs: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     def split(self, preset: str) -> tuple[str, str]:
         """Size and row; ValueError for a preset that does not exist."""
@@ -42,8 +49,9 @@ class Table:
 
     def define_flags(self) -> None:
         """Those that every table has."""
+        usual = "small" if "small" in self.sizes else next(iter(self.sizes))
         flags.DEFINE_enum(
-            "preset", "small", list(self.sizes), "Size of scans and length of training."
+            "preset", usual, list(self.sizes), "Size of scans and length of training."
         )
         flags.DEFINE_list("rows", list(self.rows), "Which rows.")
         flags.DEFINE_list("seeds", ["0"], "Each row is trained with each of these, and averaged.")
@@ -52,7 +60,8 @@ class Table:
     def row(self, size: str, name: str, seeds: Sequence[str], folder: Path, *overrides: str) -> Row:
         """How a row is trained: with each seed in `folder/NAME-SEED`."""
         homes = {seed: folder / f"{name}-{seed}" for seed in seeds}
-        return Row(name, f"experiments/{self.name}.py:{size}/{name}", homes, list(overrides))
+        config, program = f"experiments/{self.name}.py:{size}/{name}", self.programs.get(name, ())
+        return Row(name, config, homes, list(overrides), program)
 
     def run(
         self,
@@ -64,6 +73,7 @@ class Table:
         hidden: Sequence[str] = (),
         overrides: Mapping[str, Sequence[str]] | None = None,
         always: Sequence[str] = (),
+        beside: Beside = lambda rows, found: ([], []),
     ) -> tuple[Path, list[Compared]]:
         """Train the rows that the flags ask for and write the table; its folder, and the rows.
 
@@ -73,6 +83,7 @@ class Table:
           suffix: of the runs' folder.
           more: rows beside those of --rows; `hidden` ones are not to be asked for by it.
           overrides: row -> arguments of `jaxmark.main` for it alone; `always` are for all.
+          beside: makes more tables of the page, and what the tables come to in words.
         """
         values: Any = flags.FLAGS
         with errors_on_one_line():
@@ -91,9 +102,17 @@ class Table:
                 for name in (*values.rows, *more)
             ]
             found = train_and_compare(rows, self.reference)
+            more_tables, words = beside(rows, found)
         page = write_comparison(
-            found, folder, title=title, note=self.note, published=self.published
+            found,
+            folder,
+            title=title,
+            note=self.note,
+            published=self.published,
+            more=more_tables,
+            words=words,
         )
-        print(as_text(found, self.published))
+        print(as_text(found, self.published, more_tables))
+        print("".join(f"{line}\n" for line in words), end="")
         print(f"table: {page}")
         return folder, found

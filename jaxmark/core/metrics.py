@@ -299,6 +299,19 @@ def paired_comparison(
     return result
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P values of several tests, adjusted so that one false alarm among all is as rare as stated.
+
+    Holm's step-down procedure (Scand. J. Statist. 1979).
+    """
+    order = np.argsort(p_values)
+    factors = np.arange(len(p_values), 0, -1)
+    stepped = np.minimum(np.maximum.accumulate(factors * np.asarray(p_values)[order]), 1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = stepped
+    return adjusted.tolist()
+
+
 def _drawn(scans: int, seed: int, samples: int) -> np.ndarray:
     """(samples, scans): how often each scan is drawn, in each of the bootstrap samples."""
     return np.random.default_rng(seed).multinomial(scans, np.full(scans, 1 / scans), size=samples)

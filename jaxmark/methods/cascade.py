@@ -11,6 +11,7 @@ regresses the displacement, S = S_0 + dS. First the one is trained, then the oth
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
@@ -113,6 +114,10 @@ class Cascade:
     # How often the second stage looks, each time around the place that it found before; the paper's
     # outlook: more than once.
     looks: int = setting(1, POSITIVE)
+    # Each look sees eight patches, moved so many voxels both ways along each axis, and takes the
+    # mean of the places that it finds in them; 0: one patch, as in the paper. Ours; training is
+    # the same.
+    shifted: int = setting(0, NOT_NEGATIVE)
     # One network for all landmarks but for its last layer; ours, for few scans and many landmarks.
     shared: bool = False
     # Ours.
@@ -522,14 +527,19 @@ class SecondStage:
     @property
     def stage(self) -> Stage:
         """Another look around what was found; the volume stays on the host."""
-        side = self.settings.patch
+        side, k = self.settings.patch, len(self.task.landmarks)
+        shift = self.settings.shifted
+        # (J, 3) voxels.
+        shifts = np.array(list(itertools.product({-shift, shift}, repeat=3)))
 
         def read(volume: Volume, earlier: Prediction | None) -> HostBatch:
             assert earlier is not None
             found = np.asarray(earlier.positions_ijk["subvoxel"])
-            first = first_voxels(found, side)
+            # (K, J, 3)
+            first = first_voxels(found, side)[:, None] + shifts
+            patches = np.stack([volume.patch(corner, side) for corner in first.reshape(-1, 3)])
             return {
-                "image": np.stack([volume.patch(corner, side) for corner in first])[..., None],
+                "image": patches.reshape(*first.shape[:2], *patches.shape[1:], 1),
                 "first": first.astype(np.float32),
                 "found": found,
                 **{name: np.asarray(earlier.positions_ijk[name]) for name in FIRST},
@@ -539,9 +549,15 @@ class SecondStage:
             }
 
         def run(variables: Variables, arrays: Mapping[str, Array]) -> Prediction:
+            b, j = arrays["image"].shape[0], len(shifts)
+            # (B, K, J, n, n, n, 1) to (K, B J, n, n, n, 1), as if there were more volumes.
             patches = arrays["image"].swapaxes(0, 1).astype(jnp.float32)
+            patches = patches.reshape(k, b * j, *patches.shape[3:])
             in_patch, fine_mm = self.positions(variables.params["fine"], patches)
-            refine, moved = variables.statistics["refine"] > 0, arrays["first"] + in_patch
+            in_patch = in_patch.reshape(b, j, k, 3).swapaxes(1, 2)
+            moved = (arrays["first"] + in_patch).mean(2)
+            fine_mm = fine_mm.reshape(b, j, k).mean(1)
+            refine = variables.statistics["refine"] > 0
             positions = {
                 **{name: arrays[name] for name in FIRST},
                 "subvoxel": jnp.where(refine, moved, arrays["found"]),

@@ -1,6 +1,7 @@
 """Several evaluated runs on the same cases in one table, with what is known of the differences."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -65,6 +66,17 @@ class Row:
     cases: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Pair:
+    """The first row's MRE minus the second's, on the same points."""
+
+    first: str
+    second: str
+    difference: float
+    interval: list[float]  # 95 %
+    p_value: float  # adjusted by `metrics.holm`
+
+
 def compare(rows: Mapping[str, Sequence[Path]], reference: str) -> list[Row]:
     """The work dirs of each method, evaluated already, compared with those of `reference`.
 
@@ -104,6 +116,22 @@ def check_same_points(folder: Path, points: Points, first: Points) -> None:
         raise InputError(folder / "evaluation", problem)
     if not np.array_equal(points.truth_mm, first.truth_mm, equal_nan=True):
         raise InputError(folder / "evaluation", "has other true positions than the first run's")
+
+
+def pairs(rows: Sequence[Row]) -> list[Pair]:
+    """Every two rows compared on the same points, with p values adjusted for so many tests.
+
+    With fewer than two scans nothing can be tested, and there are none.
+    """
+    both = list(itertools.combinations(rows, 2))
+    tests = [metrics.paired_comparison(a.error_mm, b.error_mm, 0) for a, b in both]
+    if any(test["p_value"] is None for test in tests):
+        return []
+    adjusted = metrics.holm([test["p_value"] for test in tests])
+    return [
+        Pair(a.label, b.label, test["difference"], test["interval"], p)
+        for (a, b), test, p in zip(both, tests, adjusted, strict=True)
+    ]
 
 
 def _row(label: str, runs: Sequence[Points], folders: Sequence[Path]) -> Row:
@@ -196,18 +224,24 @@ def write_comparison(
     title: str,
     note: str,
     published: Mapping[str, Published] | None = None,
+    more: Sequence["Table"] = (),
+    words: Sequence[str] = (),
 ) -> Path:
     """Write `index.html` and `table.json` into `folder`, and return the page's path.
 
-    `published` are a paper's figures, label -> figures.
+    `published` are a paper's figures, label -> figures; `more` tables stand behind those of
+    `tables`; `words` are what the tables come to, a line each, before them.
     """
     published = published or {}
     unit = unit_of(rows[0].summary)
     dots = charts.landmark_dots({row.label: row.summary["per_landmark"] for row in rows}, unit)
     sections = [
         (name, table(head, lines, numbers=range(1, len(head))) + f"<p>{escape(meaning)}</p>\n")
-        for name, meaning, head, lines in tables(rows, published)
+        for name, meaning, head, lines in [*tables(rows, published), *more]
     ]
+    if words:
+        lines = "".join(f"<li>{escape(line)}</li>\n" for line in words)
+        sections.insert(0, ("In words", f"<ul>{lines}</ul>\n"))
     sections.append(("Landmarks", chart(dots, "Mean radial error of each landmark by method")))
     write_text_atomic(folder / "index.html", page(title, escape(note), "", sections))
     tree = [
@@ -257,6 +291,21 @@ def _figures(rows: Sequence[Row]) -> Table:
         "SD: of the scans' means. Confusion: points nearer to another landmark than to theirs."
     )
     return "Methods", meaning, head, lines
+
+
+def pairs_table(found: Sequence[Pair], labels: Sequence[str], unit: str) -> Table:
+    """Each row's MRE minus each column's; in brackets p, adjusted for all pairs."""
+    cells = {}
+    for pair in found:
+        p = p_value(pair.p_value)
+        cells[pair.first, pair.second] = f"{mm(pair.difference)} ({p})"
+        cells[pair.second, pair.first] = f"{mm(-pair.difference)} ({p})"
+    lines = [[row, *(cells.get((row, column), "") for column in labels)] for row in labels]
+    meaning = (
+        f"Row's MRE minus column's, {unit}, on the same points. In brackets p of Wilcoxon's "
+        "signed-rank test on scans' means, adjusted for all pairs (Holm)."
+    )
+    return "All pairs", meaning, ["", *labels], lines
 
 
 def _differences(rows: Sequence[Row]) -> Table:
@@ -361,10 +410,14 @@ def _published(rows: Sequence[Row], published: Mapping[str, Published]) -> Table
     return "Published", "Of the paper, on its own data.", head, lines
 
 
-def as_text(rows: Sequence[Row], published: Mapping[str, Published] | None = None) -> str:
-    """The tables for a terminal, in Markdown."""
+def as_text(
+    rows: Sequence[Row],
+    published: Mapping[str, Published] | None = None,
+    more: Sequence[Table] = (),
+) -> str:
+    """The tables for a terminal, in Markdown; `more` as in `write_comparison`."""
     text = []
-    for name, _, head, lines in tables(rows, published or {}):
+    for name, _, head, lines in [*tables(rows, published or {}), *more]:
         marked = (head, ["---"] * len(head), *lines)
         text += [f"{name}:", "", *("| " + " | ".join(line) + " |" for line in marked), ""]
     return "\n".join(text)

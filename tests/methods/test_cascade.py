@@ -365,6 +365,41 @@ def test_a_case_without_any_landmark_teaches_the_second_stage_nothing(tmp_path, 
     assert value == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(slope))
 
 
+def test_shifted_patches_are_averaged(tmp_path):
+    (case,) = cases(tmp_path, count=1)
+    one = SecondStage(dataclasses.replace(SMALL, reach_mm=2.0), TASK)
+    eight = SecondStage(dataclasses.replace(SMALL, reach_mm=2.0, shifted=1), TASK)
+    params = one.init(jax.random.key(0))
+    # The last layer starts at zero, and would move nothing.
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), params)
+    # Not so much that the hyperbolic tangent is at its end.
+    last = jax.tree.map(lambda x: 0.1 * x, params["params"]["last"])
+    params = {"params": {**params["params"], "last": last}}
+    variables = Variables(params={"fine": params}, statistics={"refine": 1.0})
+    found = (case.landmarks_ijk + 0.7).astype(np.float32)
+    places = {name: found for name in ("stage1", "stage1_subvoxel", "subvoxel")}
+    zeros = np.zeros(2, np.float32)
+    earlier = Prediction(places, zeros, zeros, spread_mm=zeros)
+
+    def said(stage):
+        arrays = stage.read(case.volume, earlier)
+        batch = {name: np.stack([array] * 2) for name, array in arrays.items()}
+        return np.asarray(stage.run(variables, batch).positions_ijk["subvoxel"])
+
+    first = first_voxels(found, SMALL.patch)
+    by_hand = []
+    for shift in np.ndindex(2, 2, 2):
+        corners = first + 2 * np.array(shift) - 1
+        patches = np.stack([case.volume.patch(corner, SMALL.patch) for corner in corners])
+        inside, _ = one.positions(params, patches[:, None, ..., None].astype(np.float32))
+        by_hand.append(corners + np.asarray(inside)[0])
+    expected = np.mean(by_hand, axis=0)
+    assert abs(expected - found).max() > 0.05
+    np.testing.assert_allclose(said(eight.stage), np.stack([expected] * 2), atol=1e-4)
+    assert abs(said(one.stage) - expected).max() > 1e-3
+
+
 def test_the_first_stage_may_know_where_it_looks(tmp_path):
     (case,) = cases(tmp_path, 1)
     settings = dataclasses.replace(SMALL, coordinates=True, head=4)

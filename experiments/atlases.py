@@ -1,0 +1,200 @@
+"""Landmarks without learning: those of the training cases, carried over by registration.
+
+    python -m experiments.atlases --config=experiments/compare.py:small/Atlases --workdir=WORKDIR
+
+The cohort is prepared as for training, so scans are brought together as `config.data.register`
+says. Then each atlas, a training case with its landmarks, is bent onto the scan (a cubic B-spline
+of free-form deformation, Rueckert et al., IEEE TMI 1999, fitted by SimpleITK to the normalised
+correlation of intensities), and the landmark is at the median of where the atlases put it. The work
+dir then holds predictions, evaluation and report as that of a trained network does: radii are
+calibrated on the validation cases, by how far the atlases disagree.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+import SimpleITK as sitk
+from absl import app, flags, logging
+from jax import Array
+from ml_collections import config_flags
+
+from experiments.commands import check_no_arguments, errors_on_one_line
+from jaxmark.bounds import POSITIVE, Problem, setting, volumes_only
+from jaxmark.config import SCHEMA_VERSION, from_json, validate
+from jaxmark.data.cases import PreparedCase
+from jaxmark.inference.predictor import Found
+from jaxmark.methods.method import Method, Need, Prediction, State, Task, Variables
+from jaxmark.registry import METHODS, PHANTOMS
+from jaxmark.system.files import read_json
+from jaxmark.system.parallel import parallel, worker_pool
+from jaxmark.workflow import Run, evaluate, owned, predict, prepare, report
+
+
+@dataclasses.dataclass
+class Atlases:
+    """Settings of the row without learning."""
+
+    # Training cases that are bent onto each scan, evenly spread over the sorted ones.
+    atlases: int = setting(5, POSITIVE)
+    # Between the nodes of the deformation.
+    mesh_mm: float = setting(20.0, POSITIVE)
+    iterations: int = setting(40, POSITIVE)
+
+    decoders: ClassVar[tuple[str, ...]] = ("subvoxel",)
+    metrics: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """See `Settings`."""
+        return frozenset()
+
+    def misfits(self, task: Task) -> Iterator[Problem]:
+        """See `Settings`."""
+        yield from volumes_only(task.crop)
+
+    def build(self, task: Task) -> Method:
+        """A method that has nothing to train and no network: see `AtlasRun`."""
+
+        def init(key: Array) -> State:
+            return State(step=jnp.zeros((), jnp.int32), params={}, optimizer={})
+
+        return Method(init=init, phases=(), stages=())
+
+
+@dataclasses.dataclass(frozen=True)
+class AtlasRun(Run):
+    """A run whose predictions come from registration."""
+
+    def variables(self) -> tuple[int, Variables]:
+        """There are none."""
+        return 0, Variables({})
+
+    def find(
+        self, variables: Variables, cases: Sequence[PreparedCase], what: str
+    ) -> Iterator[Found]:
+        """Each atlas bent onto each case; in processes, with a progress bar called `what`."""
+        settings = self.experiment.method
+        training = self.prepared.split("train")
+        chosen = np.linspace(0, len(training) - 1, min(settings.atlases, len(training)))
+        atlases = [training[i] for i in np.rint(chosen).astype(int)]
+        carry = functools.partial(
+            carried, atlases=atlases, spacing_mm=self.experiment.data.spacing_mm, settings=settings
+        )
+        with worker_pool(self.experiment.data.workers, len(cases)) as pool:
+            found = parallel(pool, carry, cases, what)
+        return (
+            Found(case.volume, prediction) for case, prediction in zip(cases, found, strict=True)
+        )
+
+
+def open_run(workdir: Path) -> Run:
+    """A run in its work dir, of this kind or trained."""
+    path, kinds = workdir / "config.json", {**METHODS, **PHANTOMS, "Atlases": Atlases}
+    experiment = from_json(read_json(path, SCHEMA_VERSION), kinds, path)
+    # What is to be known of the cohort was printed when the row was trained.
+    with contextlib.redirect_stdout(io.StringIO()):
+        run = prepare(experiment, workdir)
+    return as_atlases(run) if isinstance(run.experiment.method, Atlases) else run
+
+
+def as_atlases(run: Run) -> AtlasRun:
+    """The same with predictions by registration."""
+    fields: Iterable[dataclasses.Field[Any]] = dataclasses.fields(Run)
+    return AtlasRun(**{f.name: getattr(run, f.name) for f in fields})
+
+
+def carried(
+    case: PreparedCase,
+    atlases: Sequence[PreparedCase],
+    spacing_mm: Sequence[float],
+    settings: Atlases,
+) -> Prediction:
+    """Median over the atlases of their landmarks in the case, in voxels of the prepared volume."""
+    image = case.image()
+    places, agreement = [], []
+    for atlas in atlases:
+        bend, correlation = fitted(atlas.image(), image, spacing_mm, settings)
+        points_mm = np.nan_to_num(atlas.landmarks_ijk) * spacing_mm
+        moved = np.array([bend.TransformPoint(point) for point in points_mm.tolist()])
+        places.append(np.where(atlas.present[:, None], moved / spacing_mm, np.nan))
+        agreement.append(correlation)
+    known = np.stack(places)  # (atlases, K, 3)
+    middle, spread_mm = consensus(known, spacing_mm)
+    score = np.full(len(middle), float(np.median(agreement)))
+    return Prediction(
+        positions_ijk={"subvoxel": middle.astype(np.float32)},  # type: ignore[dict-item]
+        score=score,  # type: ignore[arg-type]
+        evidence=score,  # type: ignore[arg-type]
+        spread_mm=spread_mm,  # type: ignore[arg-type]
+    )
+
+
+def consensus(places: np.ndarray, spacing_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Median (K, 3) of places (A, K, 3), NaN where an atlas lacks the landmark; its spread (K,) mm.
+
+    A landmark that no atlas has is at the middle of the others, with a spread of 0: nothing is
+    evaluated there.
+    """
+    seen = np.isfinite(places).all(-1).any(0)
+    middle = np.zeros(places.shape[1:])
+    middle[seen] = np.nanmedian(places[:, seen], axis=0)
+    middle[~seen] = middle[seen].mean(0)
+    away_mm = np.linalg.norm((places - middle) * spacing_mm, axis=-1)
+    spread_mm = np.zeros(len(middle))
+    spread_mm[seen] = np.sqrt(np.nanmean(away_mm[:, seen] ** 2, axis=0))
+    return middle, spread_mm
+
+
+def fitted(
+    atlas: np.ndarray, case: np.ndarray, spacing_mm: Sequence[float], settings: Atlases
+) -> tuple[sitk.Transform, float]:
+    """The map from places in the atlas to places in the case, in mm; and their correlation."""
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    fixed, moving = (_image(voxels, spacing_mm) for voxels in (atlas, case))
+    extent_mm = np.multiply(atlas.shape, spacing_mm)
+    mesh = np.maximum(np.rint(extent_mm / settings.mesh_mm), 1).astype(int).tolist()
+    bend = sitk.BSplineTransformInitializer(fixed, mesh)
+    fit = sitk.ImageRegistrationMethod()
+    fit.SetMetricAsCorrelation()
+    fit.SetMetricSamplingStrategy(fit.RANDOM)
+    fit.SetMetricSamplingPercentagePerLevel([0.5, 0.2], seed=1)
+    fit.SetInterpolator(sitk.sitkLinear)
+    fit.SetShrinkFactorsPerLevel([2, 1])
+    fit.SetSmoothingSigmasPerLevel([2 * max(spacing_mm), max(spacing_mm)])
+    fit.SetOptimizerAsLBFGSB(numberOfIterations=settings.iterations)
+    fit.SetInitialTransform(bend, inPlace=True)
+    fit.Execute(fixed, moving)
+    return bend, -float(fit.GetMetricValue())
+
+
+def _image(voxels: np.ndarray, spacing_mm: Sequence[float]) -> sitk.Image:
+    image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.T, np.float32))
+    image.SetSpacing([float(mm) for mm in spacing_mm])
+    return image
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prepare, carry landmarks over, evaluate and report, as `jaxmark.main` does."""
+    logging.set_verbosity(logging.FATAL)
+    values: Any = flags.FLAGS
+    with errors_on_one_line():
+        check_no_arguments(argv)
+        workdir = Path(values.workdir)
+        with owned(workdir):
+            run = as_atlases(prepare(validate(values.config), workdir))
+            predict(run)
+            evaluate(run)
+            report(run)
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    app.run(main)
