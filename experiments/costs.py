@@ -1,32 +1,31 @@
 """What a trained work dir costs: parameters, memory, seconds a step, minutes to an error.
 
-Times of training are those that its log holds, so they are of the machine and of what else it did.
-The log has no time of validation and compilation: minutes here are those of steps alone.
+Steps and predictions are timed here, when the runs that are compared are all trained: so rows
+differ by what they compute, not by what else the machine did while they were trained. Minutes of
+training are those of steps alone, without validation and compilation.
 """
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
 from experiments.benchmarks.contenders import bytes_at_once
-from jaxmark.config import Train
 from jaxmark.data.pipeline import CASE
 from jaxmark.methods.method import Batch, Phase
 from jaxmark.system.devices import put_batch
 from jaxmark.system.files import read_json, write_json
-from jaxmark.training.records import METRICS, SPEED, read_records
-from jaxmark.training.sharding import sharded_step
-from jaxmark.training.streams import Streams, batch_size
+from jaxmark.training.records import METRICS, read_records
+from jaxmark.training.sharding import sharded_init, sharded_step
+from jaxmark.training.streams import Streams
 from jaxmark.workflow import Run
 
 FILE = "costs.json"
 SCHEMA_VERSION = 1
-# Predictions are timed so often, after one that compiles.
+# Predictions are timed so often, after one that compiles; steps so often, and for so long.
 _TIMED = 3
+_TIMED_STEPS, _MOST_STEPS, _LEAST_S = 5, 50, 3.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +33,8 @@ class Costs:
     """Of one run; registration has no steps and no parameters."""
 
     parameters: int
-    # Of the steps of all phases, and of each step, the phases' medians.
-    minutes: float
-    step_s: tuple[float, ...]
+    minutes: float  # of all steps
+    step_s: tuple[float, ...]  # of each phase
     # What the largest step needs at once: weights, optimiser, batch and all between, by the
     # compiler's count.
     step_bytes: int | None
@@ -58,22 +56,20 @@ def of_run(run: Run) -> Costs:
         validations = tuple((minutes, mm) for minutes, mm in tree.pop("validations"))
         return Costs(step_s=tuple(tree.pop("step_s")), validations=validations, **tree)
     _, variables = run.variables()
-    phases, settings = run.method.phases, run.experiment.train
-    pace = paces(read_records(run.workdir / SPEED), phases, settings)
-    # Seconds of steps until each line of the log.
-    clock = np.cumsum([steps * step_s for _, _, steps, step_s in pace])
-    ends = [step for _, step, _, _ in pace]
+    phases = run.method.phases
+    steps = [timed_steps(run, phase) for phase in phases]
+    step_s = tuple(seconds for seconds, _ in steps)
+    # Minutes of steps until the end of each phase.
+    ends = np.cumsum([0, *(phase.steps for phase in phases)])
+    clock = np.cumsum([0, *(p.steps * s for p, s in zip(phases, step_s, strict=True))]) / 60
     costs = Costs(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(variables.params)),
-        minutes=float(clock[-1]) / 60 if pace else 0.0,
-        step_s=tuple(
-            float(np.median([line[3] for line in pace if line[0] == phase.name]))
-            for phase in phases
-        ),
-        step_bytes=max((step_bytes(run, phase) for phase in phases), default=None),
+        minutes=float(clock[-1]),
+        step_s=step_s,
+        step_bytes=max((size for _, size in steps), default=None),
         volumes_per_s=volumes_per_s(run),
         validations=tuple(
-            (float(np.interp(record["step"], ends, clock)) / 60, float(record["mre_mm"]))
+            (float(np.interp(record["step"], ends, clock)), float(record["mre_mm"]))
             for record in read_records(run.workdir / METRICS)
             if record["kind"] == "validation"
         ),
@@ -82,29 +78,24 @@ def of_run(run: Run) -> Costs:
     return costs
 
 
-def paces(
-    records: Sequence[Mapping[str, Any]], phases: Sequence[Phase], settings: Train
-) -> list[tuple[str, int, int, float]]:
-    """Of each line of the log of speed: phase, its last step, how many steps, seconds of each."""
-    batch = {phase.name: batch_size(phase, settings) for phase in phases}
-    steps = [0, *(int(record["step"]) for record in records)]
-    return [
-        (name, step, step - before, batch[name] / float(record["volumes_per_s"]))
-        for record, before, step in zip(records, steps, steps[1:], strict=False)
-        for name in [str(record["phase"])]
-    ]
+def timed_steps(run: Run, phase: Phase) -> tuple[float, int]:
+    """Seconds of a warm step of a phase, the median of some; and the bytes that it needs at once.
 
-
-def step_bytes(run: Run, phase: Phase) -> int:
-    """What a step of the phase needs at once, by the compiler's count."""
-    cases = run.prepared.split("train")
+    From the state that training starts with, on batches as training has them, which lie ready.
+    """
+    cases, key = run.prepared.split("train"), jax.random.key(0)
+    state = sharded_init(run.method.init, run.mesh)(key)
     with Streams(run.method.phases, cases, run.experiment, {}) as streams:
         host = next(streams.of(phase))
     host.pop(CASE)
-    state = jax.eval_shape(run.method.init, jax.random.key(0))
     batch = Batch(**put_batch(run.mesh, host))
-    step = sharded_step(phase.step, run.mesh).lower(state, batch, jax.random.key(0))
-    return bytes_at_once(step.compile())
+    step = sharded_step(phase.step, run.mesh).lower(state, batch, key).compile()
+    seconds: list[float] = []
+    while len(seconds) <= _TIMED_STEPS or (sum(seconds) < _LEAST_S and len(seconds) < _MOST_STEPS):
+        begin = time.perf_counter()
+        state, _ = jax.block_until_ready(step(state, batch, key))
+        seconds.append(time.perf_counter() - begin)
+    return float(np.median(seconds[1:])), bytes_at_once(step)
 
 
 def volumes_per_s(run: Run) -> float:
