@@ -23,7 +23,10 @@ from PIL import Image
 _FLAGS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars")
 _FLAGS += ("--disable-background-networking", "--disable-component-update", "--no-first-run")
 # Nothing can be looked up: a page that tries to fetch something fails, and says so.
-_FLAGS += ("--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1", "--force-device-scale-factor=1")
+_FLAGS += (
+    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
+    "--force-device-scale-factor=1",
+)
 WITH_WEBGL = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 WITHOUT_WEBGL = ("--disable-gpu", "--disable-webgl", "--disable-3d-apis")
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
@@ -42,7 +45,7 @@ class Browser:
         """What a script returns."""
         return self._send("POST", "execute/sync", script=script, args=list(arguments))
 
-    def wait(self, script, seconds=40.0):
+    def wait(self, script, seconds=120.0):
         """Until a script returns something true; that."""
         end = time.monotonic() + seconds
         while not (found := self.run(script)):
@@ -55,7 +58,9 @@ class Browser:
         self._send("POST", f"element/{found[_ELEMENT]}/click")
 
     def texts(self, selector):
-        script = "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent.trim())"
+        script = (
+            "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent.trim())"
+        )
         return self.run(script, selector)
 
     def seen(self, selector):

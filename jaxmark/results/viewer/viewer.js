@@ -164,6 +164,9 @@
       row.onclick = () => choose(k);
       return row;
     }));
+    const columns = at("landmarks").closest("table").classList;
+    columns.toggle("no-radius", shown.landmarks.every((each) => each.radius_mm === null));
+    columns.toggle("no-presence", shown.landmarks.every((each) => each.presence === null));
     chosen = -1;
     choose(order[0]);
   }
@@ -273,8 +276,10 @@
     };
   }
 
-  function crosshair(pen, { x, y }, [left, top, width, height]) {
+  function crosshair(pen, place, [left, top, width, height]) {
     const ratio = canvas.width / canvas.clientWidth, gap = 10 * ratio;
+    // Between pixels a line would be two, and pale.
+    const [x, y] = [Math.floor(place.x) + 0.5, Math.floor(place.y) + 0.5];
     pen.strokeStyle = CROSSHAIR;
     pen.lineWidth = ratio;
     pen.beginPath();
