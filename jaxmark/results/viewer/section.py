@@ -157,7 +157,8 @@ _HTML = """<p id="viewer-problem" class="viewer-note" hidden></p>
 <p id="viewer-doubts" class="viewer-note"></p>
 <div class="viewer-body">
 <div class="viewer-stage">
-<canvas id="viewer-canvas"></canvas><canvas id="viewer-marks"></canvas>
+<canvas id="viewer-canvas" aria-label="Slices and projection of the scan"></canvas>
+<canvas id="viewer-marks" aria-hidden="true"></canvas>
 </div>
 <div class="viewer-list"><table>
 <thead><tr><th>landmark</th><th class="n">error<br>(mm)</th><th class="n">radius<br>(mm)</th>
@@ -166,13 +167,14 @@ _HTML = """<p id="viewer-problem" class="viewer-note" hidden></p>
 </table></div>
 </div>
 <p id="viewer-place" class="viewer-note viewer-place" role="status"></p>
-<p class="viewer-note">Left of the axial and coronal pictures is the patient’s right; the face is at
-the top of the axial and on the left of the sagittal one. Slices lie along the prepared volume,
-positions are of the scan. A landmark of the list moves the crosshair to its true place; again, to
-the predicted one, around which the circle of the stated radius is. Marks are full in their slice,
-faint up to three voxels away; those of the chosen landmark are always there. Drag with the left
-button to move, in the MIP to turn; with the right button for brightness and contrast; double-click
-for the first ones. Click a picture, then the wheel goes through the slices.</p>
+<p class="viewer-note"><strong>Left of the axial and coronal pictures is the patient’s
+right.</strong> The face is at the top of the axial and on the left of the sagittal one. Slices lie
+along the prepared volume; positions are of the scan.</p>
+<p class="viewer-note">A landmark of the list moves the crosshair to its true place, and when chosen
+again to the predicted one, around which the stated radius is. Marks in a slice are full, up to
+three voxels away faint; those of the chosen landmark are always there, as rings where they are
+farther away. Left button: crosshair; in the MIP it turns. Right button: contrast and brightness.
+Double-click: contrast as at first. Wheel, after a click: through the slices.</p>
 <details class="viewer-note"><summary>Shown by NiiVue {version}: licences</summary>
 <pre>{licences}</pre></details>
 </div>

@@ -8,7 +8,9 @@
 
 (async () => {
   const AXIAL = 0, CORONAL = 1, SAGITTAL = 2, MULTIPLANAR = 3, RENDER = 4;
-  const VIEWS = { all: MULTIPLANAR, axial: AXIAL, coronal: CORONAL, sagittal: SAGITTAL, mip: RENDER };
+  const VIEWS = {
+    all: MULTIPLANAR, axial: AXIAL, coronal: CORONAL, sagittal: SAGITTAL, mip: RENDER,
+  };
   // Of "view": across the picture, up it, and through it.
   const AXES = { [AXIAL]: [0, 1, 2], [CORONAL]: [0, 2, 1], [SAGITTAL]: [1, 2, 0] };
   // Voxels from a slice beyond which a mark is not drawn.
@@ -71,7 +73,7 @@
       logLevel: "silent", loadingText: "", dragAndDropEnabled: false, scrollRequiresFocus: true,
       viewModeHotKey: "", clipPlaneHotKey: "", cycleClipPlaneHotKey: "",
       // This file draws its own, which is thin, and open where the mark is.
-      crosshairWidth: 0,
+      crosshairWidth: 0, isOrientCube: true,
       backColor: [0, 0, 0, 1], fontColor: [1, 0.82, 0.4, 1], fontMinPx: 14,
       isRadiologicalConvention: true, sagittalNoseLeft: true, isSliceMM: true,
       showAllOrientationMarkers: true, multiplanarLayout: 2, multiplanarShowRender: 1,
@@ -94,7 +96,8 @@
     };
     nv.onLocationChange = tellPlace;
     data.cases.forEach((known, n) => at("case").add(new Option(known.title, n)));
-    at("case").onchange = (event) => show(Number(event.target.value)).catch((e) => refuse(e.message));
+    at("case").onchange = ({ target }) =>
+      show(Number(target.value)).catch((error) => refuse(error.message));
     at("view").onchange = (event) => nv.setSliceType(VIEWS[event.target.value]);
     at("zoom").oninput = zoom;
     for (const id of ["truth", "predicted", "radii"]) at(id).onchange = () => nv.drawScene();
@@ -217,9 +220,13 @@
 
   function tellPlace() {
     if (!shown) return;
-    const place = toScan(nv.frac2mm(nv.scene.crosshairPos)).map((value) => value.toFixed(1));
-    const row = at("landmarks").querySelector(".chosen");
-    const name = row ? `${shown.landmarks[chosen].name} (${row.dataset.place}); ` : "";
+    const here = nv.frac2mm(nv.scene.crosshairPos);
+    const place = toScan(here).map((value) => value.toFixed(1));
+    const row = at("landmarks").querySelector(".chosen"), landmark = shown.landmarks[chosen];
+    const marked = row && toView(landmark[row.dataset.place]);
+    // A click in a picture moves the crosshair away from the chosen landmark.
+    const isThere = marked && marked.every((mm, axis) => Math.abs(mm - here[axis]) < 0.05);
+    const name = isThere ? `${landmark.name} (${row.dataset.place}); ` : "";
     at("place").textContent =
       `${name}crosshair at ${place.join(", ").replaceAll("-", "−")} mm (LPS of the scan)`;
   }
@@ -238,10 +245,10 @@
       pen.clip();
       const place = tile.axCorSag === RENDER ? inRendering(tile) : inSlice(tile);
       crosshair(pen, place(nv.frac2mm(nv.scene.crosshairPos)), tile.leftTopWidthHeight);
-      const marked = (landmark, isChosen) => mark(pen, (ijk) => place(toView(ijk)), landmark, isChosen);
+      const ofVoxels = (ijk) => place(toView(ijk));
       // The chosen one last: above the others.
-      shown.landmarks.forEach((landmark, k) => k === chosen || marked(landmark, false));
-      if (chosen >= 0) marked(shown.landmarks[chosen], true);
+      shown.landmarks.forEach((each, k) => k === chosen || mark(pen, ofVoxels, each, false));
+      if (chosen >= 0) mark(pen, ofVoxels, shown.landmarks[chosen], true);
       pen.restore();
     }
   }
@@ -263,9 +270,9 @@
   }
 
   function inRendering(tile) {
-    const [left, top, width, height] = tile.leftTopWidthHeight;
+    const box = tile.leftTopWidthHeight, [left, top, width, height] = box;
     const { renderAzimuth, renderElevation } = nv.scene;
-    const [m] = nv.calculateMvpMatrix(null, [left, top, width, height], renderAzimuth, renderElevation);
+    const [m] = nv.calculateMvpMatrix(null, box, renderAzimuth, renderElevation);
     const scale = (Math.hypot(m[0], m[4], m[8]) * width) / 2;
     return ([x, y, z]) => {
       return {
@@ -300,7 +307,8 @@
     if (at("radii").checked && landmark.radius_mm !== null) {
       // A sphere is cut by the slice.
       const radius = Math.sqrt(Math.max(0, landmark.radius_mm ** 2 - predicted.away ** 2));
-      ring(pen, predicted, radius * predicted.scale, isChosen ? 1 : 0.55, ratio * (isChosen ? 1.6 : 1));
+      const [alpha, width] = isChosen ? [1, 1.6 * ratio] : [0.55, ratio];
+      ring(pen, predicted, radius * predicted.scale, alpha, width);
     }
     if (isChosen && truth && at("predicted").checked) {
       pen.strokeStyle = ERROR;
