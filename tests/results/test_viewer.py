@@ -339,7 +339,7 @@ def test_marks_lie_on_what_they_mark(first, view, side):
     stage = first.seen(".viewer-stage")
     spot = middle(stage.min(axis=2) > 170)
     assert side_of_the_middle(spot, stage) == side
-    # Two voxels are 12 pixels here.
+    # About one voxel.
     assert crosshair(first) == pytest.approx(spot, abs=4)
     near = np.zeros_like(dots)
     x, y = np.round(spot).astype(int)
