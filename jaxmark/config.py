@@ -337,6 +337,9 @@ class Evaluate:
     sdr_thresholds_mm: tuple[float, ...] = (2.0, 3.0, 4.0, 5.0, 6.0)
     # Of pictures, whose errors are given in both units where both are known.
     sdr_thresholds_px: tuple[float, ...] = (2.0, 3.0, 5.0)
+    # The report holds the voxels of the scans that it shows, and a viewer for them. Without, it is
+    # some megabytes smaller and has pictures of them. Pictures (Z = 1) need no viewer.
+    viewer: bool = True
 
 
 @dataclasses.dataclass

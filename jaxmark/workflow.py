@@ -295,9 +295,16 @@ def report(run: Run) -> Path:
     if processes.primary():
         _, cases = run.evaluated()
         points = read_points(run.workdir / "evaluation")
-        overlays = shown_cases.overlay_cases(points, cases)
+        viewer = run.experiment.evaluate.viewer
+        overlays = shown_cases.overlay_cases(
+            points,
+            cases,
+            run.prepared.doubts(),
+            run.workdir / "predictions" if viewer and SEGMENTATION in run.method.tells else None,
+            [segment.name for segment in run.scheme.segments],
+        )
         kinds, maps = run.experiment.method.metrics, _label_cases(run, cases)
-        reports.write_report(run.workdir, overlays, kinds, maps)
+        reports.write_report(run.workdir, overlays, kinds, maps, viewer=viewer)
         say(f"report: {page}")
     return page
 

@@ -1,19 +1,39 @@
 """What a page of results is made of: a frame that fetches nothing, tables, charts, numbers."""
 
 import base64
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from string import Template
 from typing import Any
 
 
-def page(name: str, lead: str, facts: str, sections: Iterable[tuple[str, str]]) -> str:
+@dataclass(frozen=True)
+class Code:
+    """What a page runs: a script at its end, and those that this one may add to the page."""
+
+    script: str
+    added: tuple[bytes, ...] = ()
+    style: str = ""
+
+
+def page(
+    name: str,
+    lead: str,
+    facts: str,
+    sections: Iterable[tuple[str, str]],
+    code: Code | None = None,
+) -> str:
     """A whole page: titles are text, `lead`, `facts` and the bodies of sections HTML.
 
-    Sections without a body are left out.
+    Sections without a body are left out. Without `code` nothing can run in it.
     """
     return _PAGE.substitute(
         name=escape(name),
+        policy=_policy(code),
+        style=code.style if code else "",
+        script=f"<script>{code.script}</script>\n" if code else "",
         lead=lead,
         facts=facts,
         sections="\n".join(
@@ -75,14 +95,37 @@ def interval(test: Mapping[str, Any]) -> str:
     return "–" if bounds is None else f"{mm(bounds[0])} to {mm(bounds[1])}"
 
 
-# The policy makes a browser hold the page to its word: nothing is fetched and nothing runs.
+def data_block(name: str, kind: str, content: str) -> str:
+    """Text of a MIME type that a script finds by its name. The page neither shows nor runs it.
+
+    Raises ValueError for a name that is no word, and for content that could end the block.
+    """
+    if not name.replace("-", "").isalnum() or "<" in content:
+        raise ValueError(f"{name!r}: not a data block")
+    return f'<script type="{kind}" id="{name}">{content}</script>\n'
+
+
+def _policy(code: Code | None) -> str:
+    """What a browser holds the page to: nothing is fetched, and nothing else than `code` runs.
+
+    Scripts are named by their hashes. What is not named falls under default-src: a script can't
+    connect to anything, start workers, or compile text or WebAssembly.
+    """
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    if code is None:
+        return policy
+    hashes = (hashlib.sha256(text).digest() for text in (code.script.encode(), *code.added))
+    named = (f"'sha256-{base64.b64encode(digest).decode('ascii')}'" for digest in hashes)
+    return f"{policy}; script-src {' '.join(named)}"
+
+
 _PAGE = Template("""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+ content="$policy">
 <meta name="color-scheme" content="light dark">
 <title>$name</title>
 <style>
@@ -117,7 +160,7 @@ pre { background: var(--tint); padding: 1rem; border-radius: 4px; overflow-x: au
   figure, tr, img { break-inside: avoid; }
   h2 { break-after: avoid; }
 }
-</style>
+$style</style>
 </head>
 <body>
 <header>
@@ -126,6 +169,6 @@ pre { background: var(--tint); padding: 1rem; border-radius: 4px; overflow-x: au
 <p class="facts">$facts</p>
 </header>
 $sections
-</body>
+$script</body>
 </html>
 """)

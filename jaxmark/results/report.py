@@ -16,7 +16,8 @@ from jaxmark.results.measures.points import Points, read_floor_errors, read_poin
 from jaxmark.results.page import chart, data_uri, interval, mm, p_value, page, percent, table
 from jaxmark.results.predictions import read_learned
 from jaxmark.results.segment_sections import segmentation_section, variants_section
-from jaxmark.results.shown_cases import LabelCase, OverlayCase, choose_cases
+from jaxmark.results.shown_cases import LabelCase, OverlayCase, title_of
+from jaxmark.results.viewer.section import Viewer, viewer_of
 from jaxmark.system.files import json_text, read_json, write_text_atomic
 from jaxmark.system.messages import counted
 from jaxmark.training.records import METRICS, SPEED, read_records
@@ -40,15 +41,18 @@ def write_report(
     overlays: Sequence[OverlayCase],
     kinds: Mapping[str, str],
     label_cases: Sequence[LabelCase] = (),
+    *,
+    viewer: bool = False,
 ) -> Path:
     """Write `workdir/report/index.html` and return its path.
 
     Reads `config.json`, `evaluation/` and, where they are there, `logs/` and
     `predictions/learned.json` of the work dir.
-    `overlays` are the cases to show, usually those of `choose_cases`; `kinds` says what the
+    `overlays` are the cases to show, usually those of `overlay_cases`; `kinds` says what the
     log's numbers are, as a method's `metrics` do; `label_cases` are those to show with their label
-    maps, of a method that knows of segments. The page holds its pictures and refers to nothing
-    outside itself. Raises InputError for a missing or damaged file.
+    maps, of a method that knows of segments. With a `viewer` the page holds the voxels of
+    `overlays` that are volumes, and shows them in it where a browser can, else their pictures.
+    The page refers to nothing outside itself. Raises InputError for a missing or damaged file.
     """
     config = read_json(workdir / "config.json")
     summary = read_summary(workdir / "evaluation")
@@ -61,6 +65,7 @@ def write_report(
     curves = charts.training_curves(log, kinds, unit)
     floors = summary["floors"]
     thresholds = [float(threshold) for threshold in summary["sdr"]]
+    viewed = viewer_of(points, overlays) if viewer else None
     sections = [
         ("Figures", _figures_table(summary, points, floor_errors)),
         (
@@ -70,7 +75,7 @@ def write_report(
                 "Share of points within a radius",
             ),
         ),
-        ("Cases", _overlays(points, overlays)),
+        ("Cases", _cases(_overlays(points, overlays), viewed)),
         (
             "Landmarks",
             chart(
@@ -97,7 +102,8 @@ def write_report(
     path = workdir / PAGE
     name = str(config.get("name", "experiment"))
     facts = _facts(config, summary, log, speed)
-    write_text_atomic(path, page(name, _lead(summary), facts, sections))
+    code = None if viewed is None else viewed.code
+    write_text_atomic(path, page(name, _lead(summary), facts, sections, code))
     return path
 
 
@@ -270,31 +276,35 @@ def _training(log: Sequence[Mapping[str, Any]], curves: bytes | None) -> str:
     return chart(curves, "What was logged over steps") + "".join(warnings)
 
 
+def _cases(figures: str, viewed: Viewer | None) -> str:
+    """The viewer, and pictures for where there is none."""
+    if viewed is None:
+        return figures
+    return f'{viewed.html}<div class="viewer-pictures">\n{figures}</div>\n'
+
+
 def _overlays(points: Points, overlays: Sequence[OverlayCase]) -> str:
-    labels = {case: label for label, case in choose_cases(points)}
     errors = dict(zip(points.cases, points.error_mm(), strict=True))
     drawn = []
     for case in overlays:
-        title = f"{labels[case.name]} case: {case.name}" if case.name in labels else case.name
+        title = title_of(case, points)
+        captions = list(case.doubts)
         row = errors.get(case.name)
         if row is not None and np.isfinite(row).any():
             worst = int(np.nanargmax(row))
-            title += f", mean error {np.nanmean(row):.2f} {points.unit}"
-            caption = f"worst: {points.landmarks[worst]}, {row[worst]:.2f} {points.unit}"
-        else:
-            caption = ""
+            captions.insert(0, f"worst: {points.landmarks[worst]}, {row[worst]:.2f} {points.unit}")
         png = pictures.overlay(
             case.image,
             case.spacing_mm,
             case.predicted_ijk,
-            title[:1].upper() + title[1:],
+            title,
             truth_ijk=case.truth_ijk,
             unit=points.unit,
             origin_mm=case.origin_mm,
         )
         drawn.append(
             f'<figure class="scan"><img src="{data_uri(png, "image/png")}" alt="{escape(title)}">'
-            f"<figcaption>{escape(caption)}</figcaption></figure>\n"
+            f"<figcaption>{escape('; '.join(captions))}</figcaption></figure>\n"
         )
     return "".join(drawn)
 

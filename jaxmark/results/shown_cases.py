@@ -1,6 +1,6 @@
 """Which cases a report shows, and what is drawn of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,12 @@ class OverlayCase:
     truth_ijk: np.ndarray
     predicted_ijk: np.ndarray
     origin_mm: np.ndarray | None = None
+    label: str = ""  # such as "best"
+    doubts: tuple[str, ...] = ()  # a line each
+    ijk_to_lps: np.ndarray | None = None  # (4, 4): voxels of `image` -> mm of the scan's own world
+    # (X, Y, Z) uint8: the predicted label map, 0, or 1 + index into the segments' names
+    labels: np.ndarray | None = None
+    segments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,41 @@ def choose_cases(points: Points) -> list[tuple[str, str]]:
     return _best_to_worst((np.nanmean(r), case) for r, case in rows if np.isfinite(r).any())
 
 
+# Of cases that are neither the best, the median nor the worst.
+_MOST_DOUBTFUL = 2
+
+
+def doubtful_cases(
+    points: Points, doubts: Mapping[str, Sequence[str]], others: Sequence[str]
+) -> list[tuple[str, tuple[str, ...]]]:
+    """At most two cases that are none of the `others`, and what is doubtful about each.
+
+    First those with `doubts` of their preparation, then those of the largest mean radius; where no
+    radius is stated, those of the lowest mean score. They may have no annotated landmark.
+    """
+    large = {
+        case: float(row[np.isfinite(row)].mean())
+        for case, row in zip(points.cases, points.radius_mm, strict=True)
+        if np.isfinite(row).any()
+    }
+    low = {
+        case: float(row.mean())
+        for case, row in zip(points.cases, points.score, strict=True)
+        if np.isfinite(row).all()
+    }
+    unsure = [
+        (case, f"large stated radii: mean {large[case]:.2f} {points.unit}")
+        for case in sorted(large, key=lambda case: -large[case])
+    ] or [
+        (case, f"low scores: mean {low[case]:.3g}")
+        for case in sorted(low, key=lambda case: low[case])
+    ]
+    found: dict[str, tuple[str, ...]] = {c: tuple(doubts[c]) for c in points.cases if c in doubts}
+    for case, why in unsure:
+        found.setdefault(case, (why,))
+    return [(case, why) for case, why in found.items() if case not in others][:_MOST_DOUBTFUL]
+
+
 def _best_to_worst(scored: Iterable[tuple[float, str]]) -> list[tuple[str, str]]:
     """Of numbers that are small for good cases, and the cases' names."""
     ranked = [case for _, case in sorted(scored)]
@@ -58,14 +99,34 @@ def _best_to_worst(scored: Iterable[tuple[float, str]]) -> list[tuple[str, str]]
     return chosen
 
 
-def overlay_cases(points: Points, cases: Sequence[PreparedCase]) -> list[OverlayCase]:
-    """Pictures for the cases of `choose_cases`, from their prepared images."""
+def overlay_cases(
+    points: Points,
+    cases: Sequence[PreparedCase],
+    doubts: Mapping[str, Sequence[str]],
+    predictions: Path | None = None,
+    segments: Sequence[str] = (),
+) -> list[OverlayCase]:
+    """The cases of `choose_cases` and of `doubtful_cases`, with their prepared images.
+
+    With the label maps of these `segments` in the folder `predictions`, where it is given.
+
+    Raises:
+      InputError: a prepared image or a label map is missing or damaged.
+    """
     by_name = {case.name: case for case in cases}
+    chosen = [(label, name, tuple(doubts.get(name, ()))) for label, name in choose_cases(points)]
+    others = [name for _, name, _ in chosen]
+    chosen += [("doubtful", name, why) for name, why in doubtful_cases(points, doubts, others)]
     overlays = []
-    for _, name in choose_cases(points):
+    for label, name, why in chosen:
         case, row = by_name[name], points.cases.index(name)
         image, place = case.volume.overview()
         to_ijk = np.linalg.inv(place)
+        labels, own = None, case.segments
+        if predictions is not None and own is not None:
+            file = label_map_file(predictions, name)
+            predicted = predicted_labels(file, own.grid, len(segments))
+            labels = nearest_labels(predicted, own.grid, Grid(image.shape, place))
         overlays.append(
             OverlayCase(
                 name=name,
@@ -77,9 +138,24 @@ def overlay_cases(points: Points, cases: Sequence[PreparedCase]) -> list[Overlay
                     case.present[:, None], apply_affine(to_ijk, points.predicted_mm[row]), np.nan
                 ),
                 origin_mm=place[:3, 3],
+                label=label,
+                doubts=why,
+                ijk_to_lps=place,
+                labels=labels,
+                segments=tuple(segments),
             )
         )
     return overlays
+
+
+def title_of(case: OverlayCase, points: Points) -> str:
+    """Of a case that is shown: why it is, its name, and its mean error."""
+    label = f"{case.label[:1].upper()}{case.label[1:]} case: " if case.label else ""
+    title = label + case.name
+    row = points.error_mm()[points.cases.index(case.name)]
+    if np.isfinite(row).any():
+        title += f", mean error {np.nanmean(row):.2f} {points.unit}"
+    return title
 
 
 def label_cases(maps: Maps, cases: Sequence[PreparedCase], predictions: Path) -> list[LabelCase]:

@@ -12,6 +12,7 @@ import pytest
 from jaxmark.results import report
 from jaxmark.results.evaluate import evaluate
 from jaxmark.results.measures.points import Points
+from jaxmark.results.shown_cases import OverlayCase, choose_cases
 from jaxmark.system.errors import InputError
 
 EVIL = '<img src="http://example.org/x.png" onerror=alert(1)> & $name'
@@ -40,7 +41,7 @@ def make_points(means=(1.0, 3.0, 2.0, 5.0, 4.0), names=None):
 
 def make_overlay(name):
     corner = np.zeros((3, 3))
-    return report.OverlayCase(name, np.zeros((6, 5, 4)), (1.0, 1.0, 1.0), corner, corner + 1)
+    return OverlayCase(name, np.zeros((6, 5, 4)), (1.0, 1.0, 1.0), corner, corner + 1)
 
 
 @pytest.fixture
@@ -178,13 +179,13 @@ def test_page_without_log_floors_or_points(workdir):
     ],
 )
 def test_cases_are_chosen_once(means, expected):
-    assert report.choose_cases(make_points(means)) == expected
+    assert choose_cases(make_points(means)) == expected
 
 
 def test_cases_without_landmarks_are_not_chosen():
     points = make_points((1, 2, 3))
     points.present[0] = False
-    assert report.choose_cases(points) == [("best", "case1"), ("worst", "case2")]
+    assert choose_cases(points) == [("best", "case1"), ("worst", "case2")]
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def overlay(
     if faint is None:
         faint = np.zeros(len(predicted_mm), bool)
     if not planar and segments is None:
-        box = _box_of_scan(image, np.asarray(predicted_ijk))
+        box = box_of_scan(image, np.asarray(predicted_ijk))
         image = image[box]
         first_mm = np.array([side.start for side in box]) * spacing_mm
     size_mm = np.array(image.shape) * spacing_mm
@@ -345,7 +345,7 @@ def _entry(
     return (left + column * (width - left) / columns) / width, (top - 0.2 * row - 0.1) / height
 
 
-def _box_of_scan(image: np.ndarray, points_ijk: np.ndarray) -> tuple[slice, ...]:
+def box_of_scan(image: np.ndarray, points_ijk: np.ndarray) -> tuple[slice, ...]:
     """Of a prepared volume (X, Y, Z) what the scan fills, with the points (K, 3) and a rim.
 
     Around a scan it is constant. All of it where that is not the most.
