@@ -1,0 +1,442 @@
+"""A jaxpr as a graph of another library, operation by operation.
+
+Such libraries keep channels before the axes of space, JAX's volumes have them last. So a `Node`
+knows in which order its axes stand, and is turned only where an operation needs another order.
+Where what is computed has a name of its own there (group normalisation, pooling, transposed
+convolution), that is taken instead of the parts that JAX makes of it.
+
+What a library calls its operations is `Operations`: `openvino_graph` and `onnx_graph` are two.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jex
+
+Array = Any  # of a graph, as its library knows it
+
+
+class Unknown(ValueError):
+    """An operation that is not translated; its name is the message."""
+
+
+class Operations(Protocol):
+    """What a library has. Volumes are (B, C, X, Y, Z) here, pictures (B, C, X, Y)."""
+
+    def fixed(self, shape: Sequence[int]) -> bool:
+        """Whether an array of this shape can be a constant; not where a side is not known."""
+        ...
+
+    def constant(self, array: np.ndarray) -> Array:
+        """An array that does not depend on the graph's inputs."""
+        ...
+
+    def elementwise(self, name: str, *arrays: Array) -> Array:
+        """JAX's primitive of this name, with NumPy's broadcasting; Unknown if there is none."""
+        ...
+
+    def convert(self, array: Array, dtype: np.dtype) -> Array: ...
+
+    def select(self, which: Array, yes: Array, no: Array) -> Array: ...
+
+    def transpose(self, array: Array, order: Sequence[int]) -> Array: ...
+
+    def reshape(self, array: Array, shape: Sequence[int]) -> Array: ...
+
+    def expand(self, array: Array, shape: Sequence[int]) -> Array:
+        """Sides of 1 repeated."""
+        ...
+
+    def concatenate(self, arrays: Sequence[Array], axis: int) -> Array: ...
+
+    def slice(
+        self,
+        array: Array,
+        shape: Sequence[int],
+        start: Sequence[int],
+        stop: Sequence[int],
+        step: Sequence[int],
+    ) -> Array:
+        """Part of an array of this shape, along each of its axes."""
+        ...
+
+    def reverse(self, array: Array, axes: Sequence[int]) -> Array: ...
+
+    def pad(self, array: Array, low: Sequence[int], high: Sequence[int], value: Array) -> Array:
+        """Negative widths cut."""
+        ...
+
+    def reduce(self, name: str, array: Array, axes: Sequence[int]) -> Array:
+        """JAX's `reduce_sum` or the like."""
+        ...
+
+    def matmul(self, first: Array, second: Array) -> Array: ...
+
+    def convolution(
+        self,
+        array: Array,
+        kernel: Array,
+        strides: Sequence[int],
+        low: Sequence[int],
+        high: Sequence[int],
+        dilations: Sequence[int],
+    ) -> Array:
+        """With zeros around; the kernel is (out, in, x, y, z)."""
+        ...
+
+    def conv_transpose_2(self, array: Array, kernel: Array) -> Array:
+        """Stride 2, without padding; the kernel is (in, out, 2, 2, 2)."""
+        ...
+
+    def max_pool_2(self, array: Array, axes: int) -> Array:
+        """Of blocks of 2 voxels a side."""
+        ...
+
+    def group_norm(self, array: Array, scale: Array, bias: Array, groups: int) -> Array: ...
+
+
+class Node:
+    """An array of a graph, with its axes in some order.
+
+    Axis i of `output` is axis `order[i]` of the array of this `shape`.
+    """
+
+    def __init__(
+        self,
+        to: Operations,
+        output: Array,
+        shape: Sequence[int],
+        order: Sequence[int] | None = None,
+    ):
+        self.to, self.output, self.shape = to, output, tuple(int(n) for n in shape)
+        self.order = tuple(range(len(self.shape)) if order is None else order)
+
+    def turned(self, order: Sequence[int]) -> Array:
+        """The output with its axes in this order."""
+        if tuple(order) == self.order:
+            return self.output
+        return self.to.transpose(self.output, [self.order.index(axis) for axis in order])
+
+    @property
+    def plain(self) -> Array:
+        """The output with its axes as the array has them."""
+        return self.turned(range(len(self.shape)))
+
+
+Value = Any  # a Node, or an array that does not depend on the graph's inputs
+# Of a translation, an equation and its inputs: what it makes, one or several.
+Rule = Callable[..., Any]
+
+
+class Translation:
+    """From jaxprs to a library's graph.
+
+    `more` are rules by the names of JAX's primitives, beside those of `RULES`.
+    """
+
+    def __init__(self, to: Operations, more: Mapping[str, Rule] | None = None):
+        self.to, self._rules = to, {**RULES, **(more or {})}
+
+    def translated(self, closed: Any, values: Sequence[Value]) -> list[Value]:
+        """What a closed jaxpr makes of nodes and arrays.
+
+        Raises:
+          Unknown: it holds an operation that is not translated.
+        """
+        known: dict[Any, Value] = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+        known.update(zip(closed.jaxpr.invars, values, strict=True))
+
+        def value_of(var: Any) -> Value:
+            return (
+                np.asarray(var.val, var.aval.dtype) if isinstance(var, jex.Literal) else known[var]
+            )
+
+        for equation in closed.jaxpr.eqns:
+            made = self._made(equation, [value_of(var) for var in equation.invars])
+            known.update(zip(equation.outvars, made, strict=True))
+        return [value_of(var) for var in closed.jaxpr.outvars]
+
+    def node(self, value: Value) -> Node:
+        """The value as a part of the graph."""
+        if isinstance(value, Node):
+            return value
+        return Node(self.to, self.constant(value), np.shape(value))
+
+    def constant(self, array: Any) -> Array:
+        """A constant of the graph."""
+        return self.to.constant(np.ascontiguousarray(array).reshape(np.shape(array)))
+
+    def at(self, value: Value, order: Sequence[int]) -> Array:
+        """A value's output with its axes in this order, or as they are if it has fewer."""
+        if isinstance(value, Node):
+            return value.turned(order) if len(value.shape) == len(order) else value.plain
+        array = np.asarray(value)
+        return self.constant(array.transpose(order) if array.ndim == len(order) else array)
+
+    def _made(self, equation: Any, values: Sequence[Value]) -> Sequence[Value]:
+        """What an equation makes."""
+        name, settings = equation.primitive.name, equation.params
+        if name == "platform_index":
+            # The textbook's form, which stands for all platforms that have none of their own.
+            return [settings["platforms"].index(None)]
+        if name == "cond":
+            return self.translated(settings["branches"][int(values[0])], values[1:])
+        inner = settings.get("jaxpr", settings.get("call_jaxpr"))
+        if name in ("checkpoint", "remat2"):
+            return self.translated(jex.ClosedJaxpr(inner, ()), values)
+        if not any(isinstance(value, Node) for value in values):
+            if all(self.to.fixed(var.aval.shape) for var in equation.outvars):
+                return _computed(equation, values)
+        if name in ("jit", "pjit", "custom_vjp_call", "custom_jvp_call", "closed_call"):
+            own = NAMED.get(inner.jaxpr.debug_info.func_name)
+            return [own(self, inner, *values)] if own else self.translated(inner, values)
+        rule = self._rules.get(name)
+        if rule is None:
+            raise Unknown(name)
+        made = rule(self, equation, *values)
+        return made if isinstance(made, list) else [made]
+
+
+def _computed(equation: Any, values: Sequence[Value]) -> list[Value]:
+    """By JAX, now."""
+    made = equation.primitive.bind(*(jnp.asarray(value) for value in values), **equation.params)
+    return [
+        np.asarray(array) for array in (made if equation.primitive.multiple_results else [made])
+    ]
+
+
+def _channels_first(axes: int) -> tuple[int, ...]:
+    return (0, axes - 1, *range(1, axes - 1))
+
+
+def _group_norm(by: Translation, inner: Any, x: Node, scale: Value, bias: Value) -> Node:
+    """`core.normalization.group_norm`."""
+    order = _channels_first(len(x.shape))
+    # (2, B, groups, channels of a group)
+    group = next(e.params["new_sizes"] for e in inner.jaxpr.eqns if e.primitive.name == "reshape")[
+        -1
+    ]
+    groups = x.shape[-1] // group
+    made = by.to.group_norm(x.turned(order), by.node(scale).plain, by.node(bias).plain, groups)
+    return Node(by.to, made, x.shape, order)
+
+
+def _max_pool_2(by: Translation, _: Any, x: Node) -> Node:
+    """`core.conv.max_pool_2`."""
+    axes, order = len(x.shape) - 2, _channels_first(len(x.shape))
+    shape = (x.shape[0], *(n // 2 for n in x.shape[1:-1]), x.shape[-1])
+    return Node(by.to, by.to.max_pool_2(x.turned(order), axes), shape, order)
+
+
+def _conv_transpose_2(by: Translation, _: Any, x: Node, kernel: Value) -> Node:
+    """`core.conv.conv_transpose_2`."""
+    order = _channels_first(len(x.shape))
+    # (2, 2, 2, in, out) to (in, out, 2, 2, 2)
+    turned = by.constant(np.moveaxis(np.asarray(kernel), (-2, -1), (0, 1)))
+    shape = (x.shape[0], *(2 * n for n in x.shape[1:-1]), np.shape(kernel)[-1])
+    return Node(by.to, by.to.conv_transpose_2(x.turned(order), turned), shape, order)
+
+
+def _matmul(by: Translation, _: Any, x: Value, weight: Value) -> Node:
+    """Products with a matrix (in, out); in space they are a convolution of one voxel."""
+    x = by.node(x)
+    shape = (
+        *x.shape[:-1],
+        np.shape(weight)[-1] if not isinstance(weight, Node) else weight.shape[-1],
+    )
+    axes = len(x.shape) - 2
+    if axes not in (1, 2, 3) or isinstance(weight, Node):
+        return Node(by.to, by.to.matmul(x.plain, by.node(weight).plain), shape)
+    order = _channels_first(len(x.shape))
+    turned = np.asarray(weight).T
+    kernel = by.constant(turned.reshape(*turned.shape, *(1,) * axes))
+    one, none = [1] * axes, [0] * axes
+    made = by.to.convolution(x.turned(order), kernel, one, none, none, one)
+    return Node(by.to, made, shape, order)
+
+
+# Functions by their own names: what libraries have an operation for.
+NAMED: dict[str, Rule] = {
+    "group_norm": _group_norm,
+    "max_pool_2": _max_pool_2,
+    "conv_transpose_2": _conv_transpose_2,
+    "matmul": _matmul,
+}
+
+
+def _elementwise(by: Translation, equation: Any, *values: Value) -> Node:
+    """With the order of the axes that the largest array has."""
+    shape = equation.outvars[0].aval.shape
+    nodes = [value for value in values if isinstance(value, Node)] or [by.node(values[0])]
+    order = max(nodes, key=lambda node: math.prod(node.shape)).order
+    order = order if len(order) == len(shape) else tuple(range(len(shape)))
+    made = by.to.elementwise(equation.primitive.name, *(by.at(value, order) for value in values))
+    return Node(by.to, made, shape, order)
+
+
+def _unchanged(by: Translation, equation: Any, x: Node) -> Node:
+    return x
+
+
+def _power(by: Translation, equation: Any, x: Node) -> Node:
+    exponent = by.constant(
+        np.asarray(equation.params["y"], np.dtype(equation.invars[0].aval.dtype))
+    )
+    return Node(by.to, by.to.elementwise("pow", x.output, exponent), x.shape, x.order)
+
+
+def _square(by: Translation, equation: Any, x: Node) -> Node:
+    return Node(by.to, by.to.elementwise("mul", x.output, x.output), x.shape, x.order)
+
+
+def _convert(by: Translation, equation: Any, x: Node) -> Node:
+    dtype = np.dtype(equation.params["new_dtype"])
+    return Node(by.to, by.to.convert(x.output, dtype), x.shape, x.order)
+
+
+def _reduce(by: Translation, equation: Any, x: Node) -> Node:
+    axes = equation.params["axes"]
+    places = [x.order.index(axis) for axis in axes]
+    made = by.to.reduce(equation.primitive.name, x.output, places)
+    left = [axis for axis in x.order if axis not in axes]
+    order = [sorted(left).index(axis) for axis in left]
+    return Node(by.to, made, equation.outvars[0].aval.shape, order)
+
+
+def _transpose(by: Translation, equation: Any, x: Node) -> Node:
+    permutation = equation.params["permutation"]
+    order = [permutation.index(axis) for axis in x.order]
+    return Node(by.to, x.output, equation.outvars[0].aval.shape, order)
+
+
+def _concatenate(by: Translation, equation: Any, *values: Value) -> Node:
+    order = next(value for value in values if isinstance(value, Node)).order
+    axis = order.index(equation.params["dimension"])
+    made = by.to.concatenate([by.at(value, order) for value in values], axis)
+    return Node(by.to, made, equation.outvars[0].aval.shape, order)
+
+
+def _stack(by: Translation, equation: Any, *values: Value) -> Node:
+    axis, shape = equation.params["axis"], equation.outvars[0].aval.shape
+    one = (*shape[:axis], 1, *shape[axis + 1 :])
+    parts = [by.to.reshape(by.node(value).plain, one) for value in values]
+    return Node(by.to, by.to.concatenate(parts, axis), shape)
+
+
+def _slice(by: Translation, equation: Any, x: Node) -> Node:
+    settings = equation.params
+    steps = settings["strides"] or [1] * len(x.shape)
+    start, stop, step, shape = (
+        [int(bounds[axis]) for axis in x.order]
+        for bounds in (settings["start_indices"], settings["limit_indices"], steps, x.shape)
+    )
+    made = by.to.slice(x.output, shape, start, stop, step)
+    return Node(by.to, made, equation.outvars[0].aval.shape, x.order)
+
+
+def _pad(by: Translation, equation: Any, x: Node, value: Value) -> Node:
+    widths = equation.params["padding_config"]
+    if any(inside for _, _, inside in widths):
+        raise Unknown("pad between elements")
+    low, high = ([int(widths[axis][side]) for axis in x.order] for side in (0, 1))
+    made = by.to.pad(x.output, low, high, by.node(value).plain)
+    return Node(by.to, made, equation.outvars[0].aval.shape, x.order)
+
+
+def _reshape(by: Translation, equation: Any, x: Node) -> Node:
+    """Also a `squeeze`."""
+    shape = equation.outvars[0].aval.shape
+    return Node(by.to, by.to.reshape(x.plain, shape), shape)
+
+
+def _broadcast(by: Translation, equation: Any, x: Value) -> Node:
+    x, shape = by.node(x), equation.params["shape"]
+    sizes = [1] * len(shape)
+    for axis, size in zip(equation.params["broadcast_dimensions"], x.shape, strict=True):
+        sizes[axis] = size
+    made = by.to.reshape(x.plain, sizes)
+    return Node(by.to, made if tuple(sizes) == tuple(shape) else by.to.expand(made, shape), shape)
+
+
+def _convolution(by: Translation, equation: Any, x: Value, kernel: Value) -> Node:
+    settings = equation.params
+    numbers = settings["dimension_numbers"]
+    groups = settings["feature_group_count"], settings["batch_group_count"]
+    if groups != (1, 1) or any(n != 1 for n in settings["lhs_dilation"]):
+        raise Unknown("convolution with groups, or of a dilated array")
+    low, high = ([int(pair[side]) for pair in settings["padding"]] for side in (0, 1))
+    made = by.to.convolution(
+        by.node(x).turned(numbers.lhs_spec),
+        by.at(kernel, numbers.rhs_spec),
+        list(settings["window_strides"]),
+        low,
+        high,
+        list(settings["rhs_dilation"]),
+    )
+    return Node(by.to, made, equation.outvars[0].aval.shape, numbers.out_spec)
+
+
+def _dot_general(by: Translation, equation: Any, first: Value, second: Value) -> Node:
+    contracted, batch = equation.params["dimension_numbers"]
+    if batch[0]:
+        raise Unknown("a product with a batch of matrices")
+    left, right = by.node(first), by.node(second)
+    if (list(contracted[0]), list(contracted[1])) == ([len(left.shape) - 1], [0]):
+        if len(right.shape) == 2 and not isinstance(second, Node):
+            return _matmul(by, None, left, second)
+    rows, columns = (
+        [axis for axis in range(len(node.shape)) if axis not in axes]
+        for node, axes in zip((left, right), contracted, strict=True)
+    )
+    inner = math.prod(left.shape[axis] for axis in contracted[0])
+    outer = [math.prod(n.shape[a] for a in axes) for n, axes in ((left, rows), (right, columns))]
+    made = by.to.matmul(
+        by.to.reshape(left.turned([*rows, *contracted[0]]), (outer[0], inner)),
+        by.to.reshape(right.turned([*contracted[1], *columns]), (inner, outer[1])),
+    )
+    shape = equation.outvars[0].aval.shape
+    return Node(by.to, by.to.reshape(made, shape), shape)
+
+
+def _reverse(by: Translation, equation: Any, x: Node) -> Node:
+    axes = [x.order.index(axis) for axis in equation.params["dimensions"]]
+    return Node(by.to, by.to.reverse(x.output, axes), x.shape, x.order)
+
+
+def _select(by: Translation, equation: Any, which: Value, *cases: Value) -> Node:
+    if len(cases) != 2:
+        raise Unknown("a choice between more than two")
+    nodes = [value for value in (which, *cases) if isinstance(value, Node)]
+    order = max(nodes, key=lambda node: len(node.shape)).order
+    no, yes = (by.at(value, order) for value in cases)
+    made = by.to.select(by.at(which, order), yes, no)
+    return Node(by.to, made, equation.outvars[0].aval.shape, order)
+
+
+_ELEMENTWISE = ("add", "sub", "mul", "div", "max", "min", "gt", "ge", "lt", "le", "eq", "ne")
+_ELEMENTWISE += ("and", "or", "not", "rem", "exp", "log", "neg", "abs", "tanh", "sqrt", "logistic")
+_ELEMENTWISE += ("rsqrt", "sign", "floor", "round", "expm1", "log1p", "is_finite")
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    "select_n": _select,
+    "stop_gradient": _unchanged,
+    "copy": _unchanged,
+    "square": _square,
+    "integer_pow": _power,
+    "convert_element_type": _convert,
+    **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min"), _reduce),
+    "transpose": _transpose,
+    "concatenate": _concatenate,
+    "stack": _stack,
+    "slice": _slice,
+    "pad": _pad,
+    "reshape": _reshape,
+    "squeeze": _reshape,
+    "broadcast_in_dim": _broadcast,
+    "conv_general_dilated": _convolution,
+    "dot_general": _dot_general,
+    "rev": _reverse,
+}
