@@ -9,7 +9,7 @@ What a library calls its operations is `Operations`: `openvino_graph` and `onnx_
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax.numpy as jnp
@@ -101,7 +101,8 @@ class Operations(Protocol):
 class Node:
     """An array of a graph, with its axes in some order.
 
-    Axis i of `output` is axis `order[i]` of the array of this `shape`.
+    Axis i of `output` is axis `order[i]` of the array of this `shape`. Along `repeated` axes the
+    output has one element, which stands for all: operations on pairs need no more.
     """
 
     def __init__(
@@ -110,23 +111,37 @@ class Node:
         output: Array,
         shape: Sequence[int],
         order: Sequence[int] | None = None,
+        repeated: Collection[int] = (),
     ):
         self.to, self.output, self.shape = to, output, tuple(int(n) for n in shape)
         self.order = tuple(range(len(self.shape)) if order is None else order)
+        self.repeated = frozenset(repeated)
 
-    def turned(self, order: Sequence[int]) -> Array:
-        """The output with its axes in this order."""
+    def loose(self, order: Sequence[int]) -> Array:
+        """The output with its axes in this order, and as few elements as it has."""
         if tuple(order) == self.order:
             return self.output
         return self.to.transpose(self.output, [self.order.index(axis) for axis in order])
 
+    def turned(self, order: Sequence[int]) -> Array:
+        """The whole array with its axes in this order."""
+        made = self.loose(order)
+        return self.to.expand(made, [self.shape[axis] for axis in order]) if self.repeated else made
+
     @property
     def plain(self) -> Array:
-        """The output with its axes as the array has them."""
+        """The whole array with its axes as they are."""
         return self.turned(range(len(self.shape)))
+
+    @property
+    def whole(self) -> Array:
+        """The whole array with its axes in its order."""
+        return self.turned(self.order)
 
 
 Value = Any  # a Node, or an array that does not depend on the graph's inputs
+# Elements of constants that are not kept where fewer stand for them.
+_LARGE = 4096
 # Of a translation, an equation and its inputs: what it makes, one or several.
 Rule = Callable[..., Any]
 
@@ -170,9 +185,12 @@ class Translation:
         return self.to.constant(np.ascontiguousarray(array).reshape(np.shape(array)))
 
     def at(self, value: Value, order: Sequence[int]) -> Array:
-        """A value's output with its axes in this order, or as they are if it has fewer."""
+        """A value's output with its axes in this order, or as they are if it has fewer.
+
+        Along some it may have one element that stands for all.
+        """
         if isinstance(value, Node):
-            return value.turned(order) if len(value.shape) == len(order) else value.plain
+            return value.loose(order) if len(value.shape) == len(order) else value.plain
         array = np.asarray(value)
         return self.constant(array.transpose(order) if array.ndim == len(order) else array)
 
@@ -188,7 +206,7 @@ class Translation:
         if name in ("checkpoint", "remat2"):
             return self.translated(jex.ClosedJaxpr(inner, ()), values)
         if not any(isinstance(value, Node) for value in values):
-            if all(self.to.fixed(var.aval.shape) for var in equation.outvars):
+            if all(self._is_constant(name, var.aval.shape) for var in equation.outvars):
                 return _computed(equation, values)
         if name in ("jit", "pjit", "custom_vjp_call", "custom_jvp_call", "closed_call"):
             own = NAMED.get(inner.jaxpr.debug_info.func_name)
@@ -198,6 +216,11 @@ class Translation:
             raise Unknown(name)
         made = rule(self, equation, *values)
         return made if isinstance(made, list) else [made]
+
+    def _is_constant(self, name: str, shape: Sequence[int]) -> bool:
+        """Whether what does not depend on inputs is computed now: not what is the same all over."""
+        large = name == "broadcast_in_dim" and math.prod(shape) > _LARGE
+        return self.to.fixed(shape) and not large
 
 
 def _computed(equation: Any, values: Sequence[Value]) -> list[Value]:
@@ -268,13 +291,31 @@ NAMED: dict[str, Rule] = {
 
 
 def _elementwise(by: Translation, equation: Any, *values: Value) -> Node:
-    """With the order of the axes that the largest array has."""
     shape = equation.outvars[0].aval.shape
-    nodes = [value for value in values if isinstance(value, Node)] or [by.node(values[0])]
-    order = max(nodes, key=lambda node: math.prod(node.shape)).order
-    order = order if len(order) == len(shape) else tuple(range(len(shape)))
+    order = _order_of(values, len(shape))
     made = by.to.elementwise(equation.primitive.name, *(by.at(value, order) for value in values))
-    return Node(by.to, made, shape, order)
+    return Node(by.to, made, shape, order, _repeated(values, len(shape)))
+
+
+def _order_of(values: Sequence[Value], axes: int) -> tuple[int, ...]:
+    """The order of so many axes that the largest of the values has."""
+    nodes = [value for value in values if isinstance(value, Node) and len(value.shape) == axes]
+    if not nodes:
+        return tuple(range(axes))
+    return max(
+        nodes, key=lambda n: math.prod(n.shape[a] for a in n.order if a not in n.repeated)
+    ).order
+
+
+def _repeated(values: Sequence[Value], axes: int) -> frozenset[int]:
+    """Axes along which each of the values has one element for all."""
+    everywhere = frozenset(range(axes))
+    for value in values:
+        if isinstance(value, Node):
+            everywhere &= value.repeated if len(value.shape) == axes else everywhere
+        elif np.ndim(value) == axes:
+            everywhere = frozenset()
+    return everywhere
 
 
 def _unchanged(by: Translation, equation: Any, x: Node) -> Node:
@@ -282,25 +323,26 @@ def _unchanged(by: Translation, equation: Any, x: Node) -> Node:
 
 
 def _power(by: Translation, equation: Any, x: Node) -> Node:
-    exponent = by.constant(
-        np.asarray(equation.params["y"], np.dtype(equation.invars[0].aval.dtype))
-    )
-    return Node(by.to, by.to.elementwise("pow", x.output, exponent), x.shape, x.order)
+    dtype = np.dtype(equation.invars[0].aval.dtype)
+    exponent = by.constant(np.asarray(equation.params["y"], dtype))
+    made = by.to.elementwise("pow", x.output, exponent)
+    return Node(by.to, made, x.shape, x.order, x.repeated)
 
 
 def _square(by: Translation, equation: Any, x: Node) -> Node:
-    return Node(by.to, by.to.elementwise("mul", x.output, x.output), x.shape, x.order)
+    made = by.to.elementwise("mul", x.output, x.output)
+    return Node(by.to, made, x.shape, x.order, x.repeated)
 
 
 def _convert(by: Translation, equation: Any, x: Node) -> Node:
     dtype = np.dtype(equation.params["new_dtype"])
-    return Node(by.to, by.to.convert(x.output, dtype), x.shape, x.order)
+    return Node(by.to, by.to.convert(x.output, dtype), x.shape, x.order, x.repeated)
 
 
 def _reduce(by: Translation, equation: Any, x: Node) -> Node:
     axes = equation.params["axes"]
     places = [x.order.index(axis) for axis in axes]
-    made = by.to.reduce(equation.primitive.name, x.output, places)
+    made = by.to.reduce(equation.primitive.name, x.whole, places)
     left = [axis for axis in x.order if axis not in axes]
     order = [sorted(left).index(axis) for axis in left]
     return Node(by.to, made, equation.outvars[0].aval.shape, order)
@@ -309,14 +351,18 @@ def _reduce(by: Translation, equation: Any, x: Node) -> Node:
 def _transpose(by: Translation, equation: Any, x: Node) -> Node:
     permutation = equation.params["permutation"]
     order = [permutation.index(axis) for axis in x.order]
-    return Node(by.to, x.output, equation.outvars[0].aval.shape, order)
+    repeated = [permutation.index(axis) for axis in x.repeated]
+    return Node(by.to, x.output, equation.outvars[0].aval.shape, order, repeated)
 
 
 def _concatenate(by: Translation, equation: Any, *values: Value) -> Node:
-    order = next(value for value in values if isinstance(value, Node)).order
+    shape = equation.outvars[0].aval.shape
+    order = _order_of(values, len(shape))
+    # `jnp.pad` joins empty ones, too.
+    filled = [value for value in values if 0 not in np.shape(value)]
+    parts = [by.node(value).turned(order) for value in filled]
     axis = order.index(equation.params["dimension"])
-    made = by.to.concatenate([by.at(value, order) for value in values], axis)
-    return Node(by.to, made, equation.outvars[0].aval.shape, order)
+    return Node(by.to, by.to.concatenate(parts, axis), shape, order)
 
 
 def _stack(by: Translation, equation: Any, *values: Value) -> Node:
@@ -333,7 +379,7 @@ def _slice(by: Translation, equation: Any, x: Node) -> Node:
         [int(bounds[axis]) for axis in x.order]
         for bounds in (settings["start_indices"], settings["limit_indices"], steps, x.shape)
     )
-    made = by.to.slice(x.output, shape, start, stop, step)
+    made = by.to.slice(x.whole, shape, start, stop, step)
     return Node(by.to, made, equation.outvars[0].aval.shape, x.order)
 
 
@@ -342,7 +388,7 @@ def _pad(by: Translation, equation: Any, x: Node, value: Value) -> Node:
     if any(inside for _, _, inside in widths):
         raise Unknown("pad between elements")
     low, high = ([int(widths[axis][side]) for axis in x.order] for side in (0, 1))
-    made = by.to.pad(x.output, low, high, by.node(value).plain)
+    made = by.to.pad(x.whole, low, high, by.node(value).plain)
     return Node(by.to, made, equation.outvars[0].aval.shape, x.order)
 
 
@@ -355,10 +401,12 @@ def _reshape(by: Translation, equation: Any, x: Node) -> Node:
 def _broadcast(by: Translation, equation: Any, x: Value) -> Node:
     x, shape = by.node(x), equation.params["shape"]
     sizes = [1] * len(shape)
-    for axis, size in zip(equation.params["broadcast_dimensions"], x.shape, strict=True):
-        sizes[axis] = size
-    made = by.to.reshape(x.plain, sizes)
-    return Node(by.to, made if tuple(sizes) == tuple(shape) else by.to.expand(made, shape), shape)
+    for axis, size in enumerate(x.shape):
+        if axis not in x.repeated:
+            sizes[equation.params["broadcast_dimensions"][axis]] = size
+    made = by.to.reshape(x.loose(range(len(x.shape))), sizes)
+    repeated = [axis for axis, n in enumerate(shape) if n != sizes[axis]]
+    return Node(by.to, made, shape, repeated=repeated)
 
 
 def _convolution(by: Translation, equation: Any, x: Value, kernel: Value) -> Node:
@@ -370,7 +418,7 @@ def _convolution(by: Translation, equation: Any, x: Value, kernel: Value) -> Nod
     low, high = ([int(pair[side]) for pair in settings["padding"]] for side in (0, 1))
     made = by.to.convolution(
         by.node(x).turned(numbers.lhs_spec),
-        by.at(kernel, numbers.rhs_spec),
+        by.node(kernel).turned(numbers.rhs_spec),
         list(settings["window_strides"]),
         low,
         high,
@@ -380,40 +428,44 @@ def _convolution(by: Translation, equation: Any, x: Value, kernel: Value) -> Nod
 
 
 def _dot_general(by: Translation, equation: Any, first: Value, second: Value) -> Node:
+    """Products of matrices, one for each element of the batch axes where there are any."""
     contracted, batch = equation.params["dimension_numbers"]
-    if batch[0]:
-        raise Unknown("a product with a batch of matrices")
     left, right = by.node(first), by.node(second)
-    if (list(contracted[0]), list(contracted[1])) == ([len(left.shape) - 1], [0]):
+    if not batch[0] and (list(contracted[0]), list(contracted[1])) == ([len(left.shape) - 1], [0]):
         if len(right.shape) == 2 and not isinstance(second, Node):
             return _matmul(by, None, left, second)
     rows, columns = (
-        [axis for axis in range(len(node.shape)) if axis not in axes]
-        for node, axes in zip((left, right), contracted, strict=True)
+        [axis for axis in range(len(node.shape)) if axis not in (*inner, *many)]
+        for node, inner, many in zip((left, right), contracted, batch, strict=True)
     )
-    inner = math.prod(left.shape[axis] for axis in contracted[0])
-    outer = [math.prod(n.shape[a] for a in axes) for n, axes in ((left, rows), (right, columns))]
-    made = by.to.matmul(
-        by.to.reshape(left.turned([*rows, *contracted[0]]), (outer[0], inner)),
-        by.to.reshape(right.turned([*contracted[1], *columns]), (inner, outer[1])),
+    matrices = (
+        _flattened(left, batch[0], rows, contracted[0]),
+        _flattened(right, batch[1], contracted[1], columns),
     )
     shape = equation.outvars[0].aval.shape
-    return Node(by.to, by.to.reshape(made, shape), shape)
+    return Node(by.to, by.to.reshape(by.to.matmul(*matrices), shape), shape)
+
+
+def _flattened(node: Node, *groups: Sequence[int]) -> Array:
+    """With axes in this order, and those of each group as one; without a first group none."""
+    shape = [math.prod(node.shape[axis] for axis in group) for group in groups]
+    order = [axis for group in groups for axis in group]
+    return node.to.reshape(node.turned(order), shape if groups[0] else shape[1:])
 
 
 def _reverse(by: Translation, equation: Any, x: Node) -> Node:
     axes = [x.order.index(axis) for axis in equation.params["dimensions"]]
-    return Node(by.to, by.to.reverse(x.output, axes), x.shape, x.order)
+    return Node(by.to, by.to.reverse(x.whole, axes), x.shape, x.order)
 
 
 def _select(by: Translation, equation: Any, which: Value, *cases: Value) -> Node:
     if len(cases) != 2:
         raise Unknown("a choice between more than two")
-    nodes = [value for value in (which, *cases) if isinstance(value, Node)]
-    order = max(nodes, key=lambda node: len(node.shape)).order
+    shape = equation.outvars[0].aval.shape
+    order = _order_of((which, *cases), len(shape))
     no, yes = (by.at(value, order) for value in cases)
     made = by.to.select(by.at(which, order), yes, no)
-    return Node(by.to, made, equation.outvars[0].aval.shape, order)
+    return Node(by.to, made, shape, order, _repeated((which, *cases), len(shape)))
 
 
 _ELEMENTWISE = ("add", "sub", "mul", "div", "max", "min", "gt", "ge", "lt", "le", "eq", "ne")
