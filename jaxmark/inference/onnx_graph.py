@@ -27,14 +27,12 @@ _END = np.iinfo(np.int64).max
 def model_of(
     program: Callable[..., Mapping[str, Any]],
     inputs: Mapping[str, tuple[int, ...]],
-    description: Mapping[str, str],
 ) -> onnx.ModelProto:
     """A program of batches of float32 arrays as a model.
 
     Args:
       program: takes an array for each of `inputs`, in order; returns arrays by name.
       inputs: name -> shape of one case.
-      description: what the model says of itself, text by name.
 
     Raises:
       Unknown: the program holds an operation that is not translated.
@@ -58,7 +56,6 @@ def model_of(
     opset = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(graph, opset_imports=opset, producer_name="jaxmark")
     model.ir_version = 10
-    helper.set_model_props(model, dict(description))
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -117,7 +114,7 @@ class ONNX:
     def elementwise(self, name: str, *arrays: str) -> str:
         if name in _ELEMENTWISE:
             return self.add(_ELEMENTWISE[name], *arrays)
-        one = self.constant(np.float32(1))
+        one = self.constant(np.ones((), np.float32))
         if name == "ne":
             # NaN is what is not itself.
             if arrays[0] == arrays[1]:
@@ -382,11 +379,11 @@ def _flat_index(
             begin, end = [0] * dims + [column], [*node.shape[:-1], column + 1]
             start = to.slice(indices, node.shape, begin, end, [1] * (dims + 1))
             start = to.reshape(start, (*node.shape[:-1], *(1,) * len(boxed)))
-            start = to.elementwise("max", start, to.constant(np.int64(0)))
-            last = to.constant(np.int64(shape[axis] - sizes[axis]))
+            start = to.elementwise("max", start, to.constant(np.asarray(0)))
+            last = to.constant(np.asarray(shape[axis] - sizes[axis]))
             start = to.elementwise("min", start, last)
             total = to.elementwise(
-                "add", total, to.elementwise("mul", start, to.constant(np.int64(stride)))
+                "add", total, to.elementwise("mul", start, to.constant(np.asarray(stride)))
             )
         if axis in boxed:
             sides = [1] * (dims + len(boxed))
