@@ -73,4 +73,5 @@ def main(file, path):
         print(f"{name}\t{x:.3f}\t{y:.3f}\t{z:.3f}\t{mm:.2f}")
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""A jaxpr as a model in ONNX; see `graph`.
+"""A jaxpr as a model in ONNX; see `translation`.
 
 Whole programs, not networks alone: beside the common rules there are those of what decoding needs.
 The batch may be of any size. While a program is traced it is `BATCH`; a side of an array that this
@@ -15,7 +15,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from jaxmark.core.normalization import EPSILON
-from jaxmark.inference.graph import Node, Rule, Translation, Unknown, Value
+from jaxmark.inference.graph import Node, Unknown
+from jaxmark.inference.translation import Rule, Translation, Value
 
 BATCH = 10007
 # The first with GroupNormalization whose scale and bias are of channels.
@@ -273,14 +274,14 @@ _REDUCTIONS = {
 }
 
 
-def _argmax(by: Translation, equation: Any, x: Node) -> Node:
+def _argmax(by: Translation[ONNX], equation: Any, x: Node) -> Node:
     (axis,), to = equation.params["axes"], by.to
     made = to.add("ArgMax", x.plain, axis=axis, keepdims=0)
     made = to.convert(made, np.dtype(equation.params["index_dtype"]))
     return Node(to, made, equation.outvars[0].aval.shape)
 
 
-def _sort(by: Translation, equation: Any, x: Node) -> Node:
+def _sort(by: Translation[ONNX], equation: Any, x: Node) -> Node:
     axis, to = equation.params["dimension"], by.to
     count = to.constant(np.array([x.shape[axis]], np.int64))
     # Values, then indices.
@@ -288,7 +289,7 @@ def _sort(by: Translation, equation: Any, x: Node) -> Node:
     return Node(to, order.removesuffix("_1") + "_0", x.shape)
 
 
-def _scan(by: Translation, equation: Any, *values: Value) -> list[Value]:
+def _scan(by: Translation[ONNX], equation: Any, *values: Value) -> list[Value]:
     """Step after step, written out."""
     settings = equation.params
     fixed, carried = settings["num_consts"], settings["num_carry"]
@@ -310,7 +311,7 @@ def _scan(by: Translation, equation: Any, *values: Value) -> list[Value]:
     return [*state, *stacked]
 
 
-def _row(by: Translation, value: Value, number: int) -> Value:
+def _row(by: Translation[ONNX], value: Value, number: int) -> Value:
     """One element along the first axis."""
     if not isinstance(value, Node):
         return np.asarray(value)[number]
@@ -319,7 +320,7 @@ def _row(by: Translation, value: Value, number: int) -> Value:
     return Node(by.to, by.to.reshape(made, shape[1:]), shape[1:])
 
 
-def _gather(by: Translation, equation: Any, x: Value, starts: Value) -> Node:
+def _gather(by: Translation[ONNX], equation: Any, x: Value, starts: Value) -> Node:
     """Boxes of an array, each from its own start on; starts that are too far are moved back.
 
     Axes that boxes take whole stay as they are; the others, and what is looked up in them, become
@@ -359,7 +360,7 @@ def _gather(by: Translation, equation: Any, x: Value, starts: Value) -> Node:
 
 
 def _flat_index(
-    by: Translation,
+    by: Translation[ONNX],
     shape: Sequence[int],
     sizes: Sequence[int],
     starts: Value,

@@ -1,4 +1,4 @@
-"""A jaxpr as a graph of OpenVINO; see `graph`."""
+"""A jaxpr as a graph of OpenVINO; see `translation`."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -8,7 +8,8 @@ import openvino
 from openvino import opset13
 
 from jaxmark.core.normalization import EPSILON
-from jaxmark.inference.graph import Node, Translation, Unknown
+from jaxmark.inference.graph import Node, Unknown
+from jaxmark.inference.translation import Translation
 
 # Its own types lack most of what it has.
 runtime: Any = openvino
