@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.benchmarks.exported import KINDS, Run, onnxruntime
+from experiments.benchmarks.exported import KINDS
 from jaxmark import workflow
 from jaxmark.data.resampling import background, covered, resample
 from jaxmark.inference.model import TrainedModel
@@ -28,17 +28,6 @@ def inputs_of(model: TrainedModel, path: Path) -> dict[str, np.ndarray]:
     image = np.where(inside, resample(scan, frame.shape, grid), np.nan)
     known = np.array([background(scan)], np.float32)
     return {"image": image.astype(np.float32)[None], "background": known}
-
-
-def of_8_bits(model: bytes) -> Run:
-    """Kernels quantised once, what they meet in each run."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with tempfile.TemporaryDirectory() as folder:
-        wide, narrow = Path(folder) / "wide.onnx", Path(folder) / "narrow.onnx"
-        wide.write_bytes(model)
-        quantize_dynamic(wide, narrow, op_types_to_quantize=["Conv"], weight_type=QuantType.QUInt8)
-        return onnxruntime(narrow.read_bytes())
 
 
 def main() -> None:
@@ -62,7 +51,7 @@ def main() -> None:
     print(f"{len(paths)} scans, {expected.shape[1]} landmarks")
     print("| run by | voxels: median | 99 % | largest | mm: median | 99 % | largest |")
     print("|---|---|---|---|---|---|---|")
-    for name, make in {**KINDS, "onnx_onnxruntime_int8": of_8_bits}.items():
+    for name, make in KINDS.items():
         try:
             run = make(content)
             moved = np.concatenate([run(one)["positions_ijk"] for one in inputs]) - expected

@@ -23,15 +23,17 @@ from jaxmark.inference.portable import program_of
 METHOD = (
     "A stage of prediction as `--mode=predict` runs it (network, sub-voxel decoding, spread) by "
     "each of config.predict.engine; onnx_...: the file that `--mode=export` makes of it, by "
-    "onnxruntime and by OpenVINO. Peers: the twin's network and argmax alone, by PyTorch, by "
-    "torch.compile, and exported for onnxruntime and OpenVINO. Same random weights, float32 where "
-    "it doesn't say bf16; processes of their own, interleaved; medians. within 0.01: share of "
-    "landmarks that lie within 0.01 voxel of XLA's, by OpenVINO, and by the file in onnxruntime."
+    "onnxruntime, there also with kernels and activations of 8 bits, and by OpenVINO. Peers: the "
+    "twin's network and argmax alone, by PyTorch, by torch.compile, and exported for onnxruntime "
+    "and OpenVINO. Same random weights, float32 where it doesn't say bf16 or int8; processes of "
+    "their own, interleaved; medians. within 0.01: share of landmarks that lie within 0.01 voxel of "
+    "XLA's, by OpenVINO, and by the file in onnxruntime."
 )
 ENGINES = (XLA, OPENVINO, OPENVINO_16)
 EXPORTED = "experiments.benchmarks.exported:Exported"
 ONNX = {
     "onnx_onnxruntime": "onnxruntime",
+    "onnx_onnxruntime_int8": "onnxruntime",
     "onnx_openvino": "openvino",
     "onnx_openvino_bf16": "openvino",
 }

@@ -1,7 +1,10 @@
 """jaxmark's exported model as a hospital would run it. Imports neither JAX nor jaxmark."""
 
+import logging
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,6 +51,20 @@ def onnxruntime(model: bytes) -> Run:
     return lambda inputs: dict(zip(names, session.run(None, inputs), strict=True))
 
 
+def onnxruntime_of_8_bits(model: bytes) -> Run:
+    """Kernels quantised once, what they meet in each run."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    # It advises what changes nothing here, on the root logger.
+    logging.disable(logging.WARNING)
+
+    with tempfile.TemporaryDirectory() as folder:
+        wide, narrow = Path(folder) / "wide.onnx", Path(folder) / "narrow.onnx"
+        wide.write_bytes(model)
+        quantize_dynamic(wide, narrow, op_types_to_quantize=["Conv"], weight_type=QuantType.QUInt8)
+        return onnxruntime(narrow.read_bytes())
+
+
 def openvino(precision: str) -> Callable[[bytes], Run]:
     """With products of this precision, for the size of the first batch."""
 
@@ -76,6 +93,7 @@ def openvino(precision: str) -> Callable[[bytes], Run]:
 
 KINDS: dict[str, Callable[[bytes], Run]] = {
     "onnx_onnxruntime": onnxruntime,
+    "onnx_onnxruntime_int8": onnxruntime_of_8_bits,
     "onnx_openvino": openvino("f32"),
     "onnx_openvino_bf16": openvino("bf16"),
 }

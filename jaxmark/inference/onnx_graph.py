@@ -6,7 +6,7 @@ prime divides is then the batch, or a multiple of it, since no side of a volume 
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -46,7 +46,7 @@ def model_of(
     # A dictionary's leaves are in the order of its sorted names.
     for name, value in zip(sorted(made), by.translated(closed, nodes), strict=True):
         to.name(by.node(value).plain, name)
-    to.drop_unused(made)
+    to.finish()
     graph = helper.make_graph(
         to.nodes,
         "jaxmark",
@@ -77,6 +77,7 @@ class ONNX:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[TensorProto] = []
         self.first = ""  # an input, whose first side is the batch
+        self.named: dict[str, str] = {}  # output of the model -> array
         self._known: dict[tuple[Any, ...], str] = {}
 
     def add(self, operation: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str:
@@ -90,17 +91,26 @@ class ONNX:
 
     def name(self, array: str, name: str) -> None:
         """Call an array so: an output of the model."""
-        self.nodes.append(helper.make_node("Identity", [array], [name]))
+        made = next((node for node in self.nodes if array in node.output), None)
+        if made is None or array in self.named.values():
+            self.nodes.append(helper.make_node("Identity", [array], [name]))
+            self.named[name] = name
+        else:
+            self.named[name] = array
 
-    def drop_unused(self, outputs: Collection[str]) -> None:
-        """Keep what leads to these."""
-        needed, nodes = set(outputs), []
+    def finish(self) -> None:
+        """Keep what leads to the outputs, and give these their names."""
+        needed, nodes = set(self.named.values()), []
         for node in reversed(self.nodes):
             if not needed.isdisjoint(node.output):
                 needed.update(node.input)
                 nodes.append(node)
         self.nodes = nodes[::-1]
         self.constants = [constant for constant in self.constants if constant.name in needed]
+        new = {array: name for name, array in self.named.items()}
+        for node in self.nodes:
+            for arrays in (node.input, node.output):
+                arrays[:] = [new.get(array, array) for array in arrays]
 
     def fixed(self, shape: Sequence[int]) -> bool:
         return not any(map(_varies, shape))

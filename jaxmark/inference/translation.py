@@ -70,6 +70,10 @@ class Translation(Generic[Library]):
         array = np.asarray(value)
         return self.constant(array.transpose(order) if array.ndim == len(order) else array)
 
+    def whole(self, value: Value, order: Sequence[int]) -> Array:
+        """As `at`, with all its elements."""
+        return value.turned(order) if isinstance(value, Node) else self.at(value, order)
+
     def _made(self, equation: Any, values: Sequence[Value]) -> Sequence[Value]:
         """What an equation makes."""
         name, settings = equation.primitive.name, equation.params
@@ -240,7 +244,7 @@ def _concatenate(by: Translation[Any], equation: Any, *values: Value) -> Node:
     order = _order_of(values, len(shape))
     # `jnp.pad` joins empty ones, too.
     filled = [value for value in values if 0 not in np.shape(value)]
-    parts = [by.node(value).turned(order) for value in filled]
+    parts = [by.whole(value, order) for value in filled]
     axis = order.index(equation.params["dimension"])
     return Node(by.to, by.to.concatenate(parts, axis), shape, order)
 
@@ -298,7 +302,7 @@ def _convolution(by: Translation[Any], equation: Any, x: Value, kernel: Value) -
     low, high = ([int(pair[side]) for pair in settings["padding"]] for side in (0, 1))
     made = by.to.convolution(
         by.node(x).turned(numbers.lhs_spec),
-        by.node(kernel).turned(numbers.rhs_spec),
+        by.whole(kernel, numbers.rhs_spec),
         list(settings["window_strides"]),
         low,
         high,
