@@ -24,6 +24,7 @@ from jaxmark.data.scans import Scan, checked_scan, write_scan
 from jaxmark.inference import exported
 from jaxmark.inference.calibration import Calibration
 from jaxmark.inference.model import TrainedModel
+from jaxmark.inference.portable import scaled
 from jaxmark.inference.predictor import Predictor
 from jaxmark.methods.adversarial import Adversarial
 from jaxmark.methods.cardiac_gan import CardiacGAN
@@ -153,6 +154,29 @@ def same(found, predictions, most=1e-4):
 def predictions_of(model, scans):
     volumes = [model.frame.prepare(scan).volume("v") for scan in scans]
     return [found.prediction for found in model.predictor(model.variables, volumes)]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"intensity_range": (2.0, 60.0)},
+        # Both percentiles are the same: contrast is in a few voxels.
+        {"intensity_range": (40.0, 45.0)},
+        {"intensity": "window", "intensity_range": (20.0, 90.0)},
+    ],
+)
+def test_intensities_are_scaled_as_in_preparation(changed):
+    frame = dataclasses.replace(FRAME, **changed)
+    scan = scan_of(0)
+    if changed.get("intensity_range") == (40.0, 45.0):
+        scan = dataclasses.replace(scan, voxels=np.where(scan.voxels > 90, scan.voxels, 7))
+    inputs = batch_of([scan], frame)
+    made = np.asarray(scaled(frame, inputs["image"], inputs["background"]), np.float32)
+    expected = np.asarray(frame.prepare(scan).image, np.float32)
+    # A rounding of 16 bits.
+    np.testing.assert_allclose(made[0], expected, rtol=2e-3, atol=1e-4)
+    assert made.std() > 0.01
 
 
 @pytest.mark.parametrize("settings", METHODS, ids=lambda s: f"{type(s).__name__}")
