@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from jaxmark.core.alignment import Kind
 
 STAGES = ("prepare", "train", "predict", "evaluate", "report")
-MODES = ("run", *STAGES, "phantom", "align", "pack")
+MODES = ("run", *STAGES, "phantom", "align", "pack", "export")
 # `core.alignment.KINDS`, which takes long to import.
 TRANSFORMS = ("rigid", "similarity", "affine", "thin_plate")
 
@@ -55,12 +55,12 @@ _MODE = flags.DEFINE_enum(
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
-    "With --input, to align or to pack: the trained model's work dir, or a packed model (FILE.zip "
-    "or URL#sha256=DIGEST); no --config.",
+    "With --input, to align, pack or export: the trained model's work dir, or a packed model "
+    "(FILE.zip or URL#sha256=DIGEST); no --config.",
 )
 _INPUT = flags.DEFINE_string("input", None, "With --mode=predict: a scan, or a folder of scans.")
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "With --input, --mode=phantom, align or pack: where to write."
+    "output", None, "With --input, --mode=phantom, align, pack or export: where to write."
 )
 _FIXED = flags.DEFINE_string("fixed", None, "With --mode=align: the scan that stays as it is.")
 _MOVING = flags.DEFINE_string("moving", None, "With --mode=align: the scan brought onto it.")
@@ -442,6 +442,17 @@ def _pack(request: Request) -> int:
     return 0
 
 
+def _export(request: Request) -> int:
+    from jaxmark import workflow
+
+    if request.input is not None:
+        raise InputError("--input", "goes with --mode=predict")
+    if request.output is None:
+        raise InputError("--output", "is required with --mode=export: NAME.onnx or NAME.jax.zip")
+    workflow.export(request.workdir, request.output)
+    return 0
+
+
 def _align(request: Request) -> int:
     from jaxmark import workflow
 
@@ -468,6 +479,7 @@ COMMANDS: dict[str, Callable[[Request], int]] = {
     "phantom": _phantom,
     "align": _align,
     "pack": _pack,
+    "export": _export,
 }
 
 

@@ -36,12 +36,12 @@ from jaxmark.data import left_out
 from jaxmark.data.cache import cache_folder
 from jaxmark.data.cases import HostBatch, PreparedCase
 from jaxmark.data.cohort import read_cohort
-from jaxmark.data.frame import load_frame, save_frame
+from jaxmark.data.frame import Frame, load_frame, save_frame
 from jaxmark.data.prepare import Prepared, prepare_cohort, prepared_shape
 from jaxmark.data.scans import LABEL_MAPS_FOLDER
 from jaxmark.data.segmentations import read_segments
 from jaxmark.data.unpaired import place_unpaired, read_unpaired
-from jaxmark.inference import calibration, packed
+from jaxmark.inference import calibration, exported, packed
 from jaxmark.inference.model import TrainedModel
 from jaxmark.inference.predictor import Found, Predictor
 from jaxmark.inference.segments import ScanSegments
@@ -378,9 +378,8 @@ def load_model(
             "config.data.crop", f"with its margin is not {frame.shape}, the model's in {workdir}"
         )
     scheme = scheme_of(landmarks, frame.segments)
-    task = dataclasses.replace(task_of(experiment, scheme, mesh), shape_mm=frame.shape_mm)
     native.use(mesh)
-    method = experiment.method.build(task)
+    method = _method_for(experiment, frame, scheme, platform(mesh))
     step, variables = _load_variables(method, experiment, workdir, mesh)
     settings = experiment.predict
     return TrainedModel(
@@ -393,6 +392,38 @@ def load_model(
         calibration=calibration.load(workdir, landmarks, step, settings.decoder, settings.coverage),
         step=step,
     )
+
+
+def _method_for(experiment: Experiment, frame: Frame, scheme: Scheme, kind: str) -> Method:
+    """The method of a trained model, on devices of a `Task.platform`."""
+    task = dataclasses.replace(_task_on(kind, experiment, scheme), shape_mm=frame.shape_mm)
+    method: Method = experiment.method.build(task)
+    return method
+
+
+def export(workdir: str | Path, file: str | Path) -> None:
+    """The trained model as one file that is used without jaxmark; its name says in which format.
+
+    Args:
+      workdir: or a packed model, as in `load_model`.
+      file: ends in .jax.zip or .onnx, see `inference.exported`.
+
+    Raises:
+      InputError: as `load_model`; another end of the name, or a model that can't be exported.
+      OSError: the file cannot be written.
+    """
+    file = Path(file)
+    exported.format_of(file)
+    workdir = packed.folder_of(workdir)
+    model = load_model(workdir)
+    methods = functools.partial(_method_for, model.experiment, model.frame, model.scheme)
+    with native.unused():
+        tree = exported.write(model, methods, file, workdir)
+    say(f"{file}: {file.stat().st_size / 1e6:.1f} MB, {len(model.landmarks)} landmarks")
+    if (placed := tree["grid"]["placed_by"]) == "registration":
+        say("scans have to be registered to the template in the file before it sees them")
+    else:
+        say(f"its grid is placed by the scan's {placed}; docs/export.md says how it is used")
 
 
 def pack(workdir: str | Path, file: str | Path) -> None:
@@ -518,7 +549,12 @@ def write_phantom(experiment: Experiment, folder: str | Path) -> None:
 
 def task_of(experiment: Experiment, scheme: Scheme, mesh: Mesh) -> Task:
     """What the method has to find, on these devices; bfloat16 where there is an accelerator."""
-    data, kind = experiment.data, platform(mesh)
+    return _task_on(platform(mesh), experiment, scheme)
+
+
+def _task_on(kind: str, experiment: Experiment, scheme: Scheme) -> Task:
+    """`task_of`, on devices of a `Task.platform`."""
+    data = experiment.data
     needs = experiment.method.needs
     targets = {}
     if needs & {SEGMENTS, LABEL_MAPS}:
@@ -537,7 +573,7 @@ def task_of(experiment: Experiment, scheme: Scheme, mesh: Mesh) -> Task:
         spacing_mm=data.spacing_mm,
         augment=experiment.augment,
         platform=kind,
-        dtype=jnp.float32 if kind == "cpu" else jnp.bfloat16,
+        dtype=jnp.bfloat16 if kind in ("gpu", "tpu") else jnp.float32,
         targets=targets,
     )
 

@@ -26,6 +26,7 @@ LIBRARIES = {
     "grain": ("data/pipeline.py",),
     "orbax": ("training/checkpoints.py", "system/processes.py"),
     "optax": ("methods",),
+    "onnx": ("inference/onnx_graph.py",),
     "openvino": ("inference/openvino_graph.py",),
     "flax": (
         "models",

@@ -13,8 +13,8 @@ from scipy import optimize, special
 # Standard deviation of the landmarks' own log-odds about the common ones, and of the slope in
 # units of the evidence's spread: what a few cases say must not outweigh what all do.
 _OWN_SD, _SLOPE_SD = 1.0, 5.0
-# See `_growth`.
-_OFFSET, _POWER = 0.2, 1.5
+# Of a radius, see `_growth`.
+OFFSET, POWER = 0.2, 1.5
 
 
 def conformal_radius(errors_mm: np.ndarray, coverage: float) -> np.ndarray:
@@ -80,7 +80,7 @@ def _growth(spread_mm: np.ndarray, usual_mm: float) -> np.ndarray:
     Errors grow faster than the spread where scans are unlike those that were learned from. A share
     of the usual one is added, so that a heatmap of one voxel has no radius of 0.
     """
-    grown: np.ndarray = ((_OFFSET + spread_mm / usual_mm) / (_OFFSET + 1)) ** _POWER
+    grown: np.ndarray = ((OFFSET + spread_mm / usual_mm) / (OFFSET + 1)) ** POWER
     return grown
 
 

@@ -5,10 +5,11 @@ registers. It is used where a compiler is found and the shape suits; all else is
 one device alone: XLA does not split a call of foreign code over several.
 """
 
+import contextlib
 import dataclasses
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -59,6 +60,16 @@ def use(mesh: Mesh) -> None:
 def forbid(forbidden: bool = True) -> None:
     """Never use the code in this process: for comparison, and for programs that leave it."""
     _native.wanted, _native.used = not forbidden, False
+
+
+@contextlib.contextmanager
+def unused() -> Iterator[None]:
+    """In this block programs are traced without the code: those that leave this machine."""
+    used, _native.used = _native.used, False
+    try:
+        yield
+    finally:
+        _native.used = used
 
 
 def state(mesh: Mesh) -> str:

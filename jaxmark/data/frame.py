@@ -212,8 +212,12 @@ class Frame:
     def _scaled(self, image: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
         low, high = limits
         image = (image - low) / (high - low)
-        most = (0.0, 1.0) if self.intensity == "window" else (-_MOST, _MOST)
-        return np.clip(image, *most).astype(np.float16)
+        return np.clip(image, *self.most).astype(np.float16)
+
+    @property
+    def most(self) -> tuple[float, float]:
+        """Where scaled intensities are cut off."""
+        return (0.0, 1.0) if self.intensity == "window" else (-_MOST, _MOST)
 
     def _prepared(
         self,

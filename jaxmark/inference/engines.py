@@ -96,7 +96,8 @@ def partition(
 
     `precision` is "f32" or "bf16". One line says which operation OpenVINO lacks, if that is why.
     """
-    from jaxmark.inference.openvino_graph import Unknown, compiled
+    from jaxmark.inference.graph import Unknown
+    from jaxmark.inference.openvino_graph import compiled
 
     fixed = jax.device_get(variables)
     arrays = jax.tree.map(np.asarray, dict(arrays))

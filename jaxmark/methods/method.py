@@ -69,7 +69,7 @@ class Task:
     margin: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
     augment: Augment
-    # JAX's name of the devices that compute: "cpu", "gpu" or "tpu".
+    # JAX's name of the devices that compute: "cpu", "gpu" or "tpu"; "onnx" where JAX does not.
     platform: str = "cpu"
     # Arithmetic of the networks; parameters, losses and decoding are always float32.
     dtype: DTypeLike = jnp.float32

@@ -305,7 +305,7 @@ def cut_crops(image: Array, centres_ijk: Array, side: int) -> tuple[Array, Array
       Crops (K, B, side, side, side, C), and their first voxels (B, K, 3), whole numbers.
     """
     half, axes = side // 2, image.ndim - 2
-    padded = jnp.pad(image, [(0, 0), *[(half, half)] * axes, (0, 0)], mode="edge")
+    padded = jax.vmap(lambda x: jnp.pad(x, [*[(half, half)] * axes, (0, 0)], mode="edge"))(image)
     last = jnp.asarray(image.shape[1:-1], jnp.float32) - 1
     first = jnp.round(jnp.clip(centres_ijk, 0, last) - (side - 1) / 2).astype(jnp.int32)
 

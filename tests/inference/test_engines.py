@@ -94,9 +94,9 @@ def test_later_looks_at_crops_are_computed_by_openvino_too():
 
 
 def test_a_network_with_an_operation_that_openvino_lacks_stays_with_xla(monkeypatch, capsys):
-    from jaxmark.inference import openvino_graph
+    from jaxmark.inference import translation
 
-    monkeypatch.delitem(openvino_graph._RULES, "conv_general_dilated")
+    monkeypatch.delitem(translation.RULES, "conv_general_dilated")
     method = METHODS[0].build(TASK)
     variables = method.init(jax.random.key(0)).variables
     (stage,) = method.stages
