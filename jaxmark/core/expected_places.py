@@ -81,7 +81,8 @@ def usual_lengths(lengths: np.ndarray) -> np.ndarray:
     """
     known = np.isfinite(lengths)
     count = known.sum(0)
-    own = np.array([np.median(c[k]) if k.any() else 0.0 for c, k in zip(lengths.T, known.T)])
+    columns = zip(lengths.T, known.T, strict=True)
+    own = np.array([np.median(column[k]) if k.any() else 0.0 for column, k in columns])
     pooled = float(np.median(lengths[known])) if known.any() else 1.0
     mixed = np.sqrt((count * own**2 + _POOLED_CASES * pooled**2) / (count + _POOLED_CASES))
     return np.maximum(mixed, 1e-9)

@@ -348,10 +348,11 @@ def _too_near(away: np.ndarray) -> list[tuple[int, int, float, float]]:
     usual, spread = float(np.quantile(known, 0.6)), -np.log(np.maximum(nearest, 1e-9))
     log_p = log10_p(spread, spread[nearest > _SAME * usual])
     found = []
-    for i, j in zip(*np.nonzero(np.triu(away < _SAME * usual, 1)), strict=True):
-        score = -float(min(log_p[i], log_p[j])) - math.log10(len(away))
+    for first, second in np.argwhere(np.triu(away < _SAME * usual, 1)):
+        score = -float(min(log_p[first], log_p[second])) - math.log10(len(away))
         if score > 0:
-            found.append((int(i), int(j), min(score, MOST), float(away[i, j])))
+            apart = float(away[first, second])
+            found.append((int(first), int(second), min(score, MOST), apart))
     return found
 
 

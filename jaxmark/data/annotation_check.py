@@ -88,6 +88,21 @@ def check_annotations(
     return sorted(rows, key=lambda row: (-row.suspicion, row.case, row.landmarks))
 
 
+def check_points(points_mm: np.ndarray, names: Sequence[str]) -> list[Suspicion]:
+    """What points (N, K, 3) say of each other, where there are no scans."""
+    shapes = shapes_of(points_mm, scheme_of(names).mirrored)
+    if shapes is None:
+        return distance_suspicions(points_mm, LEAST)
+    rows = [row for row in shape_suspicions(shapes) if row.suspicion > LEAST]
+    judged = ~_has(rows, len(points_mm), None, LINE) & np.isfinite(shapes.common.off_mm)
+    rows += point_suspicions(shapes, None, judged, None, LEAST)
+    rows += [
+        Suspicion(case, (), "doubled landmarks", score, mm, other=first)
+        for first, case, score, mm in doubled(shapes)
+    ]
+    return sorted(rows, key=lambda row: (-row.suspicion, row.case, row.landmarks))
+
+
 def missing(annotated: Annotated) -> list[Suspicion]:
     """Cases that lack points which others have, and do not say that the patient lacks them."""
     lacks = ~np.isfinite(annotated.points_mm).all(-1) & ~annotated.absent
@@ -140,7 +155,8 @@ def _looks(
     contrast, level = np.ptp(patches, axis=-1), patches.mean(-1)
     outside = np.stack([one.outside for one in seen])
     known = np.isfinite(contrast).any(0)
-    usual = np.array([np.nanmedian(c) if k else np.nan for c, k in zip(contrast.T, known)])
+    columns = zip(contrast.T, known, strict=True)
+    usual = np.array([np.nanmedian(column) if some else np.nan for column, some in columns])
     air = (contrast < _EVEN * usual) & (level < _DARK) & ~outside
     return Looks(like, off, outside, air), unit, weights
 
