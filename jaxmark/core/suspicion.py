@@ -26,8 +26,10 @@ _MANY, _FEW, _ENOUGH = (0.8, 0.95), (0.5, 0.8), 200
 # off than is usual.
 _TYPICAL = 3.0
 # Two names are exchanged where one of both is this far off, in usual lengths, and neither is when
-# exchanged, and where that explains so much of the squares.
-_EXCHANGED, _RIGHT_AGAIN, _GAIN = 3.5, 2.8, 15.0
+# exchanged, or only by a share of that, and where it explains so much of the squares.
+_EXCHANGED, _RIGHT_AGAIN, _RIGHT_SHARE, _GAIN = 3.5, 2.8, 0.25, 15.0
+# That both then lie where they should is that much evidence more.
+_BOTH_RIGHT = 2.0
 # Cases lie alike where half of them are turned by less than this from the common pose; degrees.
 _LIE_ALIKE, _TURNED = 25.0, 90.0
 # Spreads are not believed to be smaller: of logarithms of sizes, and of correlations (artanh).
@@ -208,7 +210,8 @@ def exchanged(shapes: Shapes, case: int) -> list[tuple[int, int]]:
     own = z.diagonal()
     gain = np.nan_to_num(own[:, None] ** 2 + own**2 - z**2 - z.T**2)
     then, worst = np.fmax(z, z.T), np.fmax(own[:, None], own)
-    fits = (gain > _GAIN) & (then < _RIGHT_AGAIN) & (worst > _EXCHANGED)
+    right = then < np.maximum(_RIGHT_AGAIN, _RIGHT_SHARE * worst)
+    fits = (gain > _GAIN) & right & (worst > _EXCHANGED)
     pairs: list[tuple[int, int]] = []
     for flat in np.argsort(-np.where(np.triu(fits, 1), gain, 0.0), axis=None):
         a, b = (int(k) for k in np.unravel_index(flat, gain.shape))
@@ -237,7 +240,9 @@ def point_suspicions(
         away = np.linalg.norm(shapes.points_mm[case] - places, axis=-1)
         told: set[int] = set()
         for a, b in exchanged(shapes, int(case)):
-            score = -(log_p[case, a] + log_p[case, b] + math.log10(pairs_count))
+            score = _BOTH_RIGHT - (log_p[case, a] + log_p[case, b] + math.log10(pairs_count))
+            if score <= least:
+                continue
             pair, far = (a, b), float(np.nanmax(away[[a, b]]))
             found.append(_row(int(case), pair, "exchanged", score, far, places[a]))
             told |= {a, b}

@@ -214,12 +214,13 @@ def _with_shapes(
                 )
             )
             continue
-        rows += own
-        if -misfit[case] - log_n > LEAST and not own:
-            outside = looks.outside[case].sum() > 0.5 * np.isfinite(unit[case, :, 0]).sum()
+        score = float(min(-misfit[case] - log_n, MOST))
+        if score > LEAST and not any(row.suspicion >= score for row in own):
+            known = np.isfinite(shapes.points_mm[case]).all(-1)
+            outside = looks.outside[case].sum() > 0.5 * known.sum()
             detail = "most of them lie outside of it" if outside else ""
-            score = float(min(-misfit[case] - log_n, MOST))
-            rows.append(Suspicion(case, (), "misplaced", score, detail=detail))
+            own = [Suspicion(case, (), "misplaced", score, detail=detail)]
+        rows += own
     judged = ~_has(rows, n, None, LINE) & np.isfinite(shapes.common.off_mm)
     rows += _twice(shapes, unit, misfit, rows)
     points = point_suspicions(shapes, looks, judged, predictions, LEAST)

@@ -29,6 +29,8 @@ _ORDERS = ((0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
 _MAY_BE_OUTSIDE = 0.05
 # ... sizes differ by less than this factor, and the scan looks nearly as others do there.
 _SIZES, _NEARLY, _BETTER = 1.5, 0.6, 0.25
+# Readings that are so much like the best one are the same.
+_THE_SAME = 0.95
 # So many landmarks, evenly spaced among all, judge that.
 _SOME = 15
 
@@ -180,7 +182,8 @@ def explain(job: ExplainJob) -> Explanation | None:
         tried = [dataclasses.replace(one, like=like(one.points_mm)) for one in readings]
         best = max(tried, key=lambda one: one.like, default=None)
         if best and best.like > max(_NEARLY * job.like, own + _BETTER * job.like):
-            return best
+            # Of readings that are nearly the same the first is the most usual mistake.
+            return next(one for one in tried if one.like > _THE_SAME * best.like)
     return None
 
 

@@ -66,7 +66,9 @@ def words(row: Suspicion, annotated: Annotated, unit: str) -> str:
     if row.kind == "exchanged":
         return f"landmarks {names[0]} and {names[1]} are exchanged: they fit the other way round"
     if row.kind == "mirrored":
-        return f"left and right are exchanged in the whole case: points are {off} off, half of them"
+        return (
+            f"left and right are exchanged in the whole case: half of its points are over {off} off"
+        )
     if row.kind in ("units", "axes"):
         return f"the points fit the scan when read otherwise{detail}"
     if row.kind == "frame":
@@ -76,7 +78,7 @@ def words(row: Suspicion, annotated: Annotated, unit: str) -> str:
     if row.kind == "size":
         return f"all points together are {row.detail} times the usual size"
     if row.kind == "shape":
-        return f"the points lie to each other as in no other case: half are {off} off or more"
+        return f"the points lie to each other as in no other case: half of them are over {off} off"
     if row.kind == "other case":
         return f"the landmarks of {other} fit this scan, its own do not"
     if row.kind == "misplaced":
