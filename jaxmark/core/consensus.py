@@ -21,6 +21,8 @@ _SOME, _CANDIDATES, _ROUNDS, _FIT_ROUNDS = 100, 6, 4, 10
 _MIRRORED, _AS_NEAR = 0.6, 2.5
 # Two points are a pair where a mirror leaves this much between them, as a share of the size.
 _PAIRED = 0.12
+# So many mirrors are looked at, and the best of them tried.
+_MIRRORS, _TRIED = 500, 5
 _FLIP = np.diag([-1.0, 1.0, 1.0, 1.0])
 
 
@@ -110,11 +112,11 @@ def consensus(points: np.ndarray) -> Consensus | None:
     )
 
 
-def pairs_of(shape: np.ndarray, planar: bool) -> np.ndarray:
+def pairs_of(shape: np.ndarray) -> np.ndarray:
     """(K,) index of each landmark's twin on the other side of a mirror, its own without one.
 
-    For landmarks whose names say nothing. The mirror is one of the shape's three main planes; where
-    the shape (K, 3) is symmetric about none of them, nobody has a twin.
+    For landmarks whose names say nothing: a mirror stands midway between two of them. Where the
+    shape (K, 3) is symmetric about no such plane, nobody has a twin.
     """
     alone = np.arange(len(shape))
     known = np.flatnonzero(np.isfinite(shape).all(-1))
@@ -123,7 +125,7 @@ def pairs_of(shape: np.ndarray, planar: bool) -> np.ndarray:
     best, cost = alone, np.inf
     if len(known) < LEAST_POINTS:
         return alone
-    for axis in np.linalg.svd(x, full_matrices=False)[2][: 2 if planar else 3]:
+    for axis in _normals(x, size):
         image = x - 2 * np.outer(x @ axis, axis)
         for _ in range(5):
             away = np.linalg.norm(image[:, None] - x, axis=-1)
@@ -140,6 +142,22 @@ def pairs_of(shape: np.ndarray, planar: bool) -> np.ndarray:
             best, cost = alone.copy(), own
             best[known[rows[agree]]] = known[twin[agree]]
     return best
+
+
+def _normals(x: np.ndarray, size: float) -> np.ndarray:
+    """(M, 3) of mirrors through the middle of points (K, 3), the likeliest first."""
+    first, second = np.triu_indices(len(x), 1)
+    across = x[first] - x[second]
+    length = np.linalg.norm(across, axis=1)
+    across = across[length > _PAIRED * size] / length[length > _PAIRED * size, None]
+    across = across[:: -(-len(across) // _MIRRORS) or 1]
+
+    def left(axis: np.ndarray) -> float:
+        image = x - 2 * np.outer(x @ axis, axis)
+        nearest = np.linalg.norm(image[:, None] - x, axis=-1).min(1)
+        return float(np.minimum(nearest, 0.5 * size).mean())
+
+    return across[np.argsort([left(axis) for axis in across])[:_TRIED]]
 
 
 def _of_size_1(points: np.ndarray) -> np.ndarray:

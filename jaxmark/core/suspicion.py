@@ -121,7 +121,7 @@ def shapes_of(points_mm: np.ndarray, twins: np.ndarray) -> Shapes | None:
     if common is None:
         return None
     if (twins == np.arange(len(twins))).all():
-        twins = pairs_of(common.shape, common.planar)
+        twins = pairs_of(common.shape)
     known = np.isfinite(common.off_mm)
     usual = float(np.median(common.off_mm[known]))
     typical = known & ~common.mirrored & (np.nan_to_num(common.off_mm) <= _TYPICAL * usual)

@@ -56,7 +56,7 @@ class Look:
     """What a scan says of its case's points."""
 
     outside: np.ndarray  # (K,) bool
-    # (K, NODES ** 3) float16, shares of the scan's range, about the annotated points; NaN: not looked at.
+    # (K, NODES ** 3) float16, shares of the scan's range, about the annotated points; NaN: none.
     patches: np.ndarray
     # (K, SEARCHED ** 3) about the expected places.
     blocks: np.ndarray

@@ -231,11 +231,16 @@ def _page(
         if png is not None
     )
     met = [[kind, text] for kind, text in KINDS.items() if kind in summary["kinds"]]
-    numbers = range(4, len(columns) - 1)
+    # Where a point is expected is for programs, and in the pictures.
+    head = [*columns[:5], columns[5].replace("off_", "off, "), columns[-1]]
+
+    def rows_of(some: Sequence[Sequence[str]]) -> str:
+        return table(head, [[*row[:6], row[-1]] for row in some], (4, 5))
+
     sections = [
-        ("What to look at first", scale + (table(columns, upper, numbers) if upper else "None.")),
+        ("What to look at first", scale + (rows_of(upper) if upper else "<p>None.</p>")),
         ("Pictures", figures),
-        ("Below the line", table(columns, lower, numbers) if lower else ""),
+        ("Below the line", rows_of(lower) if lower else ""),
         ("What the kinds mean", table(["kind", "meaning"], met) if met else ""),
     ]
     return page("Annotations checked", lead, facts, sections)

@@ -71,7 +71,7 @@ def _draw(job: _Job) -> bytes | None:
 def _planes(
     scan: Scan, every: np.ndarray, points: np.ndarray, expected: np.ndarray, unit: str
 ) -> list[View]:
-    """Through the expected place of the first point, or the point itself."""
+    """Through the expected place of the first point, or else the point itself; both are shown."""
     middle = points[0] if np.isnan(expected[0]).any() else (points[0] + expected[0]) / 2
     known = every[np.isfinite(every).all(-1)]
     extent = np.percentile(known, 90, axis=0) - np.percentile(known, 10, axis=0)
@@ -82,9 +82,8 @@ def _planes(
     views = []
     for name, across, upright, along in _chosen(scan):
         at = middle.copy()
-        if not np.isnan(expected[0]).any():
-            # The annotated point's own plane: there the user will look first.
-            at[along] = points[0, along]
+        # Where it should be there is something to see.
+        at[along] = points[0, along] if np.isnan(expected[0]).any() else expected[0, along]
         grid = np.zeros((4, 4))
         grid[across, 0] = grid[upright, 1] = grid[along, 2] = step
         grid[:3, 3], grid[3, 3] = at, 1.0
