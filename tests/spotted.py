@@ -49,9 +49,7 @@ def write_cohort(root: Path, points: dict[str, np.ndarray], shown: dict[str, np.
         place = np.diag([SPACING_MM] * 3 + [1.0])
         write_scan(root / "images" / f"{case}.nii.gz", voxels, place)
     tables = {
-        case: {
-            name: at for name, at in zip(NAMES, some, strict=True) if np.isfinite(at).all()
-        }
+        case: {name: at for name, at in zip(NAMES, some, strict=True) if np.isfinite(at).all()}
         for case, some in points.items()
     }
     write_table(root / "landmarks.csv", tables)

@@ -14,7 +14,7 @@ from jaxmark.core.geometry import apply_affine, fit_rigid
 from jaxmark.core.plausibility import robust_fit
 
 # Fewer cases or points show no shape; fewer points in space are not all needed to fit them.
-LEAST_CASES, LEAST_POINTS = 5, 5
+LEAST_CASES, LEAST_POINTS = 8, 5
 # About so many cases, evenly spaced among all, make the common shape.
 _SOME, _CANDIDATES, _ROUNDS, _FIT_ROUNDS = 100, 6, 4, 10
 # A shape is mirrored where its mirror image fits so much better, as well as others do.
@@ -89,7 +89,7 @@ def consensus(points: np.ndarray) -> Consensus | None:
         # A mirror image says nothing of how the two sides differ.
         moved = [apply_affine(f[0], points[i]) for f, i in zip(fits, some, strict=True) if not f[2]]
         shape = _of_size_1(np.nanmedian(np.stack(moved), axis=0))
-    shape[seen[able].sum(0) < min(LEAST_CASES, len(able)) - 1] = np.nan
+    shape[seen[able].sum(0) < LEAST_CASES // 2] = np.nan
     everyone = [_best_fit(p, shape, planar) for p in points]
     straight = np.array([f[3] for f in everyone])
     maps = np.stack([f[0] for f in everyone])

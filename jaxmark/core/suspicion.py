@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from jaxmark.core.consensus import Consensus, consensus, pairs_of
+from jaxmark.core.consensus import LEAST_CASES, Consensus, consensus, pairs_of
 from jaxmark.core.expected_places import Expected, expected_places, usual_lengths
 from jaxmark.core.geometry import rotation_angle_degrees
 
@@ -364,7 +364,9 @@ def _too_near(away: np.ndarray) -> list[tuple[int, int, float, float]]:
 def distance_suspicions(points_mm: np.ndarray, least: float) -> list[Suspicion]:
     """Pairs of landmarks as far apart as in no other case: where points are too few for a shape."""
     n, k = points_mm.shape[:2]
-    found = []
+    found: list[Suspicion] = []
+    if n < LEAST_CASES:
+        return found
     for a in range(k):
         for b in range(a + 1, k):
             apart = np.linalg.norm(points_mm[:, a] - points_mm[:, b], axis=-1)

@@ -67,7 +67,7 @@ def check_annotations(
         jobs = _look_jobs(annotated, data, shapes)
         seen = parallel(pool, look, jobs, "looking at scans")
         if shapes is None:
-            rows = _without_shapes(annotated, seen, predictions)
+            rows = _without_shapes(annotated, seen)
         else:
             looks, patches, weights = _looks(shapes, seen, data.planar)
             misfit = misfits(shapes, looks)
@@ -265,9 +265,7 @@ def _copies(seen: Sequence[Look], rows: list[Suspicion]) -> list[Suspicion]:
     return found
 
 
-def _without_shapes(
-    annotated: Annotated, seen: Sequence[Look], predictions: Predictions | None
-) -> list[Suspicion]:
+def _without_shapes(annotated: Annotated, seen: Sequence[Look]) -> list[Suspicion]:
     """Of cohorts of few cases, or of few points: what needs no common shape."""
     rows = [
         Suspicion(case, (int(k),), "outside", CERTAIN)
