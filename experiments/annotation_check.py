@@ -8,7 +8,7 @@ FOLDER holds the mouse heads of `experiments/mouse_ct.py` or another cohort of v
 DIR, and counts which of them are among the first twenty rows. `--curve` moves one point of every
 case by so many mm instead. `--points=FOLDER` checks a folder of landmark files without scans.
 
-Thresholds of `core/suspicion.py` were chosen on seeds 100 and 101; the figures are of others.
+Thresholds of `core/suspicion.py` were chosen on seeds 100 to 103; the figures are of others.
 """
 
 import argparse

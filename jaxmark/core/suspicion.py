@@ -202,6 +202,19 @@ def predicted_log10_p(points_mm: np.ndarray, predictions: Predictions) -> np.nda
     return np.where(np.isfinite(ratio), log10_p(ratio, ratio), np.nan)
 
 
+def predicted_suspicions(
+    points_mm: np.ndarray, predictions: Predictions, least: float
+) -> list[Suspicion]:
+    """Points that predictions alone speak against: where they are too few for a shape."""
+    log_p = predicted_log10_p(points_mm, predictions)
+    scores = -log_p - math.log10(max(int(np.isfinite(log_p).sum()), 1))
+    away = np.linalg.norm(predictions.points_mm - points_mm, axis=-1)
+    return [
+        _row(int(i), (int(k),), "far", scores[i, k], away[i, k], predictions.points_mm[i, k])
+        for i, k in np.argwhere(np.nan_to_num(scores, nan=-1.0) > least)
+    ]
+
+
 def exchanged(shapes: Shapes, case: int) -> list[tuple[int, int]]:
     """Pairs of landmarks of a case that lie where the other one is expected."""
     at, usual = shapes.moved[case], shapes.expected.usual_mm

@@ -21,6 +21,7 @@ from jaxmark.core.suspicion import (
     doubled_looks,
     misfits,
     point_suspicions,
+    predicted_suspicions,
     shape_suspicions,
     shapes_of,
 )
@@ -67,7 +68,7 @@ def check_annotations(
         jobs = _look_jobs(annotated, data, shapes)
         seen = parallel(pool, look, jobs, "looking at scans")
         if shapes is None:
-            rows = _without_shapes(annotated, seen)
+            rows = _without_shapes(annotated, seen, predictions)
         else:
             looks, patches, weights = _looks(shapes, seen, data.planar)
             misfit = misfits(shapes, looks)
@@ -265,13 +266,17 @@ def _copies(seen: Sequence[Look], rows: list[Suspicion]) -> list[Suspicion]:
     return found
 
 
-def _without_shapes(annotated: Annotated, seen: Sequence[Look]) -> list[Suspicion]:
+def _without_shapes(
+    annotated: Annotated, seen: Sequence[Look], predictions: Predictions | None
+) -> list[Suspicion]:
     """Of cohorts of few cases, or of few points: what needs no common shape."""
     rows = [
         Suspicion(case, (int(k),), "outside", CERTAIN)
         for case, one in enumerate(seen)
         for k in np.flatnonzero(one.outside)
     ]
+    if predictions is not None:
+        rows += predicted_suspicions(annotated.points_mm, predictions, LEAST)
     return rows + distance_suspicions(annotated.points_mm, LEAST)
 
 

@@ -15,6 +15,7 @@ from jaxmark.core.suspicion import (
     log10_p,
     point_suspicions,
     predicted_log10_p,
+    predicted_suspicions,
     shapes_of,
 )
 from jaxmark.data.annotation_check import check_points
@@ -128,6 +129,8 @@ def test_predictions_far_beyond_their_radius_add_to_the_suspicion():
     assert all(row.suspicion < LINE for row in others)
     # The expected place lies between what the others say and what was predicted.
     assert 3 < np.linalg.norm(first.expected_mm - points[6, 2]) < 6
+    (alone,) = predicted_suspicions(points, predictions, LINE)
+    assert (alone.case, alone.landmarks) == (6, (2,))
     assert np.isnan(
         predicted_log10_p(points, Predictions(predicted * np.nan, np.ones((16, 9))))
     ).all()
