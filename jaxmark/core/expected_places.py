@@ -69,7 +69,7 @@ def expected_places(moved: np.ndarray, shape: np.ndarray, typical: np.ndarray) -
             away[i, index] = _off(off[i], index, precisions[part])
     lengths = np.linalg.norm(away, axis=-1)
     usual = usual_lengths(np.where(typical[:, None], lengths, np.nan))
-    for i in np.flatnonzero((np.nan_to_num(lengths / usual) > _APART).any(1)):
+    for i in np.flatnonzero((np.nan_to_num(lengths / usual) > _APART).any(1)).tolist():
         away[i] = _without_far_ones(off[i], seen[i], covariances[parts[i]], usual)
     return Expected(away, np.linalg.norm(away, axis=-1) / usual, usual)
 
@@ -92,7 +92,8 @@ def _without_far_ones(
     off: np.ndarray, seen: np.ndarray, covariance: np.ndarray, usual: np.ndarray
 ) -> np.ndarray:
     """(K, 3) of one case, as the points say that are not far off themselves, the worst first."""
-    left, apart = list(np.flatnonzero(seen)), []
+    left: list[int] = np.flatnonzero(seen).tolist()
+    apart: list[int] = []
     for _ in range(len(left) // _MOST_APART):
         found = _off(off, np.array(left), _inverse(covariance, left))
         z = np.linalg.norm(found, axis=-1) / usual[left]

@@ -312,21 +312,21 @@ def shape_suspicions(shapes: Shapes) -> list[Suspicion]:
             continue
         straight = common.straight_mm[case]
         if common.mirrored[case]:
-            score = -log10_p(straight, common.off_mm[shapes.typical]) - log_n
+            score = float(-log10_p(straight, common.off_mm[shapes.typical]) - log_n)
             off = straight * common.sizes[case]
-            found.append(Suspicion(case, (), "mirrored", float(min(score, MOST)), float(off)))
-        elif (score := -off_log_p[case] - log_n) > 0 and not shapes.typical[case]:
+            found.append(Suspicion(case, (), "mirrored", min(score, MOST), float(off)))
+        elif (score := float(-off_log_p[case] - log_n)) > 0 and not shapes.typical[case]:
             off = common.off_mm[case] * common.sizes[case]
-            found.append(Suspicion(case, (), "shape", float(min(score, MOST)), float(off)))
-        if (score := -shapes.size_log10_p[case] - log_n) > 0:
+            found.append(Suspicion(case, (), "shape", min(score, MOST), float(off)))
+        if (score := float(-shapes.size_log10_p[case] - log_n)) > 0:
             size = f"{common.sizes[case]:.3g}"
-            found.append(Suspicion(case, (), "size", float(min(score, MOST)), detail=size))
+            found.append(Suspicion(case, (), "size", min(score, MOST), detail=size))
     angle = shapes.turned_degrees
     if angle is not None:
         log_p = log10_p(angle, angle[shapes.typical])
-        for case in np.flatnonzero(np.nan_to_num(angle) > _TURNED):
-            score, detail = min(-log_p[case] - log_n, MOST), f"{angle[case]:.0f}"
-            found.append(Suspicion(int(case), (), "frame", float(score), detail=detail))
+        for case in np.flatnonzero(np.nan_to_num(angle) > _TURNED).tolist():
+            score = min(float(-log_p[case] - log_n), MOST)
+            found.append(Suspicion(case, (), "frame", score, detail=f"{angle[case]:.0f}"))
     return found
 
 

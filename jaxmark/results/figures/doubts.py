@@ -31,10 +31,9 @@ def doubt(views: Sequence[View]) -> bytes:
     with matplotlib.rc_context({**STYLE, "font.size": 8, "axes.titlesize": 9}):
         figure = Figure(figsize=(width, height), dpi=90, facecolor="white")
         for number, view in enumerate(views):
-            place = (number * panel + left, 0.4, panel - left - 0.05, height - 1.0)
-            axes = figure.add_axes(
-                tuple(v / by for v, by in zip(place, (width, height) * 2, strict=True))
-            )
+            bounds = ((number * panel + left) / width, 0.4 / height)
+            sides = ((panel - left - 0.05) / width, (height - 1.0) / height)
+            axes = figure.add_axes((*bounds, *sides))
             low, high = np.percentile(view.image, [1, 99.7])
             axes.imshow(
                 view.image.T,
@@ -59,7 +58,8 @@ def doubt(views: Sequence[View]) -> bytes:
             axes.set_ylabel(view.axes[1], labelpad=1)
         handles = [Line2D([], [], marker="o", ls="", ms=5, color=TRUTH, label="annotated")]
         if any(np.isfinite(view.expected).any() for view in views):
-            ring = {"marker": "o", "ls": "", "ms": 6, "mfc": "none", "mec": PREDICTION}
-            handles.append(Line2D([], [], **ring, mew=1.3, label="expected"))
+            ring = Line2D([], [], marker="o", ls="", ms=6, mfc="none", mec=PREDICTION, mew=1.3)
+            ring.set_label("expected")
+            handles.append(ring)
         figure.legend(handles=handles, loc="upper right", ncols=2, borderaxespad=0.2)
         return rendered(figure, "png")
