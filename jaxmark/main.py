@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from jaxmark.core.alignment import Kind
 
 STAGES = ("prepare", "train", "predict", "evaluate", "report")
-MODES = ("run", *STAGES, "phantom", "align", "pack", "export")
+MODES = ("run", *STAGES, "check", "phantom", "align", "pack", "export")
 # `core.alignment.KINDS`, which takes long to import.
 TRANSFORMS = ("rigid", "similarity", "affine", "thin_plate")
 
@@ -56,7 +56,8 @@ _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
     "With --input, to align, pack or export: the trained model's work dir, or a packed model "
-    "(FILE.zip or URL#sha256=DIGEST); no --config.",
+    "(FILE.zip or URL#sha256=DIGEST); no --config. With --mode=check: work dirs whose predictions "
+    "count as well, separated by commas.",
 )
 _INPUT = flags.DEFINE_string("input", None, "With --mode=predict: a scan, or a folder of scans.")
 _OUTPUT = flags.DEFINE_string(
@@ -129,6 +130,15 @@ def _parse(argv: list[str]) -> list[str]:
     raise AssertionError
 
 
+def _home(named: Path) -> Path:
+    """The work dir that is read; with --mode=check, where predictions are others', written."""
+    if _MODE.value == "check" and _WORKDIR.value:
+        return Path(_WORKDIR.value)
+    if _MODE.value == "check" and "," in (_CHECKPOINT.value or ""):
+        raise InputError("--workdir", "is required with several work dirs in --checkpoint")
+    return Path(_CHECKPOINT.value or _WORKDIR.value or named)
+
+
 def restart_early(argv: Sequence[str]) -> None:
     """Start again with huge pages where a CPU is the only device that JAX can find.
 
@@ -179,7 +189,7 @@ def _main(argv: Sequence[str]) -> None:
         named = Path("runs") / experiment.name if experiment else Path()
         request = Request(
             given=experiment,
-            workdir=Path(_CHECKPOINT.value or _WORKDIR.value or named),
+            workdir=_home(named),
             input=_INPUT.value,
             output=_OUTPUT.value,
             checkpoint=_CHECKPOINT.value,
@@ -415,6 +425,22 @@ def _predict(request: Request) -> int:
     return 2 if outcome.failures else 0
 
 
+def _check(request: Request) -> int:
+    """Suspicions are no errors: the exit code is 0."""
+    from jaxmark import workflow
+    from jaxmark.system import processes
+
+    if request.input is not None:
+        raise InputError("--input", "goes with --mode=predict; the cohort is config.data.root")
+    if request.output is not None:
+        raise InputError("--output", "does not go with --mode=check, which writes WORKDIR/check")
+    predicted = [folder for folder in (request.checkpoint or "").split(",") if folder]
+    with processes.primary_first("check"):
+        if processes.primary():
+            workflow.check(request.experiment, request.workdir, predicted)
+    return 0
+
+
 def _phantom(request: Request) -> int:
     from jaxmark import workflow
     from jaxmark.system import processes
@@ -476,6 +502,7 @@ COMMANDS: dict[str, Callable[[Request], int]] = {
     "run": _stages(*STAGES),
     **{stage: _stages(stage) for stage in STAGES},
     "predict": _predict,
+    "check": _check,
     "phantom": _phantom,
     "align": _align,
     "pack": _pack,

@@ -33,6 +33,8 @@ from jaxmark.core.anatomy import Scheme, scheme_of
 from jaxmark.core.grids import Plane
 from jaxmark.core.shapes import typical_shape
 from jaxmark.data import left_out
+from jaxmark.data.annotated import read_annotated
+from jaxmark.data.annotation_check import check_annotations
 from jaxmark.data.cache import cache_folder
 from jaxmark.data.cases import HostBatch, PreparedCase
 from jaxmark.data.cohort import read_cohort
@@ -63,6 +65,7 @@ from jaxmark.methods.method import (
 )
 from jaxmark.results import align as alignment
 from jaxmark.results import batch, contact_sheet, predictions, shown_cases
+from jaxmark.results import check as checked
 from jaxmark.results import evaluate as evaluation
 from jaxmark.results import report as reports
 from jaxmark.results.measures.points import read_points
@@ -524,6 +527,39 @@ def align(
     return result
 
 
+def check(
+    experiment: Experiment, workdir: str | Path, predicted: Sequence[str | Path] = ()
+) -> dict[str, Any]:
+    """Which annotations to look at first, before anything is trained; the summary's figures.
+
+    Writes `suspicions.csv`, `index.html` and `summary.json` into the work dir's `check/`.
+
+    Args:
+      predicted: work dirs, of runs or cross-validations, whose predictions count as well.
+
+    Raises:
+      InputError, or an ExceptionGroup of them: scans, landmark files or predictions can't be read.
+    """
+    folder = Path(workdir) / "check"
+    validate(experiment)
+    data = _with_root(experiment)
+    annotated = read_annotated(data)
+    for line in annotated.notes:
+        say(printable(f"note: {line}"))
+    unit = data.unit if data.planar else "mm"
+    predictions = None
+    if predicted:
+        decoder = experiment.predict.decoder
+        homes = [Path(home) for home in predicted]
+        predictions = checked.read_predictions(homes, annotated, decoder, unit)
+    with owned(folder):
+        rows = check_annotations(annotated, data, predictions)
+        written = checked.write_check(annotated, rows, folder, unit, data.workers)
+    for text in written.lines:
+        say(text)
+    return written.summary
+
+
 def _check_trained(workdir: Path) -> None:
     config = workdir / "config.json"
     if not config.is_file():
@@ -633,13 +669,7 @@ def _prepare(
     Where paths to data are others (`changes`) than those of the model in the work dir, InputError
     for other data.
     """
-    data = experiment.data
-    if not data.root:
-        if experiment.phantom is None:
-            raise InputError("config.data.root", "is empty; set it to the folder of your scans")
-        root = _phantom_in_cache(experiment)
-        scheme = experiment.phantom.scheme
-        data = dataclasses.replace(data, root=str(root), landmarks=scheme.landmarks)
+    data = _with_root(experiment)
     cohort = read_cohort(data)
     # Read before anything is prepared: a mistake in it should show at once.
     notes = [*cohort.notes]
@@ -688,6 +718,17 @@ def _prepare(
         )
         say(f"look at the prepared cases: {_listed(sheets, len(prepared.cases), data)}")
     return prepared, unpaired
+
+
+def _with_root(experiment: Experiment) -> Data:
+    """Where the cohort is: in the user's folder, or the phantom's, made if it is not there."""
+    data = experiment.data
+    if data.root:
+        return data
+    if experiment.phantom is None:
+        raise InputError("config.data.root", "is empty; set it to the folder of your scans")
+    root = _phantom_in_cache(experiment)
+    return dataclasses.replace(data, root=str(root), landmarks=experiment.phantom.scheme.landmarks)
 
 
 def _listed(sheets: Sequence[Path], cases: int, data: Data) -> str:

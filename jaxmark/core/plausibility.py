@@ -179,7 +179,7 @@ class _Compared:
             return points
         if self._rigid and both.sum() >= _LEAST_RIGID:
             try:
-                return apply_affine(_robust_fit(points, reference, both, self._planar), points)
+                return apply_affine(robust_fit(points, reference, both, self._planar), points)
             except ValueError:
                 # All on one line.
                 pass
@@ -207,25 +207,48 @@ class _Compared:
         return max(float(np.linalg.norm(np.ptp(known, axis=0))), 1e-6) if len(known) else 1e-6
 
 
-def _robust_fit(
-    points: np.ndarray, reference: np.ndarray, both: np.ndarray, planar: bool
+def robust_fit(
+    points: np.ndarray,
+    reference: np.ndarray,
+    both: np.ndarray,
+    planar: bool,
+    *,
+    scale: bool = False,
+    rounds: int = _FITS,
 ) -> np.ndarray:
-    """(4, 4) rigid, of pictures about z alone; a few points that lie elsewhere do not pull it."""
+    """(4, 4) rigid, of pictures about z alone; a few points that lie elsewhere do not pull it.
+
+    Args:
+      points, reference: (K, 3), used where `both` (K,).
+      scale: sizes are made equal, too.
+      rounds: the more, the farther off a few points may be.
+
+    Raises:
+      ValueError: fewer than three points, or all on one line.
+    """
     if planar:
         # A picture turned over would fit its mirror image. With points above it, it does not.
-        above = np.array([0.0, 0.0, float(np.ptp(reference[both], axis=0).max())])
+        heights = [float(np.ptp(reference[both], axis=0).max())] * 2
+        if scale:
+            heights = [_height(points[both]), _height(reference[both])]
+        own, other = (np.array([0.0, 0.0, height]) for height in heights)
         points, reference, both = (
-            np.concatenate([points, points + above]),
-            np.concatenate([reference, reference + above]),
+            np.concatenate([points, points + own]),
+            np.concatenate([reference, reference + other]),
             np.tile(both, 2),
         )
     weights = both.astype(float)
-    for _ in range(_FITS):
-        matrix = fit_rigid(points, reference, weights)
+    for _ in range(rounds):
+        matrix = fit_rigid(points, reference, weights, scale)
         off = np.linalg.norm(apply_affine(matrix, points) - reference, axis=-1)
-        scale = max(2 * float(np.median(off[both])), 1e-9)
-        weights = np.where(both, 1 / (1 + (np.nan_to_num(off) / scale) ** 2) ** 2, 0.0)
+        usual = max(2 * float(np.median(off[both])), 1e-9)
+        weights = np.where(both, 1 / (1 + (np.nan_to_num(off) / usual) ** 2) ** 2, 0.0)
     return matrix
+
+
+def _height(points: np.ndarray) -> float:
+    """How large a picture's points are: what one far off changes little."""
+    return 2 * float(np.median(np.linalg.norm(points - np.median(points, axis=0), axis=-1)))
 
 
 def _ordered(values: np.ndarray) -> np.ndarray:

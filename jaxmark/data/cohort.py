@@ -142,7 +142,7 @@ def check_inside(case: RawCase, scan: Scan, unit: str = "mm") -> None:
     for name, xyz, present in zip(
         case.landmark_names, case.landmarks_mm, case.present, strict=True
     ):
-        if not present or _is_inside(xyz, scan):
+        if not present or is_inside(xyz, scan):
             continue
         corners = np.array(list(np.ndindex(2, 2, 2))) * shape - 0.5
         corners_mm = corners @ scan.ijk_to_lps[:3, :3].T + scan.ijk_to_lps[:3, 3]
@@ -153,7 +153,7 @@ def check_inside(case: RawCase, scan: Scan, unit: str = "mm") -> None:
             if axis in "xyz"[shown]
         )
         hint = ""
-        if _is_inside(xyz * [-1, -1, 1], scan):
+        if is_inside(xyz * [-1, -1, 1], scan):
             hint = "; with x and y negated it is inside: are these positions RAS, not LPS?"
         # A picture's plane is z = 0: points placed in a scanner's world are not on it.
         off_plane = scan.planar and abs(xyz[2]) > 0.5
@@ -168,7 +168,7 @@ def check_inside(case: RawCase, scan: Scan, unit: str = "mm") -> None:
         )
 
 
-def _is_inside(xyz: np.ndarray, scan: Scan) -> bool:
+def is_inside(xyz: np.ndarray, scan: Scan) -> bool:
     """Whether the point is in a voxel, which reaches half an index beyond its centre."""
     ijk = np.linalg.solve(scan.ijk_to_lps[:3, :3], xyz - scan.ijk_to_lps[:3, 3])
     edge = 0.5 + _EDGE_TOLERANCE

@@ -60,7 +60,10 @@ class LabelSet:
 
 
 def read_labels(
-    place: Path | Mapping[str, Path], data: Data, scans: Mapping[str, Path] | None = None
+    place: Path | Mapping[str, Path],
+    data: Data,
+    scans: Mapping[str, Path] | None = None,
+    strays: dict[str, Path] | None = None,
 ) -> LabelSet:
     """Reads the landmarks of all cases.
 
@@ -68,6 +71,7 @@ def read_labels(
       place: a table of all cases, a folder of files, or case -> file.
       data: frame, units and cache are used.
       scans: case -> its scan; None where people have no scans.
+      strays: takes cases without a scan, with their landmark files; None: they are refused.
 
     Raises:
       InputError: a file is not readable, or states another frame or unit than the config and all
@@ -75,6 +79,9 @@ def read_labels(
         than is stated beside its landmarks.
     """
     contents, notes = _read(place, scans or {}, data)
+    if strays is not None and scans is not None:
+        strays |= {case: content.file for case, content in contents.items() if case not in scans}
+        contents = {case: content for case, content in contents.items() if case in scans}
     for case, content in contents.items():
         if scans is not None and case not in scans:
             problem = f"case {case!r} has landmarks but no image{nearest(case, scans)}"

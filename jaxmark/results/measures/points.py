@@ -86,7 +86,7 @@ def points_of(
     if not any(case.present.any() for case in cases):
         raise InputError(predictions, "no case has landmarks to compare with: nothing to evaluate")
     table = read_predicted(predictions, unit) if unit else read_table(predictions)
-    stated = _read_stated(predictions, unit)
+    stated = read_stated(predictions, unit)
     sizes = [case.pixel_mm for case in cases]
     predicted = np.full((len(cases), len(landmarks), 3), np.nan)
     for row, case in zip(predicted, cases, strict=True):
@@ -196,7 +196,7 @@ def write_points(points: Points, floors: Mapping[str, np.ndarray], folder: Path)
 _EMPTY = {"score": np.nan, "presence": np.nan, "radius_mm": np.inf}
 
 
-def _read_stated(path: Path, unit: str = "") -> dict[str, dict[tuple[str, str], float]]:
+def read_stated(path: Path, unit: str = "") -> dict[str, dict[tuple[str, str], float]]:
     """Column -> (case, landmark) -> number, of a table that `read_table` has accepted."""
     with path.open(newline="", encoding="utf-8") as file:
         try:
