@@ -37,11 +37,12 @@ from jaxmark.data.cache import cache_folder
 from jaxmark.data.cases import HostBatch, PreparedCase
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.frame import load_frame, save_frame
+from jaxmark.data.frames import load_frames
 from jaxmark.data.prepare import Prepared, prepare_cohort, prepared_shape
-from jaxmark.data.scans import LABEL_MAPS_FOLDER
 from jaxmark.data.segmentations import read_segments
 from jaxmark.data.unpaired import place_unpaired, read_unpaired
 from jaxmark.inference import calibration, packed
+from jaxmark.inference.ensemble import Ensemble, fold_folder, is_cross_validation
 from jaxmark.inference.model import TrainedModel
 from jaxmark.inference.predictor import Found, Predictor
 from jaxmark.inference.segments import ScanSegments
@@ -75,7 +76,7 @@ from jaxmark.system.fingerprints import json_key
 from jaxmark.system.lock import locked
 from jaxmark.system.messages import say, warn
 from jaxmark.system.parallel import parallel
-from jaxmark.training.checkpoints import Checkpoints, load_variables
+from jaxmark.training.checkpoints import FOLDER, Checkpoints, load_variables
 from jaxmark.training.loop import train as train_method
 from jaxmark.training.provenance import check_moved
 
@@ -105,6 +106,13 @@ class Run:
     def scheme(self) -> Scheme:
         """Of the prepared cases."""
         return scheme_of(self.prepared.landmarks, self.prepared.frame.segments)
+
+    @property
+    def thresholds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """For success rates: in the landmarks' unit, and in the other one of pictures."""
+        own = self.experiment.evaluate
+        both = own.sdr_thresholds_mm, own.sdr_thresholds_px
+        return both if self.prepared.frame.unit == "mm" else both[::-1]
 
     def planes(self, cases: Sequence[PreparedCase]) -> dict[str, Plane]:
         """Case -> the world of its picture; nothing where cases are volumes."""
@@ -138,6 +146,9 @@ def prepare(experiment: Experiment, workdir: str | Path) -> Run:
     """
     workdir, mesh = Path(workdir), data_mesh()
     validate(experiment)
+    if is_cross_validation(workdir):
+        problem = "holds a cross-validation (--mode=crossval); use another --workdir"
+        raise InputError(workdir, problem)
     path = workdir / "config.json"
     changes: list[str] = []
     if path.exists() and (workdir / "checkpoints").exists():
@@ -184,15 +195,13 @@ def predict(run: Run) -> None:
     calibrate(run, step, variables)
     say(f"predicting the {len(cases)} cases of split {split!r} with the model of step {step}")
     folder = run.workdir / "predictions"
-    found = _found(run, variables, cases, folder)
+    found = find_and_write(run, variables, cases, folder)
     if not processes.primary():
         return
     landmarks, settings = run.prepared.landmarks, run.experiment.predict
     if tells := run.method.tells:
-        # Not among the landmarks: the folder may be another cohort's.
-        table = folder / LABEL_MAPS_FOLDER / predictions.ATTRIBUTES
         names = [case.name for case in cases]
-        predictions.write_segments_table(names, run.scheme, tells, folder, table)
+        predictions.write_split_segments(names, run.scheme, tells, folder)
     promises = {
         name: calibration.load(run.workdir, landmarks, step, name, settings.coverage)
         for name in run.experiment.method.decoders
@@ -206,7 +215,7 @@ def predict(run: Run) -> None:
         say(learned)
 
 
-def _found(
+def find_and_write(
     run: Run, variables: Variables, cases: Sequence[PreparedCase], folder: Path
 ) -> list[Found]:
     """Landmarks of prepared cases; label maps of all would fill the memory, so they are written."""
@@ -227,7 +236,7 @@ def calibrate(run: Run, step: int, variables: Variables) -> None:
     """
     cases, training = run.prepared.split("val"), run.prepared.split("train")
     landmarks, settings = run.prepared.landmarks, run.experiment.predict
-    streamed, any_look = run.experiment.stream.on, run.experiment.augment.appearance.drawn
+    any_look = run.experiment.augment.appearance.drawn
     known = False
     # Of another step, or damaged: made anew.
     with contextlib.suppress(InputError):
@@ -241,20 +250,32 @@ def calibrate(run: Run, step: int, variables: Variables) -> None:
         return
     found = [f.without_maps() for f in run.find(variables, cases, "calibrating")] if cases else []
     if processes.primary():
-        untrained = run.prepared.frame.untrained
-        observed = calibration.observe(
-            found,
-            cases,
-            landmarks,
-            step,
-            training,
-            untrained,
-            spacing_mm=run.prepared.frame.spacing_mm,
-            decoders=run.experiment.method.decoders,
-            shapes_mm=run.experiment.phantom.shapes_mm() if streamed else None,
-            any_look=any_look,
-        )
+        observed = observe(run, found, cases, step, training, run.prepared.frame.untrained)
         calibration.save(observed, run.workdir)
+
+
+def observe(
+    run: Run,
+    found: Sequence[Found],
+    cases: Sequence[PreparedCase],
+    step: int,
+    training: Sequence[PreparedCase],
+    untrained: Sequence[str],
+) -> calibration.Observed:
+    """See `calibration.observe`; what it needs beside is the run's."""
+    experiment = run.experiment
+    return calibration.observe(
+        found,
+        cases,
+        run.prepared.landmarks,
+        step,
+        training,
+        untrained,
+        spacing_mm=run.prepared.frame.spacing_mm,
+        decoders=experiment.method.decoders,
+        shapes_mm=experiment.phantom.shapes_mm() if experiment.stream.on else None,
+        any_look=experiment.augment.appearance.drawn,
+    )
 
 
 def evaluate(run: Run) -> dict[str, Any]:
@@ -265,15 +286,14 @@ def evaluate(run: Run) -> dict[str, Any]:
     split, cases = run.evaluated()
     if not processes.primary():
         return {}
-    settings, thresholds = run.experiment.predict, run.experiment.evaluate
-    frame = run.prepared.frame
-    by_unit = {"mm": thresholds.sdr_thresholds_mm, "px": thresholds.sdr_thresholds_px}
+    settings, frame = run.experiment.predict, run.prepared.frame
+    thresholds_mm, other_thresholds = run.thresholds
     summary = evaluation.evaluate_cases(
         run.prepared.split("train"),
         cases,
         landmarks=run.prepared.landmarks,
-        thresholds_mm=by_unit[frame.unit],
-        other_thresholds=by_unit["px" if frame.unit == "mm" else "mm"],
+        thresholds_mm=thresholds_mm,
+        other_thresholds=other_thresholds,
         unit=frame.unit if frame.planar else "",
         # Promises that were learned from these cases can't be judged by them.
         promised=None if split == "val" else settings.coverage,
@@ -296,18 +316,18 @@ def report(run: Run) -> Path:
         _, cases = run.evaluated()
         points = read_points(run.workdir / "evaluation")
         overlays = shown_cases.overlay_cases(points, cases)
-        kinds, maps = run.experiment.method.metrics, _label_cases(run, cases)
+        kinds, maps = run.experiment.method.metrics, label_cases(run.workdir, cases)
         reports.write_report(run.workdir, overlays, kinds, maps)
         say(f"report: {page}")
     return page
 
 
-def _label_cases(run: Run, cases: Sequence[PreparedCase]) -> list[shown_cases.LabelCase]:
+def label_cases(workdir: Path, cases: Sequence[PreparedCase]) -> list[shown_cases.LabelCase]:
     """Cases to be shown with their label maps; none without predicted or without true ones."""
-    evaluated = run.workdir / "evaluation"
+    evaluated = workdir / "evaluation"
     if evaluation.read_summary(evaluated).get("segmentation") is None:
         return []
-    return shown_cases.label_cases(read_maps(evaluated), cases, run.workdir / "predictions")
+    return shown_cases.label_cases(read_maps(evaluated), cases, workdir / "predictions")
 
 
 # What follows `prepare`, in order.
@@ -353,16 +373,67 @@ def load_model(
 ) -> TrainedModel:
     """The trained model in a work dir, ready for scans never seen.
 
+    Of a cross-validation that is the `Ensemble` of its folds.
+
     Args:
       workdir: or a packed model, a file or a URL (see `inference.packed`).
       experiment: how it is used (`predict`, `data.workers`); None: as it was trained.
       mesh: of devices; None: those of this process.
 
     Raises:
-      InputError: the work dir holds no model, or one of another method or crop.
+      InputError: the work dir holds no model, or one of another method or crop; or a
+        cross-validation that is not complete, or of a method that tells segments.
     """
     workdir, mesh = packed.folder_of(workdir), mesh or local_mesh()
     experiment = validate(experiment or trained.get_config(str(workdir)))
+    if is_cross_validation(workdir):
+        return _load_ensemble(workdir, experiment, mesh)
+    model = _load_untested(workdir, experiment, mesh)
+    settings = experiment.predict
+    known = calibration.load(
+        workdir, model.landmarks, model.step, settings.decoder, settings.coverage
+    )
+    return dataclasses.replace(model, calibration=known)
+
+
+def _load_ensemble(workdir: Path, experiment: Experiment, mesh: Mesh) -> Ensemble:
+    """The models of all folds, with what their out-of-fold cases say of them."""
+    settings = experiment.predict
+    if settings.checkpoint != "last":
+        problem = f"{settings.checkpoint!r} was chosen by the cases that errors are of: set 'last'"
+        raise InputError("config.predict.checkpoint", problem)
+    if not (workdir / calibration.FILE).exists():
+        problem = "holds a cross-validation that is not complete: continue it, --mode=crossval"
+        raise InputError(workdir, problem)
+    members: list[TrainedModel] = []
+    for fold in range(experiment.data.folds):
+        own = of_fold(experiment, fold)
+        model = _load_untested(fold_folder(workdir, fold), own, mesh)
+        if model.predictor.tells:
+            problem = (
+                "holds folds of a method that tells segments, and an ensemble is of landmarks "
+                f"alone; use one fold: {fold_folder(workdir, fold)}"
+            )
+            raise InputError(workdir, problem)
+        if members and model.frame.shape_mm is None:
+            # Nothing else of a fold is in its programs: compiled once.
+            model = dataclasses.replace(model, predictor=members[0].predictor)
+        members.append(model)
+    first = members[0]
+    known = calibration.load(
+        workdir, first.landmarks, first.step, settings.decoder, settings.coverage
+    )
+    frames = load_frames([member.preparation for member in members])
+    return Ensemble.of(
+        [
+            dataclasses.replace(member, calibration=known, frame=frame)
+            for member, frame in zip(members, frames, strict=True)
+        ]
+    )
+
+
+def _load_untested(workdir: Path, experiment: Experiment, mesh: Mesh) -> TrainedModel:
+    """A model that promises nothing."""
     path, preparation = workdir / "config.json", workdir / "preparation"
     check_same(read_json(path, SCHEMA_VERSION), experiment, workdir, parts=("method",))
     frame, landmarks = load_frame(preparation)
@@ -383,8 +454,21 @@ def load_model(
         scheme=scheme,
         predictor=Predictor(method, settings.batch, mesh, settings.engine),
         variables=variables,
-        calibration=calibration.load(workdir, landmarks, step, settings.decoder, settings.coverage),
+        calibration=calibration.Calibration.unknown(len(landmarks), settings.coverage),
         step=step,
+    )
+
+
+def of_fold(experiment: Experiment, fold: int) -> Experiment:
+    """The experiment that trains and evaluates one fold of a cross-validation.
+
+    Of its checkpoints the last counts: the best one would be chosen by the cases of the fold, whose
+    errors would then be too small.
+    """
+    return dataclasses.replace(
+        experiment,
+        data=dataclasses.replace(experiment.data, fold=fold),
+        predict=dataclasses.replace(experiment.predict, split="val", checkpoint="last"),
     )
 
 
@@ -399,9 +483,15 @@ def pack(workdir: str | Path, file: str | Path) -> None:
     if file.suffix != packed.EXTENSION:
         raise InputError("--output", f"{file} does not end in {packed.EXTENSION}")
     _check_trained(workdir)
-    step = load_model(workdir).step
-    meta = Checkpoints(workdir).public_meta(step, packed.without_names)
-    digest = packed.pack(workdir, step, file, {f"checkpoints/{step}/meta/metadata": meta})
+    model = load_model(workdir)
+    members = model.members if isinstance(model, Ensemble) else (model,)
+    metas = {}
+    for member in members:
+        home, step = member.preparation.parent, member.step
+        name = f"{(home / FOLDER).relative_to(workdir)}/{step}/meta/metadata"
+        metas[name] = Checkpoints(home).public_meta(step, packed.without_names)
+    steps = [member.step for member in members]
+    digest = packed.pack(workdir, steps if isinstance(model, Ensemble) else steps[0], file, metas)
     with tempfile.TemporaryDirectory() as folder:
         load_model(packed.folder_of(file, Path(folder)))
     say(f"{file}: {file.stat().st_size / 1e6:.1f} MB, SHA-256 {digest}")
