@@ -28,7 +28,7 @@ from jaxmark.core.metrics import radial_error_mm
 from jaxmark.data.cases import PreparedCase
 from jaxmark.data.labels import natural
 from jaxmark.inference import calibration
-from jaxmark.inference.ensemble import Ensemble, fold_folder
+from jaxmark.inference.ensemble import FOLDS, Ensemble, fold_folder
 from jaxmark.inference.model import ScanLandmarks
 from jaxmark.inference.predictor import Found
 from jaxmark.results import evaluate as evaluation
@@ -78,14 +78,17 @@ def cross_validate(
     experiment = _begin(experiment, workdir, folds)
     runs, busy = _train(experiment, workdir)
     if busy:
-        names = ", ".join(map(str, busy))
-        say(f"others work on fold {names}; who ends last, or this command again, does the rest")
+        homes = ", ".join(str(fold_folder(workdir, fold)) for fold in busy)
+        say(
+            f"other processes work on {homes}; the one that ends last, or this command again, "
+            "writes the report"
+        )
         return {}
     try:
         with owned(workdir):
             return _pool(experiment, workdir, runs)
     except InUseError as error:
-        say(f"{error}, which does the rest")
+        say(f"{error}, which writes the report")
         return {}
 
 
@@ -103,7 +106,7 @@ def _begin(experiment: Experiment, workdir: Path, folds: int | None) -> Experime
         raise InputError("--folds", "0 is no cross-validation: 2 or more")
     experiment = validate(of_fold(dataclasses.replace(experiment, data=data), 0))
     path = workdir / "config.json"
-    if path.exists():
+    if path.exists() and any(path.parent.glob(f"{FOLDS}/*/{FOLDER}")):
         check_same(read_json(path, SCHEMA_VERSION), experiment, path)
     if (workdir / FOLDER).exists():
         raise InputError(workdir, "holds a run of its own, not folds; use another --workdir")
@@ -123,11 +126,11 @@ def _train(experiment: Experiment, workdir: Path) -> tuple[list[Run], list[int]]
             home = fold_folder(workdir, fold)
             try:
                 with owned(home):
-                    say(f"fold {fold} of 0 to {count - 1}, in {home}")
+                    say(f"fold {fold + 1} of {count} (config.data.fold={fold}): {home}")
                     run = prepare(of_fold(experiment, fold), home)
                     train(run)
             except InUseError as error:
-                say(f"fold {fold}: {error}; passed over")
+                say(f"passed over: {error}")
                 busy.append(fold)
                 continue
             done[fold] = run

@@ -32,7 +32,7 @@ def fold_folder(workdir: Path, fold: int) -> Path:
 
 def is_cross_validation(workdir: Path) -> bool:
     """Whether it holds folds rather than a model of its own."""
-    return (workdir / FOLDS).is_dir()
+    return any((workdir / FOLDS).glob("*/config.json"))
 
 
 @dataclasses.dataclass(frozen=True)

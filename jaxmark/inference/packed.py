@@ -83,7 +83,9 @@ def _kept(workdir: Path, step: int | Sequence[int]) -> Iterator[Path]:
     yield from (workdir / name for name in FILES if (workdir / name).is_file())
     if not isinstance(step, int):
         for fold, own in enumerate(step):
-            yield from _kept(fold_folder(workdir, fold), own)
+            # What is known of predictions is known of all folds together.
+            kept = _kept(fold_folder(workdir, fold), own)
+            yield from (file for file in kept if file.name not in FILES[1:])
         return
     for folder in (*FOLDERS, f"checkpoints/{step}"):
         for file in (workdir / folder).rglob("*"):
