@@ -5,6 +5,7 @@ python -m experiments.crossval_choices --workdir=W
 The first table: out-of-fold and test errors of each fold's last checkpoint, and of the one that is
 best on the fold's own cases. The best one is chosen by these, so their error falls further than
 that of the test cases. The second table: ways to combine the folds' positions on the test cases.
+The last line: whether the folds disagree where their mean is wrong.
 """
 
 import argparse
@@ -14,13 +15,16 @@ from pathlib import Path
 
 import numpy as np
 from absl import logging
+from scipy.stats import spearmanr
 
+from experiments.commands import errors_on_one_line
 from jaxmark import trained
 from jaxmark.core.metrics import paired_comparison, radial_error_mm
 from jaxmark.data.cases import PreparedCase
-from jaxmark.inference.ensemble import fold_folder
+from jaxmark.inference.ensemble import fold_folder, is_cross_validation
 from jaxmark.inference.predictor import Found
 from jaxmark.results.page import interval, mm
+from jaxmark.system.errors import InputError
 from jaxmark.workflow import Run, of_fold, prepare
 
 # Positions (M, N, K, 3) of M folds in N cases, and their spread (M, N, K) -> (N, K, 3).
@@ -37,24 +41,30 @@ def main() -> None:
     """Parse flags, print both tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True, help="of --mode=crossval")
-    workdir = parser.parse_args().workdir
     logging.set_verbosity(logging.ERROR)
+    with errors_on_one_line():
+        measure(parser.parse_args().workdir)
+
+
+def measure(workdir: Path) -> None:
+    """What `main` prints; InputError for a work dir without folds, or without a test split."""
     experiment = trained.get_config(str(workdir))
+    if not is_cross_validation(workdir):
+        raise InputError(workdir, "holds no cross-validation (--mode=crossval)")
     folds = range(experiment.data.folds)
     runs = [prepare(of_fold(experiment, fold), fold_folder(workdir, fold)) for fold in folds]
+    if not runs[0].prepared.splits["test"]:
+        raise InputError(workdir, "has no test split to measure with")
     found = [{which: _found(run, which) for which in ("last", "best")} for run in runs]
-    print("| | out-of-fold cases | test cases |\n|---|---|---|")
     table = np.array(
-        [[[_mre(run, f, split) for split in f] for f in one.values()] for run, one in zip(
-            runs, found, strict=True)]
-    )  # fmt: skip
+        [[_mres(run, f) for f in one.values()] for run, one in zip(runs, found, strict=True)]
+    )
+    print("| | out-of-fold cases | test cases |\n|---|---|---|")
     for name, row in zip(("last checkpoint", "best checkpoint"), table.mean(0), strict=True):
         print(f"| MRE (mm), mean over folds: {name} | {mm(row[0])} | {mm(row[1])} |")
     gain = table[:, 1] - table[:, 0]
-    sd = gain.std(0, ddof=1)
-    cells = " | ".join(
-        f"{mm(g)} (SD of folds {mm(s)})" for g, s in zip(gain.mean(0), sd, strict=True)
-    )
+    pairs = zip(gain.mean(0), gain.std(0, ddof=1), strict=True)
+    cells = " | ".join(f"{mm(mean)} (SD of folds {mm(sd)})" for mean, sd in pairs)
     print(f"| best minus last | {cells} |\n")
     _combine(runs[0].prepared.split("test"), [one["last"]["test"] for one in found], runs[0])
 
@@ -77,9 +87,14 @@ def _found(run: Run, checkpoint: str) -> dict[str, list[Found]]:
     }
 
 
-def _mre(run: Run, found: dict[str, list[Found]], split: str) -> float:
-    positions = [one.landmarks_mm(run.experiment.predict.decoder) for one in found[split]]
-    return float(np.nanmean(_errors(run.prepared.split(split), np.array(positions))))
+def _mres(run: Run, found: dict[str, list[Found]]) -> list[float]:
+    """Mean radial error of each split."""
+    decoder = run.experiment.predict.decoder
+    positions = {split: [one.landmarks_mm(decoder) for one in f] for split, f in found.items()}
+    return [
+        float(np.nanmean(_errors(run.prepared.split(split), np.array(own))))
+        for split, own in positions.items()
+    ]
 
 
 def _combine(cases: Sequence[PreparedCase], folds: Sequence[Sequence[Found]], run: Run) -> None:
@@ -97,6 +112,12 @@ def _combine(cases: Sequence[PreparedCase], folds: Sequence[Sequence[Found]], ru
         test = paired_comparison(errors, alone, 0)
         cell = f"{mm(test['difference'])} ({interval(test)})"
         print(f"| {name} | {mm(float(np.nanmean(errors)))} | {cell} |")
+    mean = positions.mean(0)
+    apart = np.sqrt(((positions - mean) ** 2).sum((0, -1)) / (len(positions) - 1))
+    errors = _errors(cases, mean)
+    known = np.isfinite(errors)
+    rank = spearmanr(apart[known], errors[known]).statistic
+    print(f"\nrank correlation of the folds' standard deviation and the mean's error: {rank:.2f}")
 
 
 def _errors(cases: Sequence[PreparedCase], predicted_mm: np.ndarray) -> np.ndarray:

@@ -141,8 +141,7 @@ def _train(experiment: Experiment, workdir: Path) -> tuple[list[Run], list[int]]
 
 def _pool(experiment: Experiment, workdir: Path, runs: Sequence[Run]) -> dict[str, Any]:
     """Predictions, figures and page of all out-of-fold cases; and the ensemble's on test cases."""
-    first, settings = runs[0], experiment.predict
-    landmarks, frame = first.prepared.landmarks, first.prepared.frame
+    landmarks = runs[0].prepared.landmarks
     found: list[list[Found]] = []
     on_test: list[list[Found]] = []
     for run in runs:
@@ -150,53 +149,54 @@ def _pool(experiment: Experiment, workdir: Path, runs: Sequence[Run]) -> dict[st
         say(
             f"predicting the cases of fold {run.experiment.data.fold} with its model of step {step}"
         )
-        cases, folder = run.prepared.split("val"), workdir / "predictions"
-        found.append(find_and_write(run, variables, cases, folder))
+        own, folder = run.prepared.split("val"), workdir / "predictions"
+        found.append(find_and_write(run, variables, own, folder))
         others = run.find(variables, run.prepared.split("test"), "predicting test cases")
         on_test.append([one.without_maps() for one in others])
 
-    cases_of_fold = [run.prepared.split("val") for run in runs]
-    cases = [case for own in cases_of_fold for case in own]
+    cases = [case for run in runs for case in run.prepared.split("val")]
+    everything = [one for own_found in found for one in own_found]
     untrained = [
-        name for name in landmarks if all(name in r.prepared.frame.untrained for r in runs)
+        name for name in landmarks if all(name in run.prepared.frame.untrained for run in runs)
     ]
-    everything = [one for own in found for one in own]
-    observed = observe(first, everything, cases, step, cases, untrained)
+    observed = observe(runs[0], everything, cases, step, cases, untrained)
     predicted = _predicted(runs, found, observed.figures)
-    predictions.write_cases(predicted, settings.decoder, workdir / "predictions")
+    predictions.write_cases(predicted, experiment.predict.decoder, workdir / "predictions")
+    # Last: with it the work dir is a model.
     calibration.save(observed, workdir)
+    ensemble = _test(experiment, workdir, runs, on_test) if on_test[0] else None
+    return _evaluate(experiment, workdir, runs, ensemble)
 
-    fold_of = {case.name: k for k, own in enumerate(cases_of_fold) for case in own}
-    cases = sorted(cases, key=lambda case: natural(case.name))
-    fold_of = {case.name: fold_of[case.name] for case in cases}
+
+def _evaluate(
+    experiment: Experiment, workdir: Path, runs: Sequence[Run], ensemble: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Figures and page of the out-of-fold predictions; `ensemble` are figures that go with them."""
+    first, settings, folder = runs[0], experiment.predict, workdir / "evaluation"
+    by_name = {case.name: (k, case) for k, r in enumerate(runs) for case in r.prepared.split("val")}
+    fold_of = {name: by_name[name][0] for name in sorted(by_name, key=natural)}
+    cases = [by_name[name][1] for name in fold_of]
+    frame = first.prepared.frame
     table = workdir / "predictions" / f"landmarks_{settings.decoder}.csv"
     unit = frame.unit if frame.planar else ""
-    points = points_of(cases, landmarks, table, unit)
-    more: dict[str, Any] = {"folds": fold_figures(points, fold_of)}
+    points = points_of(cases, first.prepared.landmarks, table, unit)
+    more: dict[str, Any] = {"folds": fold_figures(points, fold_of), "ensemble": ensemble}
     if tells := first.method.tells:
-        predictions.write_split_segments(list(fold_of), first.scheme, tells, table.parent)
-        more |= evaluation.evaluate_segments(
-            cases,
-            first.scheme,
-            tells,
-            table.parent,
-            workdir / "evaluation",
-            experiment.data.workers,
-        )
-    if on_test[0]:
-        more["ensemble"] = _test(experiment, workdir, runs, on_test)
+        scheme, workers = first.scheme, experiment.data.workers
+        predictions.write_split_segments(list(fold_of), scheme, tells, table.parent)
+        more |= evaluation.evaluate_segments(cases, scheme, tells, table.parent, folder, workers)
     thresholds_mm, other_thresholds = first.thresholds
     summary = evaluation.evaluate(
         points,
         thresholds_mm=thresholds_mm,
         floors=_floors(runs, cases),
-        folder=workdir / "evaluation",
+        folder=folder,
         # Each fold's promises are of the other folds' cases.
         promised=settings.coverage,
         more=more,
         other_thresholds=other_thresholds,
     )
-    write_folds(fold_of, workdir / "evaluation")
+    write_folds(fold_of, folder)
     say(evaluation.headline(summary))
     if tells:
         say(evaluation.segments_headline(summary))
@@ -269,9 +269,16 @@ def _test(
     }
     planes, folder = first.planes(cases), workdir / TEST
     listed = {
-        decoder: predictions.cases_of(
-            together, landmarks, decoder, promise, frame.untrained, planes
-        )
+        decoder: [
+            dataclasses.replace(case, folds_sd_mm=ensemble.sd_mm(one, decoder))
+            for one, case in zip(
+                by_case,
+                predictions.cases_of(
+                    together, landmarks, decoder, promise, frame.untrained, planes
+                ),
+                strict=True,
+            )
+        ]
         for decoder, promise in promises.items()
     }
     predictions.write_cases(listed, settings.decoder, folder / "predictions")

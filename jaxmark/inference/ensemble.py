@@ -86,7 +86,7 @@ class Ensemble(TrainedModel):
         """What each member found in a scan that was prepared in its frame."""
         together = self.combined(found)
         case = self.landmarks_of(together, prepared[0])
-        sd_mm = self.sd_mm(found)
+        sd_mm = self.sd_mm(found, self.experiment.predict.decoder)
         doubts = [*case.doubts]
         for fold, (frame, own) in enumerate(zip(self.frames, prepared, strict=True)):
             lines = frame.doubts(own.quality, own.lead, own.overlap, own.voxel_mm)
@@ -129,9 +129,8 @@ class Ensemble(TrainedModel):
         mean: np.ndarray = (positions * weights).sum(0) / weights.sum(0)
         return mean
 
-    def sd_mm(self, found: Sequence[Found]) -> np.ndarray:
+    def sd_mm(self, found: Sequence[Found], decoder: str) -> np.ndarray:
         """(K,): the members' root mean square distance from their mean, unbiased; NaN of one."""
-        decoder = self.experiment.predict.decoder
         positions, weights = self._positions(found, decoder)
         squares = ((positions - self.mean_mm(found, decoder)) ** 2 * weights).sum((0, 2))
         count = weights.sum((0, 2))

@@ -10,6 +10,7 @@ import pytest
 from jaxmark.config import Augment, Data, Experiment, Predict
 from jaxmark.core.anatomy import scheme_of
 from jaxmark.core.geometry import compose_affine
+from jaxmark.data.chunks import Chunks
 from jaxmark.data.frame import Frame, load_frame, save_frame
 from jaxmark.data.frames import load_frames, prepare_in
 from jaxmark.data.landmarks import read_landmarks, read_table
@@ -169,3 +170,29 @@ def test_frames_with_one_template_are_aligned_once(
         np.testing.assert_array_equal(one.image, expected.image)
         np.testing.assert_array_equal(one.ijk_to_lps, expected.ijk_to_lps)
     assert not np.array_equal(prepared[0].image, prepared[3].image)
+
+
+def test_images_in_chunks_have_a_folder_each(tmp_path: Path) -> None:
+    scan = scan_of(0)
+    frames = [
+        Frame(
+            register="none",
+            metric="correlation",
+            search_degrees=180.0,
+            template=None,
+            common_to_template=np.eye(4),
+            grid_to_common=compose_affine(np.diag(SPACING), np.array(corner)),
+            shape=CROP,
+            intensity="window",
+            intensity_range=(0.0, 1.0),
+            chunks=chunks,
+        )
+        for chunks in (Chunks(4), None)
+        for corner in CORNERS[:2]
+    ]
+    stored, plain = prepare_in(frames[:2], scan, tmp_path), prepare_in(frames[2:], scan)
+    for one, expected in zip(stored, plain, strict=True):
+        np.testing.assert_array_equal(one.volume("s").read(), expected.image)
+    for one in stored:
+        one.discard()
+    assert list(tmp_path.iterdir()) == []
