@@ -192,7 +192,7 @@ def test_images_in_chunks_have_a_folder_each(tmp_path: Path) -> None:
     ]
     stored, plain = prepare_in(frames[:2], scan, tmp_path), prepare_in(frames[2:], scan)
     for one, expected in zip(stored, plain, strict=True):
-        np.testing.assert_array_equal(one.volume("s").read(), expected.image)
+        np.testing.assert_array_equal(one.volume("s").image(), expected.image)
     for one in stored:
         one.discard()
     assert list(tmp_path.iterdir()) == []
