@@ -42,6 +42,7 @@ from jaxmark.data.prepare import Prepared, prepare_cohort, prepared_shape
 from jaxmark.data.segmentations import read_segments
 from jaxmark.data.unpaired import place_unpaired, read_unpaired
 from jaxmark.inference import calibration, packed
+from jaxmark.inference.engines import XLA
 from jaxmark.inference.ensemble import Ensemble, fold_folder, is_cross_validation
 from jaxmark.inference.model import TrainedModel
 from jaxmark.inference.predictor import Found, Predictor
@@ -415,8 +416,9 @@ def _load_ensemble(workdir: Path, experiment: Experiment, mesh: Mesh) -> Ensembl
                 f"alone; use one fold: {fold_folder(workdir, fold)}"
             )
             raise InputError(workdir, problem)
-        if members and model.frame.shape_mm is None:
-            # Nothing else of a fold is in its programs: compiled once.
+        if members and model.frame.shape_mm is None and settings.engine == XLA:
+            # Nothing of a fold is in its programs: they are compiled once. Other engines' graphs
+            # hold the weights.
             model = dataclasses.replace(model, predictor=members[0].predictor)
         members.append(model)
     first = members[0]

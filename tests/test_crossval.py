@@ -6,9 +6,11 @@ import shutil
 import signal
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import refused
+from jax.sharding import Mesh
 from running import TINY, Process, jaxmark_copies, wait_for
 
 from jaxmark import trained
@@ -181,6 +183,21 @@ def test_scans_are_predicted_by_all_folds(whole: Path, tmp_path: Path) -> None:
     of_test = read_landmarks(whole / "test" / "predictions" / "phantom-008.mrk.json")
     assert [*of_test] == [*written]
     np.testing.assert_allclose(np.array([*of_test.values()], float), positions, atol=1e-3)
+
+
+def test_graphs_that_hold_weights_are_of_one_fold_alone(whole: Path) -> None:
+    pytest.importorskip("openvino")
+    scan = next((whole.parent / "cache").glob("phantom-*/images/phantom-008.nii.gz"))
+    experiment = trained.get_config(str(whole))
+    experiment.predict.engine = "openvino"
+    one_device = Mesh(np.array(jax.devices()[:1]), ("data",))
+    model, by_xla = load_model(whole, experiment, one_device), load_model(whole)
+    assert isinstance(model, Ensemble) and isinstance(by_xla, Ensemble)
+    assert by_xla.members[0].predictor is by_xla.members[1].predictor
+    found, expected = model.predict(scan), by_xla.predict(scan)
+    np.testing.assert_allclose(found.positions_mm, expected.positions_mm, atol=0.05)
+    np.testing.assert_allclose(found.folds_sd_mm, expected.folds_sd_mm, atol=0.05)
+    assert expected.folds_sd_mm.max() > 1
 
 
 @pytest.fixture
