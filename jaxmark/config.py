@@ -60,10 +60,14 @@ class Data:
     # Segment names in order, all or some of those in the label table: the classes of methods that
     # learn from label maps; others are background. Empty: all.
     segments: tuple[str, ...] = ()
-    # Used where the folder has no `splits.json`.
+    # Used where the folder has no `splits.json`, and without `folds`.
     val_fraction: float = setting(0.15, at_least(0))
     test_fraction: float = setting(0.15, at_least(0))
     split_seed: int = 0
+    # Cross-validation: the cases that are not kept for testing are divided into so many folds by
+    # patient (see `data.folds`), of which number `fold`, from 0, is for validation; 0: no folds.
+    folds: int = setting(0, at_least(0))
+    fold: int = setting(0, at_least(0))
     # Share of the training split that is used, for learning curves: less is a subset of more.
     train_fraction: float = 1.0
     # How scans are brought together: "none" (world frames agree already), "middle" (the scans'
@@ -142,6 +146,11 @@ class Data:
             yield "register", f"is {self.register}: there is no template to align"
         if self.val_fraction + self.test_fraction >= 1:
             yield "val_fraction", "with test_fraction leaves no training cases"
+        if self.folds == 1:
+            yield "folds", "1 leaves no cases for training: 2 or more, or 0 for none"
+        elif self.fold >= max(self.folds, 1):
+            known = f"they are 0 to {self.folds - 1}" if self.folds else "config.data.folds is 0"
+            yield "fold", f"there is no fold {self.fold}: {known}"
         if not 0 < self.train_fraction <= 1:
             yield "train_fraction", f"{self.train_fraction} is not above 0 and at most 1"
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from jaxmark.core.alignment import Kind
 
 STAGES = ("prepare", "train", "predict", "evaluate", "report")
-MODES = ("run", *STAGES, "check", "phantom", "align", "pack", "export")
+MODES = ("run", *STAGES, "crossval", "check", "phantom", "align", "pack", "export")
 # `core.alignment.KINDS`, which takes long to import.
 TRANSFORMS = ("rigid", "similarity", "affine", "thin_plate")
 
@@ -51,6 +51,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/<experiment>.")
 _MODE = flags.DEFINE_enum(
     "mode", "run", MODES, "run: all stages that follow, continuing an earlier run."
+)
+_FOLDS = flags.DEFINE_integer(
+    "folds", None, "With --mode=crossval: how many; default: config.data.folds, or else 5."
 )
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -163,6 +166,8 @@ def _main(argv: Sequence[str]) -> None:
             hint = f": did you mean --mode={argv[1]}?" * (argv[1] in MODES)
             raise InputError("command line", f"unexpected argument {argv[1]!r}{hint}")
         pair = Pair.asked_for(_MODE.value)
+        if _FOLDS.value is not None and _MODE.value != "crossval":
+            raise InputError("--folds", "goes with --mode=crossval")
         if _CONFIG.value is None and (pair is None or pair.needs_model):
             if pair is not None:
                 raise InputError("--checkpoint", f"is required with --mode=align: {Pair.NEEDED}")
@@ -190,6 +195,7 @@ def _main(argv: Sequence[str]) -> None:
         request = Request(
             given=experiment,
             workdir=_home(named),
+            folds=_FOLDS.value,
             input=_INPUT.value,
             output=_OUTPUT.value,
             checkpoint=_CHECKPOINT.value,
@@ -379,6 +385,7 @@ class Request:
 
     given: Experiment | None  # None: to align scans that have landmark files
     workdir: Path
+    folds: int | None
     input: str | None
     output: str | None
     checkpoint: str | None
@@ -409,6 +416,20 @@ def _stages(*stages: str) -> Callable[[Request], int]:
         return 0
 
     return command
+
+
+def _crossval(request: Request) -> int:
+    from jaxmark.crossval import cross_validate
+
+    request.no_scans()
+    if _DISTRIBUTED.value or _COORDINATOR.value:
+        problem = (
+            "does not go with --mode=crossval; train each fold as a job: --mode=train "
+            "--config.data.folds=5 --config.data.fold=0 --workdir=WORKDIR/folds/0"
+        )
+        raise InputError("--distributed", problem)
+    cross_validate(request.experiment, request.workdir, request.folds)
+    return 0
 
 
 def _predict(request: Request) -> int:
@@ -501,6 +522,7 @@ def _align(request: Request) -> int:
 COMMANDS: dict[str, Callable[[Request], int]] = {
     "run": _stages(*STAGES),
     **{stage: _stages(stage) for stage in STAGES},
+    "crossval": _crossval,
     "predict": _predict,
     "check": _check,
     "phantom": _phantom,

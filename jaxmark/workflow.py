@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,13 @@ from jaxmark.data.cache import cache_folder
 from jaxmark.data.cases import HostBatch, PreparedCase
 from jaxmark.data.cohort import read_cohort
 from jaxmark.data.frame import Frame, load_frame, save_frame
+from jaxmark.data.frames import load_frames
 from jaxmark.data.prepare import Prepared, prepare_cohort, prepared_shape
-from jaxmark.data.scans import LABEL_MAPS_FOLDER
 from jaxmark.data.segmentations import read_segments
 from jaxmark.data.unpaired import place_unpaired, read_unpaired
 from jaxmark.inference import calibration, exported, packed
+from jaxmark.inference.engines import XLA
+from jaxmark.inference.ensemble import Ensemble, fold_folder, is_cross_validation
 from jaxmark.inference.model import TrainedModel
 from jaxmark.inference.predictor import Found, Predictor
 from jaxmark.inference.segments import ScanSegments
@@ -68,7 +70,7 @@ from jaxmark.results import batch, contact_sheet, predictions, shown_cases
 from jaxmark.results import check as checked
 from jaxmark.results import evaluate as evaluation
 from jaxmark.results import report as reports
-from jaxmark.results.measures.points import read_points
+from jaxmark.results.measures.points import Points, read_points
 from jaxmark.results.measures.segmentation import read_maps
 from jaxmark.system import processes
 from jaxmark.system.devices import data_mesh, local_mesh, platform
@@ -78,7 +80,7 @@ from jaxmark.system.fingerprints import json_key
 from jaxmark.system.lock import locked
 from jaxmark.system.messages import say, warn
 from jaxmark.system.parallel import parallel
-from jaxmark.training.checkpoints import Checkpoints, load_variables
+from jaxmark.training.checkpoints import FOLDER, Checkpoints, load_variables
 from jaxmark.training.loop import train as train_method
 from jaxmark.training.provenance import check_moved
 
@@ -108,6 +110,13 @@ class Run:
     def scheme(self) -> Scheme:
         """Of the prepared cases."""
         return scheme_of(self.prepared.landmarks, self.prepared.frame.segments)
+
+    @property
+    def thresholds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """For success rates: in the landmarks' unit, and in the other one of pictures."""
+        own = self.experiment.evaluate
+        both = own.sdr_thresholds_mm, own.sdr_thresholds_px
+        return both if self.prepared.frame.unit == "mm" else both[::-1]
 
     def planes(self, cases: Sequence[PreparedCase]) -> dict[str, Plane]:
         """Case -> the world of its picture; nothing where cases are volumes."""
@@ -141,6 +150,9 @@ def prepare(experiment: Experiment, workdir: str | Path) -> Run:
     """
     workdir, mesh = Path(workdir), data_mesh()
     validate(experiment)
+    if is_cross_validation(workdir):
+        problem = "holds a cross-validation (--mode=crossval); use another --workdir"
+        raise InputError(workdir, problem)
     path = workdir / "config.json"
     changes: list[str] = []
     if path.exists() and (workdir / "checkpoints").exists():
@@ -187,15 +199,13 @@ def predict(run: Run) -> None:
     calibrate(run, step, variables)
     say(f"predicting the {len(cases)} cases of split {split!r} with the model of step {step}")
     folder = run.workdir / "predictions"
-    found = _found(run, variables, cases, folder)
+    found = find_and_write(run, variables, cases, folder)
     if not processes.primary():
         return
     landmarks, settings = run.prepared.landmarks, run.experiment.predict
     if tells := run.method.tells:
-        # Not among the landmarks: the folder may be another cohort's.
-        table = folder / LABEL_MAPS_FOLDER / predictions.ATTRIBUTES
         names = [case.name for case in cases]
-        predictions.write_segments_table(names, run.scheme, tells, folder, table)
+        predictions.write_split_segments(names, run.scheme, tells, folder)
     promises = {
         name: calibration.load(run.workdir, landmarks, step, name, settings.coverage)
         for name in run.experiment.method.decoders
@@ -209,7 +219,7 @@ def predict(run: Run) -> None:
         say(learned)
 
 
-def _found(
+def find_and_write(
     run: Run, variables: Variables, cases: Sequence[PreparedCase], folder: Path
 ) -> list[Found]:
     """Landmarks of prepared cases; label maps of all would fill the memory, so they are written."""
@@ -230,7 +240,7 @@ def calibrate(run: Run, step: int, variables: Variables) -> None:
     """
     cases, training = run.prepared.split("val"), run.prepared.split("train")
     landmarks, settings = run.prepared.landmarks, run.experiment.predict
-    streamed, any_look = run.experiment.stream.on, run.experiment.augment.appearance.drawn
+    any_look = run.experiment.augment.appearance.drawn
     known = False
     # Of another step, or damaged: made anew.
     with contextlib.suppress(InputError):
@@ -244,20 +254,32 @@ def calibrate(run: Run, step: int, variables: Variables) -> None:
         return
     found = [f.without_maps() for f in run.find(variables, cases, "calibrating")] if cases else []
     if processes.primary():
-        untrained = run.prepared.frame.untrained
-        observed = calibration.observe(
-            found,
-            cases,
-            landmarks,
-            step,
-            training,
-            untrained,
-            spacing_mm=run.prepared.frame.spacing_mm,
-            decoders=run.experiment.method.decoders,
-            shapes_mm=run.experiment.phantom.shapes_mm() if streamed else None,
-            any_look=any_look,
-        )
+        observed = observe(run, found, cases, step, training, run.prepared.frame.untrained)
         calibration.save(observed, run.workdir)
+
+
+def observe(
+    run: Run,
+    found: Sequence[Found],
+    cases: Sequence[PreparedCase],
+    step: int,
+    training: Sequence[PreparedCase],
+    untrained: Sequence[str],
+) -> calibration.Observed:
+    """See `calibration.observe`; what it needs beside is the run's."""
+    experiment = run.experiment
+    return calibration.observe(
+        found,
+        cases,
+        run.prepared.landmarks,
+        step,
+        training,
+        untrained,
+        spacing_mm=run.prepared.frame.spacing_mm,
+        decoders=experiment.method.decoders,
+        shapes_mm=experiment.phantom.shapes_mm() if experiment.stream.on else None,
+        any_look=experiment.augment.appearance.drawn,
+    )
 
 
 def evaluate(run: Run) -> dict[str, Any]:
@@ -268,15 +290,14 @@ def evaluate(run: Run) -> dict[str, Any]:
     split, cases = run.evaluated()
     if not processes.primary():
         return {}
-    settings, thresholds = run.experiment.predict, run.experiment.evaluate
-    frame = run.prepared.frame
-    by_unit = {"mm": thresholds.sdr_thresholds_mm, "px": thresholds.sdr_thresholds_px}
+    settings, frame = run.experiment.predict, run.prepared.frame
+    thresholds_mm, other_thresholds = run.thresholds
     summary = evaluation.evaluate_cases(
         run.prepared.split("train"),
         cases,
         landmarks=run.prepared.landmarks,
-        thresholds_mm=by_unit[frame.unit],
-        other_thresholds=by_unit["px" if frame.unit == "mm" else "mm"],
+        thresholds_mm=thresholds_mm,
+        other_thresholds=other_thresholds,
         unit=frame.unit if frame.planar else "",
         # Promises that were learned from these cases can't be judged by them.
         promised=None if split == "val" else settings.coverage,
@@ -298,26 +319,40 @@ def report(run: Run) -> Path:
     if processes.primary():
         _, cases = run.evaluated()
         points = read_points(run.workdir / "evaluation")
-        viewer = run.experiment.evaluate.viewer
-        overlays = shown_cases.overlay_cases(
-            points,
-            cases,
-            run.prepared.doubts(),
-            run.workdir / "predictions" if viewer and SEGMENTATION in run.method.tells else None,
-            [segment.name for segment in run.scheme.segments],
-        )
-        kinds, maps = run.experiment.method.metrics, _label_cases(run, cases)
-        reports.write_report(run.workdir, overlays, kinds, maps, viewer=viewer)
-        say(f"report: {page}")
+        write_page(run, run.workdir, points, cases, run.prepared.doubts())
     return page
 
 
-def _label_cases(run: Run, cases: Sequence[PreparedCase]) -> list[shown_cases.LabelCase]:
+def write_page(
+    run: Run,
+    workdir: Path,
+    points: Points,
+    cases: Sequence[PreparedCase],
+    doubts: Mapping[str, Sequence[str]],
+) -> None:
+    """The page about predictions in a work dir: a run's, or those of several such runs.
+
+    `doubts` are of cases by name.
+    """
+    viewer, tells = run.experiment.evaluate.viewer, run.method.tells
+    overlays = shown_cases.overlay_cases(
+        points,
+        cases,
+        doubts,
+        workdir / "predictions" if viewer and SEGMENTATION in tells else None,
+        [segment.name for segment in run.scheme.segments],
+    )
+    kinds, maps = run.experiment.method.metrics, label_cases(workdir, cases)
+    reports.write_report(workdir, overlays, kinds, maps, viewer=viewer)
+    say(f"report: {workdir / reports.PAGE}")
+
+
+def label_cases(workdir: Path, cases: Sequence[PreparedCase]) -> list[shown_cases.LabelCase]:
     """Cases to be shown with their label maps; none without predicted or without true ones."""
-    evaluated = run.workdir / "evaluation"
+    evaluated = workdir / "evaluation"
     if evaluation.read_summary(evaluated).get("segmentation") is None:
         return []
-    return shown_cases.label_cases(read_maps(evaluated), cases, run.workdir / "predictions")
+    return shown_cases.label_cases(read_maps(evaluated), cases, workdir / "predictions")
 
 
 # What follows `prepare`, in order.
@@ -363,16 +398,68 @@ def load_model(
 ) -> TrainedModel:
     """The trained model in a work dir, ready for scans never seen.
 
+    Of a cross-validation that is the `Ensemble` of its folds.
+
     Args:
       workdir: or a packed model, a file or a URL (see `inference.packed`).
       experiment: how it is used (`predict`, `data.workers`); None: as it was trained.
       mesh: of devices; None: those of this process.
 
     Raises:
-      InputError: the work dir holds no model, or one of another method or crop.
+      InputError: the work dir holds no model, or one of another method or crop; or a
+        cross-validation that is not complete, or of a method that tells segments.
     """
     workdir, mesh = packed.folder_of(workdir), mesh or local_mesh()
     experiment = validate(experiment or trained.get_config(str(workdir)))
+    if is_cross_validation(workdir):
+        return _load_ensemble(workdir, experiment, mesh)
+    model = _load_untested(workdir, experiment, mesh)
+    settings = experiment.predict
+    known = calibration.load(
+        workdir, model.landmarks, model.step, settings.decoder, settings.coverage
+    )
+    return dataclasses.replace(model, calibration=known)
+
+
+def _load_ensemble(workdir: Path, experiment: Experiment, mesh: Mesh) -> Ensemble:
+    """The models of all folds, with what their out-of-fold cases say of them."""
+    settings = experiment.predict
+    if settings.checkpoint != "last":
+        problem = f"{settings.checkpoint!r} was chosen by the cases that errors are of: set 'last'"
+        raise InputError("config.predict.checkpoint", problem)
+    if not (workdir / calibration.FILE).exists():
+        problem = "holds a cross-validation that is not complete: continue it, --mode=crossval"
+        raise InputError(workdir, problem)
+    members: list[TrainedModel] = []
+    for fold in range(experiment.data.folds):
+        own = of_fold(experiment, fold)
+        model = _load_untested(fold_folder(workdir, fold), own, mesh)
+        if model.predictor.tells:
+            problem = (
+                "holds folds of a method that tells segments, and an ensemble is of landmarks "
+                f"alone; use one fold: {fold_folder(workdir, fold)}"
+            )
+            raise InputError(workdir, problem)
+        if members and model.frame.shape_mm is None and settings.engine == XLA:
+            # Nothing of a fold is in its programs: they are compiled once. Other engines' graphs
+            # hold the weights.
+            model = dataclasses.replace(model, predictor=members[0].predictor)
+        members.append(model)
+    first = members[0]
+    known = calibration.load(
+        workdir, first.landmarks, first.step, settings.decoder, settings.coverage
+    )
+    frames = load_frames([member.preparation for member in members])
+    return Ensemble.of(
+        [
+            dataclasses.replace(member, calibration=known, frame=frame)
+            for member, frame in zip(members, frames, strict=True)
+        ]
+    )
+
+
+def _load_untested(workdir: Path, experiment: Experiment, mesh: Mesh) -> TrainedModel:
+    """A model that promises nothing."""
     path, preparation = workdir / "config.json", workdir / "preparation"
     check_same(read_json(path, SCHEMA_VERSION), experiment, workdir, parts=("method",))
     frame, landmarks = load_frame(preparation)
@@ -392,7 +479,7 @@ def load_model(
         scheme=scheme,
         predictor=Predictor(method, settings.batch, mesh, settings.engine),
         variables=variables,
-        calibration=calibration.load(workdir, landmarks, step, settings.decoder, settings.coverage),
+        calibration=calibration.Calibration.unknown(len(landmarks), settings.coverage),
         step=step,
     )
 
@@ -418,6 +505,9 @@ def export(workdir: str | Path, file: str | Path) -> None:
     file = Path(file)
     exported.format_of(file)
     workdir = packed.folder_of(workdir)
+    if is_cross_validation(workdir):
+        problem = f"holds several models; export one of them: {fold_folder(workdir, 0)}"
+        raise InputError(workdir, problem)
     model = load_model(workdir)
     methods = functools.partial(_method_for, model.experiment, model.frame, model.scheme)
     with native.unused():
@@ -427,6 +517,19 @@ def export(workdir: str | Path, file: str | Path) -> None:
         say("scans have to be registered to the template in the file before it sees them")
     else:
         say(f"its grid is placed by the scan's {placed}; docs/export.md says how it is used")
+
+
+def of_fold(experiment: Experiment, fold: int) -> Experiment:
+    """The experiment that trains and evaluates one fold of a cross-validation.
+
+    Of its checkpoints the last counts: the best one would be chosen by the cases of the fold, whose
+    errors would then be too small.
+    """
+    return dataclasses.replace(
+        experiment,
+        data=dataclasses.replace(experiment.data, fold=fold),
+        predict=dataclasses.replace(experiment.predict, split="val", checkpoint="last"),
+    )
 
 
 def pack(workdir: str | Path, file: str | Path) -> None:
@@ -440,9 +543,15 @@ def pack(workdir: str | Path, file: str | Path) -> None:
     if file.suffix != packed.EXTENSION:
         raise InputError("--output", f"{file} does not end in {packed.EXTENSION}")
     _check_trained(workdir)
-    step = load_model(workdir).step
-    meta = Checkpoints(workdir).public_meta(step, packed.without_names)
-    digest = packed.pack(workdir, step, file, {f"checkpoints/{step}/meta/metadata": meta})
+    model = load_model(workdir)
+    members = model.members if isinstance(model, Ensemble) else (model,)
+    metas = {}
+    for member in members:
+        home, step = member.preparation.parent, member.step
+        name = f"{(home / FOLDER).relative_to(workdir)}/{step}/meta/metadata"
+        metas[name] = Checkpoints(home).public_meta(step, packed.without_names)
+    steps = [member.step for member in members]
+    digest = packed.pack(workdir, steps if isinstance(model, Ensemble) else steps[0], file, metas)
     with tempfile.TemporaryDirectory() as folder:
         load_model(packed.folder_of(file, Path(folder)))
     say(f"{file}: {file.stat().st_size / 1e6:.1f} MB, SHA-256 {digest}")

@@ -5,10 +5,11 @@ Where scans and landmarks are: `layouts`. Beside them
 ```
 root/splits.json        {"train": ["case", ...], "val": [...], "test": [...]}; optional
 root/unpaired.csv       landmarks of people without scans; optional, see `unpaired`
+root/patients.csv       whose cases they are; optional, see `folds`
 ```
 """
 
-import hashlib
+import contextlib
 import json
 import math
 import reprlib
@@ -20,9 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from jaxmark.config import Data
+from jaxmark.data.folds import divide, drawn, patients_of, shared_patients
 from jaxmark.data.labels import Labels, choose_names, common_names, natural, nearest, read_labels
-from jaxmark.data.layouts import find_layout
-from jaxmark.data.notes import summed_up
+from jaxmark.data.layouts import Layout, find_layout
+from jaxmark.data.notes import Note, first_few, summed_up
 from jaxmark.data.scans import Scan
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import read_bytes
@@ -76,7 +78,8 @@ def read_cohort(data: Data) -> Cohort:
     here, by the place of the case's own scan.
 
     Without a `splits.json` splits are drawn; where the layout has test cases with landmarks, those
-    are the test split.
+    are the test split. With `data.folds`, what these keep for training and validation is divided
+    into folds, and nothing is drawn for testing.
 
     Raises:
       InputError: folders, files or cases are missing, doubled or at odds with each other; a name
@@ -97,12 +100,16 @@ def read_cohort(data: Data) -> Cohort:
         names = common_names(root, labels)
     cases = {case: _case(case, scans[case], labels.get(case), names, data) for case in scans}
     splits_file = root / "splits.json"
-    if splits_file.exists():
-        splits = _read_splits(splits_file, cases)
+    stated = _read_splits(splits_file, cases) if splits_file.exists() else None
+    if data.folds:
+        splits = _folded(root, data, cases, layout, stated, notes)
+    elif stated is not None:
+        splits = stated
     else:
         splits = _draw_splits(data, cases, layout.test)
+        _note_patients(root, layout, splits, cases, notes)
     keep = math.ceil(data.train_fraction * len(splits["train"]))
-    kept = set(sorted(splits["train"], key=partial(_drawn, data.split_seed))[:keep])
+    kept = set(sorted(splits["train"], key=partial(drawn, data.split_seed))[:keep])
     splits["train"] = tuple(case for case in splits["train"] if case in kept)
     _check_annotated(root, cases, splits)
     return Cohort(names, cases, splits, (*layout.passed_over, *summed_up(notes)))
@@ -222,6 +229,59 @@ def _read_splits(file: Path, cases: dict[str, RawCase]) -> dict[str, tuple[str, 
     return {split: tuple(tree.get(split, ())) for split in SPLITS}
 
 
+def _folded(
+    root: Path,
+    data: Data,
+    cases: dict[str, RawCase],
+    layout: Layout,
+    stated: dict[str, tuple[str, ...]] | None,
+    notes: list[Note],
+) -> dict[str, tuple[str, ...]]:
+    """Splits of a cross-validation: one of the folds is val, the others are train.
+
+    Test is what `splits.json` (`stated`) says, or else the layout.
+    """
+    if stated is None:
+        labelled = _labelled(cases)
+        test = [case for case in labelled if case in layout.test]
+        pool = [case for case in labelled if case not in layout.test]
+    else:
+        test, pool = [*stated["test"]], [*stated["train"], *stated["val"]]
+    patients, sources = patients_of(root, layout.labels, cases)
+    notes += sources
+    both = shared_patients(patients, {"test": test, "folds": pool})
+    what = "has cases in the test split and in the folds: errors on the test split are too small"
+    notes += [Note(f"patient {patient!r}", what) for patient in both]
+    folds = divide({case: patients[case] for case in pool}, data.folds, data.split_seed, root)
+    others = [case for k, fold in enumerate(folds) if k != data.fold for case in fold]
+    parts = {"train": others, "val": folds[data.fold], "test": test}
+    return {split: tuple(sorted(parts[split], key=natural)) for split in SPLITS}
+
+
+def _note_patients(
+    root: Path,
+    layout: Layout,
+    splits: dict[str, tuple[str, ...]],
+    cases: dict[str, RawCase],
+    notes: list[Note],
+) -> None:
+    """Says it where drawn splits divide a patient's cases; they stay what they were ever."""
+    # Nothing is wrong with a cohort whose table of patients is.
+    with contextlib.suppress(InputError):
+        patients, _ = patients_of(root, layout.labels, cases)
+        if shared := shared_patients(patients, splits):
+            what = (
+                "cases in several of the drawn splits: errors may be too small (a splits.json, or "
+                "--mode=crossval, keeps them together)"
+            )
+            notes.append(Note(f"patients {first_few(map(repr, shared))}", what))
+
+
+def _labelled(cases: dict[str, RawCase]) -> list[str]:
+    """Of a case whose points were never placed nothing is learned, in whatever split."""
+    return [name for name, case in cases.items() if (case.present | case.absent).any()]
+
+
 def _draw_splits(
     data: Data, cases: dict[str, RawCase], kept: Collection[str]
 ) -> dict[str, tuple[str, ...]]:
@@ -234,10 +294,9 @@ def _draw_splits(
         raise InputError(
             "config.data", f"val_fraction and test_fraction are {fractions}: not >= 0 and sum < 1"
         )
-    # Of a case whose points were never placed nothing is learned, in whatever split.
-    labelled = [name for name, case in cases.items() if (case.present | case.absent).any()]
+    labelled = _labelled(cases)
     tested = [name for name in labelled if name in kept]
-    order = sorted(set(labelled) - set(tested), key=partial(_drawn, data.split_seed))
+    order = sorted(set(labelled) - set(tested), key=partial(drawn, data.split_seed))
     if not order:
         others = " beside those for testing" if tested else ""
         empty = sum(case.landmark_file is not None for case in cases.values())
@@ -258,8 +317,3 @@ def _draw_splits(
         "train": order[val + test :],
     }
     return {split: tuple(sorted(parts[split], key=natural)) for split in SPLITS}
-
-
-def _drawn(seed: int, name: str) -> bytes:
-    """Sorts names at random; unlike a shuffle, the same for any order of files."""
-    return hashlib.sha256(f"{seed}/{name}".encode()).digest()

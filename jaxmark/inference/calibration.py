@@ -5,7 +5,7 @@ be asked of it later; what shapes are usual is in a file beside it (`inference.s
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +187,19 @@ def calibrate(observed: dict[str, Any], decoder: str, coverage: float) -> Calibr
         by_spread=by_spread,
         evidence=evidence[read_rightly(errors)] if "spread_mm" in observed else None,
     )
+
+
+def without(observed: dict[str, Any], cases: Collection[str]) -> dict[str, Any]:
+    """What `calibration.json` would say of radii and presence without some of its cases."""
+    kept = [n for n, case in enumerate(observed["cases"]) if case not in cases]
+
+    def rows(table: list[Any] | None) -> list[Any] | None:
+        return None if table is None else [table[n] for n in kept]
+
+    tables = {name: rows(observed[name]) for name in ("cases", "evidence", "spread_mm", "absent")}
+    errors = {decoder: rows(table) for decoder, table in observed["error_mm"].items()}
+    # What scans are like was found from all of them.
+    return {**{k: v for k, v in observed.items() if k != "usual"}, **tables, "error_mm": errors}
 
 
 def save(observed: Observed, workdir: Path) -> None:

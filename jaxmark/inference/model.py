@@ -5,7 +5,8 @@ import dataclasses
 import functools
 import hashlib
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -17,8 +18,10 @@ from jaxmark.core.anatomy import Scheme
 from jaxmark.core.geometry import apply_affine
 from jaxmark.core.grids import Plane
 from jaxmark.data.arrays import discarded
+from jaxmark.data.cases import Volume
 from jaxmark.data.formats.safeguards import voxels_and_place
-from jaxmark.data.frame import Frame, PreparedScan, prepare_scan
+from jaxmark.data.frame import Frame, PreparedScan
+from jaxmark.data.frames import prepare_in, prepare_scan_in
 from jaxmark.data.landmarks import Landmarks
 from jaxmark.data.notes import first_few
 from jaxmark.data.pictures import SAME_SIZE, picture_in_memory
@@ -34,6 +37,8 @@ from jaxmark.system.fingerprints import json_key
 
 # What is known of a landmark beside its place: columns of tables of predictions.
 COLUMNS = ("score", "presence", "radius_mm")
+# One more of an ensemble.
+FOLDS_SD = "folds_sd_mm"
 # Why a landmark is hidden, in words.
 UNTRAINED = "no training case has it"
 REFUSED = "probably not such a scan"
@@ -53,6 +58,7 @@ class Landmark:
     trained: bool = True  # False: no training case has it, and its position means nothing
     hidden: str = ""  # why it is not to be taken for found; "": it is
     position_px: np.ndarray | None = None  # (2,) on a picture, from its first pixel's centre
+    folds_sd_mm: float | None = None  # of an ensemble: how far its folds' positions lie apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +88,8 @@ class ScanLandmarks:
     segments: ScanSegments | None = None
     # Of a picture; where its unit is the pixel, so is that of all "millimetres" here.
     plane: Plane | None = None
+    # (K,) of an ensemble: standard deviation of its folds' positions, NaN of one fold alone.
+    folds_sd_mm: np.ndarray | None = None
 
     @property
     def unit(self) -> str:
@@ -131,7 +139,7 @@ class ScanLandmarks:
     def __iter__(self) -> Iterator[Landmark]:
         columns, hidden = self.columns(), self.why_hidden()
         for name, position in self.points().items():
-            values = {column: columns[column][name] for column in COLUMNS}
+            values = {column: columns[column][name] for column in columns}
             trained = name not in self.untrained
             assert position is not None, "a prediction has a position of every landmark"
             px = None if self.plane is None else self.plane.pixels(position)
@@ -167,12 +175,14 @@ class ScanLandmarks:
             else self.presence,
             "radius_mm": self.radius_mm,
         }
+        if self.folds_sd_mm is not None:
+            values[FOLDS_SD] = self.folds_sd_mm
         return {
             column: {
                 name: float(value) if np.isfinite(value) else None
                 for name, value in zip(self.landmarks, values[column], strict=True)
             }
-            for column in COLUMNS
+            for column in values
         }
 
     def descriptions(self) -> dict[str, str]:
@@ -235,6 +245,16 @@ class TrainedModel:
         """Names, in the order of every array of landmarks."""
         return self.scheme.landmarks
 
+    @property
+    def preparations(self) -> tuple[Path, ...]:
+        """The folders of `frames`."""
+        return (self.preparation,)
+
+    @property
+    def frames(self) -> tuple[Frame, ...]:
+        """Those that `find` needs a scan in."""
+        return (self.frame,)
+
     @functools.cached_property
     def identity(self) -> str:
         """Changes with everything that changes a prediction."""
@@ -286,9 +306,8 @@ class TrainedModel:
             if self.frame.chunks is not None:
                 folder = Path(tempfile.mkdtemp(prefix="jaxmark-"))
                 stack.enter_context(discarded(folder))
-            name, prepared = self._prepared(scan, affine, frame, folder)
-            (found,) = self.predictor(self.variables, [prepared.volume(name)])
-            return self.landmarks_of(found, prepared)
+            (found,) = self.find([self._prepared(scan, affine, frame, folder)])
+            return found
 
     def _prepared(
         self,
@@ -296,11 +315,11 @@ class TrainedModel:
         affine: np.ndarray | None,
         frame: str,
         folder: Path | None,
-    ) -> tuple[str, PreparedScan]:
-        """A name for messages, and the scan as the network takes it; its own voxels are let go."""
+    ) -> tuple[str, tuple[PreparedScan, ...]]:
+        """A name for messages, and the scan as `find` takes it; its own voxels are let go."""
         size_mm = self.experiment.data.pixel_size_mm
         if isinstance(scan, (str, Path)):
-            return str(scan), prepare_scan(Path(scan), self.frame, folder, size_mm)
+            return str(scan), prepare_scan_in(Path(scan), self.frames, folder, size_mm)
         if self.frame.planar:
             if affine is not None or frame:
                 raise InputError("array", "is a picture, which has no affine and no frame")
@@ -308,7 +327,22 @@ class TrainedModel:
         else:
             name, read = _scan_of(scan, affine, frame)
         with about(name):
-            return name, self.frame.prepare(read, folder)
+            return name, prepare_in(self.frames, read, folder)
+
+    def find(self, scans: Iterable[tuple[str, Sequence[PreparedScan]]]) -> Iterator[ScanLandmarks]:
+        """Landmarks of named scans, each prepared in all `frames`, in order.
+
+        Scans are asked for a batch ahead.
+        """
+        waiting: deque[PreparedScan] = deque()
+
+        def volumes() -> Iterator[Volume]:
+            for name, (prepared,) in scans:
+                waiting.append(prepared)
+                yield prepared.volume(name)
+
+        for found in self.predictor(self.variables, volumes()):
+            yield self.landmarks_of(found, waiting.popleft())
 
     def landmarks_of(self, found: Found, prepared: PreparedScan) -> ScanLandmarks:
         """What the network found in a prepared scan, with what is known of it."""

@@ -1,8 +1,9 @@
 """A trained model as one file, to be given away, and back: `--checkpoint` takes a path or a URL.
 
 The file is a zip archive of what prediction needs of a work dir: config, frame, calibration, shapes
-and one checkpoint without optimiser. Its SHA-256 is its name in the cache, so that what was fetched
-and unpacked once is there; of a URL it must be stated, `https://.../model.zip#sha256=DIGEST`.
+and one checkpoint without optimiser; of a cross-validation these of every fold. Its SHA-256 is its
+name in the cache, so that what was fetched and unpacked once is there; of a URL it must be stated,
+`https://.../model.zip#sha256=DIGEST`.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import stat
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import IO, Any
 
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from jaxmark.config import Data
 from jaxmark.data.arrays import replacing_folder
 from jaxmark.data.cache import cache_folder
+from jaxmark.inference.ensemble import fold_folder
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import json_text, replacing
 
@@ -44,8 +46,8 @@ _DATE = (1980, 1, 1, 0, 0, 0)
 _TIMEOUT_S = 60.0
 
 
-def pack(workdir: Path, step: int, path: Path, instead: Mapping[str, bytes]) -> str:
-    """Write the model of this step; returns the file's SHA-256.
+def pack(workdir: Path, step: int | Sequence[int], path: Path, instead: Mapping[str, bytes]) -> str:
+    """Write the model of this step, or those of each fold's step; returns the file's SHA-256.
 
     Args:
       instead: file of the work dir -> what is written in its place.
@@ -60,7 +62,7 @@ def pack(workdir: Path, step: int, path: Path, instead: Mapping[str, bytes]) -> 
                 entry = zipfile.ZipInfo(name, _DATE)
                 entry.compress_type = zipfile.ZIP_DEFLATED
                 content = instead[name] if name in instead else file.read_bytes()
-                if name in FILES:
+                if file.name in FILES:
                     content = json_text(without_names(json.loads(content))).encode()
                 archive.writestr(entry, content)
     return digest_of(path)
@@ -77,8 +79,14 @@ def without_names(tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _kept(workdir: Path, step: int) -> Iterator[Path]:
+def _kept(workdir: Path, step: int | Sequence[int]) -> Iterator[Path]:
     yield from (workdir / name for name in FILES if (workdir / name).is_file())
+    if not isinstance(step, int):
+        for fold, own in enumerate(step):
+            # What is known of predictions is known of all folds together.
+            kept = _kept(fold_folder(workdir, fold), own)
+            yield from (file for file in kept if file.name not in FILES[1:])
+        return
     for folder in (*FOLDERS, f"checkpoints/{step}"):
         for file in (workdir / folder).rglob("*"):
             parts = file.relative_to(workdir).parts

@@ -37,15 +37,15 @@ from tqdm import tqdm
 from jaxmark.core.geometry import apply_affine
 from jaxmark.core.grids import Plane
 from jaxmark.data.arrays import discarded, stored
-from jaxmark.data.cases import Volume
 from jaxmark.data.formats.safeguards import named
-from jaxmark.data.frame import Frame, PreparedScan, load_frame, prepare_scan
+from jaxmark.data.frame import Frame, PreparedScan
+from jaxmark.data.frames import load_frames, prepare_scan_in
 from jaxmark.data.landmarks import check_case, write_table
 from jaxmark.data.notes import first_few
 from jaxmark.data.pictures import EXTENSIONS as PICTURES
 from jaxmark.data.pictures import pictures_in, search_pictures_below
 from jaxmark.data.scans import EXTENSIONS, case_name, file_flaw, passed_over, search_below
-from jaxmark.inference.model import COLUMNS, ScanLandmarks, TrainedModel, why_hidden
+from jaxmark.inference.model import COLUMNS, FOLDS_SD, ScanLandmarks, TrainedModel, why_hidden
 from jaxmark.inference.segments import ScanSegments
 from jaxmark.methods.method import TOLD
 from jaxmark.results.figures import pictures
@@ -227,7 +227,7 @@ class _Share:
         self._written: set[str] = set()
         self._refused: set[str] = set()
         # Of those that are with the network.
-        self._prepared: dict[str, PreparedScan] = {}
+        self._prepared: dict[str, tuple[PreparedScan, ...]] = {}
         self._stopped = False
         self._noted = 0  # scans with notes
 
@@ -283,14 +283,16 @@ class _Share:
         refused = tuple(sorted(name for part in results for name in part["refused"]))
         return written, failures, any(part["stopped"] for part in results), refused
 
-    def _volumes(self, pool: Executor | None, depth: int) -> Iterator[Volume]:
-        """Scans as the network takes them; those that can't be prepared have failed."""
+    def _scans(
+        self, pool: Executor | None, depth: int
+    ) -> Iterator[tuple[str, tuple[PreparedScan, ...]]]:
+        """Scans as the model takes them; those that can't be prepared have failed."""
         model = self._model
         names = itertools.takewhile(lambda _: not self._stopped, self._todo)
         size_mm = model.experiment.data.pixel_size_mm
         jobs = (
             _Preparing(
-                model.preparation, model.identity, self._todo[name], self._store / name, size_mm
+                model.preparations, model.identity, self._todo[name], self._store / name, size_mm
             )
             for name in names
         )
@@ -300,14 +302,13 @@ class _Share:
                 self._fail(name, result)
             else:
                 self._prepared[name] = result
-                yield result.volume(name)
+                yield name, result
 
     def _writings(self, pool: Executor | None, depth: int) -> Iterator["_Writing"]:
         """What the network found, as jobs for `_write`."""
         model = self._model
-        for found in model.predictor(model.variables, self._volumes(pool, depth)):
-            prepared, scan = self._prepared.pop(found.name), self._todo[found.name]
-            case = model.landmarks_of(found, prepared)
+        for case in model.find(self._scans(pool, depth)):
+            prepared, scan = self._prepared.pop(case.name), self._todo[case.name]
             for doubt in case.doubts:
                 self._bar.write(printable(f"warning: {scan}: {doubt}"), file=sys.stderr)
             self._say_notes(scan, case.notes)
@@ -338,7 +339,7 @@ class _Share:
 
 @dataclasses.dataclass(frozen=True)
 class _Preparing:
-    preparation: Path
+    preparations: tuple[Path, ...]  # the folders of the model's frames
     model: str
     scan: Path
     home: Path  # where the image is stored, if it is; its last part is the case's name
@@ -350,15 +351,15 @@ class _Writing:
     model: str
     scan: Path
     case: ScanLandmarks
-    prepared: PreparedScan
+    prepared: tuple[PreparedScan, ...]  # in each of the model's frames
     folder: Path
     picture: bool
 
 
 @functools.lru_cache(maxsize=1)
-def _frame_of(preparation: Path, model: str) -> Frame:
+def _frames_of(preparations: tuple[Path, ...], model: str) -> tuple[Frame, ...]:
     """Read once in each process; another model in the same folder has another frame."""
-    return load_frame(preparation)[0]
+    return load_frames(preparations)
 
 
 def _bad_name(name: str, path: Path) -> InputError | None:
@@ -369,14 +370,14 @@ def _bad_name(name: str, path: Path) -> InputError | None:
     return None
 
 
-def _prepare(job: _Preparing) -> PreparedScan | InputError:
+def _prepare(job: _Preparing) -> tuple[PreparedScan, ...] | InputError:
     """Whatever is wrong with one scan must not end the batch."""
-    path, frame = job.scan, _frame_of(job.preparation, job.model)
+    path, frames = job.scan, _frames_of(job.preparations, job.model)
     try:
-        if frame.chunks is None:
-            return prepare_scan(path, frame, pixel_size_mm=job.pixel_size_mm)
+        if frames[0].chunks is None:
+            return prepare_scan_in(path, frames, pixel_size_mm=job.pixel_size_mm)
         with stored(job.home):
-            return prepare_scan(path, frame, job.home)
+            return prepare_scan_in(path, frames, job.home)
     except InputError as error:
         return error
     except OSError as error:
@@ -405,12 +406,13 @@ def _write(job: _Writing) -> OSError | None:
                 file.unlink(missing_ok=True)
         return error
     finally:
-        job.prepared.discard()
+        for prepared in job.prepared:
+            prepared.discard()
     return None
 
 
 def _picture(job: _Writing) -> bytes:
-    case, prepared = job.case, job.prepared
+    case, prepared = job.case, job.prepared[0]
     radius = (f" ({r:.1f} {case.unit})" if np.isfinite(r) else "" for r in case.radius_mm)
     untrained = np.isin(case.landmarks, case.untrained)
     image, place = prepared.volume(case.name).overview()
@@ -439,16 +441,16 @@ def _drawn(segments: ScanSegments | None) -> pictures.Segmentation | None:
 
 
 def _describe(job: _Writing) -> dict[str, Any]:
-    columns, plane = job.case.columns(), job.case.plane
+    columns, plane, prepared = job.case.columns(), job.case.plane, job.prepared[0]
     tree = {
         "schema_version": SCHEMA_VERSION,
         "case": job.case.name,
         "made_from": file_state(job.scan),
         "model": job.model,
         "coverage_of_radius": job.case.coverage,
-        "registration_quality": _number(job.prepared.quality),
-        "registration_margin": _number(job.prepared.lead),
-        "share_of_volume_in_scan": job.prepared.overlap,
+        "registration_quality": _number(prepared.quality),
+        "registration_margin": _number(prepared.lead),
+        "share_of_volume_in_scan": prepared.overlap,
         "doubts": list(job.case.doubts),
         "notes": list(job.case.notes),
         "untrained": list(job.case.untrained),
@@ -546,12 +548,13 @@ def _write_batch(
         name: {landmark: np.array(row["lps_mm"]) for landmark, row in rows.items()}
         for name, rows in cases.items()
     }
+    of_ensemble = any(FOLDS_SD in row for rows in cases.values() for row in rows.values())
     columns = {
         in_unit(column, unit): {
-            name: {landmark: row[column] for landmark, row in rows.items()}
+            name: {landmark: row.get(column) for landmark, row in rows.items()}
             for name, rows in cases.items()
         }
-        for column in COLUMNS
+        for column in (*COLUMNS, *[FOLDS_SD] * of_ensemble)
     }
     words: dict[str, dict[str, str | None]] = {
         name: doubts_by_landmark(

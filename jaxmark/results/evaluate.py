@@ -87,7 +87,7 @@ def evaluate_cases(
     points = points_of(cases, landmarks, predictions, unit)
     more = {}
     if scheme is not None and tells:
-        more = _segments(cases, scheme, tells, predictions.parent, folder, workers)
+        more = evaluate_segments(cases, scheme, tells, predictions.parent, folder, workers)
     return evaluate(
         points,
         thresholds_mm=thresholds_mm,
@@ -99,7 +99,7 @@ def evaluate_cases(
     )
 
 
-def _segments(
+def evaluate_segments(
     cases: Sequence[PreparedCase],
     scheme: Scheme,
     tells: Collection[str],

@@ -15,7 +15,7 @@ from jaxmark.data.label_map_files import (
     write_slicer_segmentation,
 )
 from jaxmark.data.landmarks import write_fcsv, write_mrk_json, write_table
-from jaxmark.data.scans import write_scan
+from jaxmark.data.scans import LABEL_MAPS_FOLDER, write_scan
 from jaxmark.inference.calibration import Calibration
 from jaxmark.inference.model import COLUMNS, UNTRAINED, ScanLandmarks
 from jaxmark.inference.predictor import Found
@@ -104,6 +104,16 @@ def attributes_of(case: str, segments: ScanSegments, doubts: Sequence[str]) -> d
     }
 
 
+def write_split_segments(
+    cases: Sequence[str], scheme: Scheme, tells: Collection[str], folder: Path
+) -> None:
+    """`write_segments_table` of a split's predictions, beside their label maps.
+
+    Not among the landmarks: the folder may be another cohort's.
+    """
+    write_segments_table(cases, scheme, tells, folder, folder / LABEL_MAPS_FOLDER / ATTRIBUTES)
+
+
 def write_segments_table(
     cases: Sequence[str], scheme: Scheme, tells: Collection[str], folder: Path, table: Path
 ) -> None:
@@ -180,7 +190,7 @@ def write_predictions(path: Path, cases: Iterable[ScanLandmarks]) -> None:
     unit = listed[0].unit if listed else "mm"
     columns = {
         in_unit(column, unit): {case.name: case.columns()[column] for case in listed}
-        for column in COLUMNS
+        for column in (listed[0].columns() if listed else COLUMNS)
     }
     words = {
         case.name: doubts_by_landmark(case.landmarks, case.doubts, case.untrained)
@@ -261,22 +271,41 @@ def write_split(
 ) -> None:
     """Predictions of a cohort's split; of pictures with their `planes`, by case.
 
-    A `<case>.mrk.json` each, with the decoder asked for, and for every decoder, by which there is a
-    calibration, one table, `landmarks_<decoder>.csv`. `untrained` landmarks are hidden.
+    `untrained` landmarks are hidden. See `write_cases`; decoders are those with a calibration.
     """
-    for name, calibration in calibrations.items():
-        cases = [
-            ScanLandmarks.of(
-                f,
-                landmarks,
-                name,
-                calibration,
-                untrained=untrained,
-                plane=(planes or {}).get(f.name),
-            )
-            for f in found
-        ]
+    cases = {
+        name: cases_of(found, landmarks, name, calibration, untrained, planes)
+        for name, calibration in calibrations.items()
+    }
+    write_cases(cases, decoder, folder)
+
+
+def cases_of(
+    found: Sequence[Found],
+    landmarks: Sequence[str],
+    decoder: str,
+    calibration: Calibration,
+    untrained: Sequence[str] = (),
+    planes: Mapping[str, Plane] | None = None,
+) -> list[ScanLandmarks]:
+    """What a network found in prepared cases, with what the calibration says of it."""
+    known = planes or {}
+    return [
+        ScanLandmarks.of(
+            f, landmarks, decoder, calibration, untrained=untrained, plane=known.get(f.name)
+        )
+        for f in found
+    ]
+
+
+def write_cases(cases: Mapping[str, Sequence[ScanLandmarks]], decoder: str, folder: Path) -> None:
+    """Landmarks of prepared cases by decoder.
+
+    A `<case>.mrk.json` each, with the decoder asked for, and for every decoder one table,
+    `landmarks_<decoder>.csv`.
+    """
+    for name, listed in cases.items():
         if name == decoder:
-            for case in cases:
+            for case in listed:
                 write_markups(case, folder, fcsv=False)
-        write_predictions(folder / f"landmarks_{name}.csv", cases)
+        write_predictions(folder / f"landmarks_{name}.csv", listed)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxmark.core import metrics
 from jaxmark.results.evaluate import read_summary, unit_of
 from jaxmark.results.figures import charts, pictures
+from jaxmark.results.folds import ensemble_section, folds_section
 from jaxmark.results.measures.points import Points, read_floor_errors, read_points
 from jaxmark.results.page import chart, data_uri, interval, mm, p_value, page, percent, table
 from jaxmark.results.predictions import read_learned
@@ -47,7 +48,7 @@ def write_report(
     """Write `workdir/report/index.html` and return its path.
 
     Reads `config.json`, `evaluation/` and, where they are there, `logs/` and
-    `predictions/learned.json` of the work dir.
+    `predictions/learned.json` of the work dir, and of a cross-validation the logs of its folds.
     `overlays` are the cases to show, usually those of `overlay_cases`; `kinds` says what the
     log's numbers are, as a method's `metrics` do; `label_cases` are those to show with their label
     maps, of a method that knows of segments. With a `viewer` the page holds the voxels of
@@ -68,6 +69,8 @@ def write_report(
     viewed = viewer_of(points, overlays) if viewer else None
     sections = [
         ("Figures", _figures_table(summary, points, floor_errors)),
+        ("Folds", folds_section(summary, workdir, kinds)),
+        ("The ensemble on the test cases", ensemble_section(summary)),
         (
             "Success detection rate",
             chart(

@@ -17,6 +17,10 @@ FILE = ".lock"
 _WITHOUT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
 
+class InUseError(InputError):
+    """Another process is in the folder."""
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """The folder, which is made, belongs to this process until the block, or the process, ends.
@@ -24,7 +28,7 @@ def locked(folder: Path) -> Iterator[None]:
     The lock dies with its process, however that ends; the file stays, and means nothing.
 
     Raises:
-      InputError: another process is in the folder; says which, where, and for how long.
+      InUseError: another process is in the folder; says which, where, and for how long.
       OSError: the folder can't be written.
     """
     made = not folder.exists()
@@ -34,7 +38,7 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise InputError(folder, f"is in use by {_owner(file.read())}") from error
+            raise InUseError(folder, f"is in use by {_owner(file.read())}") from error
         except OSError as error:
             if error.errno not in _WITHOUT:
                 raise
