@@ -389,3 +389,10 @@ def test_export_asks_for_a_file(workdir):
     (line,) = done.stderr.splitlines()
     print(line)
     assert line.startswith("error: --output: is required with --mode=export")
+
+
+def test_of_several_models_one_is_exported(tmp_path: Path) -> None:
+    (tmp_path / "folds" / "0").mkdir(parents=True)
+    (tmp_path / "folds" / "0" / "config.json").write_text("{}")
+    problem = f"holds several models; export one of them: {tmp_path / 'folds' / '0'}"
+    refused(lambda: export(tmp_path, tmp_path / "a.onnx"), tmp_path, problem)
