@@ -55,7 +55,7 @@ _APART = 0.05
 
 
 def mouse() -> Experiment:
-    """Few real scans that lie anyhow: as `mouse_ct`, whose folder --root names."""
+    """Few real scans at any rotation: as `mouse_ct`, whose folder --root names."""
     return mouse_ct.get_config()
 
 

@@ -95,19 +95,44 @@ def _conv_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _conv_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    size = kernel.shape[:-2]
-    dx = _conv(dy, lax.rev(kernel, range(len(size))).swapaxes(-2, -1))
-    dk = lax.platform_dependent(
+    return _input_gradient(dy, kernel), _weight_gradient(x, dy, kernel.shape[:-2])
+
+
+_conv.defvjp(_conv_forward, _conv_backward)
+
+
+def _input_gradient(dy: Array, kernel: Array) -> Array:
+    axes = range(kernel.ndim - 2)
+    return _conv(dy, lax.rev(kernel, axes).swapaxes(-2, -1))
+
+
+# Of penalties on gradients the gradient is asked for, and forms may be foreign code.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _weight_gradient(x: Array, dy: Array, size: tuple[int, ...]) -> Array:
+    return lax.platform_dependent(
         x,
         dy,
         cpu=functools.partial(weight_gradient_on_cpu, size=size),
         cuda=functools.partial(weight_gradient_on_cuda, size=size),
         default=functools.partial(weight_gradient_direct, size=size),
     )
-    return dx, dk
 
 
-_conv.defvjp(_conv_forward, _conv_backward)
+def _weight_gradient_forward(
+    x: Array, dy: Array, size: tuple[int, ...]
+) -> tuple[Array, tuple[Array, Array]]:
+    return _weight_gradient(x, dy, size), (x, dy)
+
+
+def _weight_gradient_backward(
+    size: tuple[int, ...], saved: tuple[Array, Array], kernel: Array
+) -> tuple[Array, Array]:
+    # It is linear in both; `kernel` has the place of one.
+    x, dy = saved
+    return _input_gradient(dy, kernel), _conv(x, kernel)
+
+
+_weight_gradient.defvjp(_weight_gradient_forward, _weight_gradient_backward)
 
 
 def conv_direct(x: Array, kernel: Array, stride: int = 1) -> Array:

@@ -104,7 +104,7 @@ class Shapes:
 
     @functools.cached_property
     def turned_degrees(self) -> np.ndarray | None:
-        """(N,) from the common pose; None where cases lie anyhow."""
+        """(N,) from the common pose; None where cases lie at any rotation."""
         turn = self.common.maps[:, :3, :3] * self.common.sizes[:, None, None]
         known = turn[self.typical & np.isfinite(turn).all((1, 2))]
         if not len(known):

@@ -265,7 +265,7 @@ def _note_patients(
     cases: dict[str, RawCase],
     notes: list[Note],
 ) -> None:
-    """Says it where drawn splits divide a patient's cases; they stay what they were ever."""
+    """A note where drawn splits divide a patient's cases; old runs need the splits as they are."""
     # Nothing is wrong with a cohort whose table of patients is.
     with contextlib.suppress(InputError):
         patients, _ = patients_of(root, layout.labels, cases)

@@ -100,6 +100,26 @@ def test_it_is_what_conv_same_and_its_gradients_run(used):
 
 
 @needs_compiler
+def test_a_penalty_on_a_gradient_has_a_gradient(used):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 8, 6, 5, 8)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 8, 16)), jnp.float32)
+
+    def penalty(convolve, x, kernel):
+        # All of a step of the discriminator with R1: both gradients are asked for.
+        value, pull = jax.vjp(lambda x, kernel: (convolve(x, kernel) ** 3).sum(), x, kernel)
+        return value + sum((gradient**2).sum() for gradient in pull(jnp.ones_like(value)))
+
+    def gradients(convolve):
+        return jax.jit(jax.grad(lambda *arrays: penalty(convolve, *arrays), argnums=(0, 1)))
+
+    assert "custom_call @jaxmark_" in gradients(conv.conv_same).lower(x, kernel).as_text()
+    found = gradients(conv.conv_same)(x, kernel)
+    for mine, true in zip(found, gradients(conv.conv_direct)(x, kernel), strict=True):
+        assert relative(mine, np.asarray(true)) < 1e-4
+
+
+@needs_compiler
 @pytest.mark.parametrize("what", ("forbidden", "two devices", "float64", "five voxels", "three"))
 def test_otherwise_xla_does_it(used, monkeypatch, what):
     shape, kernel_shape, dtype = (1, 8, 6, 5, 8), [3, 3, 3, 8, 16], jnp.float32
