@@ -50,9 +50,9 @@ def test_the_count_of_flop_is_about_the_compiler_s(small):
     variables = jax.eval_shape(method.init, jax.random.key(0)).variables
     landmarks = len(settings.phantom.scheme.landmarks)
     rows = cascade.at_least_on_h100(SMALL, 64, landmarks)
-    patches = np.zeros((1, landmarks, 16, 16, 16, 1), np.float16)
+    patches = np.zeros((1, landmarks, 1, 16, 16, 16, 1), np.float16)
     points = np.zeros((1, landmarks, 3), np.float32)
-    known = {name: points for name in ("first", "found", *FIRST)}
+    known = {"first": points[:, :, None], **{name: points for name in ("found", *FIRST)}}
     known |= {name: points[..., 0] for name in ("score", "evidence", "spread_mm")}
     inputs = ({"image": np.zeros((1, 32, 32, 32, 1), np.float16)}, {"image": patches, **known})
     # On a CPU the second stage is a loop over landmarks, which is counted once.

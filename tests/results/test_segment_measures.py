@@ -41,6 +41,9 @@ class Cohort(types.SimpleNamespace):
     def split(self, name):
         return [self.cases[case] for case in self.splits[name]]
 
+    def doubts(self):
+        return {}
+
 
 class Run(workflow.Run):
     """A run whose network needs no training."""

@@ -44,7 +44,7 @@ def test_a_record_keeps_the_names_of_its_landmarks(tmp_path):
         voxel_mm=nothing,
         grid=Grid((4, 4, 1), np.eye(4)),
     )
-    tree = _describe(SimpleNamespace(case=case, model="m", scan=scan, prepared=prepared))
+    tree = _describe(SimpleNamespace(case=case, model="m", scan=scan, prepared=(prepared,)))
     assert list(tree["landmarks"]) == list(names)
     assert tree["landmarks"]["tip_mm"]["lps_px"] == [0, 1, 2]
     assert tree["landmarks"]["base_px"]["radius_px"] == 2

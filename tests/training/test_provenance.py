@@ -36,6 +36,8 @@ BINDING = {
     "test_fraction": 0.2,
     "split_seed": 1,
     "train_fraction": 0.5,
+    "folds": 2,
+    "fold": 1,
     "register": "rigid",
     "metric": "mutual_information",
     "search_degrees": 30.0,
