@@ -165,7 +165,7 @@ def fitted(
     mesh = np.maximum(np.rint(extent_mm / settings.mesh_mm), 1).astype(int).tolist()
     bend = sitk.BSplineTransformInitializer(fixed, mesh)
     fit = sitk.ImageRegistrationMethod()
-    # Unlike a correlation its gradient is local: a step takes a fiftieth of the time.
+    # Unlike a correlation's, its gradient is local, which makes a step far cheaper.
     fit.SetMetricAsMeanSquares()
     fit.SetMetricSamplingStrategy(fit.RANDOM)
     fit.SetMetricSamplingPercentage(0.25, seed=1)

@@ -32,7 +32,7 @@ KINDS = {
     "outside": "A point lies outside of its scan.",
     "air": "A point lies far from where it is expected, and the scan shows nothing there.",
     "far": "A point lies far from where the other points, and the look of the scan, put it.",
-    "exchanged": "Two landmarks of a case lie where each other are expected: swapped names.",
+    "exchanged": "Two landmarks of a case each lie where the other is expected: swapped names.",
     "mirrored": "The whole case is a mirror image of the others: left and right are swapped.",
     "units": "The points fit the scan when read in another unit: voxels and millimetres mixed up.",
     "frame": "The points fit with x and y negated: LPS and RAS mixed up.",
@@ -72,7 +72,7 @@ def words(row: Suspicion, annotated: Annotated, unit: str) -> str:
     if row.kind in ("units", "axes"):
         return f"the points fit the scan when read otherwise{detail}"
     if row.kind == "frame":
-        if row.off_mm == row.off_mm:
+        if off:
             return f"the points fit the scan with {row.detail}"
         return f"the case is turned by {row.detail} degrees from the others: another frame?"
     if row.kind == "size":
