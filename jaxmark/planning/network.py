@@ -1,0 +1,347 @@
+"""Which network, how finely it sees, how many steps: what fits into the device and the time."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxmark.config import Experiment
+from jaxmark.methods.cascade import Cascade
+from jaxmark.methods.heatmap import HeatmapRegression
+from jaxmark.planning.draft import Draft, Wishes
+from jaxmark.planning.placing import Placed, crop_lengths, decide_views, own_spacing
+from jaxmark.planning.steps import StepCost
+from jaxmark.system.errors import InputError
+
+# Minutes of training where nobody names any: on a CPU, on an accelerator.
+USUAL_MINUTES = {"cpu": 30.0}
+ACCELERATED_MINUTES = 60.0
+# Of the time, what is left for steps beside validation and compilation.
+_STEPS_SHARE = 0.85
+# Cases, counted as often as they are seen, that a network has to learn from at least; and at most
+# what is usual, where nobody names minutes. In pictures each case holds less.
+_LEAST_SEEN, _USUAL_SEEN = {True: 8000, False: 1200}, {True: 24_000, False: 3000}
+# Seconds of a step a voxel and case, before anything is measured: two CPU cores, and a GPU.
+_GUESS_S = {"cpu": 2.5e-6}
+_GUESS_ACCELERATED_S = 1e-8
+# A measured step this near to what was guessed needs no other guess.
+_NEAR = 1.35
+_MOST_PROBES = 3
+# Voxels of a batch, about: more cases share a step where volumes are small.
+_BATCH_VOXELS = 220_000
+_MOST_BATCH = 8
+# Fewer voxels show no anatomy; more are no longer seen as a whole.
+_LEAST_VOXELS, _LARGEST_STEP = 20_000, 1.25
+# The coarsest level of a network has about so many voxels along its longest side.
+_COARSEST = 10
+_MOST_LEVELS = {True: 6, False: 5}
+_WIDTHS = {True: (16, 32, 64, 96, 128, 128), False: (16, 32, 64, 128, 128)}
+# Width of the target Gaussians in voxels.
+SIGMA_VOXELS = 1.6
+# Where scans are finer than the network's voxels by this, a second stage sees their own.
+_FINER = 1.6
+# Shares of the time for the two stages of the cascade; cases that the first one sees at least.
+_FIRST_SHARE, _FIRST_SEEN, _FIRST_LEAST = 0.3, 300, 300
+# Under so many training cases the second stage's networks share all but their last layers.
+_FEW_CASES = 100
+_PATCH = 16
+# What a device may be filled to.
+_FILLED = 0.85
+
+Probe = Callable[[Experiment, tuple[str, ...]], list[StepCost]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What trains."""
+
+    platform: str
+    bytes: int | None  # None: not known
+    devices: int = 1
+
+    @property
+    def cpu(self) -> bool:
+        """Whether it is no accelerator."""
+        return self.platform == "cpu"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Budget:
+    """Seconds for all steps, and what is taken to go into each voxel and case of them."""
+
+    seconds: float
+    rate: float
+    device: Device
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """What the planned training takes."""
+
+    costs: tuple[StepCost, ...]
+    minutes: float
+    bytes: int
+
+
+def decide_network(
+    draft: Draft, place: Placed, wishes: Wishes, device: Device, probe: Probe
+) -> Fitted:
+    """Method, spacing, crop, widths, batch and steps.
+
+    Raises:
+      InputError: nothing that could learn fits into the device or the time.
+    """
+    minutes = wishes.minutes or USUAL_MINUTES.get(device.platform, ACCELERATED_MINUTES)
+    own = own_spacing(place)
+    rate = _GUESS_S.get(device.platform, _GUESS_ACCELERATED_S)
+    seconds = 60 * minutes * _STEPS_SHARE
+    spacing = _finest(draft, place, own, seconds / rate / _LEAST_SEEN[place.survey.planar])
+    cascade, why = _wants_cascade(draft, place, wishes, own, spacing)
+    draft.note("method", "Cascade" if cascade else "HeatmapRegression", why)
+    kept = draft.given_of_method
+    for _ in range(_MOST_PROBES):
+        settle = _cascade if cascade else _heatmap
+        settle(draft, place, own, _Budget(seconds, rate, device), kept)
+        costs = probe(draft.experiment, place.survey.names)
+        measured = _rate_of(costs[0], draft.experiment)
+        if device.bytes is not None and max(c.bytes for c in costs) > _FILLED * device.bytes:
+            # As if it took longer: fewer voxels.
+            rate = max(rate, measured) * max(c.bytes for c in costs) / (_FILLED * device.bytes)
+            continue
+        if rate / _NEAR < measured < rate * _NEAR:
+            break
+        rate = measured
+    return _decide_steps(draft, place, wishes, minutes, costs, device)
+
+
+def _finest(draft: Draft, place: Placed, own: np.ndarray, most_voxels: float) -> np.ndarray:
+    """(3,) the finest spacing that makes at most so many voxels: the scans' own, or coarser.
+
+    Fine axes are made coarser first: then voxels come nearer to cubes.
+    """
+    if "data.spacing_mm" in draft.given:
+        return np.asarray(draft["data.spacing_mm"])
+    sides = crop_lengths(place)
+    axes = slice(0, 2 if place.survey.planar else 3)
+    spacing = own.copy()
+
+    def voxels(lengths: np.ndarray) -> float:
+        return float(np.prod(np.ceil(sides[axes] / lengths[axes])))
+
+    floor = float(spacing[axes].min())
+    while voxels(spacing) > max(most_voxels, _LEAST_VOXELS):
+        floor *= 1.02
+        spacing[axes] = np.maximum(spacing[axes], floor)
+    return _rounded(spacing) if voxels(own) > most_voxels else spacing
+
+
+def _rounded(lengths: np.ndarray) -> np.ndarray:
+    """To three digits: nobody needs more."""
+    digits = 2 - np.floor(np.log10(lengths)).astype(int)
+    return np.array([round(float(v), int(d)) for v, d in zip(lengths, digits, strict=True)])
+
+
+def _wants_cascade(
+    draft: Draft, place: Placed, wishes: Wishes, own: np.ndarray, spacing: np.ndarray
+) -> tuple[bool, str]:
+    """Whether a second stage looks at the scans' own voxels, and why."""
+    unit = place.survey.unit
+    if wishes.method:
+        return wishes.method == "cascade", "set by you"
+    if place.survey.planar:
+        return False, "pictures are seen as a whole"
+    ratio = float(np.prod(spacing / own)) ** (1 / 3)
+    seen, whole = _listed(spacing), _listed(own)
+    foreign = [n for n in draft.given_of_method if not hasattr(Cascade(), n)]
+    if foreign:
+        return False, f"config.method.{foreign[0]}, set by you, is not the cascade's"
+    if wishes.target_mm is not None and wishes.target_mm > 0.5 * float(spacing.max()):
+        why = f"voxels of {seen} {unit} are fine enough for the {wishes.target_mm:g} mm wanted"
+        return False, why
+    if ratio < _FINER:
+        return False, f"one network sees {seen} {unit}, nearly the scans' own {whole}"
+    return True, (
+        f"one network has time for voxels of {seen} {unit}; scans have {whole}, which a second "
+        "stage sees in patches"
+    )
+
+
+def _heatmap(
+    draft: Draft, place: Placed, own: np.ndarray, budget: _Budget, kept: dict[str, Any]
+) -> None:
+    """All settings of the plain network but for its steps."""
+    planar = place.survey.planar
+    most = budget.seconds / budget.rate / _LEAST_SEEN[planar]
+    spacing = _finest(draft, place, own, most)
+    draft.use_method(HeatmapRegression(), kept)
+    _decide_grid(draft, place, spacing, _spacing_reason(place, own, spacing, most))
+    decide_batch(draft, place, budget.device)
+    _decide_heatmaps(draft, place, "loss", "sigma_mm")
+    draft.decide("method.learning_rate", 1e-3, "with the cross-entropy; Adam")
+    draft.decide("method.decay", 0.6, "the rate falls to 0 over the last part of training")
+
+
+def _cascade(
+    draft: Draft, place: Placed, own: np.ndarray, budget: _Budget, kept: dict[str, Any]
+) -> None:
+    """All settings of the cascade but for its steps; the rate is the first stage's."""
+    unit = place.survey.unit
+    seconds = _FIRST_SHARE * budget.seconds
+    coarse = _finest(draft, place, own, seconds / budget.rate / _FIRST_SEEN)
+    draft.use_method(Cascade(), kept)
+    fine = np.asarray(draft["data.spacing_mm"]) if "data.spacing_mm" in draft.given else own
+    factor = int(min(max(math.ceil(float((coarse / fine).max()) - 0.05), 2), 4))
+    factor = draft.decide("method.factor", factor, "voxels of the second stage in one of the first")
+    if "data.spacing_mm" not in draft.given:
+        fine = _rounded(np.maximum(own, coarse / factor))
+    stated = f"scans have {_listed(own)}; the first stage sees {factor} times that"
+    _decide_grid(draft, place, fine, stated, factor)
+    decide_batch(draft, place, budget.device)
+    first = float(np.prod(fine * factor)) ** (1 / 3)
+    _decide_heatmaps(draft, place, "weights", "sigma_mm", factor)
+    draft.decide("method.patch", _PATCH, "voxels a side of what the second stage sees")
+    reach = min(1.2 * first, _PATCH * float(fine.min()) / 2)
+    draft.decide("method.reach_mm", float(f"{reach:.2g}"), f"about a voxel ({unit}) of the first")
+    draft.decide("method.looks", 2, "the second look begins nearer")
+    draft.decide("method.shifted", 1, "the mean of eight shifted patches is nearer")
+    few = len(place.survey.train) < _FEW_CASES
+    draft.decide("method.shared", few, f"{len(place.survey.train)} cases for a network a landmark")
+    draft.decide("method.refine_widths", (16, 32, 32), "for patches of this size")
+    draft.decide("method.decay", 0.6, "the rate falls to 0 over the last part of training")
+
+
+def _decide_heatmaps(draft: Draft, place: Placed, loss: str, sigma: str, factor: int = 1) -> None:
+    """What both networks have in common: levels, loss, width of the targets, coordinates."""
+    planar = place.survey.planar
+    crop = np.asarray(draft["data.crop"]) // np.array([factor, factor, 1 if planar else factor])
+    levels = _levels(crop, planar)
+    widths = _WIDTHS[planar][:levels]
+    draft.decide(
+        "method.widths",
+        widths,
+        f"{levels} levels: the coarsest has {max(crop) >> (levels - 1)} voxels",
+    )
+    draft.decide("method.head", 64, "a hidden layer before the heatmaps")
+    draft.decide(f"method.{loss}", "cross_entropy", "it learns faster than the squared error")
+    axes = slice(0, 2 if planar else 3)
+    lengths = np.asarray(draft["data.spacing_mm"])[axes] * factor
+    width = SIGMA_VOXELS * float(np.prod(lengths)) ** (1 / len(lengths))
+    draft.decide(f"method.{sigma}", float(f"{width:.2g}"), f"{SIGMA_VOXELS:g} voxels")
+    low, high = place.box
+    share = place.spread / float((high - low).max())
+    where = share < 0.25 and draft["augment.rotation_degrees"] <= 30
+    said = f"landmarks are spread by {100 * share:.0f} % of their box"
+    draft.decide("method.coordinates", where, said)
+
+
+def _levels(crop: Sequence[int] | np.ndarray, planar: bool) -> int:
+    levels = int(math.log2(max(max(crop) / _COARSEST, 1))) + 1
+    return min(max(levels, 3), _MOST_LEVELS[planar])
+
+
+def _decide_grid(
+    draft: Draft, place: Placed, spacing: np.ndarray, why: str, factor: int = 1
+) -> None:
+    """Spacing, views, and a crop that the network's levels divide."""
+    planar = place.survey.planar
+    if draft["data.grid"] == "native":
+        spacing, why = np.ones(3), "pictures keep their own pixels"
+    chosen = draft.decide("data.spacing_mm", tuple(float(v) for v in spacing), why)
+    decide_views(draft, place, np.asarray(chosen))
+    sides = np.ceil(crop_lengths(place) / chosen).astype(int)
+    block = factor * 2 ** (_levels(sides // factor, planar) - 1)
+    x, y, z = (int(-(-side // block) * block) for side in sides)
+    crop = (x, y, 1 if planar else z)
+    lengths = " x ".join(f"{side:.3g}" for side in (np.array(crop) * chosen)[: 2 if planar else 3])
+    low, high = place.box
+    held = " x ".join(f"{side:.3g}" for side in (high - low)[: 2 if planar else 3])
+    unit = place.survey.unit
+    draft.decide("data.crop", crop, f"{lengths} {unit} hold the landmarks' box, {held}, and some")
+    if factor > 1 and "data.margin" not in draft.given:
+        margin = factor * math.ceil(draft["data.margin"] / factor)
+        draft.decide("data.margin", margin, "for these moves, in whole voxels of the first stage")
+
+
+def _spacing_reason(place: Placed, own: np.ndarray, spacing: np.ndarray, most: float) -> str:
+    unit = place.survey.unit
+    if np.allclose(spacing, own):
+        return f"the scans' own, {_listed(own)} {unit}"
+    seen = _LEAST_SEEN[place.survey.planar]
+    return (
+        f"scans have {_listed(own)} {unit}; in the time {seen:,} cases of {most / 1000:.0f} "
+        "thousand voxels can be learned from"
+    )
+
+
+def _rate_of(cost: StepCost, experiment: Experiment) -> float:
+    """Seconds a voxel and case, of the first phase."""
+    factor = getattr(experiment.method, "factor", 1)
+    voxels = np.prod(np.array(experiment.data.crop) / ([factor] * 3))
+    return cost.seconds / float(voxels) / cost.batch
+
+
+def _decide_steps(
+    draft: Draft,
+    place: Placed,
+    wishes: Wishes,
+    minutes: float,
+    costs: Sequence[StepCost],
+    device: Device,
+) -> Fitted:
+    """As many as the time allows, but not more than are of use."""
+    planar = place.survey.planar
+    seconds = 60 * minutes * _STEPS_SHARE
+    asked = wishes.minutes is not None
+    usual = _USUAL_SEEN[planar] * (4 if asked else 1)
+    if len(costs) == 2:
+        first, second = costs
+        share = {"method.steps": (first, _FIRST_SHARE), "method.refine_steps": (second, 1.0)}
+    else:
+        share = {"method.steps": (costs[0], 1.0)}
+    left = seconds
+    for field, (cost, part) in share.items():
+        most = int(left * part / cost.seconds)
+        wanted = math.ceil((usual * part if len(costs) == 2 else usual) / cost.batch)
+        steps = _rounded_steps(min(most, wanted))
+        why = f"{1000 * cost.seconds:.0f} ms each, measured here, {cost.batch} cases a step"
+        steps = draft.decide(field, max(steps, 1), why)
+        left -= steps * cost.seconds
+    total = sum(draft[field] for field in share)
+    every = max(_rounded_steps(total // 12), 1)
+    draft.decide("train.validate_every", every, f"of {total:,} steps in all")
+    taken = sum(draft[field] * cost.seconds for field, (cost, _) in share.items()) / 60
+    most_bytes = max(cost.bytes for cost in costs)
+    if device.bytes is not None and most_bytes > device.bytes:
+        raise InputError(
+            "config.data.crop",
+            f"a step needs {most_bytes / 1e9:.1f} GB, the device has {device.bytes / 1e9:.1f} GB: "
+            "set a larger config.data.spacing_mm",
+        )
+    return Fitted(tuple(costs), taken / _STEPS_SHARE, most_bytes)
+
+
+def _rounded_steps(steps: int) -> int:
+    """Two digits, downwards."""
+    if steps < 100:
+        return steps
+    unit = 10 ** (len(str(steps)) - 2)
+    return int(steps // unit * unit)
+
+
+def _listed(lengths: np.ndarray | Sequence[float]) -> str:
+    if np.allclose(lengths, lengths[0], rtol=0.02):
+        return f"{lengths[0]:.3g}"
+    return " x ".join(f"{v:.3g}" for v in lengths)
+
+
+def decide_batch(draft: Draft, place: Placed, device: Device) -> None:
+    """Small volumes share a step."""
+    factor = getattr(draft.experiment.method, "factor", 1)
+    voxels = float(np.prod(draft["data.crop"])) / factor ** (1 if place.survey.planar else 3)
+    fits = int(min(max(round(_BATCH_VOXELS / voxels), 1), _MOST_BATCH))
+    fits = min(fits, len(place.survey.train))
+    batch = -(-fits // device.devices) * device.devices
+    said = f"of {voxels / 1000:.0f} thousand voxels a case"
+    draft.decide("train.batch", batch, said)
