@@ -14,18 +14,22 @@ from jaxmark.planning.draft import Draft, Wishes
 from jaxmark.planning.placing import Placed, crop_lengths, decide_views, own_spacing
 from jaxmark.planning.steps import StepCost
 from jaxmark.system.errors import InputError
+from jaxmark.system.memory import gigabytes
 
 # Minutes of training where nobody names any: on a CPU, on an accelerator.
 USUAL_MINUTES = {"cpu": 30.0}
 ACCELERATED_MINUTES = 60.0
 # Of the time, what is left for steps beside validation and compilation.
-_STEPS_SHARE = 0.85
+STEPS_SHARE = 0.85
 # Cases, counted as often as they are seen, that a network has to learn from at least; and at most
 # what is usual, where nobody names minutes. In pictures each case holds less.
 _LEAST_SEEN, _USUAL_SEEN = {True: 8000, False: 1200}, {True: 24_000, False: 3000}
 # Seconds of a step a voxel and case, before anything is measured: two CPU cores, and a GPU.
 _GUESS_S = {"cpu": 2.5e-6}
 _GUESS_ACCELERATED_S = 1e-8
+# With minutes that are named, so many times what is usual.
+_LONGER = 4
+_VALIDATIONS = 12
 # A measured step this near to what was guessed needs no other guess.
 _NEAR = 1.35
 _MOST_PROBES = 3
@@ -83,6 +87,8 @@ class Fitted:
     costs: tuple[StepCost, ...]
     minutes: float
     bytes: int
+    # Minutes in which as many cases would be seen as is usual, where there are fewer; else None.
+    usual_minutes: float | None
 
 
 def decide_network(
@@ -96,7 +102,7 @@ def decide_network(
     minutes = wishes.minutes or USUAL_MINUTES.get(device.platform, ACCELERATED_MINUTES)
     own = own_spacing(place)
     rate = _GUESS_S.get(device.platform, _GUESS_ACCELERATED_S)
-    seconds = 60 * minutes * _STEPS_SHARE
+    seconds = 60 * minutes * STEPS_SHARE
     spacing = _finest(draft, place, own, seconds / rate / _LEAST_SEEN[place.survey.planar])
     cascade, why = _wants_cascade(draft, place, wishes, own, spacing)
     draft.note("method", "Cascade" if cascade else "HeatmapRegression", why)
@@ -249,7 +255,7 @@ def _decide_grid(
     if draft["data.grid"] == "native":
         spacing, why = np.ones(3), "pictures keep their own pixels"
     chosen = draft.decide("data.spacing_mm", tuple(float(v) for v in spacing), why)
-    decide_views(draft, place, np.asarray(chosen))
+    decide_views(draft, place, chosen)
     sides = np.ceil(crop_lengths(place) / chosen).astype(int)
     block = factor * 2 ** (_levels(sides // factor, planar) - 1)
     x, y, z = (int(-(-side // block) * block) for side in sides)
@@ -266,11 +272,13 @@ def _decide_grid(
 
 def _spacing_reason(place: Placed, own: np.ndarray, spacing: np.ndarray, most: float) -> str:
     unit = place.survey.unit
+    planar = place.survey.planar
+    own, spacing = (lengths[: 2 if planar else 3] for lengths in (own, spacing))
     if np.allclose(spacing, own):
-        return f"the scans' own, {_listed(own)} {unit}"
-    seen = _LEAST_SEEN[place.survey.planar]
+        return f"their own, {_listed(own)} {unit}"
+    seen = _LEAST_SEEN[planar]
     return (
-        f"scans have {_listed(own)} {unit}; in the time {seen:,} cases of {most / 1000:.0f} "
+        f"their own are {_listed(own)} {unit}; in the time {seen:,} cases of {most / 1000:.0f} "
         "thousand voxels can be learned from"
     )
 
@@ -291,35 +299,39 @@ def _decide_steps(
     device: Device,
 ) -> Fitted:
     """As many as the time allows, but not more than are of use."""
-    planar = place.survey.planar
-    seconds = 60 * minutes * _STEPS_SHARE
-    asked = wishes.minutes is not None
-    usual = _USUAL_SEEN[planar] * (4 if asked else 1)
-    if len(costs) == 2:
-        first, second = costs
-        share = {"method.steps": (first, _FIRST_SHARE), "method.refine_steps": (second, 1.0)}
-    else:
-        share = {"method.steps": (costs[0], 1.0)}
-    left = seconds
-    for field, (cost, part) in share.items():
-        most = int(left * part / cost.seconds)
-        wanted = math.ceil((usual * part if len(costs) == 2 else usual) / cost.batch)
-        steps = _rounded_steps(min(most, wanted))
-        why = f"{1000 * cost.seconds:.0f} ms each, measured here, {cost.batch} cases a step"
-        steps = draft.decide(field, max(steps, 1), why)
-        left -= steps * cost.seconds
-    total = sum(draft[field] for field in share)
-    every = max(_rounded_steps(total // 12), 1)
-    draft.decide("train.validate_every", every, f"of {total:,} steps in all")
-    taken = sum(draft[field] * cost.seconds for field, (cost, _) in share.items()) / 60
     most_bytes = max(cost.bytes for cost in costs)
     if device.bytes is not None and most_bytes > device.bytes:
-        raise InputError(
-            "config.data.crop",
-            f"a step needs {most_bytes / 1e9:.1f} GB, the device has {device.bytes / 1e9:.1f} GB: "
-            "set a larger config.data.spacing_mm",
-        )
-    return Fitted(tuple(costs), taken / _STEPS_SHARE, most_bytes)
+        problem = f"a step needs {gigabytes(most_bytes)}, the device has {gigabytes(device.bytes)}"
+        raise InputError("config.data.crop", f"{problem}: set a larger config.data.spacing_mm")
+    usual = _USUAL_SEEN[place.survey.planar]
+    most = usual * (_LONGER if wishes.minutes is not None else 1)
+    # Field -> the step it counts, and its share of the time that is left.
+    shares = {"method.steps": (costs[0], 1.0)}
+    if len(costs) == 2:
+        shares = {
+            "method.steps": (costs[0], _FIRST_SHARE),
+            "method.refine_steps": (costs[1], 1.0),
+        }
+    left = 60 * minutes * STEPS_SHARE
+    taken = usual_s = 0.0
+    for field, (cost, share) in shares.items():
+        wanted = most * (share if len(costs) == 2 else 1.0) / cost.batch
+        steps = max(_rounded_steps(int(min(left * share / cost.seconds, wanted))), 1)
+        why = f"{1000 * cost.seconds:.0f} ms each, measured here, {cost.batch} cases a step"
+        steps = draft.decide(field, steps, why)
+        left -= steps * cost.seconds
+        taken += steps * cost.seconds
+        usual_s += cost.seconds * wanted * usual / most
+    total = sum(draft[field] for field in shares)
+    every = max(_rounded_steps(total // _VALIDATIONS), 1)
+    draft.decide("train.validate_every", every, f"of {total:,} steps in all")
+    draft.decide("train.log_every", max(min(every // 10, 20), 1), "lines of the log")
+    return Fitted(
+        costs=tuple(costs),
+        minutes=taken / 60 / STEPS_SHARE,
+        bytes=most_bytes,
+        usual_minutes=usual_s / 60 / STEPS_SHARE if usual_s > 1.2 * taken else None,
+    )
 
 
 def _rounded_steps(steps: int) -> int:

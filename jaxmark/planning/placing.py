@@ -112,7 +112,7 @@ def surveyed(draft: Draft) -> Survey:
             f"{len(annotated.cases)} cases have both an image and landmarks: at least "
             f"{LEAST_CASES} are needed, and 20 or more are worth it",
         )
-    names, rare = annotated.names, {}
+    names, rare = annotated.names, dict[str, int]()
     if "data.landmarks" not in draft.given:
         names, rare = common_landmarks(annotated)
         if not names:

@@ -9,6 +9,7 @@ Each has a reason with the figures behind it.
 """
 
 import dataclasses
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -190,12 +191,12 @@ def _expectations(
         f"{expected.low:.2g} to {expected.high:.2g} {unit} (rough, from three other cohorts)",
         f"training: about {fitted.minutes:.0f} minutes here; a step needs "
         f"{fitted.bytes / 1e9:.2g}{room} GB",
-        f"most help: {_most_help(place, expected, finest)}",
+        f"most help: {_most_help(place, expected, fitted, finest)}",
     ]
     return lines
 
 
-def _most_help(place: Placed, expected: Forecast, finest: float) -> str:
+def _most_help(place: Placed, expected: Forecast, fitted: Fitted, finest: float) -> str:
     survey, unit = place.survey, place.survey.unit
     count = len(survey.train)
     known = place.poses
@@ -204,8 +205,13 @@ def _most_help(place: Placed, expected: Forecast, finest: float) -> str:
             f"registration: scans lie {place.spread:.3g} {unit} apart, of which {known.spread:.3g} "
             "is shape (config.data.register, config.data.template)"
         )
+    if fitted.usual_minutes is not None:
+        minutes = math.ceil(fitted.usual_minutes)
+        return f"time: cases are seen as often as is usual with --minutes={minutes}"
     if expected.low < 0.5 * finest:
         return f"finer scans: voxels of {finest:.3g} {unit} are coarse for such errors"
+    if expected.low_with_more > 0.9 * expected.low:
+        return "a look at the worst cases: more of the same kind are not known to help"
     return (
         f"more cases: with {2 * count} for training about {expected.low_with_more:.2g} to "
         f"{expected.high_with_more:.2g} {unit}"
