@@ -359,15 +359,17 @@ def named_by_folder(experiment: Experiment) -> Experiment:
 
 def with_plan(request: "Request", wishes: "Wishes") -> "Request":
     """The request with the experiment that is planned for its folder."""
-    from jaxmark.planning import plan
+    from jaxmark.planning.draft import Draft
+    from jaxmark.planning.kept import plan_in
     from jaxmark.planning.placing import decide_kind
 
     given = config_flags.get_override_values(flags.FLAGS["config"])
     if _MODE.value == "check":
-        draft = plan.Draft(request.experiment, given)
+        draft = Draft(request.experiment, given)
         decide_kind(draft)
         return dataclasses.replace(request, given=draft.experiment)
-    made = plan.plan_in(request.workdir, request.experiment, given, wishes)
+    anew = _MODE.value == "plan"
+    made = plan_in(request.workdir, request.experiment, given, wishes, anew=anew)
     return dataclasses.replace(request, given=made.experiment)
 
 
@@ -510,7 +512,7 @@ def _predict(request: Request) -> int:
 
 def _plan(request: Request) -> int:
     """The plan is made, and lies in the work dir."""
-    from jaxmark.planning.plan import EXPERIMENT_FILE
+    from jaxmark.planning.kept import EXPERIMENT_FILE
 
     request.no_scans()
     written = request.workdir / EXPERIMENT_FILE

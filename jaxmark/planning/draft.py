@@ -43,8 +43,8 @@ class Plan:
     # What was found, and what to expect, a line each.
     findings: tuple[str, ...]
     expectations: tuple[str, ...]
-    # What was asked for: the same request gives the same plan.
-    request: Mapping[str, Any]
+    # What was asked for, where the plan is kept: see `kept`.
+    request: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Draft:

@@ -8,18 +8,15 @@ on some cases), intensities, method, spacing and box, views, network, steps (tim
 Each has a reason with the figures behind it.
 """
 
-import dataclasses
 import math
-from collections.abc import Collection, Mapping
-from pathlib import Path
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxmark.config import Experiment, from_json, to_json, validate
-from jaxmark.planning.draft import Decision, Draft, Plan, Wishes
-from jaxmark.planning.experiment_file import experiment_file
+from jaxmark.config import Experiment, validate
+from jaxmark.planning.draft import Draft, Plan, Wishes
 from jaxmark.planning.forecast import Forecast, forecast
 from jaxmark.planning.network import Device, Fitted, decide_network
 from jaxmark.planning.placing import (
@@ -30,15 +27,9 @@ from jaxmark.planning.placing import (
     surveyed,
 )
 from jaxmark.planning.steps import step_costs
-from jaxmark.registry import METHODS, PHANTOMS
-from jaxmark.system import processes
-from jaxmark.system.devices import data_mesh, platform
-from jaxmark.system.errors import InputError, printable
-from jaxmark.system.files import read_json, write_json, write_text_atomic
+from jaxmark.system.devices import platform
 from jaxmark.system.memory import device_bytes
 from jaxmark.system.messages import say
-from jaxmark.training.checkpoints import FOLDER
-from jaxmark.workflow import owned
 
 FILE, EXPERIMENT_FILE = "plan.json", "plan.py"
 SCHEMA_VERSION = 1
@@ -81,60 +72,7 @@ def make_plan(experiment: Experiment, given: Collection[str], wishes: Wishes, me
         decisions=tuple(draft.decisions.values()),
         findings=tuple(_findings(place)),
         expectations=tuple(_expectations(place, expected, fitted, device, finest)),
-        request=request_of(experiment, given, wishes, mesh),
     )
-
-
-def plan_in(workdir: Path, experiment: Experiment, given: Collection[str], wishes: Wishes) -> Plan:
-    """The plan in a work dir; made, printed and written there where there is none.
-
-    A plan for another request is made anew, unless a model is trained already.
-
-    Raises:
-      InputError: as `make_plan`; the work dir holds a model that was planned for something else.
-    """
-    mesh, path = data_mesh(), workdir / FILE
-    # What the plan is called by must not depend on how it comes out.
-    request = request_of(experiment, given, wishes, mesh)
-    known = load_plan(path) if path.exists() else None
-    if known is not None and known.request == request:
-        say(f"planned: {path}")
-        return known
-    if (workdir / FOLDER).exists():
-        was = known.request if known is not None else "something else"
-        raise InputError(
-            workdir, f"holds a model that was planned for {was}; use another --workdir"
-        )
-    with processes.primary_first("plan"):
-        if processes.primary():
-            with owned(workdir):
-                made = make_plan(experiment, given, wishes, mesh)
-                for line in lines_of(made):
-                    say(printable(line))
-                save_plan(made, path)
-                write_text_atomic(workdir / EXPERIMENT_FILE, experiment_file(made))
-    say(f"plan: {path}, {workdir / EXPERIMENT_FILE}")
-    return load_plan(path)
-
-
-def request_of(
-    experiment: Experiment, given: Collection[str], wishes: Wishes, mesh: Mesh
-) -> dict[str, Any]:
-    """What a plan was asked for, as JSON types."""
-    tree = to_json(experiment)
-    values: dict[str, Any] = {}
-    for field in sorted(given):
-        holder: Any = tree
-        for name in field.split("."):
-            holder = holder[name]
-        values[field] = holder
-    root = str(Path(experiment.data.root).expanduser().resolve())
-    return {
-        "given": {**values, "data.root": root},
-        "wishes": dataclasses.asdict(wishes),
-        "platform": platform(mesh),
-        "devices": mesh.size,
-    }
 
 
 def _decide_thresholds(draft: Draft, place: Placed, expected: Forecast) -> None:
@@ -241,35 +179,3 @@ def _short(value: Any) -> str:
         else str(value)
     )
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def save_plan(plan: Plan, path: Path) -> None:
-    """As JSON; the experiment as in a run's `config.json`."""
-    write_json(
-        path,
-        {
-            "schema_version": SCHEMA_VERSION,
-            "request": dict(plan.request),
-            "findings": list(plan.findings),
-            "decisions": [dataclasses.asdict(decision) for decision in plan.decisions],
-            "expectations": list(plan.expectations),
-            "experiment": to_json(plan.experiment),
-        },
-    )
-
-
-def load_plan(path: Path) -> Plan:
-    """What `save_plan` wrote; InputError where it cannot be read."""
-    tree = read_json(path, SCHEMA_VERSION)
-    return Plan(
-        experiment=from_json(tree["experiment"], METHODS | PHANTOMS, path),
-        decisions=tuple(Decision(**_untupled(decision)) for decision in tree["decisions"]),
-        findings=tuple(tree["findings"]),
-        expectations=tuple(tree["expectations"]),
-        request=tree["request"],
-    )
-
-
-def _untupled(decision: Mapping[str, Any]) -> dict[str, Any]:
-    """Lists of JSON are tuples here."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in decision.items()}
