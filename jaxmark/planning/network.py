@@ -36,8 +36,8 @@ _MOST_PROBES = 3
 # Voxels of a batch, about: more cases share a step where volumes are small.
 _BATCH_VOXELS = 220_000
 _MOST_BATCH = 8
-# Fewer voxels show no anatomy; more are no longer seen as a whole.
-_LEAST_VOXELS, _LARGEST_STEP = 20_000, 1.25
+# Fewer voxels show no anatomy.
+_LEAST_VOXELS = 20_000
 # The coarsest level of a network has about so many voxels along its longest side.
 _COARSEST = 10
 _MOST_LEVELS = {True: 6, False: 5}
@@ -47,7 +47,7 @@ SIGMA_VOXELS = 1.6
 # Where scans are finer than the network's voxels by this, a second stage sees their own.
 _FINER = 1.6
 # Shares of the time for the two stages of the cascade; cases that the first one sees at least.
-_FIRST_SHARE, _FIRST_SEEN, _FIRST_LEAST = 0.3, 300, 300
+_FIRST_SHARE, _FIRST_SEEN = 0.3, 300
 # Under so many training cases the second stage's networks share all but their last layers.
 _FEW_CASES = 100
 _PATCH = 16
@@ -65,11 +65,6 @@ class Device:
     bytes: int | None  # None: not known
     devices: int = 1
 
-    @property
-    def cpu(self) -> bool:
-        """Whether it is no accelerator."""
-        return self.platform == "cpu"
-
 
 @dataclasses.dataclass(frozen=True)
 class _Budget:
@@ -78,6 +73,7 @@ class _Budget:
     seconds: float
     rate: float
     device: Device
+    refine_batch: int  # of the cascade's second stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,23 +99,32 @@ def decide_network(
     own = own_spacing(place)
     rate = _GUESS_S.get(device.platform, _GUESS_ACCELERATED_S)
     seconds = 60 * minutes * STEPS_SHARE
-    spacing = _finest(draft, place, own, seconds / rate / _LEAST_SEEN[place.survey.planar])
-    cascade, why = _wants_cascade(draft, place, wishes, own, spacing)
-    draft.note("method", "Cascade" if cascade else "HeatmapRegression", why)
-    kept = draft.given_of_method
+    kept, refine_batch = draft.given_of_method, Cascade().refine_batch
     for _ in range(_MOST_PROBES):
+        most_voxels = seconds / rate / _LEAST_SEEN[place.survey.planar]
+        spacing = _finest(draft, place, own, most_voxels)
+        cascade, why = _wants_cascade(draft, place, wishes, own, spacing)
+        draft.note("method", "Cascade" if cascade else "HeatmapRegression", why)
         settle = _cascade if cascade else _heatmap
-        settle(draft, place, own, _Budget(seconds, rate, device), kept)
+        settle(draft, place, own, _Budget(seconds, rate, device, refine_batch), kept)
         costs = probe(draft.experiment, place.survey.names)
         measured = _rate_of(costs[0], draft.experiment)
-        if device.bytes is not None and max(c.bytes for c in costs) > _FILLED * device.bytes:
+        over = [_over(cost, device) for cost in costs]
+        if over[0] > 1:
             # As if it took longer: fewer voxels.
-            rate = max(rate, measured) * max(c.bytes for c in costs) / (_FILLED * device.bytes)
-            continue
-        if rate / _NEAR < measured < rate * _NEAR:
+            rate = max(rate, measured) * over[0]
+        elif over[-1] > 1:
+            refine_batch = max(int(refine_batch / over[-1]), 1)
+        elif rate / _NEAR < measured < rate * _NEAR:
             break
-        rate = measured
+        else:
+            rate = measured
     return _decide_steps(draft, place, wishes, minutes, costs, device)
+
+
+def _over(cost: StepCost, device: Device) -> float:
+    """How many times more memory a step needs than the device should be filled with."""
+    return 0.0 if device.bytes is None else cost.bytes / (_FILLED * device.bytes)
 
 
 def _finest(draft: Draft, place: Placed, own: np.ndarray, most_voxels: float) -> np.ndarray:
@@ -215,6 +220,7 @@ def _cascade(
     few = len(place.survey.train) < _FEW_CASES
     draft.decide("method.shared", few, f"{len(place.survey.train)} cases for a network a landmark")
     draft.decide("method.refine_widths", (16, 32, 32), "for patches of this size")
+    draft.decide("method.refine_batch", budget.refine_batch, "cases, each with all its patches")
     draft.decide("method.decay", 0.6, "the rate falls to 0 over the last part of training")
 
 
