@@ -20,15 +20,20 @@ from jaxmark.core.geometry import (
 from jaxmark.data.cohort import RawCase
 from jaxmark.data.looks import Source
 from jaxmark.data.mutual_information import register_mutual_information
-from jaxmark.data.registration import Kind, register
+from jaxmark.data.registration import Kind, register, smaller
+from jaxmark.data.scans import Scan
 from jaxmark.data.survey import Survey, evenly, spread
-from jaxmark.system.errors import InputError, about
+from jaxmark.system.errors import about
 from jaxmark.system.parallel import parallel, worker_pool
 
+# With fewer landmarks no case is the most typical one.
+LEAST_TO_CHOOSE = 3
 # Cases that are registered to the template in a trial.
 TRIED = 10
-# Fewer landmarks do not say how a case is turned.
-LEAST_POINTS = 4
+# Fewer landmarks do not say how a volume is turned; of a picture one less.
+LEAST_POINTS = 3
+# Scans with more voxels are made smaller first.
+_LARGE = 2**25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,17 +82,12 @@ class _Job:
 def tried_cases(survey: Survey) -> list[RawCase]:
     """The template, which is the most typical case, and `TRIED` others.
 
-    InputError where no case has three landmarks.
+    Where no case has three landmarks the template is the first case with the most.
     """
     present = np.isfinite(survey.points).all(-1)
-    template = 0
-    if not survey.planar or present.sum(1).max() >= 3:
-        try:
-            template = pick_template(survey.points, present)
-        except ValueError as error:
-            if not survey.planar:
-                problem = f"{error}: scans with fewer cannot be registered"
-                raise InputError("config.data.root", problem) from error
+    counts = present.sum(1)
+    few = counts.max() < LEAST_TO_CHOOSE
+    template = int(counts.argmax()) if few else pick_template(survey.points, present)
     chosen = survey.train[template]
     others = [case for case in survey.train if case is not chosen and case.present.any()]
     return [chosen, *evenly(others, TRIED)]
@@ -95,13 +95,13 @@ def tried_cases(survey: Survey) -> list[RawCase]:
 
 def as_they_are(survey: Survey, cases: Sequence[RawCase]) -> Trial:
     """Nothing is moved: the world frames of the scans."""
-    points = np.stack([case.landmarks_mm for case in cases])
+    points = np.stack([case.landmarks_mm for case in cases if case.present.any()])
     return Trial("none", "correlation", 180.0, points, spread(points), 0.0)
 
 
 def by_middles(survey: Survey, cases: Sequence[RawCase]) -> Trial:
     """Middles of the volumes are brought together, as a native grid of pictures does."""
-    known = [case for case in cases if case.name in survey.facts]
+    known = [case for case in cases if case.name in survey.facts and case.present.any()]
     points = np.stack([case.landmarks_mm - survey.facts[case.name].middle for case in known])
     return Trial("middle", "correlation", 180.0, points, spread(points), 0.0)
 
@@ -114,10 +114,7 @@ def registered(
     search_degrees: float = 180.0,
     workers: int = 0,
 ) -> Trial:
-    """The others of the cases are registered to the first; landmarks in its frame.
-
-    A scan that cannot be registered counts with landmarks that nobody knows.
-    """
+    """The others of the cases are registered to the first; landmarks in its frame."""
     template, *others = cases
     fixed = survey.source(template)
     jobs = [
@@ -142,7 +139,11 @@ def _matrix(job: _Job) -> np.ndarray:
     by_information = job.metric == "mutual_information"
     match = register_mutual_information if by_information else register
     with about(job.moving.path):
-        return match(fixed, moving, job.register, job.search_degrees).fixed_to_moving
+        return match(_seen(fixed), _seen(moving), job.register, job.search_degrees).fixed_to_moving
+
+
+def _seen(scan: Scan) -> Scan:
+    return smaller(scan) if scan.voxels.size > _LARGE else scan
 
 
 def poses(points: np.ndarray) -> Poses | None:

@@ -42,6 +42,6 @@ def forecast(floor: float, cases: int, finest: float) -> Forecast:
     def between(count: int) -> tuple[float, float]:
         middle = floor * learned_share(count)
         low, high = (max(middle * by, _LEAST_VOXELS * finest) for by in (1 / _UNSURE, _UNSURE))
-        return low, min(high, floor)
+        return min(low, floor), min(high, floor)
 
     return Forecast(floor, *between(cases), *between(2 * cases))

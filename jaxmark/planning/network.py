@@ -145,7 +145,7 @@ def _finest(draft: Draft, place: Placed, own: np.ndarray, most_voxels: float) ->
     while voxels(spacing) > max(most_voxels, _LEAST_VOXELS):
         floor *= 1.02
         spacing[axes] = np.maximum(spacing[axes], floor)
-    return _rounded(spacing) if voxels(own) > most_voxels else spacing
+    return _rounded(spacing)
 
 
 def _rounded(lengths: np.ndarray) -> np.ndarray:
@@ -241,10 +241,9 @@ def _decide_heatmaps(draft: Draft, place: Placed, loss: str, sigma: str, factor:
     lengths = np.asarray(draft["data.spacing_mm"])[axes] * factor
     width = SIGMA_VOXELS * float(np.prod(lengths)) ** (1 / len(lengths))
     draft.decide(f"method.{sigma}", float(f"{width:.2g}"), f"{SIGMA_VOXELS:g} voxels")
-    low, high = place.box
-    share = place.spread / float((high - low).max())
+    share = place.spread / float(crop_lengths(place).max())
     where = share < 0.25 and draft["augment.rotation_degrees"] <= 30
-    said = f"landmarks are spread by {100 * share:.0f} % of their box"
+    said = f"landmarks are spread by {100 * share:.0f} % of what is seen"
     draft.decide("method.coordinates", where, said)
 
 

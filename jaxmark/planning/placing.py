@@ -14,6 +14,7 @@ from jaxmark.config import Data
 from jaxmark.core.anatomy import scheme_of
 from jaxmark.core.shapes import mirror
 from jaxmark.data.alignment_trials import (
+    LEAST_TO_CHOOSE,
     Poses,
     Trial,
     as_they_are,
@@ -23,6 +24,7 @@ from jaxmark.data.alignment_trials import (
     tried_cases,
 )
 from jaxmark.data.annotated import read_annotated
+from jaxmark.data.cohort import RawCase
 from jaxmark.data.survey import (
     Survey,
     common_landmarks,
@@ -52,6 +54,8 @@ _AGREE_DEGREES, _NARROW_DEGREES = 20.0, 30.0
 CONTEXT = 0.1
 # Pictures with longer sides are not seen at their own pixels.
 _LARGEST_NATIVE = 512
+# Of a scan's sides, what is seen at least: a single landmark has no box.
+_LEAST_SEEN = 0.3
 # Air in Hounsfield units.
 _AIR = (-1100.0, -900.0)
 # Of training cases, under which augmentation is wider than what is seen among them.
@@ -156,6 +160,9 @@ def placed(draft: Draft, survey: Survey) -> Placed:
     """Decides registration, intensities and everything else that the cases' places say."""
     cases = tried_cases(survey)
     trials, used = _decide_registration(draft, survey, cases)
+    most = np.isfinite(survey.points).all(-1).sum(1).max()
+    if used.register not in ("none", "middle") and most < LEAST_TO_CHOOSE:
+        draft.decide("data.template", cases[0].name, "landmarks are too few to choose one by")
     if used.register in ("none", "middle"):
         way = as_they_are if used.register == "none" else by_middles
         points = way(survey, survey.train).points
@@ -165,7 +172,7 @@ def placed(draft: Draft, survey: Survey) -> Placed:
 
 
 def _decide_registration(
-    draft: Draft, survey: Survey, cases: Sequence
+    draft: Draft, survey: Survey, cases: Sequence[RawCase]
 ) -> tuple[list[Trial], Trial]:
     """What brings landmarks nearest to each other, and is worth it."""
     workers = draft["data.workers"]
@@ -222,14 +229,16 @@ def _decide_registration(
     for kind in kinds:
         tried(kind, metric, degrees)
     best = min(trials, key=lambda trial: trial.spread)
-    if best.spread > _FAR * possible and "data.metric" not in draft.given:
+    if found is not None and best.spread > _FAR * possible and "data.metric" not in draft.given:
         tried(kinds[-1], "mutual_information", degrees)
     used = _chosen(trials)
     draft.decide("data.register", used.register, _why(trials, used, unit))
     if used.register not in ("none", "center"):
         if used.metric != "correlation":
             draft.decide("data.metric", used.metric, "it comes nearer than correlation does")
-        turned = "" if found is None else f"scans are turned by up to {found.degrees.max():.0f}°"
+        turned = "landmarks are too few to tell how scans are turned"
+        if found is not None:
+            turned = f"scans are turned by up to {found.degrees.max():.0f}° against each other"
         draft.decide("data.search_degrees", degrees, turned)
     return trials, used
 
@@ -327,13 +336,14 @@ def crop_lengths(place: Placed) -> np.ndarray:
         high = np.maximum(np.abs(low), np.abs(high))
         low = -high
     sides = high - low
-    wanted: np.ndarray = sides + 2 * CONTEXT * sides.max()
     turned = place.used.register not in ("none", "center", "middle")
     extents = place.survey.median_of("world_extent")
     if turned and not _headers_agree(place):
         # Axes of scans are not those of the frame.
         extents = np.full(3, extents.max())
-    return np.minimum(wanted, np.maximum(extents, sides))
+    wanted = np.maximum(sides + 2 * CONTEXT * sides.max(), _LEAST_SEEN * extents)
+    smallest: np.ndarray = np.minimum(wanted, np.maximum(extents, sides))
+    return smallest
 
 
 def _headers_agree(place: Placed) -> bool:
