@@ -13,11 +13,11 @@ import SimpleITK as sitk
 from jaxmark.config import Data
 from jaxmark.core.geometry import apply_affine
 from jaxmark.data.annotated import Annotated, read_annotated
-from jaxmark.data.cohort import Cohort, RawCase, read_cohort
+from jaxmark.data.cohort import Cohort, RawCase, check_inside, read_cohort
 from jaxmark.data.formats import raster
 from jaxmark.data.formats.safeguards import entries
 from jaxmark.data.layouts import find_layout
-from jaxmark.data.looks import Source, outside_of
+from jaxmark.data.looks import Source
 from jaxmark.data.pictures import read_picture
 from jaxmark.data.scans import Scan, read_scan
 from jaxmark.system.errors import InputError
@@ -44,7 +44,6 @@ class ScanFacts:
     orientation: str  # the nearest axes of i, j, k: "LPS", "RAI" ...
     values: tuple[float, ...]  # `PERCENTILES` of the intensities
     near: tuple[float, float]  # low and high about the landmarks
-    outside: int  # landmarks outside of the scan
 
     @property
     def world_spacing(self) -> np.ndarray:
@@ -164,7 +163,7 @@ def survey_cohort(data: Data, rare: dict[str, int] | None = None) -> Survey:
     unit = data.unit if data.planar else ""
     some = train[:: -(-len(train) // MOST_SCANS)] if train else ()
     with worker_pool(data.workers, len(some)) as pool:
-        jobs = [(source_of(case, unit), case.landmarks_mm) for case in some]
+        jobs = [(case, unit) for case in some]
         facts = parallel(pool, scan_facts, jobs, "looking at scans")
     labelled = sum(case.present.any() for case in cohort.cases.values())
     return Survey(
@@ -181,10 +180,14 @@ def survey_cohort(data: Data, rare: dict[str, int] | None = None) -> Survey:
     )
 
 
-def scan_facts(job: tuple[Source, np.ndarray]) -> ScanFacts:
-    """Reads a scan, and looks at it and at its landmarks (K, 3)."""
-    source, points_mm = job
-    scan = source.read()
+def scan_facts(job: tuple[RawCase, str]) -> ScanFacts:
+    """Reads the scan of a case, in the unit of a picture's world or "", and looks at it.
+
+    InputError where it cannot be read, or a landmark lies outside of it.
+    """
+    case, unit = job
+    scan = source_of(case, unit).read()
+    check_inside(case, scan, unit or "mm")
     thin = scan.voxels[::2, ::2, ::2] if scan.voxels.size > 2**18 else scan.voxels
     low, middle, high = np.percentile(thin, PERCENTILES)
     x, y, z = scan.voxels.shape
@@ -195,8 +198,7 @@ def scan_facts(job: tuple[Source, np.ndarray]) -> ScanFacts:
         ijk_to_lps=scan.ijk_to_lps,
         orientation=_orientation(scan.ijk_to_lps),
         values=(float(low), float(middle), float(high)),
-        near=_near(scan, points_mm),
-        outside=int(outside_of(points_mm, scan).sum()),
+        near=_near(scan, case.landmarks_mm),
     )
 
 

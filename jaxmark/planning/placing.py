@@ -283,13 +283,14 @@ def decide_views(draft: Draft, place: Placed, spacing: Sequence[float]) -> None:
     said = "landmarks are too few to tell"
     if known is not None:
         turned = float(np.percentile(known.degrees, 95))
-        low, high = np.percentile(np.log(known.scales), [5, 95])
-        scaled = float(high - low) / 2
+        scaled = float(np.std(np.log(known.scales)))
         said = f"95 % of cases are turned by less than {turned:.1f}° against each other"
     rotation = float(min(max(5 * math.ceil(turned / 5), 10 if few else 5), 180))
     draft.decide("augment.rotation_degrees", rotation, said)
     size = min(max(math.ceil(100 * scaled) / 100, 0.08 if few else 0.05), 0.3)
-    draft.decide("augment.scale", size, f"sizes differ by {100 * scaled:.0f} % (5 to 95 %)")
+    draft.decide(
+        "augment.scale", size, f"sizes differ by {100 * scaled:.0f} % (standard deviation)"
+    )
     middles = np.nanmean(place.points, 1)
     away = np.percentile(np.abs(middles - np.median(middles, 0)), 95, axis=0)
     lengths = np.asarray(spacing)

@@ -112,9 +112,6 @@ def _findings(place: Placed) -> list[str]:
     if not survey.planar:
         codes = sorted({fact.orientation for fact in facts})
         lines.append(f"orientations in headers: {', '.join(codes)}")
-    outside = sum(fact.outside for fact in facts)
-    if outside:
-        lines.append(f"{outside} landmarks lie outside of their scan: --mode=check says which")
     return lines
 
 
