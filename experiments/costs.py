@@ -11,11 +11,11 @@ import time
 import jax
 import numpy as np
 
-from experiments.benchmarks.contenders import bytes_at_once
 from jaxmark.data.pipeline import CASE
 from jaxmark.methods.method import Batch, Phase
 from jaxmark.system.devices import put_batch
 from jaxmark.system.files import read_json, write_json
+from jaxmark.system.memory import bytes_at_once
 from jaxmark.training.records import METRICS, read_records
 from jaxmark.training.sharding import sharded_init, sharded_step
 from jaxmark.training.streams import Streams

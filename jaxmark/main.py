@@ -236,6 +236,13 @@ def _main(argv: Sequence[str]) -> None:
             f"training: {error}; earlier checkpoints are intact. A smaller config.method."
             "learning_rate, or a config.method.clip_norm, may help: in another --workdir"
         )
+    except (RuntimeError, MemoryError) as error:
+        from jaxmark.system.memory import ran_out
+
+        if not ran_out(error):
+            raise
+        # Neither of a step nor of a prediction, whose errors name the setting that fits.
+        _stop(f"out of memory: {' '.join(str(error).split())[:200]}")
     except ExceptionGroup as group:
         problems, others = group.split(InputError)
         if others is not None or problems is None:

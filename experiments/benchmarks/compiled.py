@@ -11,10 +11,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.benchmarks import hlo, roofline
 from experiments.benchmarks.common import Options, Row, Spec
-from experiments.benchmarks.contenders import bytes_at_once
 from experiments.benchmarks.methods import MethodContender
 from experiments.benchmarks.timing import Worker, WorkerError, ratio
 from jaxmark.methods.method import State
+from jaxmark.system.memory import bytes_at_once
 
 METHOD = (
     "Compiled for an NVIDIA H100 (80 GB) by JAX's CUDA plugin (pip install '.[cuda13]'), without a "

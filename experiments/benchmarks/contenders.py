@@ -35,6 +35,7 @@ from jaxmark.methods.method import (
 )
 from jaxmark.models.unet import ResidualUNet
 from jaxmark.system.devices import local_mesh
+from jaxmark.system.memory import bytes_at_once
 from jaxmark.training.sharding import sharded_init
 
 
@@ -308,13 +309,6 @@ class JaxContender:
         if self.name != "naive":
             return weights
         return {k: v[::-1, ::-1, ::-1] if "Up_" in k else v for k, v in weights.items()}
-
-
-def bytes_at_once(compiled: Any) -> int:
-    """What a program needs: arguments, results, temporaries."""
-    sizes = compiled.memory_analysis()
-    held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-    return held + sizes.temp_size_in_bytes
 
 
 def short(name: str) -> str:

@@ -10,10 +10,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxmark.core.geometry import apply_affine
-from jaxmark.data.cases import Volume
+from jaxmark.data.cases import HostBatch, Volume
 from jaxmark.inference.engines import XLA, EngineRun, Run, check_engine
 from jaxmark.methods.method import Method, Prediction, Stage, Variables
 from jaxmark.system.devices import own_rows, platform, put_batch, replicated, split
+from jaxmark.system.memory import Demand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,35 +65,53 @@ class _Program:
 
     def __init__(self, stage: Stage, rows: int, mesh: Mesh, engine: str):
         self._stage, self._rows, self._mesh = stage, rows, mesh
-        self._run: Run = jax.jit(
+        self._jitted = jax.jit(
             stage.run,
             in_shardings=(replicated(mesh), split(mesh)),
             out_shardings=replicated(mesh),
         )
+        self._run: Run = self._jitted
         if engine != XLA:
-            self._run = EngineRun(stage.run, self._run, engine)
+            self._run = EngineRun(stage.run, self._jitted, engine)
 
     def __call__(
         self, variables: Variables, pairs: Iterator[tuple[Volume, Prediction | None]]
     ) -> Iterator[tuple[Volume, Prediction | None]]:
         # Every process reads and computes its share of a batch, and gets all results.
         mine = own_rows(self._mesh, self._rows)
-        pending: tuple[Sequence[Volume], Prediction] | None = None
+        pending: tuple[Sequence[Volume], Prediction, Demand] | None = None
         while part := list(islice(pairs, self._rows)):
             # The last batch may be too short for this process to have any of it.
             read = [self._stage.read(*pair) for pair in part[mine] or part[-1:]]
+            memory = self._demand(variables, read[0])
+            memory.check_arrays()
             read += read[-1:] * (mine.stop - mine.start - len(read))
-            arrays: Any = jax.tree.map(lambda *rows: np.stack(rows), *read)
-            result = self._run(variables, put_batch(self._mesh, arrays))
+            with memory.watched():
+                arrays: Any = jax.tree.map(lambda *rows: np.stack(rows), *read)
+                result = self._run(variables, put_batch(self._mesh, arrays))
             if pending is not None:
                 yield from self._finished(*pending)
-            pending = [volume for volume, _ in part], result
+            pending = [volume for volume, _ in part], result, memory
         if pending is not None:
             yield from self._finished(*pending)
 
+    def _demand(self, variables: Variables, case: HostBatch) -> Demand:
+        """Of the stage on batches of such arrays as one case's."""
+        elsewhere = "" if platform(self._mesh) == "cpu" else "; JAX_PLATFORMS=cpu predicts without"
+        return Demand(
+            field="config.predict.batch",
+            batch=self._rows,
+            what="a prediction",
+            case=lambda: case,
+            program=lambda batch: self._jitted.lower(variables, batch),
+            mesh=self._mesh,
+            less=f"a device with more memory is needed{elsewhere}",
+        )
+
     def _finished(
-        self, part: Sequence[Volume], result: Prediction
+        self, part: Sequence[Volume], result: Prediction, memory: Demand
     ) -> Iterator[tuple[Volume, Prediction]]:
-        host = jax.device_get(result)
+        with memory.watched():
+            host = jax.device_get(result)
         for row, volume in enumerate(part):
             yield volume, self._stage.finish(jax.tree.map(lambda x, row=row: x[row], host))

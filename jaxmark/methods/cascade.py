@@ -67,6 +67,8 @@ from jaxmark.models.unet import ResidualUNet
 
 # Decoders of the first stage alone.
 FIRST = ("stage1", "stage1_subvoxel")
+# The field that sets how many patches, or cases, a step takes.
+REFINE_BATCH = "config.method.refine_batch"
 
 
 @dataclasses.dataclass
@@ -200,14 +202,30 @@ class Cascade:
             return untrained(params, optimizers, NOT_REFINED)
 
         step = descent("coarse", first.loss, optimizers["coarse"])
-        phases = [Phase("coarse", self.steps, step, read=first.read, batch=first.batch)]
+        phases = [
+            Phase(
+                "coarse",
+                self.steps,
+                step,
+                read=first.read,
+                batch=first.batch,
+                batch_field=first.batch_field,
+            )
+        ]
         if self.refine_steps:
             read = functools.partial(
                 read_patches, side=second.side, reach_mm=self.reach_mm, spacing_mm=task.spacing_mm
             )
             step = descent("fine", second.loss, optimizers["fine"], refined)
             phases.append(
-                Phase("fine", self.refine_steps, step, read=read, batch=self.refine_batch)
+                Phase(
+                    "fine",
+                    self.refine_steps,
+                    step,
+                    read=read,
+                    batch=self.refine_batch,
+                    batch_field=REFINE_BATCH,
+                )
             )
         return Method(
             init=init,
@@ -221,6 +239,7 @@ class FirstStage:
 
     # Of its phase; None: `config.train.batch`.
     batch: int | None = None
+    batch_field = "config.train.batch"
 
     def __init__(self, settings: Cascade, task: Task):
         self.settings, self.task, self._whole = settings, self._seen_by(settings, task), task
@@ -336,7 +355,7 @@ class PatchedFirstStage(FirstStage):
 
     def __init__(self, settings: Cascade, task: Task):
         super().__init__(settings, task)
-        self.batch = settings.refine_batch
+        self.batch, self.batch_field = settings.refine_batch, REFINE_BATCH
 
     @staticmethod
     def _seen_by(settings: Cascade, task: Task) -> Task:

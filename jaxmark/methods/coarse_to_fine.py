@@ -168,6 +168,7 @@ class CoarseToFine:
                     descent("fine", fine.loss, optimizers["fine"], refined),
                     read=functools.partial(read_posed, shape_mm=fine.shape_mm, grid=fine.grid),
                     batch=self.fine_batch,
+                    batch_field="config.method.fine_batch",
                     draw=fine.draw,
                 ),
             ),

@@ -199,6 +199,7 @@ class Phase:
     alarm: Callable[[Sequence[Mapping[str, float]]], str | None] = lambda records: None
     read: Callable[[PreparedCase, np.random.Generator], HostBatch] = read_case
     batch: int | None = None  # None: `config.train.batch`
+    batch_field: str = "config.train.batch"  # that sets it
     draw: Callable[[int], HostBatch] | None = None
 
 

@@ -34,6 +34,7 @@ from jaxmark.methods.method import (
 from jaxmark.methods.optimizers import clipped, decayed, nesterov
 from jaxmark.methods.views import augmented
 from jaxmark.models.scn import SpatialConfigurationNet, multiples
+from jaxmark.system.memory import nbytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -396,11 +397,6 @@ def training_memory(settings: SpatialConfiguration, task: Task, batch: int) -> M
 # kept: gradients, padded and rearranged copies, heatmaps. As XLA counts for a CPU in float32 (11 to
 # 15 and 4 to 6 at five sizes); a compiler that convolves in place needs fewer.
 WORKING_LAYERS = {"2019": 13, "later": 6}
-
-
-def nbytes(tree: Any) -> int:
-    """Bytes of all arrays, or shapes of arrays, of a tree."""
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def memory_notes(settings: SpatialConfiguration, task: Task, batch: int) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from jax import Array
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from jaxmark.config import Experiment, Train, check_same
+from jaxmark.config import Experiment, check_same
 from jaxmark.core.metrics import radial_error_mm
 from jaxmark.data.cases import HostBatch, PreparedCase
 from jaxmark.data.pipeline import CASE
@@ -27,6 +27,7 @@ from jaxmark.system.interrupts import Interrupted
 from jaxmark.system.messages import say
 from jaxmark.system.processes import Stops, barrier, from_primary, primary, stops
 from jaxmark.training.checkpoints import Checkpoints, Writer
+from jaxmark.training.memory import step_demand
 from jaxmark.training.provenance import check_data, provenance
 from jaxmark.training.records import Records
 from jaxmark.training.sharding import sharded_init, sharded_step
@@ -57,17 +58,16 @@ def train(
     `unpaired` are those of the method's task: a run must not go on with others.
 
     Raises:
-      InputError: a batch does not divide over the devices; the newest checkpoint is of other
-        landmarks, data or settings; all checkpoints are damaged.
+      InputError: a batch does not divide over the devices, or does not fit into their memory; the
+        newest checkpoint is of other landmarks, data or settings; all checkpoints are damaged.
       FloatingPointError: a loss or parameter is not finite.
       Interrupted: SIGTERM or SIGINT came; all steps so far are saved.
     """
     settings, phases = experiment.train, method.phases
-    for size in dict.fromkeys(batch_size(phase, settings) for phase in phases):
+    for phase in phases:
+        size = batch_size(phase, settings)
         if size % mesh.size:
-            raise InputError(
-                "config.train.batch", f"{size} does not divide over {mesh.size} devices"
-            )
+            raise InputError(phase.batch_field, f"{size} does not divide over {mesh.size} devices")
     total = sum(phase.steps for phase in phases)
     streamed = any(phase.draw for phase in phases)
     meta = provenance(experiment, landmarks, cases, unpaired, streamed=streamed)
@@ -116,7 +116,19 @@ def train(
             since = {"recent": [dataclasses.asdict(taken) for taken in log.recent]}
             writer.save(state, streams.states(), {**meta, **since}, mre_mm)
 
-        run = Run(cases, settings, streams, key, mesh, log, validated, save, writer.wait, stop)
+        run = Run(
+            method,
+            experiment,
+            cases,
+            streams,
+            key,
+            mesh,
+            log,
+            validated,
+            save,
+            writer.wait,
+            stop,
+        )
         state = start.state
         if validation:
             log.compiling("validation")
@@ -131,8 +143,9 @@ def train(
 class Run:
     """What all phases of a run share."""
 
+    method: Method
+    experiment: Experiment
     cases: Sequence[PreparedCase]
-    settings: Train
     streams: Streams
     key: Array
     mesh: Mesh
@@ -145,25 +158,33 @@ class Run:
 
 def run_phase(run: Run, phase: Phase, last: int, state: State) -> State:
     """Train through one phase, to the run's step `last`, with its log, validations, checkpoints."""
-    log, settings = run.log, run.settings
+    log, settings = run.log, run.experiment.train
+    memory = step_demand(run.method, phase, run.experiment, run.cases, run.mesh)
+    if phase.draw is None:
+        memory.check_arrays()
     batches = run.streams.of(phase)
-    batch, drawn = _next_batch(batches, run.mesh)
+    with memory.watched():
+        batch, drawn = _next_batch(batches, run.mesh)
     log.compiling(phase.name)
     # Meanwhile there is nothing to lose: the phase before has ended with a checkpoint.
     run.saved()
     run.stop.hold(False)
-    step = sharded_step(phase.step, run.mesh).lower(state, batch, run.key).compile()
+    with memory.watched():
+        step = sharded_step(phase.step, run.mesh).lower(state, batch, run.key).compile()
+    memory.check(step)
     run.stop.hold(True)
     log.begin(phase, batch_size(phase, settings))
     while log.step < last:
-        state, metrics = step(state, batch, run.key)
+        with memory.watched():
+            state, metrics = step(state, batch, run.key)
         log.took(Taken(metrics, drawn))
         stop = run.stop.after(log.step)
         due = log.step % settings.validate_every == 0 or log.step == last
         logged = due or log.step % settings.log_every == 0
         if logged or stop:
             # Before every checkpoint too: what is not finite must not be saved.
-            log.check(None if phase.draw else run.cases)
+            with memory.watched():
+                log.check(None if phase.draw else run.cases)
         if logged:
             log.line()
         if due or stop:
@@ -176,7 +197,8 @@ def run_phase(run: Run, phase: Phase, last: int, state: State) -> State:
         if stop:
             raise Interrupted(stop)
         if log.step < last:
-            batch, drawn = _next_batch(batches, run.mesh)
+            with memory.watched():
+                batch, drawn = _next_batch(batches, run.mesh)
     return state
 
 

@@ -18,12 +18,12 @@ from jaxmark.methods.scn import (
     ScaledHeatmaps,
     SpatialConfiguration,
     memory_notes,
-    nbytes,
     resolved,
     training_memory,
     training_step,
 )
 from jaxmark.system.errors import InputError
+from jaxmark.system.memory import nbytes
 
 VOXEL_MM = 2.0 ** (1 / 3)
 TINY = SpatialConfiguration(
