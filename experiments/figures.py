@@ -101,18 +101,21 @@ def table(figures: Figures) -> str:
 
 
 def index(tables: Mapping[str, Figures], shown: Mapping[str, str]) -> str:
-    """A Markdown list of all tables: where each stands, its command, how long, on what, when.
+    """A Markdown list of all tables by page: title, command, how long, on what, when.
 
     Args:
-      shown: name of a table -> link to the page that shows it.
+      shown: name of a table -> link to the page that shows it, in the order of the list; tables
+        that no page shows come last.
     """
-    entries = []
-    for name, figures in sorted(tables.items(), key=lambda item: shown.get(item[0], "~")):
+    pages: dict[str, list[str]] = {}
+    others = (name for name in tables if name not in shown)
+    for name in (*(name for name in shown if name in tables), *others):
+        figures = tables[name]
         takes = f"{figures.takes} on " if figures.takes else ""
-        where = shown.get(name, f"`{name}.json`")
-        made = f"{takes}{figures.machine}, {figures.date}, commit {figures.commit[:7]}."
-        entries.append(f"- {where}: {figures.title}. `{figures.command}`: {made}")
-    return "\n".join(_wrapped(entry, "  ") for entry in entries)
+        made = f"{takes}{figures.machine}, {figures.date}, commit {figures.commit[:7]}"
+        entry = _wrapped(f"- {figures.title}: `{figures.command}` ({made})", "  ")
+        pages.setdefault(shown.get(name, "On no page"), []).append(entry)
+    return "\n\n".join(f"**{page}**\n\n" + "\n".join(lines) for page, lines in pages.items())
 
 
 def filled(page: Path, text: str, blocks: Mapping[str, str]) -> str:

@@ -82,12 +82,17 @@ def test_note_stands_between_table_and_command(tmp_path: Path) -> None:
     assert "315 |\n\nFew repeats.\n\n`python" in figures.stale(root)[Path("docs/speed.md")]
 
 
-def test_index_lists_tables_with_their_pages(tmp_path: Path) -> None:
+def test_index_lists_tables_by_page(tmp_path: Path) -> None:
     index = "<!-- figures: index -->\n<!-- /figures -->\n"
     root = project(tmp_path, PAGE + index, takes="3 minutes")
-    text = figures.stale(root)[Path("docs/speed.md")]
-    assert "- [speed.md](speed.md): Step times. `python -m experiments.benchmarks.run`:" in text
-    assert "3 minutes on 2 cores of a Zen 4, 2026-11-29, commit ff49293." in text
+    hidden = {**GOOD, "title": "Hidden"}
+    (root / figures.FOLDER / "a.json").write_text(json.dumps(hidden), "utf-8")
+    text = figures.stale(root)[Path("docs/speed.md")].split("<!-- figures: index -->\n")[1]
+    page, others = text.split("**On no page**")
+    command = "`python -m experiments.benchmarks.run`"
+    made = "(3 minutes on 2 cores of a Zen 4, 2026-11-29, commit ff49293)"
+    assert page == f"**[speed.md](speed.md)**\n\n- Step times: {command} {made}\n\n"
+    assert f"- Hidden: {command}" in others
 
 
 @pytest.mark.parametrize(
