@@ -8,7 +8,6 @@ import inspect
 import json
 import re
 import runpy
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from documents import (
     prose,
 )
 from ml_collections import config_flags
+from running import jaxmark
 
 from jaxmark import main
 from jaxmark.config import Experiment, validate
@@ -41,7 +41,7 @@ from jaxmark.registry import METHODS, PHANTOMS
 
 ALL = [command for page in PAGES for command in commands(page)]
 # What stands for the reader's own: `FOLDER`, `WORKDIR`, `experiments/RUN`.
-PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b")
+PLACEHOLDER = re.compile(r"\b[A-Z][A-Z_0-9]+\b")
 # Presets that a CPU is too slow for.
 LARGE = ("paper", "full", "reverse", "aorta")
 WARNING = re.compile(r"needs? a GPU|takes hours")
@@ -324,13 +324,15 @@ def runnable() -> Iterator[tuple[str, ...]]:
         words, module = command.words, of_program(command.words)
         config = next((w for w in words if w.startswith("--config=")), "")
         mode = next((w[7:] for w in words if w.startswith("--mode=")), "run")
-        own = any(PLACEHOLDER.search(w) for w in words if not w.startswith("--output"))
+        own = any(PLACEHOLDER.search(w) for w in words if w[:8] not in ("--output", "--config"))
+        own |= "--config.data.root=FOLDER" in words
         known = ("run", "train", "crossval", "phantom")
         if words[0] == "sbatch" or own or module != "jaxmark.main" or mode not in known:
             continue
         file, _, preset = config.partition(":")
         # What is overridden of phantom and frame is made for the other size.
         kept = [w for w in words if not w.startswith(("--config", "--workdir", "--output"))]
+        kept = ["--folds=2" if w.startswith("--folds=") else w for w in kept]
         row = preset.partition("/")[2]
         yield (*kept, f"{file}:{'/'.join(filter(None, ('tiny', row)))}")
 
@@ -338,8 +340,7 @@ def runnable() -> Iterator[tuple[str, ...]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("words", sorted(set(runnable())), ids=" ".join)
 def test_a_command_runs_at_its_tiny_size(words, tmp_path):
-    folders = ["--output=" if "--mode=phantom" in words else "--workdir="]
-    arguments = [*words[1:], *(f"{folder}{tmp_path / 'made'}" for folder in folders)]
-    done = subprocess.run([sys.executable, *arguments], cwd=HOME, capture_output=True, text=True)
+    folder = "--output" if "--mode=phantom" in words else "--workdir"
+    done = jaxmark(*words[3:], f"{folder}={tmp_path / 'made'}")
     assert done.returncode == 0, done.stderr
     assert any((tmp_path / "made").iterdir())
