@@ -142,6 +142,7 @@ def check_experiment(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         check_main(Command(command.page, own), monkeypatch)
 
 
+@cache
 def sizes(path: Path) -> list[str]:
     """The values of --preset."""
     found = runpy.run_path(str(path))
