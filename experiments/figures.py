@@ -1,4 +1,4 @@
-"""Tables of measurements in README.md and docs/*.md, written from experiments/results/figures/.
+"""Tables of measurements in README.md and docs/, written from experiments/results/figures/.
 
 A page holds a block, each marker on a line alone:
 
@@ -149,8 +149,8 @@ def filled(page: Path, text: str, blocks: Mapping[str, str]) -> str:
 
 
 def pages(root: Path) -> dict[Path, str]:
-    """README.md and docs/*.md, by their paths in the project, with their texts."""
-    paths = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    """README.md and all of docs/, by their paths in the project, with their texts."""
+    paths = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
     return {
         path.relative_to(root): read_bytes(path).decode("utf-8").replace("\r\n", "\n")
         for path in paths
@@ -173,9 +173,10 @@ def _links(texts: Mapping[Path, str]) -> dict[str, str]:
     """Name of a table -> link from a page in docs/ to the first page that shows it."""
     links: dict[str, str] = {}
     for path, text in texts.items():
-        target = path.name if path.parent.name == "docs" else f"../{path.name}"
+        inside = path.parts[0] == "docs"
+        target = path.relative_to("docs").as_posix() if inside else f"../{path.name}"
         for name in _names(text):
-            links.setdefault(name, f"[{path.name}]({target})")
+            links.setdefault(name, f"[{target}]({target})")
     return links
 
 
