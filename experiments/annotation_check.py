@@ -29,8 +29,10 @@ from jaxmark.data.annotation_check import check_annotations, check_points
 from jaxmark.data.landmarks import read_landmarks, write_table
 from jaxmark.data.looks import Source
 from jaxmark.data.resampling import background
+from jaxmark.system.errors import InputError
 from jaxmark.system.files import write_json
 
+SCHEMA_VERSION = 2
 FIRST = 20
 NEGATION = np.array([-1.0, -1.0, 1.0])
 # What a row has to be called to be right in its kind, too.
@@ -279,10 +281,10 @@ def twenty(annotated: Annotated, seeds: list[int], output: Path, workers: int) -
 def curve(
     annotated: Annotated, seeds: list[int], lengths: list[float], output: Path, workers: int
 ) -> dict[str, object]:
-    """The share of moved points that are found, by how far they were moved."""
-    shares: dict[str, object] = {}
-    print("| moved by mm | above the line | among the first 20 of 20 | other rows |")
-    print("|---|---|---|---|")
+    """How many moved points are found, by how far they were moved."""
+    found: dict[str, object] = {}
+    print(f"| moved by mm | above the line | among the first {FIRST} | of | other rows above |")
+    print("|---|---|---|---|---|")
     for mm in lengths:
         above, first, other = [], [], 0
         for seed in seeds:
@@ -292,14 +294,22 @@ def curve(
             above += [any(o.found(row, spoiled) for row in line) for o in cohort.spoiled]
             first += [row is not None for _, row in first_rows(cohort, spoiled, rows)]
             other += sum(not any(o.found(r, spoiled) for o in cohort.spoiled) for r in line)
-        shares[f"{mm:g}"] = [float(np.mean(above)), float(np.mean(first)), other]
-        print(f"| {mm:g} | {np.mean(above):.0%} | {np.mean(first):.0%} | {other} |", flush=True)
-    return shares
+        found[f"{mm:g}"] = {
+            "points": len(above),
+            "above_the_line": sum(above),
+            "among_the_first": sum(first),
+            "other_rows_above_the_line": other,
+        }
+        cells = (f"{mm:g}", sum(above), sum(first), len(above), other)
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
+    return found
 
 
 def points_alone(folder: Path) -> None:
     """A folder of landmark files, without scans."""
-    files = sorted(p for p in folder.iterdir() if p.name.endswith((".fcsv", ".mrk.json")))
+    files = sorted(p for p in folder.glob("*") if p.name.endswith((".fcsv", ".mrk.json")))
+    if not files:
+        raise InputError("--points", f"there are no files .fcsv or .mrk.json in {folder}")
     sets = [read_landmarks(path) for path in files]
     names = tuple(sets[0])
     missing = np.full(3, np.nan)
@@ -313,33 +323,46 @@ def points_alone(folder: Path) -> None:
         print(f"  {files[row.case].name} {[names[k] for k in row.landmarks]} {row.kind}")
 
 
+def whole_numbers(text: str) -> list[int]:
+    """Of "0,1"."""
+    return [int(word) for word in text.split(",")]
+
+
+def millimetres(text: str) -> list[float]:
+    """Of "0.5,1"."""
+    return [float(word) for word in text.split(",")]
+
+
 def main() -> None:
     """Print tables; write `annotation_check.json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, help="the cohort")
     parser.add_argument("--output", type=Path, default=Path("runs/annotation_check"))
-    parser.add_argument("--seeds", default=",".join(map(str, range(10))))
-    parser.add_argument("--curve", default="", help="mm, in place of the twenty")
+    parser.add_argument("--seeds", type=whole_numbers, default=list(range(10)), help="0,1,...")
+    parser.add_argument(
+        "--curve", type=millimetres, help="0.5,1: how far to move points, in place of the twenty"
+    )
     parser.add_argument("--points", type=Path, help="a folder of landmark files without scans")
     parser.add_argument("--workers", type=int, default=0)
     arguments = parser.parse_args()
-    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    if not (arguments.root or arguments.points):
+        parser.error("--root or --points is required")
     with errors_on_one_line():
         if arguments.points:
             points_alone(arguments.points)
         if not arguments.root:
             return
         annotated = read_annotated(Data(root=str(arguments.root)))
-        tree: dict[str, object] = {"schema_version": 1}
+        tree: dict[str, object] = {"schema_version": SCHEMA_VERSION}
+        how = arguments.output, arguments.workers
         if arguments.curve:
-            lengths = [float(mm) for mm in arguments.curve.split(",")]
-            tree["curve"] = curve(annotated, seeds, lengths, arguments.output, arguments.workers)
+            tree["curve"] = curve(annotated, arguments.seeds, arguments.curve, *how)
         else:
             data = Data(root=str(arguments.root), workers=arguments.workers)
             rows = [r for r in check_annotations(annotated, data) if r.suspicion >= LINE]
             print(f"as it is: {len(rows)} rows above the line in {len(annotated.cases)} cases")
             tree["false_alarms"] = len(rows)
-            tree["twenty"] = twenty(annotated, seeds, arguments.output, arguments.workers)
+            tree["twenty"] = twenty(annotated, arguments.seeds, *how)
         write_json(arguments.output / "annotation_check.json", tree)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -59,6 +60,25 @@ def test_one_command_makes_a_model_its_errors_and_a_page(finished):
     assert f"{summary['mre_mm']:.2f}"[:4] in page and page.count("data:image/png") == 2
     for word in ("validation MRE", "floors: mean position", "report: "):
         assert word in result.stdout + result.stderr
+
+
+def test_a_batch_that_the_memory_cannot_hold_is_one_line_with_the_batch_that_fits(finished):
+    folder, _ = finished
+    result = jaxmark(
+        TINY,
+        f"--workdir={folder / 'large'}",
+        f"--config.data.cache={folder / 'cache'}",
+        "--mode=train",
+        f"--config.train.batch={10**9}",
+    )
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert re.fullmatch(
+        r"error: config\.train\.batch: the arrays of 1,000,000,000 cases are [\d,]+\.\d GB, the "
+        r"device has [\d.]+ GB; (\d+) fits \(--config\.train\.batch=\1\)",
+        line,
+    )
 
 
 def test_the_cohort_is_cached_under_the_name_that_earlier_versions_gave_it(finished):

@@ -1,8 +1,8 @@
-"""Draws synthetic people: the picture in the README, or one of another phantom.
+"""Draws synthetic people: those of docs/phantoms.md.
 
-python -m experiments.phantoms.picture --output=experiments/phantoms/phantom.png
-python -m experiments.phantoms.picture --kind=coronary --number=0,1,2 --output=coronary.png
-python -m experiments.phantoms.picture --kind=cine --number=3 --output=cine.png
+python -m experiments.phantoms.picture --output=docs/phantom.png
+python -m experiments.phantoms.picture --kind=coronary --number=0,1,2 --output=docs/coronary.png
+python -m experiments.phantoms.picture --kind=cine --number=3 --output=docs/cine.png
 """
 
 from collections.abc import Callable

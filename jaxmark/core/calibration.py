@@ -13,7 +13,7 @@ from scipy import optimize, special
 # Standard deviation of the landmarks' own log-odds about the common ones, and of the slope in
 # units of the evidence's spread: what a few cases say must not outweigh what all do.
 _OWN_SD, _SLOPE_SD = 1.0, 5.0
-# Of a radius, see `_growth`.
+# Of a radius, see `_growth`; chosen on phantoms.
 OFFSET, POWER = 0.2, 1.5
 
 

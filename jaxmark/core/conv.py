@@ -3,7 +3,7 @@
 XLA's 3-D convolution on a CPU reaches a tenth of what its 2-D convolution and its matrix product
 reach, and a transposed convolution (dilated on the left) is slower still, on GPUs as well. The
 functions here equal the textbook definitions; how they compute is chosen at trace time by platform,
-shape and pass. BUILD_NOTES.md has the times of all forms that were tried, and
+shape and pass. docs/performance.md has the times of the forms that were tried, and
 `experiments/benchmarks/convolutions.py` measures them again.
 
 Volumes are `(B, X, Y, Z, C)`, their kernels `(kx, ky, kz, C_in, C_out)`; pictures `(B, X, Y, C)`,
@@ -168,7 +168,7 @@ def weight_gradient_on_cuda(x: Array, dy: Array, size: Sequence[int]) -> Array:
 def planes_at_once(x: Array, *kernel: int) -> int:
     """For `plane_groups`; 0 where that is not the form for x and a kernel of this shape.
 
-    As measured on an H200 (BUILD_NOTES.md).
+    As measured on an H200 (docs/performance.md).
     """
     *size, c_in, c_out = kernel
     if size != [3, 3, 3] or x.dtype.itemsize != 2 or min(c_in, c_out) > 32:

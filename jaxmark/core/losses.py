@@ -270,7 +270,8 @@ def weighted_dice_loss(sums: SegmentationSums, *, balance: float = 1.0) -> Array
     """1 - Dice of all classes together, each with its weight (Tan et al. 2022).
 
     Overlaps and sizes are weighted before they are summed, so that with a `balance` of 1, as in the
-    paper, every segment says as much as the background; see `class_weights`.
+    paper, every segment says as much as the background; see `class_weights`. A weighted mean of the
+    classes' own Dice counts a small class twice: with it no segment was learned.
     """
     weight = class_weights(sums, balance)
     overlap = (weight * sums.overlap).sum()

@@ -163,7 +163,8 @@ def common_names(root: Path, labels: Mapping[str, Labels]) -> tuple[str, ...]:
       InputError: there are no files, or one of them has other names than the first.
     """
     if not labels:
-        raise InputError(root, "has no landmarks: no landmarks/ nor landmarks.csv (see README)")
+        problem = "has no landmarks: no landmarks/ nor landmarks.csv (see docs/own_data.md)"
+        raise InputError(root, problem)
     first, *others = sorted(labels, key=natural)
     names = list(labels[first].landmarks)
     for case in others:

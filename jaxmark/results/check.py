@@ -48,49 +48,55 @@ KINDS = {
     "no landmarks": "There is a scan without landmarks.",
     "no scan": "There are landmarks without a scan.",
 }
+# Kind -> its sentence; "turned" is a frame that no reading of the points explains.
+_SENTENCES = {
+    "outside": "landmark {first} lies outside of its scan",
+    "air": "landmark {first} lies {off} from where it is expected, in air or background",
+    "far": "landmark {first} lies {off} from where it is expected",
+    "exchanged": "landmarks {first} and {second} are exchanged: they fit the other way round",
+    "mirrored": "left and right are exchanged in the whole case: half of its points are over {off} "
+    "off",
+    "units": "the points fit the scan when read otherwise",
+    "frame": "the points fit the scan with {detail}",
+    "turned": "the case is turned by {detail} degrees from the others: another frame?",
+    "axes": "the points fit the scan when read otherwise",
+    "size": "all points together are {detail} times the usual size",
+    "shape": "the points lie to each other as in no other case: half of them are over {off} off",
+    "other case": "the landmarks of {other} fit this scan, its own do not",
+    "misplaced": "the points do not fit the scan as a whole",
+    "doubled scan": "the scan is that of {other}",
+    "doubled landmarks": "the landmarks are those of {other} ({off} apart), the scans differ",
+    "distance": "landmarks {first} and {second} are {detail} {unit} apart",
+    "missing": "lacks {points} that others have: {few}",
+}
+# Kind -> what has to be known for the rest of its sentence, and that rest.
+_RESTS = {
+    "outside": ("off", "; it is expected {off} away"),
+    "units": ("detail", ": {detail}"),
+    "axes": ("detail", ": {detail}"),
+    "misplaced": ("detail", ": {detail}"),
+    "doubled scan": ("off", "; their landmarks are {off} apart"),
+}
 
 
 def words(row: Suspicion, annotated: Annotated, unit: str) -> str:
     """The row in a plain sentence."""
     names = [repr(annotated.names[k]) for k in row.landmarks]
-    off = "" if math.isnan(row.off_mm) else f"{row.off_mm:.2f} {unit}"
-    other = "" if row.other is None else repr(annotated.cases[row.other])
-    detail = f": {row.detail}" * bool(row.detail)
-    if row.kind == "outside":
-        away = f"; it is expected {off} away" * bool(off)
-        return f"landmark {names[0]} lies outside of its scan{away}"
-    if row.kind == "air":
-        return f"landmark {names[0]} lies {off} from where it is expected, in air or background"
-    if row.kind == "far":
-        return f"landmark {names[0]} lies {off} from where it is expected"
-    if row.kind == "exchanged":
-        return f"landmarks {names[0]} and {names[1]} are exchanged: they fit the other way round"
-    if row.kind == "mirrored":
-        return (
-            f"left and right are exchanged in the whole case: half of its points are over {off} off"
-        )
-    if row.kind in ("units", "axes"):
-        return f"the points fit the scan when read otherwise{detail}"
-    if row.kind == "frame":
-        if off:
-            return f"the points fit the scan with {row.detail}"
-        return f"the case is turned by {row.detail} degrees from the others: another frame?"
-    if row.kind == "size":
-        return f"all points together are {row.detail} times the usual size"
-    if row.kind == "shape":
-        return f"the points lie to each other as in no other case: half of them are over {off} off"
-    if row.kind == "other case":
-        return f"the landmarks of {other} fit this scan, its own do not"
-    if row.kind == "misplaced":
-        return f"the points do not fit the scan as a whole{detail}"
-    if row.kind == "doubled scan":
-        apart = f"; their landmarks are {off} apart" * bool(off)
-        return f"the scan is that of {other}{apart}"
-    if row.kind == "doubled landmarks":
-        return f"the landmarks are those of {other} ({off} apart), the scans differ"
-    if row.kind == "distance":
-        return f"landmarks {names[0]} and {names[1]} are {row.detail} {unit} apart"
-    return f"lacks {counted(len(names), 'point')} that others have: {first_few(names)}"
+    first, second = [*names, "", ""][:2]
+    known = {
+        "first": first,
+        "second": second,
+        "points": counted(len(names), "point"),
+        "few": first_few(names),
+        "off": "" if math.isnan(row.off_mm) else f"{row.off_mm:.2f} {unit}",
+        "other": "" if row.other is None else repr(annotated.cases[row.other]),
+        "detail": row.detail,
+        "unit": unit,
+    }
+    kind = "turned" if row.kind == "frame" and not known["off"] else row.kind
+    needed, rest = _RESTS.get(kind, ("", ""))
+    sentence = _SENTENCES[kind] + (rest if known.get(needed) else "")
+    return sentence.format(**known)
 
 
 @dataclasses.dataclass(frozen=True)

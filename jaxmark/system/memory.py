@@ -69,13 +69,14 @@ def device_bytes(mesh: Mesh) -> int | None:
 def largest_batch(bytes_of: Callable[[int], int], limit: int, most: int) -> int:
     """The largest batch, 1 to `most`, that needs no more than `limit` bytes; 0: none does.
 
-    Memory is nearly linear in the batch, and each call of `bytes_of` compiles a program: so
-    batches 1 and 2 are looked at, and the one that lies on their line at the limit. Where that one
-    does not lie on it, a few more are; what is returned fits in any case.
+    Memory is nearly linear in the batch, and each call of `bytes_of` compiles a program: so batches
+    1 and 2 are looked at, and the one that their line has at the limit. A few more follow where
+    that one does not lie on the line. The batch that is returned fits; up to ten it is the largest
+    one, beyond it may be a tenth too small.
     """
     known: dict[int, int] = {}
     fits, over, batch = 0, most + 1, 1
-    while fits < batch < over and len(known) < _COMPILED:
+    while batch < over and batch - fits > fits // 10 and len(known) < _COMPILED:
         known[batch] = bytes_of(batch)
         if known[batch] <= limit:
             fits = batch
@@ -89,14 +90,15 @@ def _next(known: dict[int, int], limit: int, fits: int, over: int) -> int:
     """The batch to look at, between one that fits and one that is too large; `fits`: none."""
     if len(known) == 1:
         return min(2, over - 1)
-    # The ends of what is open, where both are known, or else the last two.
-    low, high = (fits, over) if over in known and fits in known else sorted(known)[-2:]
+    # Both ends of what is open, or else the last two.
+    low, high = (fits, over) if fits in known and over in known else sorted(known)[-2:]
     slope = (known[high] - known[low]) / (high - low)
     if slope <= 0:
         return over - 1
-    on_line = min(low + int((limit - known[low]) // slope), over - 1)
-    # A line between the ends may say that nothing lies between them, and be wrong.
-    return max(on_line, (fits + over) // 2) if on_line <= fits and over in known else on_line
+    if known[high] > 2 * limit and high == over:
+        # Too far off for a line.
+        return (fits + over) // 2
+    return min(low + int((limit - known[low]) // slope), over - 1)
 
 
 def ran_out(error: BaseException) -> bool:

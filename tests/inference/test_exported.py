@@ -18,9 +18,10 @@ from running import ROOT, jaxmark
 from jaxmark.config import Augment, Data, Experiment
 from jaxmark.core.anatomy import Scheme, Segment
 from jaxmark.core.calibration import PresenceModel, SpreadRadius
+from jaxmark.core.geometry import apply_affine
 from jaxmark.data.frame import Frame
 from jaxmark.data.resampling import background, covered, resample
-from jaxmark.data.scans import Scan, checked_scan, write_scan
+from jaxmark.data.scans import Scan, checked_scan, read_scan, write_scan
 from jaxmark.inference import exported
 from jaxmark.inference.calibration import Calibration
 from jaxmark.inference.model import TrainedModel
@@ -37,7 +38,7 @@ from jaxmark.methods.scn import SpatialConfiguration
 from jaxmark.system.devices import local_mesh
 from jaxmark.workflow import export, load_model
 
-SCRIPT = ROOT / "docs" / "use_export.py"
+SCRIPT, SHORT = ROOT / "docs" / "use_export.py", ROOT / "docs" / "use_export_short.py"
 # Runs a script in whose process nobody can import jaxmark.
 ALONE = """
 import runpy, sys
@@ -277,8 +278,24 @@ def workdir(tmp_path_factory):
     return folder / "heatmap"
 
 
+def landmarks_by(script, file, scan):
+    """Names, and (K, 3) LPS mm, that a script of the documentation prints."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(script), str(file), str(scan)],
+        capture_output=True,
+        encoding="utf-8",
+        cwd=scan.parent,
+        env=environment,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    return [name for name, *_ in rows], np.array([row[1:4] for row in rows], float)
+
+
 @pytest.mark.parametrize("suffix", [".onnx", ".jax.zip"])
-def test_the_script_of_the_documentation_needs_no_jaxmark(suffix, workdir, tmp_path):
+def test_the_scripts_of_the_documentation_need_no_jaxmark(suffix, workdir, tmp_path):
     file, scan = tmp_path / f"model{suffix}", tmp_path / "scan.nii.gz"
     if suffix == ".onnx":
         pytest.importorskip("onnx", reason="pip install onnx")
@@ -294,21 +311,34 @@ def test_the_script_of_the_documentation_needs_no_jaxmark(suffix, workdir, tmp_p
     place = model.frame.grid_to_common.copy()
     place[:3, 3] += 3 * model.frame.spacing_mm
     write_scan(scan, voxels, place)
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-c", ALONE, str(SCRIPT), str(file), str(scan)],
-        capture_output=True,
-        encoding="utf-8",
-        cwd=tmp_path,
-        env=environment,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = [line.split("\t") for line in done.stdout.splitlines()]
-    assert [name for name, *_ in rows] == list(model.landmarks)
-    found = np.array([row[1:4] for row in rows], float)
-    # Printed to a thousandth.
-    np.testing.assert_allclose(found, model.predict(scan).positions_mm, atol=2e-3)
+    expected = model.predict(scan).positions_mm
+    for script in (SCRIPT, SHORT) if suffix == ".jax.zip" else (SCRIPT,):
+        names, found = landmarks_by(script, file, scan)
+        assert names == list(model.landmarks)
+        # Printed to a thousandth.
+        np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_the_short_script_places_the_grid_in_the_middle_of_a_turned_and_finer_scan(tmp_path):
+    frame = dataclasses.replace(FRAME, register="middle", shape=(16, 16, 16))
+    centred = frame.grid_to_common.copy()
+    centred[:3, 3] = -7.5 * frame.spacing_mm
+    frame = dataclasses.replace(frame, grid_to_common=centred)
+    task = dataclasses.replace(TASK, crop=(16, 16, 16), margin=(0, 0, 0))
+    model, methods = model_of(METHODS[0], frame, task)
+    file, scan = tmp_path / "m.jax.zip", tmp_path / "scan.nii.gz"
+    exported.write(model, methods, file, tmp_path)
+    place = np.array([[0.0, 0.4, 0, 9], [-0.5, 0, 0, 8], [0, 0, 0.6, -7], [0, 0, 0, 1]])
+    i, j, k = np.indices((60, 50, 40))
+    voxels = 100 * np.exp(-((i - 30) ** 2 + (j - 20) ** 2 + (k - 25) ** 2) / 90) + i / 5
+    write_scan(scan, voxels.astype(np.float32), place)
+    names, found = landmarks_by(SHORT, file, scan)
+    assert names == list(SCHEME.landmarks)
+    prepared = frame.prepare(read_scan(scan))
+    (expected,) = model.predictor(model.variables, [prepared.volume("v")])
+    at = np.asarray(expected.prediction.positions_ijk["subvoxel"], float)
+    # SimpleITK's Gaussian is not quite SciPy's.
+    np.testing.assert_allclose(found, apply_affine(prepared.ijk_to_lps, at), atol=0.01)
 
 
 def test_what_is_promised_goes_with_the_file(tmp_path):

@@ -1,0 +1,1 @@
+"""Mathematics alone: anatomy, geometry, heatmaps, losses, metrics, convolutions."""

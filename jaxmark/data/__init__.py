@@ -1,0 +1,1 @@
+"""From raw scans and landmark files to prepared cases and batches."""

@@ -1,0 +1,1 @@
+"""Readers of image formats, which refuse damaged files."""

@@ -1,0 +1,1 @@
+"""Readers of landmark files and tables."""

@@ -1,0 +1,1 @@
+"""Synthetic people as raw scans with landmarks."""

@@ -1,0 +1,1 @@
+"""Cine MR slices of synthetic hearts."""

@@ -1,0 +1,1 @@
+"""MRA and CTA of synthetic Circles of Willis."""

@@ -1,0 +1,1 @@
+"""CT angiograms of synthetic hearts and aortas."""

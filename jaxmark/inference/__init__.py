@@ -1,0 +1,1 @@
+"""A trained model: stages on devices, radii, doubts and refusals, exported files."""

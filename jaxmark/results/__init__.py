@@ -1,0 +1,1 @@
+"""Files of predictions, measures, comparisons and the report."""

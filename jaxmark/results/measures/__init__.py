@@ -1,0 +1,1 @@
+"""Errors of points, label maps and attributes."""

@@ -1,0 +1,1 @@
+"""What needs an operating system: errors, files, locks, signals, processes, devices."""

@@ -1,0 +1,1 @@
+"""The loop, streams of batches and checkpoints, for any method."""
