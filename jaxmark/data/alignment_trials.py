@@ -61,12 +61,12 @@ class Poses:
 
     degrees: np.ndarray  # (M,) how far each is turned
     scales: np.ndarray  # (M,) relative sizes
-    # (M, K, 3) landmarks, moved and turned and scaled onto the template's.
+    # (M, K, 3) landmarks, moved, turned and, if asked, scaled onto the template's.
     points: np.ndarray
 
     @property
     def spread(self) -> float:
-        """What no similarity transform can take away."""
+        """What such transforms cannot take away."""
         return spread(self.points)
 
 
@@ -146,7 +146,7 @@ def _seen(scan: Scan) -> Scan:
     return smaller(scan) if scan.voxels.size > _LARGE else scan
 
 
-def poses(points: np.ndarray) -> Poses | None:
+def poses(points: np.ndarray, *, scaled: bool = True) -> Poses | None:
     """How cases (N, K, 3) lie to the first of them; None where under two can be compared."""
     fixed = points[0]
     flat = float(np.nanmax(points[..., 2]) - np.nanmin(points[..., 2])) == 0.0
@@ -170,7 +170,7 @@ def poses(points: np.ndarray) -> Poses | None:
             continue
         degrees.append(float(rotation_angle_degrees(rigid[:3, :3])))
         scales.append(float(np.linalg.norm(fitted[:3, 0])))
-        moved.append(apply_affine(fitted, case))
+        moved.append(apply_affine(fitted if scaled else rigid, case))
     if len(moved) < 2:
         return None
     return Poses(np.array(degrees), np.array(scales), np.stack(moved))

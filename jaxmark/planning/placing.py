@@ -48,6 +48,8 @@ _BETTER = 0.08
 _HOPE = 0.2
 # With correlation this much above what is possible, mutual information is tried as well.
 _FAR = 1.6
+# Standard deviation of sizes, as a share, from which on scales are registered as well.
+_SIZES_DIFFER = 0.01
 # Headers whose scans are turned by less agree; the search is narrow then.
 _AGREE_DEGREES, _NARROW_DEGREES = 20.0, 30.0
 # Beyond the landmarks' box, as a share of its longest side.
@@ -75,6 +77,7 @@ class Placed:
     # Landmarks (M, K, 3) of training cases in the common frame; all where nothing is registered.
     points: np.ndarray
     poses: Poses | None  # of these
+    boxed: np.ndarray  # (M, K, 3) of all training cases, about: what has to be seen
 
     @property
     def spread(self) -> float:
@@ -84,7 +87,7 @@ class Placed:
     @property
     def box(self) -> tuple[np.ndarray, np.ndarray]:
         """Lowest and highest coordinates (3,) of landmarks in the common frame."""
-        return np.nanmin(self.points, (0, 1)), np.nanmax(self.points, (0, 1))
+        return np.nanmin(self.boxed, (0, 1)), np.nanmax(self.boxed, (0, 1))
 
 
 def decide_kind(draft: Draft) -> None:
@@ -157,89 +160,86 @@ def _decide_splits(draft: Draft, count: int) -> None:
 
 
 def placed(draft: Draft, survey: Survey) -> Placed:
-    """Decides registration, intensities and everything else that the cases' places say."""
+    """Decides registration and everything that comes with it."""
     cases = tried_cases(survey)
     trials, used = _decide_registration(draft, survey, cases)
-    most = np.isfinite(survey.points).all(-1).sum(1).max()
-    if used.register not in ("none", "middle") and most < LEAST_TO_CHOOSE:
-        draft.decide("data.template", cases[0].name, "landmarks are too few to choose one by")
     if used.register in ("none", "middle"):
         way = as_they_are if used.register == "none" else by_middles
         points = way(survey, survey.train).points
-    else:
-        points = used.points
-    return Placed(survey, tuple(trials), used, points, poses(points))
+        return Placed(survey, tuple(trials), used, points, poses(points), points)
+    most = np.isfinite(survey.points).all(-1).sum(1).max()
+    if most < LEAST_TO_CHOOSE:
+        draft.decide("data.template", cases[0].name, "landmarks are too few to choose one by")
+    # Cases that were not tried will lie about as their landmarks fit.
+    ordered = [cases[0], *(case for case in survey.train if case is not cases[0])]
+    everyone = np.stack([case.landmarks_mm for case in ordered])
+    fitted = poses(everyone, scaled=used.register != "rigid")
+    known = [used.points] if fitted is None else [used.points, fitted.points]
+    boxed = np.concatenate(known) if used.register != "center" else used.points
+    return Placed(survey, tuple(trials), used, used.points, poses(used.points), boxed)
 
 
 def _decide_registration(
     draft: Draft, survey: Survey, cases: Sequence[RawCase]
 ) -> tuple[list[Trial], Trial]:
-    """What brings landmarks nearest to each other, and is worth it."""
-    workers = draft["data.workers"]
-    asked = draft["data.register"] if "data.register" in draft.given else ""
+    """What brings landmarks nearest to each other, and is worth it; all trials, and that one."""
     plain = as_they_are(survey, cases)
-    trials = [plain]
-    unit = survey.unit
-    found = poses(plain.points)
-
-    def tried(register: str, metric: str, degrees: float) -> Trial:
-        trial = registered(survey, cases, register, metric, degrees, workers)
-        trials.append(trial)
-        return trial
-
+    turned = poses(plain.points)
     degrees = 180.0
-    if found is not None and np.percentile(found.degrees, 95) < _AGREE_DEGREES:
+    if turned is not None and np.percentile(turned.degrees, 95) < _AGREE_DEGREES:
         degrees = _NARROW_DEGREES
     if "data.search_degrees" in draft.given:
         degrees = draft["data.search_degrees"]
-    metric = draft["data.metric"]
-    if asked:
-        if asked == "none":
-            used = plain
-        elif asked == "middle":
-            used = by_middles(survey, cases)
-        else:
-            used = tried(asked, metric, degrees)
-        trials = [plain, used] if used is not plain else [plain]
+
+    def tried(register: str, metric: str = draft["data.metric"]) -> Trial:
+        return registered(survey, cases, register, metric, degrees, draft["data.workers"])
+
+    if "data.register" in draft.given:
+        asked = draft["data.register"]
+        known = {"none": as_they_are, "middle": by_middles}
+        used = known[asked](survey, cases) if asked in known else tried(asked)
         draft.decide("data.register", asked, "")
-        return trials, used
+        return [plain, used], used
     if survey.planar:
-        if unit == "px" and survey.median_of("shape").max() <= _LARGEST_NATIVE:
-            trials.append(by_middles(survey, cases))
-        tried("center", metric, degrees)
-        used = _chosen(trials)
-        if used.register == "middle":
-            said = f"{used.spread:.1f} {unit} instead of {plain.spread:.1f}"
-            draft.decide("data.grid", "native", f"landmarks' spread about picture middles: {said}")
-            draft.decide("data.register", "none", "middles of pictures are brought together")
-        else:
-            draft.decide("data.register", used.register, _why(trials, used, unit))
-        return trials, used
-    possible = found.spread if found is not None else 0.0
+        return _bring_pictures_together(draft, survey, cases, [plain, tried("center")])
+    possible = turned.spread if turned is not None else 0.0
     if possible > (1 - _HOPE) * plain.spread:
         reason = (
-            f"landmarks are spread by {plain.spread:.3g} {unit} as scans lie; no turn, shift or "
-            f"scale could bring that under {possible:.3g}"
+            f"landmarks are spread by {plain.spread:.3g} mm as scans lie; no turn, shift or scale "
+            f"could bring that under {possible:.3g}"
         )
         draft.decide("data.register", "none", reason)
-        return trials, plain
-    sizes = found is not None and np.std(np.log(found.scales)) > 0.01
+        return [plain], plain
+    sizes = turned is not None and np.std(np.log(turned.scales)) > _SIZES_DIFFER
     kinds = ("rigid", "similarity") if sizes else ("rigid",)
-    tried("center", metric, degrees)
-    for kind in kinds:
-        tried(kind, metric, degrees)
-    best = min(trials, key=lambda trial: trial.spread)
-    if found is not None and best.spread > _FAR * possible and "data.metric" not in draft.given:
-        tried(kinds[-1], "mutual_information", degrees)
+    trials = [plain, tried("center"), *(tried(kind) for kind in kinds)]
+    best = min(trial.spread for trial in trials)
+    if turned is not None and best > _FAR * possible and "data.metric" not in draft.given:
+        trials.append(tried(kinds[-1], "mutual_information"))
     used = _chosen(trials)
-    draft.decide("data.register", used.register, _why(trials, used, unit))
+    draft.decide("data.register", used.register, _why(trials, "mm"))
     if used.register not in ("none", "center"):
-        if used.metric != "correlation":
+        if used.metric != draft["data.metric"]:
             draft.decide("data.metric", used.metric, "it comes nearer than correlation does")
-        turned = "landmarks are too few to tell how scans are turned"
-        if found is not None:
-            turned = f"scans are turned by up to {found.degrees.max():.0f}° against each other"
-        draft.decide("data.search_degrees", degrees, turned)
+        reason = "landmarks are too few to tell how scans are turned"
+        if turned is not None:
+            reason = f"scans are turned by up to {turned.degrees.max():.0f}° against each other"
+        draft.decide("data.search_degrees", degrees, reason)
+    return trials, used
+
+
+def _bring_pictures_together(
+    draft: Draft, survey: Survey, cases: Sequence[RawCase], trials: list[Trial]
+) -> tuple[list[Trial], Trial]:
+    """Pictures know no registration beyond their centres; small ones may keep their pixels."""
+    if survey.unit == "px" and survey.median_of("shape").max() <= _LARGEST_NATIVE:
+        trials.insert(1, by_middles(survey, cases))
+    used, reason = _chosen(trials), _why(trials, survey.unit)
+    if used.register != "middle":
+        draft.decide("data.register", used.register, reason)
+        return trials, used
+    draft.decide("data.grid", "native", reason)
+    draft.decide("data.register", "none", "middles of pictures are brought together")
     return trials, used
 
 
@@ -253,7 +253,7 @@ def _chosen(trials: Sequence[Trial]) -> Trial:
     return used
 
 
-def _why(trials: Sequence[Trial], used: Trial, unit: str) -> str:
+def _why(trials: Sequence[Trial], unit: str) -> str:
     said = ", ".join(f"{trial.words} {trial.spread:.3g}" for trial in trials)
     cases = len(trials[0].points)
     return f"landmarks' spread over {cases} cases in {unit}: {said}"
