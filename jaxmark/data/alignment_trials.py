@@ -52,11 +52,11 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Poses:
-    """How cases lie to the template by their landmarks, each with at least `LEAST_POINTS`."""
+    """How cases lie to one of them by their landmarks, each with at least `LEAST_POINTS`."""
 
     degrees: np.ndarray  # (M,) how far each is turned
     scales: np.ndarray  # (M,) relative sizes
-    # (M, K, 3) landmarks, moved and turned and scaled onto the template's.
+    # (M, K, 3) landmarks, moved and turned and scaled onto that one's.
     points: np.ndarray
 
     @property
@@ -146,8 +146,11 @@ def _matrix(job: _Job) -> np.ndarray:
 
 
 def poses(points: np.ndarray) -> Poses | None:
-    """How cases (N, K, 3) lie to the first of them; None where under two can be compared."""
-    fixed = points[0]
+    """How cases (N, K, 3) lie to the one with the most landmarks, of several the first.
+
+    None where under two can be compared.
+    """
+    fixed = points[np.isfinite(points).all(-1).sum(1).argmax()]
     flat = float(np.nanmax(points[..., 2]) - np.nanmin(points[..., 2])) == 0.0
     degrees, scales, moved = [], [], []
     for case in points:

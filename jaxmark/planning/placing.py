@@ -123,22 +123,18 @@ def surveyed(draft: Draft) -> Survey:
             draft.decide("data.landmarks", names, reason)
     _check_distinct(data, annotated.points_mm, annotated.cases)
     _decide_splits(draft, len(annotated.cases))
-    survey = survey_cohort(data, rare)
-    if not survey.train:
-        raise InputError(data.root, "the split train has no cases: there is nothing to learn from")
-    return survey
+    return survey_cohort(data, rare)
 
 
 def _check_distinct(data: Data, points: np.ndarray, cases: Sequence[str]) -> None:
     """InputError where all landmarks of the cases are at one place."""
-    low, high = np.nanmin(points, 1), np.nanmax(points, 1)
-    if points.shape[1] > 1 and not (high - low).any():
-        known = points[np.isfinite(points).all(-1)]
-        raise InputError(
-            data.root,
-            f"all landmarks of all {len(cases)} cases are at one place, "
-            f"({', '.join(f'{v:g}' for v in known[0])}) in {cases[0]!r}: nothing can be learned",
-        )
+    known = {case: xyz[np.isfinite(xyz).all(-1)] for case, xyz in zip(cases, points, strict=True)}
+    several = {case: xyz for case, xyz in known.items() if len(xyz) > 1}
+    if several and not any(np.ptp(xyz, axis=0).any() for xyz in several.values()):
+        case, xyz = next(iter(several.items()))
+        place = ", ".join(f"{v:g}" for v in xyz[0])
+        problem = f"the landmarks of each case are all at one place, ({place}) in {case!r}"
+        raise InputError(data.root, f"{problem}: nothing can be learned")
 
 
 def _decide_splits(draft: Draft, count: int) -> None:
@@ -310,7 +306,8 @@ def _decide_flip(draft: Draft, place: Placed) -> None:
     pairs = len(scheme.symmetric_pairs)
     if not pairs:
         return
-    mean = np.nanmean(place.points, 0)
+    seen = np.isfinite(place.points).all(-1).sum(0)[:, None]
+    mean = np.nansum(place.points, 0) / np.where(seen, seen, np.nan)
     other = mirror(mean, scheme.mirrored)
     other = other + np.nanmean(mean - other, 0)
     away = float(np.nanmean(np.linalg.norm(mean - other, axis=-1)))

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxmark.bounds import check_values
 from jaxmark.config import Experiment, from_json, to_json, validate
+from jaxmark.data.labels import nearest
 from jaxmark.planning.draft import Decision, Draft, Plan, Wishes
 from jaxmark.planning.experiment_file import experiment_file
 from jaxmark.planning.forecast import Forecast, forecast
@@ -62,6 +64,7 @@ def make_plan(experiment: Experiment, given: Collection[str], wishes: Wishes, me
         from it; see `read_cohort`.
     """
     draft = Draft(experiment, given)
+    check_values(experiment, "config")
     decide_kind(draft)
     survey = surveyed(draft)
     place = placed(draft, survey)
@@ -169,14 +172,12 @@ def _findings(place: Placed) -> list[str]:
             f"{100 * absent.mean():.0f} % stated to be absent"
         )
     if survey.rare:
-        named = ", ".join(f"{name!r} ({count})" for name, count in list(survey.rare.items())[:5])
+        some = list(survey.rare.items())[:5]
+        named = ", ".join(f"{n!r} ({count}{nearest(n, survey.names)})" for n, count in some)
         lines.append(f"left out, for too few cases have them: {named}")
     if not survey.planar:
         codes = sorted({fact.orientation for fact in facts})
         lines.append(f"orientations in headers: {', '.join(codes)}")
-    outside = sum(fact.outside for fact in facts)
-    if outside:
-        lines.append(f"{outside} landmarks lie outside of their scan: --mode=check says which")
     return lines
 
 
