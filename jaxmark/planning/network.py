@@ -107,14 +107,17 @@ def decide_network(
     cascade, why = _wants_cascade(draft, place, wishes, own, spacing)
     draft.note("method", "Cascade" if cascade else "HeatmapRegression", why)
     kept = draft.given_of_method
+    # Where memory does not suffice, what a faster device could do is of no use.
+    least_rate = 0.0
     for _ in range(_MOST_PROBES):
         settle = _cascade if cascade else _heatmap
         settle(draft, place, own, _Budget(seconds, rate, device), kept)
         costs = probe(draft.experiment, place.survey.names)
-        measured = _rate_of(costs[0], draft.experiment)
+        measured = max(_rate_of(costs[0], draft.experiment), least_rate)
         if device.bytes is not None and max(c.bytes for c in costs) > _FILLED * device.bytes:
             # As if it took longer: fewer voxels.
             rate = max(rate, measured) * max(c.bytes for c in costs) / (_FILLED * device.bytes)
+            least_rate = rate
             continue
         if rate / _NEAR < measured < rate * _NEAR:
             break
@@ -354,6 +357,7 @@ def decide_batch(draft: Draft, place: Placed, device: Device) -> None:
     voxels = float(np.prod(draft["data.crop"])) / factor ** (1 if place.survey.planar else 3)
     fits = int(min(max(round(_BATCH_VOXELS / voxels), 1), _MOST_BATCH))
     fits = min(fits, len(place.survey.train))
-    batch = -(-fits // device.devices) * device.devices
+    # Of fewer cases than devices some are seen twice.
+    batch = max(fits // device.devices, 1) * device.devices
     said = f"of {voxels / 1000:.0f} thousand voxels a case"
     draft.decide("train.batch", batch, said)
