@@ -57,11 +57,11 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Poses:
-    """How cases lie to the template by their landmarks, each with at least `LEAST_POINTS`."""
+    """How cases lie to one of them by their landmarks, each with at least `LEAST_POINTS`."""
 
     degrees: np.ndarray  # (M,) how far each is turned
     scales: np.ndarray  # (M,) relative sizes
-    # (M, K, 3) landmarks, moved, turned and, if asked, scaled onto the template's.
+    # (M, K, 3) landmarks, moved, turned and, if asked, scaled onto that one's.
     points: np.ndarray
 
     @property
@@ -146,9 +146,14 @@ def _seen(scan: Scan) -> Scan:
     return smaller(scan) if scan.voxels.size > _LARGE else scan
 
 
-def poses(points: np.ndarray, *, scaled: bool = True) -> Poses | None:
-    """How cases (N, K, 3) lie to the first of them; None where under two can be compared."""
-    fixed = points[0]
+def poses(points: np.ndarray, *, onto: int | None = None, scaled: bool = True) -> Poses | None:
+    """How cases (N, K, 3) lie to one of them; None where under two can be compared.
+
+    That is case `onto`, or else the one with the most landmarks, of several the first.
+    """
+    if onto is None:
+        onto = int(np.isfinite(points).all(-1).sum(1).argmax())
+    fixed = points[onto]
     flat = float(np.nanmax(points[..., 2]) - np.nanmin(points[..., 2])) == 0.0
     degrees, scales, moved = [], [], []
     for case in points:

@@ -3,6 +3,7 @@
 Scans are read in processes, a few numbers a case; of a large cohort some, evenly spaced.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +19,8 @@ from jaxmark.data.formats import raster
 from jaxmark.data.formats.safeguards import entries
 from jaxmark.data.layouts import find_layout
 from jaxmark.data.looks import Source
-from jaxmark.data.pictures import read_picture
-from jaxmark.data.scans import Scan, read_scan
+from jaxmark.data.pictures import find_pictures, read_picture
+from jaxmark.data.scans import EXTENSIONS, Scan, read_scan
 from jaxmark.system.errors import InputError
 from jaxmark.system.parallel import parallel, worker_pool
 
@@ -100,24 +101,39 @@ def source_of(case: RawCase, unit: str) -> Source:
 
 
 def is_planar(data: Data) -> bool:
-    """Whether the images of a folder are pictures: by their names, or else by the first of them."""
+    """Whether the images of a folder are pictures: by their names, or else by the first of them.
+
+    InputError where some are pictures and others are volumes, or there are none.
+    """
     root = Path(data.root).expanduser()
     folder = root / "images"
     if not folder.is_dir():
         return False
-    names = [path.name.lower() for path in entries(folder)]
-    if any(name.endswith(raster.EXTENSIONS) for name in names):
-        return True
-    layout = find_layout(root, data.suffix, data.series)
-    first = next(iter(layout.images.values()))
+    pictures = [p.name for p in entries(folder) if p.name.lower().endswith(raster.EXTENSIONS)]
     try:
-        return read_scan(first, as_stored=True).planar
+        scans = list(find_layout(root, data.suffix, data.series).images.values())
     except InputError:
-        try:
-            read_picture(first, "px")
-        except InputError:
-            return False
-        return True
+        volumes = any(path.name.lower().endswith(EXTENSIONS) for path in entries(folder))
+        with contextlib.suppress(InputError):
+            if not volumes and find_pictures(folder):
+                return True
+        raise
+    planar = _holds_picture(scans[0])
+    if pictures and not planar:
+        problem = f"holds pictures ({pictures[0]}) and volumes ({scans[0].name}): keep one kind"
+        raise InputError(folder, problem)
+    return planar
+
+
+def _holds_picture(path: Path) -> bool:
+    """Whether an image that may be a volume is a picture; not where it cannot be read."""
+    try:
+        return read_scan(path, as_stored=True).planar
+    except InputError:
+        with contextlib.suppress(InputError):
+            read_picture(path, "px")
+            return True
+        return False
 
 
 def unit_of_pictures(data: Data) -> str:
@@ -156,12 +172,20 @@ def survey_cohort(data: Data, rare: dict[str, int] | None = None) -> Survey:
       rare: landmarks that are left out, for the record.
 
     Raises:
-      InputError, or an ExceptionGroup of them: see `read_cohort`; scans cannot be read.
+      InputError, or an ExceptionGroup of them: see `read_cohort` and `scan_facts`; no two training
+        cases have a landmark in common.
     """
     cohort = read_cohort(data)
     train = tuple(cohort.cases[name] for name in cohort.splits["train"])
+    points = np.array([case.landmarks_mm for case in train]).reshape(-1, len(cohort.names), 3)
+    if not np.isfinite(spread(points)):
+        problem = (
+            f"of {len(train)} cases in the split train no two have a landmark in common: a plan "
+            "needs to see how cases differ"
+        )
+        raise InputError(data.root, problem)
     unit = data.unit if data.planar else ""
-    some = train[:: -(-len(train) // MOST_SCANS)] if train else ()
+    some = evenly(train, MOST_SCANS)
     with worker_pool(data.workers, len(some)) as pool:
         jobs = [(case, unit) for case in some]
         facts = parallel(pool, scan_facts, jobs, "looking at scans")
@@ -169,7 +193,7 @@ def survey_cohort(data: Data, rare: dict[str, int] | None = None) -> Survey:
     return Survey(
         cohort=cohort,
         rare=rare or {},
-        points=np.stack([case.landmarks_mm for case in train]),
+        points=points,
         train=train,
         facts={case.name: fact for case, fact in zip(some, facts, strict=True)},
         labelled=int(labelled),
@@ -181,9 +205,9 @@ def survey_cohort(data: Data, rare: dict[str, int] | None = None) -> Survey:
 
 
 def scan_facts(job: tuple[RawCase, str]) -> ScanFacts:
-    """Reads the scan of a case, in the unit of a picture's world or "", and looks at it.
+    """Reads a case's scan, and looks at it about its landmarks; the unit as in `source_of`.
 
-    InputError where it cannot be read, or a landmark lies outside of it.
+    InputError where the scan cannot be read, or a landmark is outside of it, as in preparation.
     """
     case, unit = job
     scan = source_of(case, unit).read()

@@ -40,8 +40,8 @@ _MOST_BATCH = 8
 _LEAST_VOXELS = 20_000
 # The coarsest level of a network has about so many voxels along its longest side.
 _COARSEST = 10
-_MOST_LEVELS = {True: 6, False: 5}
-_WIDTHS = {True: (16, 32, 64, 96, 128, 128), False: (16, 32, 64, 128, 128)}
+_MOST_LEVELS = 5
+_WIDTHS = {True: (16, 32, 64, 96, 128), False: (16, 32, 64, 128, 128)}
 # Width of the target Gaussians in voxels.
 SIGMA_VOXELS = 1.6
 # Where scans are finer than the network's voxels by this, a second stage sees their own.
@@ -100,6 +100,8 @@ def decide_network(
     rate = _GUESS_S.get(device.platform, _GUESS_ACCELERATED_S)
     seconds = 60 * minutes * STEPS_SHARE
     kept, refine_batch = draft.given_of_method, Cascade().refine_batch
+    # Where memory does not suffice, what a faster device could do is of no use.
+    least_rate = 0.0
     for _ in range(_MOST_PROBES):
         most_voxels = seconds / rate / _LEAST_SEEN[place.survey.planar]
         spacing = _finest(draft, place, own, most_voxels)
@@ -108,11 +110,11 @@ def decide_network(
         settle = _cascade if cascade else _heatmap
         settle(draft, place, own, _Budget(seconds, rate, device, refine_batch), kept)
         costs = probe(draft.experiment, place.survey.names)
-        measured = _rate_of(costs[0], draft.experiment)
+        measured = max(_rate_of(costs[0], draft.experiment), least_rate)
         over = [_over(cost, device) for cost in costs]
         if over[0] > 1:
             # As if it took longer: fewer voxels.
-            rate = max(rate, measured) * over[0]
+            rate = least_rate = max(rate, measured) * over[0]
         elif over[-1] > 1:
             refine_batch = max(int(refine_batch / over[-1]), 1)
         elif rate / _NEAR < measured < rate * _NEAR:
@@ -227,8 +229,8 @@ def _cascade(
 def _decide_heatmaps(draft: Draft, place: Placed, loss: str, sigma: str, factor: int = 1) -> None:
     """What both networks have in common: levels, loss, width of the targets, coordinates."""
     planar = place.survey.planar
-    crop = np.asarray(draft["data.crop"]) // np.array([factor, factor, 1 if planar else factor])
-    levels = _levels(crop, planar)
+    crop = np.maximum(np.asarray(draft["data.crop"]) // factor, 1)
+    levels = _levels(crop)
     widths = _WIDTHS[planar][:levels]
     draft.decide(
         "method.widths",
@@ -247,9 +249,17 @@ def _decide_heatmaps(draft: Draft, place: Placed, loss: str, sigma: str, factor:
     draft.decide("method.coordinates", where, said)
 
 
-def _levels(crop: Sequence[int] | np.ndarray, planar: bool) -> int:
-    levels = int(math.log2(max(max(crop) / _COARSEST, 1))) + 1
-    return min(max(levels, 3), _MOST_LEVELS[planar])
+def _wanted_levels(sides: Sequence[int] | np.ndarray) -> int:
+    levels = int(math.log2(max(max(sides) / _COARSEST, 1))) + 1
+    return min(max(levels, 3), _MOST_LEVELS)
+
+
+def _levels(crop: Sequence[int] | np.ndarray) -> int:
+    """Of a network for this crop, which all levels have to divide; pictures have one voxel in z."""
+    levels = _wanted_levels(crop)
+    while any(side % 2 ** (levels - 1) for side in crop if side > 1):
+        levels -= 1
+    return levels
 
 
 def _decide_grid(
@@ -262,7 +272,7 @@ def _decide_grid(
     chosen = draft.decide("data.spacing_mm", tuple(float(v) for v in spacing), why)
     decide_views(draft, place, chosen)
     sides = np.ceil(crop_lengths(place) / chosen).astype(int)
-    block = factor * 2 ** (_levels(sides // factor, planar) - 1)
+    block = factor * 2 ** (_wanted_levels(sides // factor) - 1)
     x, y, z = (int(-(-side // block) * block) for side in sides)
     crop = (x, y, 1 if planar else z)
     lengths = " x ".join(f"{side:.3g}" for side in (np.array(crop) * chosen)[: 2 if planar else 3])
@@ -359,6 +369,7 @@ def decide_batch(draft: Draft, place: Placed, device: Device) -> None:
     voxels = float(np.prod(draft["data.crop"])) / factor ** (1 if place.survey.planar else 3)
     fits = int(min(max(round(_BATCH_VOXELS / voxels), 1), _MOST_BATCH))
     fits = min(fits, len(place.survey.train))
-    batch = -(-fits // device.devices) * device.devices
+    # Of fewer cases than devices some are seen twice.
+    batch = max(fits // device.devices, 1) * device.devices
     said = f"of {voxels / 1000:.0f} thousand voxels a case"
     draft.decide("train.batch", batch, said)

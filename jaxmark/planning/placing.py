@@ -130,22 +130,18 @@ def surveyed(draft: Draft) -> Survey:
             draft.decide("data.landmarks", names, reason)
     _check_distinct(data, annotated.points_mm, annotated.cases)
     _decide_splits(draft, len(annotated.cases))
-    survey = survey_cohort(data, rare)
-    if not survey.train:
-        raise InputError(data.root, "the split train has no cases: there is nothing to learn from")
-    return survey
+    return survey_cohort(data, rare)
 
 
 def _check_distinct(data: Data, points: np.ndarray, cases: Sequence[str]) -> None:
     """InputError where all landmarks of the cases are at one place."""
-    low, high = np.nanmin(points, 1), np.nanmax(points, 1)
-    if points.shape[1] > 1 and not (high - low).any():
-        known = points[np.isfinite(points).all(-1)]
-        raise InputError(
-            data.root,
-            f"all landmarks of all {len(cases)} cases are at one place, "
-            f"({', '.join(f'{v:g}' for v in known[0])}) in {cases[0]!r}: nothing can be learned",
-        )
+    known = {case: xyz[np.isfinite(xyz).all(-1)] for case, xyz in zip(cases, points, strict=True)}
+    several = {case: xyz for case, xyz in known.items() if len(xyz) > 1}
+    if several and not any(np.ptp(xyz, axis=0).any() for xyz in several.values()):
+        case, xyz = next(iter(several.items()))
+        place = ", ".join(f"{v:g}" for v in xyz[0])
+        problem = f"the landmarks of each case are all at one place, ({place}) in {case!r}"
+        raise InputError(data.root, f"{problem}: nothing can be learned")
 
 
 def _decide_splits(draft: Draft, count: int) -> None:
@@ -173,7 +169,7 @@ def placed(draft: Draft, survey: Survey) -> Placed:
     # Cases that were not tried will lie about as their landmarks fit.
     ordered = [cases[0], *(case for case in survey.train if case is not cases[0])]
     everyone = np.stack([case.landmarks_mm for case in ordered])
-    fitted = poses(everyone, scaled=used.register != "rigid")
+    fitted = poses(everyone, onto=0, scaled=used.register != "rigid")
     known = [used.points] if fitted is None else [used.points, fitted.points]
     boxed = np.concatenate(known) if used.register != "center" else used.points
     return Placed(survey, tuple(trials), used, used.points, poses(used.points), boxed)
@@ -283,14 +279,13 @@ def decide_views(draft: Draft, place: Placed, spacing: Sequence[float]) -> None:
     said = "landmarks are too few to tell"
     if known is not None:
         turned = float(np.percentile(known.degrees, 95))
-        scaled = float(np.std(np.log(known.scales)))
+        # Drawn evenly, sizes then differ as much as they do.
+        scaled = math.sqrt(3) * float(np.std(np.log(known.scales)))
         said = f"95 % of cases are turned by less than {turned:.1f}° against each other"
     rotation = float(min(max(5 * math.ceil(turned / 5), 10 if few else 5), 180))
     draft.decide("augment.rotation_degrees", rotation, said)
     size = min(max(math.ceil(100 * scaled) / 100, 0.08 if few else 0.05), 0.3)
-    draft.decide(
-        "augment.scale", size, f"sizes differ by {100 * scaled:.0f} % (standard deviation)"
-    )
+    draft.decide("augment.scale", size, f"cases differ in size by up to {100 * scaled:.0f} %")
     middles = np.nanmean(place.points, 1)
     away = np.percentile(np.abs(middles - np.median(middles, 0)), 95, axis=0)
     lengths = np.asarray(spacing)
@@ -320,7 +315,8 @@ def _decide_flip(draft: Draft, place: Placed) -> None:
     pairs = len(scheme.symmetric_pairs)
     if not pairs:
         return
-    mean = np.nanmean(place.points, 0)
+    seen = np.isfinite(place.points).all(-1).sum(0)[:, None]
+    mean = np.nansum(place.points, 0) / np.where(seen, seen, np.nan)
     other = mirror(mean, scheme.mirrored)
     other = other + np.nanmean(mean - other, 0)
     away = float(np.nanmean(np.linalg.norm(mean - other, axis=-1)))

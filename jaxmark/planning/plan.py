@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxmark.bounds import check_values
 from jaxmark.config import Experiment, validate
+from jaxmark.data.labels import nearest
 from jaxmark.planning.draft import Draft, Plan, Wishes
 from jaxmark.planning.forecast import Forecast, forecast
 from jaxmark.planning.network import Device, Fitted, decide_network
@@ -53,6 +55,7 @@ def make_plan(experiment: Experiment, given: Collection[str], wishes: Wishes, me
         from it; see `read_cohort`.
     """
     draft = Draft(experiment, given)
+    check_values(experiment, "config")
     decide_kind(draft)
     survey = surveyed(draft)
     place = placed(draft, survey)
@@ -107,7 +110,8 @@ def _findings(place: Placed) -> list[str]:
             f"{100 * absent.mean():.0f} % stated to be absent"
         )
     if survey.rare:
-        named = ", ".join(f"{name!r} ({count})" for name, count in list(survey.rare.items())[:5])
+        some = list(survey.rare.items())[:5]
+        named = ", ".join(f"{n!r} ({count}{nearest(n, survey.names)})" for n, count in some)
         lines.append(f"left out, for too few cases have them: {named}")
     if not survey.planar:
         codes = sorted({fact.orientation for fact in facts})
