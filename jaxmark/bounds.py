@@ -134,6 +134,14 @@ def check(settings: Any, path: str, task: Any = None) -> None:
       path: its own name, as "config.data".
       task: what a method has to find; None where that is not known yet.
     """
+    check_values(settings, path)
+    _check_conflicts(settings, path)
+    if task is not None:
+        _refuse_first(getattr(settings, "misfits")(task), path)  # noqa: B009
+
+
+def check_values(settings: Any, path: str) -> None:
+    """As `check`, of each field by itself: where other fields are still to be decided."""
     if not dataclasses.is_dataclass(settings):
         return
     for field in dataclasses.fields(settings):
@@ -141,10 +149,15 @@ def check(settings: Any, path: str, task: Any = None) -> None:
         for bound in field.metadata.get("bounds", ()):
             if value is not None and not bound.holds(value):
                 raise InputError(f"{path}.{field.name}", bound.problem.format(value))
-        check(value, f"{path}.{field.name}")
+        check_values(value, f"{path}.{field.name}")
+
+
+def _check_conflicts(settings: Any, path: str) -> None:
+    if not dataclasses.is_dataclass(settings):
+        return
+    for field in dataclasses.fields(settings):
+        _check_conflicts(getattr(settings, field.name), f"{path}.{field.name}")
     _refuse_first(getattr(settings, "conflicts", tuple)(), path)
-    if task is not None:
-        _refuse_first(getattr(settings, "misfits")(task), path)  # noqa: B009
 
 
 def _refuse_first(problems: Iterable[Problem], path: str) -> None:

@@ -484,7 +484,11 @@ _BINDING = ("method", "data", "phantom", "augment", "stream", "seed")
 # Fields of parts that may differ by what they say. Where files lie is one of them: what is in the
 # files is compared, see `moved`.
 _PATHS = ("root", "unpaired", "template", "template_transform", "template_mask", "shared_mask")
-_FREE: dict[str, tuple[str, ...]] = {"data": ("cache", "workers", "all_sheets", *_PATHS)}
+_FREE: dict[str, tuple[str, ...]] = {
+    "data": ("cache", "workers", "all_sheets", *_PATHS),
+    # As `train.batch`: a run that has too little memory goes on with fewer.
+    "method": ("refine_batch", "fine_batch"),
+}
 
 
 def check_same(

@@ -22,6 +22,8 @@ if __name__ == "__main__":
 import copy
 import dataclasses
 import difflib
+import math
+import re
 import runpy
 import sys
 import time
@@ -35,13 +37,17 @@ from ml_collections import config_flags
 from jaxmark.config import Experiment, to_json, validate
 from jaxmark.system import huge_pages
 from jaxmark.system.errors import InputError, UnwritableError
+from jaxmark.system.files import write_text_atomic
 from jaxmark.system.messages import say
 
 if TYPE_CHECKING:
     from jaxmark.core.alignment import Kind
+    from jaxmark.planning.draft import Wishes
 
 STAGES = ("prepare", "train", "predict", "evaluate", "report")
-MODES = ("run", *STAGES, "crossval", "check", "phantom", "align", "pack", "export")
+MODES = ("run", *STAGES, "plan", "crossval", "check", "phantom", "align", "pack", "export")
+# Modes that need a plan, where the experiment is to be planned.
+PLANNED = ("run", *STAGES, "plan", "crossval", "check")
 # `core.alignment.KINDS`, which takes long to import.
 TRANSFORMS = ("rigid", "similarity", "affine", "thin_plate")
 
@@ -55,6 +61,12 @@ _MODE = flags.DEFINE_enum(
 _FOLDS = flags.DEFINE_integer(
     "folds", None, "With --mode=crossval: how many; default: config.data.folds, or else 5."
 )
+_MINUTES = flags.DEFINE_float(
+    "minutes", None, "With experiments/auto.py: how long training may take on this device."
+)
+_TARGET_MM = flags.DEFINE_float(
+    "target_mm", None, "With experiments/auto.py: the error that suffices; default: the smallest."
+)
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
@@ -64,7 +76,7 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _INPUT = flags.DEFINE_string("input", None, "With --mode=predict: a scan, or a folder of scans.")
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "With --input, --mode=phantom, align, pack or export: where to write."
+    "output", None, "With --input, --mode=plan, phantom, align, pack or export: where to write."
 )
 _FIXED = flags.DEFINE_string("fixed", None, "With --mode=align: the scan that stays as it is.")
 _MOVING = flags.DEFINE_string("moving", None, "With --mode=align: the scan brought onto it.")
@@ -188,9 +200,11 @@ def _main(argv: Sequence[str]) -> None:
             huge_pages.restart_with_huge_pages()
         native.forbid(not _NATIVE.value)
         kept = None if distributed else programs.keep()
-        experiment = None
+        experiment, wishes = None, None
         if _CONFIG.value is not None:
-            experiment = validate(for_device(_CONFIG.value, platform))
+            experiment, wishes = for_device(_CONFIG.value, platform), wishes_of_the_file()
+            # A plan is made first where there is to be one.
+            experiment = validate(experiment) if wishes is None else named_by_folder(experiment)
         named = Path("runs") / experiment.name if experiment else Path()
         request = Request(
             given=experiment,
@@ -203,6 +217,11 @@ def _main(argv: Sequence[str]) -> None:
         )
         begin = time.monotonic()
         announce(request, _MODE.value)
+        if wishes is not None and _MODE.value in PLANNED:
+            request = with_plan(request, wishes)
+        elif wishes is None and _MODE.value == "plan":
+            problem = "plans nothing: name experiments/auto.py, or an experiment with `wishes`"
+            raise InputError("--config", problem)
         try:
             code = COMMANDS[_MODE.value](request)
         finally:
@@ -314,6 +333,44 @@ def for_device(experiment: Experiment, platform: str) -> Experiment:
     values(named, known_only=True)
     say(f"preset {preset!r}, since the device is a {platform} (--config={file}:PRESET chooses)")
     return values.config
+
+
+def wishes_of_the_file() -> "Wishes | None":
+    """What a plan is asked for, of an experiment file with a function `wishes`; else None.
+
+    InputError for flags about plans of which there are none.
+    """
+    file, preset = config_file(sys.argv) or ("", "")
+    ask = runpy.run_path(file).get("wishes") if file else None
+    asked = {holder.name: holder.value for holder in (_MINUTES, _TARGET_MM)}
+    for name, value in asked.items():
+        if value is not None and ask is None:
+            raise InputError(f"--{name}", "goes with --config=experiments/auto.py")
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"--{name}", f"{value} is not a positive number")
+    return None if ask is None else dataclasses.replace(ask(preset), **asked)
+
+
+def named_by_folder(experiment: Experiment) -> Experiment:
+    """Called by its data, so that plans for several folders have work dirs of their own."""
+    name = re.sub(r"\W+", "_", Path(experiment.data.root).expanduser().resolve().name)
+    return dataclasses.replace(experiment, name=f"{experiment.name}_{name}")
+
+
+def with_plan(request: "Request", wishes: "Wishes") -> "Request":
+    """The request with the experiment that is planned for its folder."""
+    from jaxmark.planning.draft import Draft
+    from jaxmark.planning.kept import plan_in
+    from jaxmark.planning.placing import decide_kind
+
+    given = config_flags.get_override_values(flags.FLAGS["config"])
+    if _MODE.value == "check":
+        draft = Draft(request.experiment, given)
+        decide_kind(draft)
+        return dataclasses.replace(request, given=draft.experiment)
+    anew = _MODE.value == "plan"
+    made = plan_in(request.workdir, request.experiment, given, wishes, anew=anew)
+    return dataclasses.replace(request, given=made.experiment)
 
 
 def unknown_field(argv: Sequence[str]) -> str:
@@ -453,6 +510,20 @@ def _predict(request: Request) -> int:
     return 2 if outcome.failures else 0
 
 
+def _plan(request: Request) -> int:
+    """The plan is made, and lies in the work dir."""
+    from jaxmark.planning.kept import EXPERIMENT_FILE
+
+    request.no_scans()
+    written = request.workdir / EXPERIMENT_FILE
+    if request.output is not None:
+        write_text_atomic(Path(request.output), written.read_text("utf-8"))
+        written = Path(request.output)
+    say(f"edit and run: --config={written} --workdir=ANOTHER_WORKDIR")
+    say("or run as it is: the same command without --mode=plan")
+    return 0
+
+
 def _check(request: Request) -> int:
     """Suspicions are no errors: the exit code is 0."""
     from jaxmark import workflow
@@ -529,6 +600,7 @@ def _align(request: Request) -> int:
 COMMANDS: dict[str, Callable[[Request], int]] = {
     "run": _stages(*STAGES),
     **{stage: _stages(stage) for stage in STAGES},
+    "plan": _plan,
     "crossval": _crossval,
     "predict": _predict,
     "check": _check,

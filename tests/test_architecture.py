@@ -18,7 +18,7 @@ FLOORS = (
     ("trained", "training"),
     ("results",),
     ("workflow",),
-    ("crossval",),
+    ("crossval", "planning"),
     ("main",),
 )
 # Libraries that are met in few places, so that they can be replaced there.

@@ -14,7 +14,7 @@ from experiments.atlases import Atlases
 from experiments.compare import METHODS, SIZES, Measured, get_config
 from experiments.costs import Costs
 from jaxmark.config import validate
-from jaxmark.core.metrics import holm
+from jaxmark.core.metrics import holm, smallest_p_value
 from jaxmark.results.compare import Pair, Row, pairs, pairs_table
 from jaxmark.workflow import run_stages
 
@@ -53,6 +53,17 @@ def row(label: str, error_mm: float, seed: int = 0, scans: int = 8) -> Row:
 def measured(label: str, error_mm: float, seed: int = 0, **figures: object) -> Measured:
     usual = Costs(1000, 10.0, (0.1,), 10**8, 5.0, ((1.0, 4.0), (5.0, 2.0)))
     return Measured(row(label, error_mm, seed), dataclasses.replace(usual, **figures))
+
+
+def test_few_scans_cannot_tell_rows_apart_and_the_page_says_so() -> None:
+    assert smallest_p_value(4) == 0.125
+    # The test gives no less, however much better a row is.
+    few = row("Heatmaps", 1.0, scans=4), row("Cascade", 9.0, seed=1, scans=4)
+    assert pairs(few)[0].p_value == 0.125
+    rows = [Measured(one, measured(one.label, 1.0).costs) for one in few]
+    lines = compare.words(rows, pairs(few), 2.5, "mm")
+    assert lines[1].startswith("4 scans are too few for a test of 1 pairs")
+    assert not any("Not told apart" in line for line in lines)
 
 
 def test_holm_adjusts_for_the_number_of_tests() -> None:

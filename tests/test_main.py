@@ -66,17 +66,17 @@ def test_a_batch_that_the_memory_cannot_hold_is_one_line_with_the_batch_that_fit
     folder, _ = finished
     result = jaxmark(
         TINY,
-        f"--workdir={folder / 'large'}",
+        f"--workdir={folder / 'work'}",
         f"--config.data.cache={folder / 'cache'}",
-        "--mode=train",
-        f"--config.train.batch={10**9}",
+        "--mode=predict",
+        f"--config.predict.batch={10**9}",
     )
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert re.fullmatch(
-        r"error: config\.train\.batch: the arrays of 1,000,000,000 cases are [\d,]+\.\d GB, the "
-        r"device has [\d.]+ GB; (\d+) fits \(--config\.train\.batch=\1\)",
+        r"error: config\.predict\.batch: the arrays of 1,000,000,000 cases are [\d,]+\.\d GB, the "
+        r"device has [\d.]+ GB; (\d+) fits \(--config\.predict\.batch=\1\)",
         line,
     )
 

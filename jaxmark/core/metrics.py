@@ -299,6 +299,11 @@ def paired_comparison(
     return result
 
 
+def smallest_p_value(scans: int) -> float:
+    """The smallest p value that `paired_comparison` can give for so many scans, all better."""
+    return float(min(1.0, 2.0 ** (1 - scans)))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """P values of several tests, adjusted so that one false alarm among all is as rare as stated.
 

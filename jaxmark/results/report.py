@@ -15,6 +15,7 @@ from jaxmark.results.figures import charts, pictures
 from jaxmark.results.folds import ensemble_section, folds_section
 from jaxmark.results.measures.points import Points, read_floor_errors, read_points
 from jaxmark.results.page import chart, data_uri, interval, mm, p_value, page, percent, table
+from jaxmark.results.plan_section import plan_section
 from jaxmark.results.predictions import read_learned
 from jaxmark.results.segment_sections import segmentation_section, variants_section
 from jaxmark.results.shown_cases import LabelCase, OverlayCase, title_of
@@ -100,6 +101,7 @@ def write_report(
         ),
         ("All cases", _cases_table(points)),
         ("Training", _training(log, curves)),
+        ("Plan", plan_section(workdir, config)),
         ("Settings", _settings(config)),
     ]
     path = workdir / PAGE

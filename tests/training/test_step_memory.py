@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmark.config import Augment, Data, Experiment, Train
+from jaxmark.config import Augment, Data, Experiment, Train, check_same, to_json
 from jaxmark.core.anatomy import scheme_of
 from jaxmark.data.cases import PreparedCase, load_case, read_case, save_case
 from jaxmark.inference.predictor import Predictor
 from jaxmark.methods.cascade import Cascade
+from jaxmark.methods.coarse_to_fine import CoarseToFine
 from jaxmark.methods.heatmap import HeatmapRegression
 from jaxmark.methods.method import Batch, Method, Phase, Stage, State, Task
 from jaxmark.system import memory
@@ -182,14 +183,27 @@ def test_prediction_that_runs_out_of_memory_names_the_batch_that_fits(method, ca
         next(Predictor(large, 8, data_mesh())(variables, [case.volume]))
 
 
-def test_a_phase_s_own_batch_is_named_as_the_method_s_setting():
-    task = Task(scheme_of(NAMES), (32, 32, 32), (0, 0, 0), (1.0, 1.0, 1.0), Augment(0))
-    cascade = Cascade(
-        factor=2, widths=(4, 8), patch=16, reach_mm=4.0, refine_widths=(4, 8), refine_batch=4
+@pytest.mark.parametrize(
+    ("method", "field"),
+    [
+        (Cascade(factor=2, patch=16, reach_mm=4.0, refine_widths=(4, 8)), "refine_batch"),
+        (CoarseToFine(widths=(4, 8), factor=2), "fine_batch"),
+    ],
+)
+def test_a_phase_s_own_batch_is_a_setting_with_which_a_run_may_go_on(method, field):
+    task = Task(
+        scheme_of(NAMES),
+        (32, 32, 32),
+        (0, 0, 0),
+        (1.0, 1.0, 1.0),
+        Augment(0),
+        shape_mm=np.array([[0.0, 0, 0], [5, 5, 5]]),
     )
-    fields = [phase.batch_field for phase in cascade.build(task).phases]
-    assert fields == ["config.train.batch", "config.method.refine_batch"]
-    assert [hasattr(cascade, f.removeprefix("config.method.")) for f in fields] == [False, True]
+    fields = [phase.batch_field for phase in method.build(task).phases]
+    assert fields == ["config.train.batch", f"config.method.{field}"]
+    stored = to_json(Experiment(method=method))
+    other = dataclasses.replace(method, **{field: getattr(method, field) + 1})
+    check_same(stored, Experiment(method=other), "config.json")
 
 
 def test_settings_that_need_less_are_those_of_the_method():

@@ -1,0 +1,1 @@
+"""From a folder to an experiment: what a cohort is like decides how a detector is trained on it."""

@@ -1,0 +1,47 @@
+"""What error to expect before anything is trained, from what other cohorts came to.
+
+A rough figure, and given as a range: a cohort is hard or easy in ways that no count of its cases
+tells. What is compared with is the error of the mean position.
+"""
+
+import dataclasses
+
+import numpy as np
+
+# Training cases -> a detector's error as a share of the mean position's, on validation cases:
+# mouse heads (`experiments/few_scans.py`, rows Quarter, Half and Long), phantoms (`cow.py:small`)
+# and films (`cephalogram.py:small`).
+LEARNED = ((8, 0.60), (16, 0.53), (40, 0.37), (120, 0.15))
+# Others have come to so many times more or less.
+_UNSURE = 1.6
+# Of a voxel: nearer nobody has come.
+_LEAST_VOXELS = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """Mean radial errors in the cohort's unit."""
+
+    floor: float  # of the mean position
+    low: float
+    high: float
+    # With twice the training cases.
+    low_with_more: float
+    high_with_more: float
+
+
+def learned_share(cases: int) -> float:
+    """Of the mean position's error, what is left after training on so many cases."""
+    counts, shares = np.array(LEARNED).T
+    return float(np.exp(np.interp(np.log(max(cases, 1)), np.log(counts), np.log(shares))))
+
+
+def forecast(floor: float, cases: int, finest: float) -> Forecast:
+    """What to expect of a detector that sees voxels of `finest`."""
+
+    def between(count: int) -> tuple[float, float]:
+        middle = floor * learned_share(count)
+        low, high = (max(middle * by, _LEAST_VOXELS * finest) for by in (1 / _UNSURE, _UNSURE))
+        return min(low, floor), min(high, floor)
+
+    return Forecast(floor, *between(cases), *between(2 * cases))
