@@ -1,5 +1,6 @@
 """Which network, how finely it sees, how many steps: what fits into the device and the time."""
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ _MOST_BATCH = 8
 _LEAST_VOXELS, _LARGEST_STEP = 20_000, 1.25
 # The coarsest level of a network has about so many voxels along its longest side.
 _COARSEST = 10
-_MOST_LEVELS = {True: 6, False: 5}
+_LEAST_LEVELS, _MOST_LEVELS = 3, {True: 6, False: 5}
 _WIDTHS = {True: (16, 32, 64, 96, 128, 128), False: (16, 32, 64, 128, 128)}
 # Width of the target Gaussians in voxels.
 SIGMA_VOXELS = 1.6
@@ -108,11 +109,14 @@ def decide_network(
     draft.note("method", "Cascade" if cascade else "HeatmapRegression", why)
     kept = draft.given_of_method
     # Where memory does not suffice, what a faster device could do is of no use.
-    least_rate = 0.0
+    least_rate, timed = 0.0, None
     for _ in range(_MOST_PROBES):
         settle = _cascade if cascade else _heatmap
         settle(draft, place, own, _Budget(seconds, rate, device), kept)
-        costs = probe(draft.experiment, place.survey.names)
+        if draft.experiment == timed:
+            break
+        timed = copy.deepcopy(draft.experiment)
+        costs = probe(timed, place.survey.names)
         measured = max(_rate_of(costs[0], draft.experiment), least_rate)
         if device.bytes is not None and max(c.bytes for c in costs) > _FILLED * device.bytes:
             # As if it took longer: fewer voxels.
@@ -226,6 +230,9 @@ def _decide_heatmaps(draft: Draft, place: Placed, loss: str, sigma: str, factor:
     planar = place.survey.planar
     crop = np.asarray(draft["data.crop"]) // np.array([factor, factor, 1 if planar else factor])
     levels = _levels(crop, planar)
+    # A crop that was made for fewer levels, or is set, may not divide by more.
+    while levels > _LEAST_LEVELS and (crop[: 2 if planar else 3] % 2 ** (levels - 1)).any():
+        levels -= 1
     widths = _WIDTHS[planar][:levels]
     draft.decide(
         "method.widths",
@@ -247,7 +254,7 @@ def _decide_heatmaps(draft: Draft, place: Placed, loss: str, sigma: str, factor:
 
 def _levels(crop: Sequence[int] | np.ndarray, planar: bool) -> int:
     levels = int(math.log2(max(max(crop) / _COARSEST, 1))) + 1
-    return min(max(levels, 3), _MOST_LEVELS[planar])
+    return min(max(levels, _LEAST_LEVELS), _MOST_LEVELS[planar])
 
 
 def _decide_grid(

@@ -190,7 +190,7 @@ def test_augmentation_covers_how_cases_are_turned_and_sized():
     mine = draft()
     decide_views(mine, place, (1.0, 1.0, 1.0))
     assert 35 <= mine["augment.rotation_degrees"] <= 40
-    assert 0.08 <= mine["augment.scale"] <= 0.11
+    assert 0.05 < mine["augment.scale"] <= 0.11
     assert mine["data.margin"] >= mine["augment.translation_voxels"] >= 3
 
 

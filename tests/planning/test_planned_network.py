@@ -202,10 +202,33 @@ def test_crops_divide_as_the_method_s_levels_want_it(extent, minutes, method):
     check(plan.experiment.method, "config.method", task)
 
 
+@pytest.mark.parametrize("side", [76, 77, 78, 79, 80, 156, 158])
+def test_a_crop_that_rounding_makes_larger_has_no_level_more_than_divides_it(side):
+    # Eighty voxels are enough for four levels, seventy-nine are not.
+    rng = np.random.default_rng(0)
+    corners = np.array([[0.0, 0, 0], [side / 1.2, (side - 5) / 1.2, side / 1.2]])
+    points = 40 + corners + 0.01 * rng.standard_normal((CASES, 2, 3))
+    place = as_placed(survey_of(points, shape=(200, 200, 200)))
+    plan = Planned(place, Wishes("heatmap", 1e4))
+    assert side <= max(plan.experiment.data.crop) <= side + 8
+
+
+def test_a_crop_that_is_set_has_as_many_levels_as_divide_it():
+    plan = Planned(heads(), Wishes("heatmap", 10.0), crop=(96, 92, 96))
+    assert plan.experiment.data.crop == (96, 92, 96) and len(plan.experiment.method.widths) == 3
+
+
 def test_pictures_are_seen_in_pictures_of_one_voxel_depth():
     plan = Planned(heads(900.0, planar=True, unit="px"), Wishes(minutes=10.0), unit="px")
     x, y, z = plan.experiment.data.crop
     assert z == 1 and plan.spacing[2] == 1.0 and min(x, y) > 1
+
+
+def test_a_step_is_timed_again_only_where_it_has_become_another():
+    # The device is slower than is guessed, but there is nothing left to choose.
+    fields = {"spacing_mm": (1.0, 1.0, 1.0), "crop": (64, 64, 64)}
+    assert len(plain(10.0, seconds=10 * GUESSED_S, **fields).tried) == 1
+    assert len(plain(10.0, seconds=10 * GUESSED_S).tried) > 1
 
 
 def test_a_spacing_that_is_set_is_kept():
