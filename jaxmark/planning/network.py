@@ -109,7 +109,8 @@ def decide_network(
     draft.note("method", "Cascade" if cascade else "HeatmapRegression", why)
     kept = draft.given_of_method
     # Where memory does not suffice, what a faster device could do is of no use.
-    least_rate, timed = 0.0, None
+    least_rate = 0.0
+    timed: Experiment | None = None
     for _ in range(_MOST_PROBES):
         settle = _cascade if cascade else _heatmap
         settle(draft, place, own, _Budget(seconds, rate, device), kept)
