@@ -40,6 +40,7 @@ from jaxmark.data.landmarks import read_landmarks, write_mrk_json
 from jaxmark.data.scans import find_scans, read_scan, write_scan
 from jaxmark.planning.network import STEPS_SHARE
 from jaxmark.planning.steps import step_costs
+from jaxmark.results.evaluate import read_summary
 from jaxmark.system.devices import data_mesh
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import read_json, write_json, write_text_atomic
@@ -156,7 +157,7 @@ def outcome(workdir: Path, arguments: Sequence[str]) -> Outcome:
         whole = [*arguments, f"--workdir={workdir}", "--config.predict.split=val"]
         preparing, minutes = (_minutes_of(mode, whole) for mode in ("prepare", "train"))
         _minutes_of("run", whole)
-        summary = read_json(workdir / "evaluation" / "summary.json")
+        summary = read_summary(workdir / "evaluation")
         floor = min(f["mre_mm"] for f in summary["floors"].values() if f["mre_mm"] is not None)
         found = Outcome(summary["mre_mm"], floor, minutes, preparing)
         write_json(path, {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(found)})

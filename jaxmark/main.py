@@ -367,7 +367,7 @@ def with_plan(request: "Request", wishes: "Wishes") -> "Request":
     if _MODE.value == "check":
         draft = Draft(request.experiment, given)
         decide_kind(draft)
-        return dataclasses.replace(request, given=draft.experiment)
+        return dataclasses.replace(request, given=validate(draft.experiment))
     anew = _MODE.value == "plan"
     made = plan_in(request.workdir, request.experiment, given, wishes, anew=anew)
     return dataclasses.replace(request, given=made.experiment)

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxmark.config import Data
+from jaxmark.core.geometry import apply_affine
 from jaxmark.data.folds import divide, drawn, patients_of, shared_patients
 from jaxmark.data.labels import Labels, choose_names, common_names, natural, nearest, read_labels
 from jaxmark.data.layouts import Layout, find_layout
@@ -142,8 +143,8 @@ def check_inside(case: RawCase, scan: Scan, unit: str = "mm") -> None:
     """Refuses a landmark that lies outside the voxels of its scan, whose world is in this unit.
 
     Raises:
-      InputError: for the first one; it says so where the point with x and y the other way round
-        would be inside, the mark of a file in another frame than it states.
+      InputError: for the first one; it says so where the point would be inside with x and y the
+        other way round, or as voxel indices: marks of a file in another frame, or in voxels.
     """
     shape = np.array(scan.voxels.shape)
     for name, xyz, present in zip(
@@ -162,6 +163,8 @@ def check_inside(case: RawCase, scan: Scan, unit: str = "mm") -> None:
         hint = ""
         if is_inside(xyz * [-1, -1, 1], scan):
             hint = "; with x and y negated it is inside: are these positions RAS, not LPS?"
+        elif is_inside(apply_affine(scan.ijk_to_lps, xyz), scan):
+            hint = "; as voxel indices it is inside: are these positions voxels, not millimetres?"
         # A picture's plane is z = 0: points placed in a scanner's world are not on it.
         off_plane = scan.planar and abs(xyz[2]) > 0.5
         if off_plane:

@@ -165,7 +165,7 @@ def common_landmarks(annotated: Annotated) -> tuple[tuple[str, ...], dict[str, i
 
 
 def survey_cohort(data: Data, rare: dict[str, int] | None = None) -> Survey:
-    """Reads the landmarks of all cases, and the scans of up to `MOST_SCANS` training cases.
+    """Reads all landmarks, and the scans of up to `MOST_SCANS` training and as many other cases.
 
     Args:
       data: with `landmarks`, `unit` and (of pictures) a planar `crop` as they will be used.
@@ -186,9 +186,11 @@ def survey_cohort(data: Data, rare: dict[str, int] | None = None) -> Survey:
         raise InputError(data.root, problem)
     unit = data.unit if data.planar else ""
     some = evenly(train, MOST_SCANS)
-    with worker_pool(data.workers, len(some)) as pool:
-        jobs = [(case, unit) for case in some]
-        facts = parallel(pool, scan_facts, jobs, "looking at scans")
+    # Nothing is learned from the others; what is wrong with them should show before training.
+    others = [cohort.cases[name] for name in (*cohort.splits["val"], *cohort.splits["test"])]
+    jobs = [(case, unit) for case in (*some, *evenly(others, MOST_SCANS))]
+    with worker_pool(data.workers, len(jobs)) as pool:
+        facts = parallel(pool, scan_facts, jobs, "looking at scans")[: len(some)]
     labelled = sum(case.present.any() for case in cohort.cases.values())
     return Survey(
         cohort=cohort,

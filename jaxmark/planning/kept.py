@@ -70,8 +70,9 @@ def plan_in(
                 )
                 for line in lines_of(made):
                     say(printable(line))
-                _save(made, path)
+                # The one that later commands look for comes last.
                 write_text_atomic(workdir / EXPERIMENT_FILE, experiment_file(made))
+                _save(made, path)
     say(f"plan: {path}, {workdir / EXPERIMENT_FILE}")
     return _load(path)
 

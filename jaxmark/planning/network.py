@@ -1,5 +1,6 @@
 """Which network, how finely it sees, how many steps: what fits into the device and the time."""
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from jaxmark.planning.draft import Draft, Wishes
 from jaxmark.planning.placing import Placed, crop_lengths, decide_views, own_spacing
 from jaxmark.planning.steps import StepCost
 from jaxmark.system.errors import InputError
-from jaxmark.system.memory import gigabytes
+from jaxmark.system.memory import gigabytes, ran_out
 
 # Minutes of training where nobody names any: on a CPU, on an accelerator.
 USUAL_MINUTES = {"cpu": 30.0}
@@ -53,6 +54,8 @@ _FEW_CASES = 100
 _PATCH = 16
 # What a device may be filled to.
 _FILLED = 0.85
+# A step that does not fit while it is compiled is taken to need so many times too much.
+_RAN_OUT = 2.0
 
 Probe = Callable[[Experiment, tuple[str, ...]], list[StepCost]]
 
@@ -73,6 +76,7 @@ class _Budget:
     seconds: float
     rate: float
     device: Device
+    most_batch: int
     refine_batch: int  # of the cascade's second stage
 
 
@@ -102,17 +106,32 @@ def decide_network(
     kept, refine_batch = draft.given_of_method, Cascade().refine_batch
     # Where memory does not suffice, what a faster device could do is of no use.
     least_rate = 0.0
+    timed: Experiment | None = None
+    costs: list[StepCost] = []
+    most_batch = _MOST_BATCH
     for _ in range(_MOST_PROBES):
         most_voxels = seconds / rate / _LEAST_SEEN[place.survey.planar]
         spacing = _finest(draft, place, own, most_voxels)
         cascade, why = _wants_cascade(draft, place, wishes, own, spacing)
         draft.note("method", "Cascade" if cascade else "HeatmapRegression", why)
         settle = _cascade if cascade else _heatmap
-        settle(draft, place, own, _Budget(seconds, rate, device, refine_batch), kept)
-        costs = probe(draft.experiment, place.survey.names)
+        budget = _Budget(seconds, rate, device, most_batch, refine_batch)
+        settle(draft, place, own, budget, kept)
+        if draft.experiment == timed:
+            break
+        timed = copy.deepcopy(draft.experiment)
+        try:
+            costs = probe(timed, place.survey.names)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            rate = least_rate = max(rate, least_rate) * _RAN_OUT
+            continue
         measured = max(_rate_of(costs[0], draft.experiment), least_rate)
         over = [_over(cost, device) for cost in costs]
-        if over[0] > 1:
+        if over[0] > 1 and draft["train.batch"] > device.devices:
+            most_batch = max(int(draft["train.batch"] / over[0]), 1)
+        elif over[0] > 1:
             # As if it took longer: fewer voxels.
             rate = least_rate = max(rate, measured) * over[0]
         elif over[-1] > 1:
@@ -121,6 +140,9 @@ def decide_network(
             break
         else:
             rate = measured
+    if not costs:
+        problem = "no step of training fits into the device's memory: set a larger one"
+        raise InputError("config.data.spacing_mm", problem)
     return _decide_steps(draft, place, wishes, minutes, costs, device)
 
 
@@ -190,7 +212,7 @@ def _heatmap(
     spacing = _finest(draft, place, own, most)
     draft.use_method(HeatmapRegression(), kept)
     _decide_grid(draft, place, spacing, _spacing_reason(place, own, spacing, most))
-    decide_batch(draft, place, budget.device)
+    decide_batch(draft, place, budget.device, budget.most_batch)
     _decide_heatmaps(draft, place, "loss", "sigma_mm")
     draft.decide("method.learning_rate", 1e-3, "with the cross-entropy; Adam")
     draft.decide("method.decay", 0.6, "the rate falls to 0 over the last part of training")
@@ -211,7 +233,7 @@ def _cascade(
         fine = _rounded(np.maximum(own, coarse / factor))
     stated = f"scans have {_listed(own)}; the first stage sees {factor} times that"
     _decide_grid(draft, place, fine, stated, factor)
-    decide_batch(draft, place, budget.device)
+    decide_batch(draft, place, budget.device, budget.most_batch)
     first = float(np.prod(fine * factor)) ** (1 / 3)
     _decide_heatmaps(draft, place, "weights", "sigma_mm", factor)
     draft.decide("method.patch", _PATCH, "voxels a side of what the second stage sees")
@@ -222,7 +244,9 @@ def _cascade(
     few = len(place.survey.train) < _FEW_CASES
     draft.decide("method.shared", few, f"{len(place.survey.train)} cases for a network a landmark")
     draft.decide("method.refine_widths", (16, 32, 32), "for patches of this size")
-    draft.decide("method.refine_batch", budget.refine_batch, "cases, each with all its patches")
+    devices = budget.device.devices
+    refined = max(budget.refine_batch // devices, 1) * devices
+    draft.decide("method.refine_batch", refined, "cases, each with all its patches")
     draft.decide("method.decay", 0.6, "the rate falls to 0 over the last part of training")
 
 
@@ -363,13 +387,16 @@ def _listed(lengths: np.ndarray | Sequence[float]) -> str:
     return " x ".join(f"{v:.3g}" for v in lengths)
 
 
-def decide_batch(draft: Draft, place: Placed, device: Device) -> None:
+def decide_batch(draft: Draft, place: Placed, device: Device, most: int = _MOST_BATCH) -> None:
     """Small volumes share a step."""
     factor = getattr(draft.experiment.method, "factor", 1)
     voxels = float(np.prod(draft["data.crop"])) / factor ** (1 if place.survey.planar else 3)
-    fits = int(min(max(round(_BATCH_VOXELS / voxels), 1), _MOST_BATCH))
+    fits = int(min(max(round(_BATCH_VOXELS / voxels), 1), most))
     fits = min(fits, len(place.survey.train))
     # Of fewer cases than devices some are seen twice.
-    batch = max(fits // device.devices, 1) * device.devices
+    devices = device.devices
+    batch = max(fits // devices, 1) * devices
     said = f"of {voxels / 1000:.0f} thousand voxels a case"
-    draft.decide("train.batch", batch, said)
+    batch = draft.decide("train.batch", batch, said)
+    if batch % devices:
+        raise InputError("config.train.batch", f"{batch} does not divide over {devices} devices")

@@ -35,6 +35,7 @@ from jaxmark.data.survey import (
 )
 from jaxmark.planning.draft import Draft
 from jaxmark.system.errors import InputError
+from jaxmark.system.messages import counted
 
 # Fewer cases with landmarks are refused: three to learn from, and one to see whether it helps.
 LEAST_CASES = 4
@@ -116,7 +117,7 @@ def surveyed(draft: Draft) -> Survey:
     if len(annotated.cases) < LEAST_CASES:
         raise InputError(
             data.root,
-            f"{len(annotated.cases)} cases have both an image and landmarks: at least "
+            f"{counted(len(annotated.cases), 'case')} with both an image and landmarks: at least "
             f"{LEAST_CASES} are needed, and 20 or more are worth it",
         )
     names, rare = annotated.names, dict[str, int]()

@@ -77,6 +77,13 @@ def test_a_landmark_outside_of_its_scan_is_refused_with_the_landmarks_file(tmp_p
     )
 
 
+def test_voxels_taken_for_millimetres_are_refused_with_what_they_may_be(tmp_path):
+    at = np.array([[0.5, 0, 0, 100], [0, 0.5, 0, 50], [0, 0, 0.5, -20], [0, 0, 0, 1]], float)
+    write_scan(tmp_path / "a.mha", np.random.rand(20, 20, 20).astype(np.float32), at)
+    case = case_of(tmp_path / "a.mha", [[12, 13, 14]])
+    refused(partial(scan_facts, (case, "")), "case 'c'", "are these positions voxels, not mill")
+
+
 def test_the_survey_of_a_written_cohort(tmp_path):
     write_small_cohort(tmp_path / "root")
     write_scan(

@@ -190,6 +190,13 @@ def test_a_batch_divides_over_the_devices_and_has_no_case_twice(devices, cases):
         batch = draft["train.batch"]
         assert batch % devices == 0 and batch >= devices
         assert batch <= max(cases, devices)
+    # What the user has set must divide.
+    draft.experiment.train.batch, draft.given = devices + 1, frozenset({"train.batch"})
+    if devices > 1:
+        refused(
+            lambda: decide_batch(draft, place, Device("gpu", None, devices)),
+            f"config.train.batch: {devices + 1} does not divide over {devices} devices",
+        )
 
 
 @pytest.mark.parametrize("extent", [7.0, 33.0, 61.0, 90.0])
@@ -202,12 +209,74 @@ def test_crops_divide_as_the_method_s_levels_want_it(extent, minutes, method):
     check(plan.experiment.method, "config.method", task)
 
 
+@pytest.mark.parametrize("side", [76, 77, 78, 79, 80, 156, 158])
+def test_a_crop_that_rounding_makes_larger_has_no_level_more_than_divides_it(side):
+    # Eighty voxels are enough for four levels, seventy-nine are not.
+    rng = np.random.default_rng(0)
+    corners = np.array([[0.0, 0, 0], [side / 1.2, (side - 5) / 1.2, side / 1.2]])
+    points = 40 + corners + 0.01 * rng.standard_normal((CASES, 2, 3))
+    place = as_placed(survey_of(points, shape=(200, 200, 200)))
+    plan = Planned(place, Wishes("heatmap", 1e4))
+    assert side <= max(plan.experiment.data.crop) <= side + 8
+
+
+def test_a_crop_that_is_set_has_as_many_levels_as_divide_it():
+    plan = Planned(heads(), Wishes("heatmap", 10.0), crop=(96, 92, 96))
+    assert plan.experiment.data.crop == (96, 92, 96) and len(plan.experiment.method.widths) == 3
+
+
 def test_pictures_are_seen_in_pictures_of_one_voxel_depth():
     plan = Planned(heads(900.0, planar=True, unit="px"), Wishes(minutes=10.0), unit="px")
     x, y, z = plan.experiment.data.crop
     assert z == 1 and plan.spacing[2] == 1.0 and min(x, y) > 1
 
 
+def test_a_step_is_timed_again_only_where_it_has_become_another():
+    # The device is slower than is guessed, but there is nothing left to choose.
+    fields = {"spacing_mm": (1.0, 1.0, 1.0), "crop": (64, 64, 64)}
+    assert len(plain(10.0, seconds=10 * GUESSED_S, **fields).tried) == 1
+    assert len(plain(10.0, seconds=10 * GUESSED_S).tried) > 1
+
+
 def test_a_spacing_that_is_set_is_kept():
     plan = plain(1.0, spacing_mm=(2.0, 2.5, 3.0))
     assert plan.experiment.data.spacing_mm == (2.0, 2.5, 3.0)
+
+
+def test_a_step_that_does_not_fit_while_it_is_compiled_makes_voxels_coarser():
+    tried = []
+
+    def probe(experiment, landmarks):
+        tried.append(experiment.data.spacing_mm)
+        if len(tried) == 1:
+            raise MemoryError
+        return [StepCost("pretrain", experiment.train.batch, 0.1, 10**9)]
+
+    place, mine = heads(), Draft(Experiment(HeatmapRegression()), ())
+    decide_network(mine, place, Wishes("heatmap", 30.0), CPU, probe)
+    assert tried[1][0] > tried[0][0] and mine["data.spacing_mm"] == tried[-1]
+
+    def never(experiment, landmarks):
+        raise MemoryError
+
+    refused(
+        lambda: decide_network(mine, place, Wishes("heatmap", 30.0), CPU, never),
+        "config.data.spacing_mm: no step of training fits into the device's memory",
+    )
+
+
+def test_less_memory_takes_fewer_cases_a_step_before_coarser_voxels():
+    place = heads(40.0, spacing=(1.6, 1.6, 1.6))
+
+    def planned(limit):
+        def probe(experiment, landmarks):
+            size = experiment.train.batch * 10**9
+            return [StepCost("pretrain", experiment.train.batch, 1e-3, size)]
+
+        mine = Draft(Experiment(HeatmapRegression()), ())
+        decide_network(mine, place, Wishes("heatmap", 30.0), Device("gpu", limit), probe)
+        return mine
+
+    much, little = planned(None), planned(3 * 10**9)
+    assert much["train.batch"] > 2 >= little["train.batch"]
+    assert much["data.spacing_mm"] == little["data.spacing_mm"]
