@@ -209,7 +209,7 @@ def test_points_out_of_shape_and_exchanged_sides_are_named(model):
     (line,) = said(spots[mirrored])
     assert line.startswith("the landmarks lie as if right and left are exchanged (distance")
     (line,) = said(rng.normal(0, 20, (8, 3)))
-    assert line.startswith("the landmarks lie to each other as in none of the validation cases")
+    assert line.startswith("the landmarks are arranged as in none of the validation cases")
     # Nothing is known of so few.
     assert said(rng.normal(0, 20, (8, 3)), np.arange(8) < 4) == []
 
