@@ -2,8 +2,8 @@
 
 The file is a zip archive with the part of a work dir that prediction needs: config, frame,
 calibration, shapes and one checkpoint without optimiser; for a cross-validation these of every
-fold. `--checkpoint` takes its path or a URL with its SHA-256, `https://.../model.zip#sha256=DIGEST`,
-which names the unpacked model in the cache: it is fetched and unpacked only once.
+fold. `--checkpoint` takes a path, or a URL with the SHA-256: `https://.../model.zip#sha256=DIGEST`.
+The digest names the unpacked model in the cache, so it is fetched and unpacked only once.
 """
 
 import hashlib
