@@ -75,8 +75,8 @@ class UsualShape:
         if names:
             lie = "lies" if len(names) == 1 else "lie"
             found.append(
-                f"{first_few(names)}: {lie} where the other landmarks make it unlikely (so it is "
-                f"in {100 * _LEVEL:g} % of good scans)"
+                f"{first_few(names)}: {lie} where the other landmarks make it unlikely "
+                f"({100 * _LEVEL:g} % of good scans have such a doubt)"
             )
         return found
 

@@ -378,7 +378,7 @@ def test_a_template_goes_with_a_model_that_registers(tmp_path):
         lambda: exported.write(model, methods, tmp_path / "m.onnx", tmp_path),
         "--output: ",
         "registered to its template",
-        ".jax.zip has",
+        "use .jax.zip",
     )
     assert not (tmp_path / "m.onnx").exists()
 
