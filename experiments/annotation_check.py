@@ -5,10 +5,11 @@
 
 FOLDER holds the mouse heads of `experiments/mouse_ct.py` or another cohort of volumes with at least
 16 cases. Each seed spoils twenty annotations in ten ways, two each, in a copy of the cohort under
-DIR, and counts which of them are among the first twenty rows. `--curve` moves one point of every
-case by so many mm instead. `--points=FOLDER` checks a folder of landmark files without scans.
+DIR, and counts which of them are among the first twenty rows. `--curve` instead moves one point of
+every case, by each of these lengths in mm. `--points=FOLDER` checks a folder of landmark files
+without scans.
 
-Thresholds of `core/suspicion.py` were chosen on seeds 100 to 103; the figures are of others.
+Thresholds of `core/suspicion.py` were chosen on seeds 100 to 103; the figures are of other seeds.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from jaxmark.system.files import write_json
 SCHEMA_VERSION = 2
 FIRST = 20
 NEGATION = np.array([-1.0, -1.0, 1.0])
-# What a row has to be called to be right in its kind, too.
+# Way of spoiling -> kinds of a row that count as right.
 WHOLE = ("misplaced", "other case", "doubled landmarks")
 RIGHT: dict[str, tuple[str, ...]] = {
     "left and right exchanged": ("exchanged",),
@@ -60,7 +61,7 @@ class Spoiled:
     landmarks: tuple[str, ...] = ()  # and one of these, if there are any
 
     def found(self, row: Suspicion, annotated: Annotated) -> bool:
-        """Whether the row is about it."""
+        """Whether the row is about this annotation."""
         named = {annotated.cases[row.case]}
         if row.kind.startswith("doubled"):
             named.add(annotated.cases[row.other or 0])
@@ -82,7 +83,7 @@ class Cohort:
     spoiled: list[Spoiled] = dataclasses.field(default_factory=list)
 
     def note(self, way: str, case: str, *landmarks: int) -> None:
-        """Put down what was done."""
+        """Record what was spoiled."""
         names = tuple(self.annotated.names[k] for k in landmarks)
         self.spoiled.append(Spoiled(way, (case,), names))
 
@@ -136,7 +137,7 @@ def double(cohort: Cohort, cases: list[str]) -> None:
 
 
 def into_air(cohort: Cohort, cases: list[str]) -> None:
-    """One into air, away from the middle; one out of the scan."""
+    """Move one point into air, away from the middle, and one out of the scan."""
     for number, case in enumerate(cases):
         scan, points = Source(cohort.scans[case]).read(), cohort.points[case]
         to_ijk, k = np.linalg.inv(scan.ijk_to_lps), int(cohort.rng.integers(len(points)))
@@ -159,7 +160,7 @@ def _dark(voxels: np.ndarray, ijk: np.ndarray, limit: float) -> bool:
 
 
 def move(cohort: Cohort, cases: list[str]) -> None:
-    """By 1 mm and by 2 mm: five and ten times what annotators differ by."""
+    """Move points by 1 mm and 2 mm: five and ten times the difference between annotators."""
     for number, case in enumerate(cases):
         _move(cohort, case, 1.0 + number)
 
@@ -191,7 +192,7 @@ WAYS: tuple[Callable[[Cohort, list[str]], None], ...] = (
 
 
 def spoil(annotated: Annotated, seed: int) -> Cohort:
-    """Two cases for each of `WAYS`; where there are under twenty, points share cases."""
+    """Spoil two cases by each of `WAYS`; in a cohort under twenty cases, points share cases."""
     cohort = _cohort(annotated, seed)
     order = [str(case) for case in cohort.rng.permutation(annotated.cases)]
     for number, way in enumerate(WAYS):
@@ -200,7 +201,7 @@ def spoil(annotated: Annotated, seed: int) -> Cohort:
 
 
 def move_all(annotated: Annotated, seed: int, mm: float) -> Cohort:
-    """One point of every case."""
+    """Move one point of every case by `mm`."""
     cohort = _cohort(annotated, seed)
     for case in annotated.cases:
         _move(cohort, case, mm)
@@ -237,13 +238,13 @@ def check(cohort: Cohort, folder: Path, workers: int) -> tuple[Annotated, list[S
 def first_rows(
     cohort: Cohort, annotated: Annotated, rows: list[Suspicion]
 ) -> Iterator[tuple[Spoiled, Suspicion | None]]:
-    """What is wrong, and the first of the first rows that says so."""
+    """Each spoiled annotation, with the first row that finds it among the first rows."""
     for one in cohort.spoiled:
         yield one, next((row for row in rows[:FIRST] if one.found(row, annotated)), None)
 
 
 def twenty(annotated: Annotated, seeds: list[int], output: Path, workers: int) -> dict[str, object]:
-    """A row a seed, and counts by the way of spoiling."""
+    """Print a row for each seed, and counts by way of spoiling."""
     found: dict[str, list[bool]] = defaultdict(list)
     named: dict[str, list[bool]] = defaultdict(list)
     counts, false = [], []
@@ -281,7 +282,7 @@ def twenty(annotated: Annotated, seeds: list[int], output: Path, workers: int) -
 def curve(
     annotated: Annotated, seeds: list[int], lengths: list[float], output: Path, workers: int
 ) -> dict[str, object]:
-    """How many moved points are found, by how far they were moved."""
+    """Count found points by the length of their move."""
     found: dict[str, object] = {}
     print(f"| moved by mm | above the line | among the first {FIRST} | of | other rows above |")
     print("|---|---|---|---|---|")
@@ -306,7 +307,7 @@ def curve(
 
 
 def points_alone(folder: Path) -> None:
-    """A folder of landmark files, without scans."""
+    """Check a folder of landmark files without scans."""
     files = sorted(p for p in folder.glob("*") if p.name.endswith((".fcsv", ".mrk.json")))
     if not files:
         raise InputError("--points", f"there are no files .fcsv or .mrk.json in {folder}")
@@ -324,12 +325,12 @@ def points_alone(folder: Path) -> None:
 
 
 def whole_numbers(text: str) -> list[int]:
-    """Of "0,1"."""
+    """[0, 1] from "0,1"."""
     return [int(word) for word in text.split(",")]
 
 
 def millimetres(text: str) -> list[float]:
-    """Of "0.5,1"."""
+    """[0.5, 1.0] from "0.5,1"."""
     return [float(word) for word in text.split(",")]
 
 

@@ -1,13 +1,13 @@
-"""Landmarks without learning: those of the training cases, carried over by registration.
+"""Landmarks without learning: registration transfers those of the training cases.
 
     python -m experiments.atlases --config=experiments/compare.py:small/Atlases --workdir=WORKDIR
 
-The cohort is prepared as for training, so scans are brought together as `config.data.register`
-says. A landmark is at the median of where the atlases, training cases with their landmarks, put it.
-If asked (`mesh_mm`) each atlas is first bent onto the scan: a free-form deformation by cubic
+The cohort is prepared as for training, so scans are registered as `config.data.register` says.
+Atlases are training cases with their landmarks; a landmark's position is the median of those in all
+atlases. With `mesh_mm` each atlas is first deformed onto the scan: a free-form deformation by cubic
 B-splines (Rueckert et al., IEEE TMI 1999), fitted by SimpleITK to the squared difference of
-intensities. The work dir then holds predictions, evaluation and report as that of a trained network
-does: radii are calibrated on the validation cases, by how far the atlases disagree.
+intensities. The work dir then has the predictions, evaluation and report of a run. Radii come from
+the disagreement of the atlases and are calibrated on the validation cases.
 """
 
 import contextlib
@@ -41,10 +41,10 @@ from jaxmark.workflow import Run, evaluate, owned, predict, prepare, report
 class Atlases:
     """Settings of the row without learning."""
 
-    # Training cases that are carried over, at most; evenly spread over the sorted ones.
+    # Largest number of atlases, evenly spread over the sorted training cases.
     atlases: int = setting(100, POSITIVE)
-    # Between the nodes of the deformation; 0: none. On phantoms' validation cases it does harm:
-    # arteries are thin, and a mesh as fine as they are follows other things.
+    # Distance of the deformation's nodes; 0: no deformation. On phantoms' validation cases it
+    # increases the error: a mesh as fine as the thin arteries follows other structures.
     mesh_mm: float = setting(0.0, NOT_NEGATIVE)
     iterations: int = setting(20, POSITIVE)
 
@@ -61,7 +61,7 @@ class Atlases:
         yield from volumes_only(task.crop)
 
     def build(self, task: Task) -> Method:
-        """A method that has nothing to train and no network: see `AtlasRun`."""
+        """A method without networks or training; see `AtlasRun`."""
 
         def init(key: Array) -> State:
             return State(step=jnp.zeros((), jnp.int32), params={}, optimizer={})
@@ -74,13 +74,13 @@ class AtlasRun(Run):
     """A run whose predictions come from registration."""
 
     def variables(self) -> tuple[int, Variables]:
-        """There are none."""
+        """Step 0, and no variables."""
         return 0, Variables({})
 
     def find(
         self, variables: Variables, cases: Sequence[PreparedCase], what: str
     ) -> Iterator[Found]:
-        """Each atlas bent onto each case; in processes, with a progress bar called `what`."""
+        """Register each atlas to each case, in processes; the progress bar is called `what`."""
         settings = self.experiment.method
         training = self.prepared.split("train")
         chosen = np.linspace(0, len(training) - 1, min(settings.atlases, len(training)))
@@ -96,17 +96,17 @@ class AtlasRun(Run):
 
 
 def open_run(workdir: Path) -> Run:
-    """A run in its work dir, of this kind or trained."""
+    """The run of a work dir, with atlases or a trained model."""
     path, kinds = workdir / "config.json", {**METHODS, **PHANTOMS, "Atlases": Atlases}
     experiment = from_json(read_json(path, SCHEMA_VERSION), kinds, path)
-    # What is to be known of the cohort was printed when the row was trained.
+    # Notes on the cohort were printed when the row was trained.
     with contextlib.redirect_stdout(io.StringIO()):
         run = prepare(experiment, workdir)
     return as_atlases(run) if isinstance(run.experiment.method, Atlases) else run
 
 
 def as_atlases(run: Run) -> AtlasRun:
-    """The same with predictions by registration."""
+    """The same run with predictions by registration."""
     fields: Iterable[dataclasses.Field[Any]] = dataclasses.fields(Run)
     return AtlasRun(**{f.name: getattr(run, f.name) for f in fields})
 
@@ -117,7 +117,7 @@ def carried(
     spacing_mm: Sequence[float],
     settings: Atlases,
 ) -> Prediction:
-    """Median over the atlases of their landmarks in the case, in voxels of the prepared volume."""
+    """The median over atlases of their landmarks in the case, in voxels of the prepared volume."""
     image = case.image()
     places = []
     for atlas in atlases:
@@ -129,7 +129,7 @@ def carried(
             points = np.where(np.isnan(points), np.nan, moved / spacing_mm)
         places.append(points)
     middle, spread_mm = consensus(np.stack(places), spacing_mm)
-    # How well the case agrees with the template, of every landmark.
+    # The score of every landmark is the case's agreement with the template.
     score = np.full(len(middle), np.nan_to_num(case.quality))
     return Prediction(
         positions_ijk={"subvoxel": middle.astype(np.float32)},  # type: ignore[dict-item]
@@ -142,8 +142,8 @@ def carried(
 def consensus(places: np.ndarray, spacing_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Median (K, 3) of places (A, K, 3), NaN where an atlas lacks the landmark; its spread (K,) mm.
 
-    A landmark that no atlas has is at the middle of the others, with a spread of 0: nothing is
-    evaluated there.
+    A landmark that no atlas has gets the middle of the others and a spread of 0; it is not
+    evaluated.
     """
     seen = np.isfinite(places).all(-1).any(0)
     middle = np.zeros(places.shape[1:])
@@ -158,14 +158,14 @@ def consensus(places: np.ndarray, spacing_mm: Sequence[float]) -> tuple[np.ndarr
 def fitted(
     atlas: np.ndarray, case: np.ndarray, spacing_mm: Sequence[float], settings: Atlases
 ) -> sitk.Transform:
-    """The map from places in the atlas to places in the case, in mm."""
+    """The map from points of the atlas to points of the case, in mm."""
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     fixed, moving = (_image(voxels, spacing_mm) for voxels in (atlas, case))
     extent_mm = np.multiply(atlas.shape, spacing_mm)
     mesh = np.maximum(np.rint(extent_mm / settings.mesh_mm), 1).astype(int).tolist()
     bend = sitk.BSplineTransformInitializer(fixed, mesh)
     fit = sitk.ImageRegistrationMethod()
-    # Unlike a correlation's, its gradient is local, which makes a step far cheaper.
+    # Its gradient is local, unlike a correlation's, which makes a step far faster.
     fit.SetMetricAsMeanSquares()
     fit.SetMetricSamplingStrategy(fit.RANDOM)
     fit.SetMetricSamplingPercentage(0.25, seed=1)
@@ -185,7 +185,7 @@ def _image(voxels: np.ndarray, spacing_mm: Sequence[float]) -> sitk.Image:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prepare, carry landmarks over, evaluate and report, as `jaxmark.main` does."""
+    """Prepare, transfer landmarks, evaluate and report, as `jaxmark.main` does."""
     logging.set_verbosity(logging.FATAL)
     values: Any = flags.FLAGS
     with errors_on_one_line():

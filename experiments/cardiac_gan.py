@@ -1,9 +1,9 @@
-"""Landmarks of the heart on cine MR slices by the network of Kanakatte et al., four sets of them.
+"""Four sets of landmarks of the heart on cine MR slices, by the network of Kanakatte et al.
 
 python -m jaxmark.main --config=experiments/cardiac_gan.py:small/RVI/GAN
 
-A preset is SIZE/SET/ROW. Slices are synthetic (`jaxmark/data/phantoms/cine`). All rows of a set,
-all sets, and the test on another scanner's people: `python -m experiments.cardiac_table`.
+A preset is SIZE/SET/ROW. Slices are synthetic (`jaxmark/data/phantoms/cine`).
+`python -m experiments.cardiac_table` runs all rows of all sets, and a test on another scanner.
 
 Sets, as in the paper: `ACA` and `BCA`, the LV's centre in an apical and in a basal slice; `MV`, the
 two hinges of the mitral valve; `RVI`, the two points where the RV inserts.
@@ -15,11 +15,11 @@ Sizes:
 
 - `paper`: 100 people, 256 x 256 pixels, as many slices and epochs as in the paper. Not run yet: it
   needs a GPU.
-- `small`: 128 x 128 pixels of 1.5 to 1.8 mm about the picture's middle; for a CPU.
+- `small`: 128 x 128 pixels of 1.5 to 1.8 mm around the picture's middle; for a CPU.
 - `tiny`: for tests.
 
-Flips are left out of the paper's augmentation: a mirrored heart is nobody's, and no landmark here
-is another's mirror image.
+Of the paper's augmentation we leave out flips: nobody has a mirrored heart, and no landmark here is
+the mirror image of another.
 """
 
 import dataclasses
@@ -72,7 +72,7 @@ def paper(name: str) -> Experiment:
 
 
 def small(name: str) -> Experiment:
-    """For a CPU; what is set is ours, tried on phantoms' validation slices."""
+    """For a CPU; values set here are ours, chosen on phantoms' validation slices."""
     experiment = paper(name)
     experiment.name = "cardiac_gan_small"
     experiment.data.crop = (128, 128, 1)

@@ -4,10 +4,10 @@
         --config.data.root=FOLDER
 
 FOLDER holds `images/`, `landmarks.csv` (columns case, landmark, x_px, y_px) and `splits.json`. The
-size of a pixel is not known: errors are pixels. Slices keep their own pixels and are padded or
-cropped to 256 x 256 about their middle, as Kanakatte et al. do (`small`: to 160 x 160).
+size of a pixel is unknown, so errors are in pixels. Slices keep their pixels and are padded or
+cropped to 256 x 256 around their middle, as Kanakatte et al. do (`small`: to 160 x 160).
 
-A preset is SIZE/ROW. Rows: `heatmap`, plain regression of one heatmap a landmark; `GAN`, the method
+A preset is SIZE/ROW. Rows: `heatmap`, regression of one heatmap a landmark; `GAN`, the method
 of the paper. Sizes: `small`, for two CPU cores; `full`, for a GPU, not run yet.
 """
 
@@ -54,7 +54,7 @@ def get_config(preset: str = "small/heatmap") -> Experiment:
 
 
 def heatmap(small: bool) -> HeatmapRegression:
-    """One heatmap a landmark; lengths are pixels."""
+    """One heatmap for each landmark; lengths are pixels."""
     return HeatmapRegression(
         steps=3000 if small else 20_000,
         widths=(12, 24, 48, 96, 128) if small else (32, 64, 128, 256, 256),
@@ -73,7 +73,7 @@ def gan(small: bool) -> CardiacGAN:
     return CardiacGAN(
         steps=5000,
         widths=(16, 32, 64, 96),
-        # One layer less than the paper's six, which want sides that 64 divides: 5 x 5 patches.
+        # Five layers give 5 x 5 patches; the paper's six need sides that 64 divides.
         discriminator_widths=(16, 32, 64, 64, 64),
         learning_rate=1e-3,
         patience=4,

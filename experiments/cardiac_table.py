@@ -3,13 +3,13 @@
 python -m experiments.cardiac_table --preset=small
 
 trains, evaluates and compares all rows of `experiments/cardiac_gan.py` for all sets, one after the
-other. Then each finds the landmarks of people of another hospital, on another scanner, of whom it
-has seen none (`CinePhantom.scanner`). What is finished is not done again, and a row that was
-stopped continues. `FOLDER/table.csv` has all figures beside the paper's; there is more of each set
-in `FOLDER/SET/index.html` and `FOLDER/SET/blind/index.html`.
+other. Then each row is tested on new people from another hospital's scanner
+(`CinePhantom.scanner`). Finished rows are not run again, and a stopped row continues.
+`FOLDER/table.csv` has all figures beside the paper's; `FOLDER/SET/index.html` and
+`FOLDER/SET/blind/index.html` have details of each set.
 
-Frames of one person are alike, so intervals and p of the table are over people; those of the pages
-take each slice for itself, and are too narrow.
+Frames of one person are alike, so intervals and p of the table are over people. Those of the pages
+count slices as independent, and are too narrow.
 """
 
 import csv
@@ -52,7 +52,7 @@ HEAD = (
 def rows_of(
     size: str, name: str, rows: Sequence[str], seeds: Sequence[str], folder: Path
 ) -> list[Row]:
-    """How the rows of a set are trained: with each seed in `folder/ROW-SEED`."""
+    """The rows of a set, trained with each seed in `folder/ROW-SEED`."""
     return [
         Row(
             row,
@@ -64,13 +64,13 @@ def rows_of(
 
 
 def blind_cohort(experiment: Experiment, folder: Path) -> dict[str, RawCase]:
-    """The other scanner's slices by case; written into the folder where they are not there."""
+    """The other scanner's slices by case; written into the folder if they are missing."""
     people = min(BLIND_PEOPLE, experiment.phantom.test)
     phantom = dataclasses.replace(
         experiment.phantom, scanner="B", seed=BLIND_SEED, train=1, val=0, test=people
     )
     phantom.write(folder, experiment.data.workers)
-    # Starting processes takes longer than what they would read.
+    # Starting processes takes longer than reading these slices.
     data = dataclasses.replace(
         experiment.data, root=str(folder), landmarks=phantom.scheme.landmarks, workers=1
     )
@@ -79,9 +79,9 @@ def blind_cohort(experiment: Experiment, folder: Path) -> dict[str, RawCase]:
 
 
 def blind_test(home: Path, experiment: Experiment, cohort: Path) -> Path:
-    """Evaluate the model of a work dir on the other scanner's slices; the folder of `evaluation/`.
+    """Evaluate the model of a work dir on the other scanner's slices, unless that was done before.
 
-    What was evaluated before is not done again.
+    Returns the folder of `evaluation/`.
     """
     folder = home / "blind"
     if (folder / "evaluation" / evaluate.SUMMARY).exists():
@@ -136,9 +136,9 @@ def lines_of(name: str, test: str, rows: Sequence[Compared], *, published: bool)
     """Lines of the table, columns as in `HEAD`, for the rows of a set on one test.
 
     Args:
-      name: of the set.
-      test: "own", or "blind": of the other scanner's people.
-      published: the paper's figures stand beside the paper's method.
+      name: the set's name.
+      test: "own", or "blind" for the other scanner's people.
+      published: add the paper's figures to the line of the paper's method.
     """
     base = next((row for row in rows if row.label == cardiac_gan.REFERENCE), None)
     lines = []
@@ -167,7 +167,7 @@ def _short(value: Any) -> Any:
 def run_set(
     size: str, name: str, rows: Sequence[str], seeds: Sequence[str], folder: Path
 ) -> list[list[Any]]:
-    """Train, compare and blindly test the rows of a set; its lines of the table.
+    """Train, compare and blindly test the rows of a set; return its lines of the table.
 
     Raises InputError where a row's training ends early.
     """
@@ -195,7 +195,7 @@ def run_set(
 
 def main(argv: Sequence[str]) -> None:
     """All sets that the flags ask for, and the table of them."""
-    # Orbax logs all that it reads.
+    # Orbax logs each file that it reads.
     logging.set_verbosity(logging.FATAL)
     values = flags.FLAGS
     folder = Path(values.workdir or f"runs/cardiac_gan_{values.preset}")

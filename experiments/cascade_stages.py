@@ -2,10 +2,10 @@
 
     python -m experiments.cascade_stages --workdir=runs/vessel_cascade --output=stages.png
 
-Predicts the evaluated split and prints the mean radial error of the first stage (the voxel of the
-maximum, and its sub-voxel place) and after each look of the second one, up to --looks of them, with
-paired intervals. Draws some landmarks of one case: a patch around the truth (ring), the first
-stage's voxel (cross) and the final place (dot). Without --case the case with the median error.
+Predicts the evaluated split and prints mean radial errors with paired intervals: of the first stage
+(voxel of the maximum, and sub-voxel position) and of the second stage after each look, up to
+--looks. Draws some landmarks of one case: a patch around the truth (ring), the first stage's voxel
+(cross) and the final position (dot). Without --case this is the case with the median error.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FLAGS
     with errors_on_one_line():
         check_no_arguments(argv)
-        # Libraries report every file that they read.
+        # Libraries log every file that they read.
         logging.set_verbosity(logging.ERROR)
         workdir = Path(values.workdir)
         experiment = get_config(str(workdir))
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def name_of(looks: int) -> str:
-    """What a prediction with so many looks of the second stage is called."""
+    """The name of a prediction with this number of looks of the second stage."""
     return f"stage2, {looks} look{'s' * (looks > 1)}"
 
 
@@ -93,7 +93,7 @@ def places(run: Run, cases: Sequence[PreparedCase], looks: int) -> list[tuple[st
 
 
 def as_text(error_mm: Mapping[str, np.ndarray], final: str) -> str:
-    """Markdown: each one's mean error, and that of `final` minus it; arrays (N, K) mm."""
+    """Markdown: each prediction's mean error, and `final` minus it; arrays (N, K) mm."""
     lines = [f"| | MRE (mm) | median | {final}, minus this (95 %) |", "|---|---|---|---|"]
     for name, errors in error_mm.items():
         difference = ""
@@ -107,7 +107,7 @@ def as_text(error_mm: Mapping[str, np.ndarray], final: str) -> str:
 
 
 def chosen_case(names: Sequence[str], errors_mm: np.ndarray, wanted: str) -> int:
-    """Index of the case `wanted`, or of the one with the median error of those with landmarks."""
+    """Index of the case `wanted`; if empty, of the case with the median error."""
     annotated = np.flatnonzero(np.isfinite(errors_mm).any(1))
     if not wanted:
         ranked = annotated[np.argsort(np.nanmean(errors_mm[annotated], axis=1))]
@@ -119,7 +119,7 @@ def chosen_case(names: Sequence[str], errors_mm: np.ndarray, wanted: str) -> int
 
 
 def shown_landmarks(errors_mm: np.ndarray) -> list[int]:
-    """Indices of those drawn: the worst, the best, some between; (K,) mm, NaN where absent."""
+    """Indices of landmarks to draw: worst, best and some between; (K,) mm, NaN where absent."""
     ranked = np.argsort(-np.nan_to_num(errors_mm, nan=-1))[: int(np.isfinite(errors_mm).sum())]
     steps = np.linspace(0, len(ranked) - 1, min(MOST_COLUMNS, len(ranked)))
     return sorted(ranked[np.rint(steps).astype(int)].tolist())
@@ -161,7 +161,7 @@ def _slice(
     marks: Mapping[str, np.ndarray],
     spacing_mm: Sequence[float],
 ) -> None:
-    """The slice of X and another axis through the truth; up is the head, or the face."""
+    """The slice along X and another axis through the truth; head, or face, is at the top."""
     through = 3 - upright
     at = int(np.clip(np.rint(marks[TRUTH][through]), 0, cube.shape[through] - 1))
     plane = np.take(cube, at, axis=through).T.astype(np.float32)
@@ -171,7 +171,7 @@ def _slice(
     panel.plot(*marks[TRUTH][[0, upright]], "o", ms=9, mfc="none", mec=TRUTH, mew=1.6)
     panel.plot(*marks[MARK][[0, upright]], "x", ms=8, mec=MARK, mew=1.8)
     panel.plot(*marks[PREDICTION][[0, upright]], "o", ms=4, mfc=PREDICTION, mec="black", mew=0.5)
-    # A place beyond the patch stays beyond the picture.
+    # A position outside of the patch stays outside of the picture.
     panel.set_xlim(-0.5, plane.shape[1] - 0.5)
     limits = (-0.5, plane.shape[0] - 0.5)
     panel.set_ylim(limits if origin == "lower" else limits[::-1])

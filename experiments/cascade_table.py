@@ -3,19 +3,19 @@
 python -m experiments.cascade_table --preset=small
 
 trains, evaluates and compares all rows on the same splits of synthetic CT angiograms of the heart,
-one after the other; what is finished is not done again, and a row that was stopped continues.
-`small` (voxels of 1.6 mm) is for a CPU, `paper` (75 scans of 512^3 voxels) for a GPU.
+one after the other. Finished rows are not run again, and a stopped row continues. `small` (voxels
+of 1.6 mm) is for a CPU, `paper` (75 scans of 512^3 voxels) for a GPU.
 
-- `Patch-based`: the first stage alone, which sees patches of the full resolution; in the 500 steps
-  of `small` it learns nothing
-- `Entire-image`: the first stage alone, which sees the whole scan coarsely; its brightest voxel
+- `Patch-based`: the first stage alone, on patches of the full resolution; in the 500 steps of
+  `small` it learns nothing
+- `Entire-image`: the first stage alone, on the whole coarse scan; voxel of the maximum
 - `Two-stage`: both stages, the paper's method; the other rows are compared with it
 - `Ours`: cross-entropies in place of the weighted squared error and of the displacement
-- `Ours-first`: the first stage of `Ours` alone, to fractions of a voxel
+- `Ours-first`: the first stage of `Ours` alone; sub-voxel position
 
-Beside the table `landmarks.csv` has the errors of each landmark, under them the paper's and those
-of Noothout et al. (2018) as the paper quotes them, both on other scans. A row by itself, and
-what its second stage adds, by one look and by two, with a picture:
+`landmarks.csv` has the errors of each landmark, and below them those of the paper and of Noothout
+et al. (2018) as the paper quotes them, both on other scans. A single row, and the gain of its
+second stage by one look and by two, with a picture:
 
 python -m jaxmark.main --config=experiments/cascade_table.py:small/Two-stage
 python -m experiments.cascade_stages --workdir=runs/cascade_table_small/Two-stage-0 --looks=2
@@ -34,9 +34,9 @@ from jaxmark.config import Experiment
 from jaxmark.data.phantoms.vessels.coronaries import CORONARY5
 from jaxmark.system.files import write_text_atomic
 
-# Table 1 of the paper, mm, in its order of landmarks; None: not stated. The paper numbers them and
-# names none, but for its text: patches do better at the left ostium and the commissure (2 and 5),
-# the whole image at the right ostium and the left main bifurcation (3 and 4).
+# Table 1 of the paper, mm, in its order of landmarks; None: not stated. The table has numbers
+# instead of names, which follow from the text: patches do better at the left ostium and the
+# commissure (2 and 5), the whole image at the right ostium and the left main bifurcation (3 and 4).
 PAPER_ORDER = (
     "apex",
     "left coronary ostium",
@@ -52,7 +52,7 @@ PAPER: dict[str, tuple[float | None, ...]] = {
 }
 NOOTHOUT = "Noothout et al. (2018)"
 
-# Changes of `Two-stage`.
+# Row -> changes of the settings of `Two-stage`.
 CHANGES: dict[str, dict[str, Any]] = {
     "Patch-based": {"refine_steps": 0},
     "Entire-image": {"refine_steps": 0},
@@ -67,16 +67,17 @@ FIRST_PATCH: dict[str, dict[str, Any]] = {
     "small": {"first_patch": 16, "sigma_mm": 4.0},
     "tiny": {"first_patch": 8},
 }
-# Which decoder a row is evaluated by, where it is not the last one.
+# Decoder of a row, if not that of the last stage.
 DECODERS = {"Patch-based": "stage1", "Entire-image": "stage1", "Ours-first": "stage1_subvoxel"}
 
-# Of stage 1 and stage 2.
+# Losses of stage 1 and stage 2.
 LOSSES: dict[str, dict[str, Any]] = {
     "printed": {"weights": "prediction", "refine": "displacement"},
     "ours": {"weights": "cross_entropy", "refine": "heatmap"},
 }
-# Of the rows as printed, where the size's experiment has our losses: the paper's four convolutions,
-# and Gaussians (the paper states none) from which the squared error learns in so few steps.
+# Settings of the rows as printed, for sizes whose experiment has our losses: the paper's four
+# convolutions, and Gaussians (the paper states none) from which the squared error learns in so few
+# steps.
 PRINTED: dict[str, dict[str, Any]] = {
     "small": {"refine_widths": (16, 32, 64, 64), "sigma_mm": 12.0, "height": 3.0}
 }

@@ -7,7 +7,7 @@ FOLDER holds `images/`, `landmarks.csv` (columns case, landmark, x_px, y_px) and
 pixels measure 0.4 mm, or what `--config.data.pixel_size_mm` says. The challenge scores the mean
 radial error in mm and the points within 2, 2.5, 3 and 4 mm.
 
-`small` sees 0.8 mm and is meant for two CPU cores; the other preset sees 0.4 mm, on a GPU.
+`small` has pixels of 0.8 mm and is for two CPU cores; the other preset has 0.4 mm, for a GPU.
 """
 
 from jaxmark.config import Augment, Data, Evaluate, Experiment, Train
@@ -31,7 +31,7 @@ def get_config(preset: str = "") -> Experiment:
             steps=2500 if small else 20_000,
             widths=(16, 32, 64, 96, 128) if small else (32, 64, 96, 128, 192, 256),
             loss="cross_entropy",
-            # Films are centred on the head: where a voxel is tells much.
+            # Films are centred on the head, so a pixel's place says much about a landmark.
             coordinates=True,
             sigma_mm=1.6,
             learning_rate=1e-3,

@@ -1,4 +1,4 @@
-"""What commands of experiments share: flags that list words, and errors on one line."""
+"""Shared by commands of experiments: flags that list words, and errors on one line."""
 
 import contextlib
 import sys
@@ -21,16 +21,16 @@ def errors_on_one_line() -> Iterator[None]:
 
 
 def check_no_arguments(argv: Sequence[str]) -> None:
-    """InputError where a word stands beside the flags; `argv` begins with the program's name."""
+    """InputError for a word that is no flag; `argv` begins with the program's name."""
     if len(argv) > 1:
         raise InputError("command line", f"unexpected argument {argv[1]!r}")
 
 
 def check_lists(known: Mapping[str, Sequence[str]]) -> None:
-    """InputError where a flag lists a word that is not one of those it knows.
+    """InputError if a flag lists an unknown word, or --seeds is not whole numbers.
 
     Args:
-      known: name of a flag -> its words. --seeds, whole numbers, are checked as well.
+      known: name of a flag -> its words.
     """
     values: Any = flags.FLAGS
     for flag, words in known.items():

@@ -1,11 +1,11 @@
-"""Every method on the same splits: what each gives, and what it costs.
+"""Every method on the same splits: errors and costs.
 
     python -m experiments.compare --preset=small
     python -m experiments.compare --preset=mouse --root=FOLDER
 
-trains, evaluates and compares one row after the other; what is finished is not done again, and a
-row that was stopped continues. `FOLDER/index.html` has errors, spreads, detection rates, confusion,
-calibration, costs, tests of all pairs, and which method is for whom; `table.csv` the same figures.
+trains, evaluates and compares one row after the other. Finished rows are not run again, and a
+stopped row continues. `FOLDER/index.html` has errors, spreads, detection rates, confusion,
+calibration, costs, tests of all pairs, and a summary in words; `table.csv` has the same figures.
 
 Presets: `small` (phantoms; a CPU), `paper` (phantoms, 192 x 160 x 96 voxels; a GPU), `mouse` (few
 real scans: the mouse heads of `experiments/mouse_ct.py`, or scans like them) and `tiny` (tests).
@@ -59,8 +59,8 @@ from jaxmark.system.files import write_text_atomic
 
 REFERENCE = "Heatmaps"
 ATLASES = "Atlases"
-# Rows with an adjusted p above it are not told apart.
-_APART = 0.05
+# Rows differ if their adjusted p is at most this.
+_SIGNIFICANCE = 0.05
 
 
 def mouse() -> Experiment:
@@ -74,8 +74,8 @@ SIZES: dict[str, Callable[[], Experiment]] = {
     "mouse": mouse,
     "tiny": cow_table1.tiny,
 }
-# Row -> size -> the method's settings; a row that a size lacks is not for it. What is set in the
-# small ones is ours, tried on phantoms' validation cases.
+# Row -> size -> the method's settings; a row is only for the sizes listed. Values of the small
+# sizes are ours, chosen on phantoms' validation cases.
 METHODS: dict[str, dict[str, Any]] = {
     ATLASES: {
         "small": Atlases(),
@@ -182,7 +182,7 @@ class Measured:
 
 
 def measured(rows: Sequence[Row], found: Sequence[Compared]) -> list[Measured]:
-    """Costs of trained rows; measured where that is not done."""
+    """The trained rows with their costs, which are measured if they are not yet."""
     by_label = {row.label: row for row in found}
     return [
         Measured(by_label[row.name], of_run(open_run(next(iter(row.homes.values())))))
@@ -193,7 +193,7 @@ def measured(rows: Sequence[Row], found: Sequence[Compared]) -> list[Measured]:
 def beside(
     rows: Sequence[Row], found: Sequence[Compared], target_mm: float
 ) -> tuple[list[Lines], list[str], list[Measured]]:
-    """Tables of calibration, costs and all pairs, and what they come to."""
+    """Tables of calibration, costs and all pairs, and a summary in words."""
     all_rows = measured(rows, found)
     tests = pairs(found)
     unit = unit_of(found[0].summary)
@@ -204,7 +204,7 @@ def beside(
 
 
 def promises_table(rows: Sequence[Measured], unit: str) -> Lines:
-    """Spreads, and whether radii held what they state."""
+    """Spreads, and how often radii held the truth."""
     head = ["", "SD of points", "SD of scans", "SD of landmarks", "radii held", "mean radius"]
     lines = []
     for one in rows:
@@ -220,7 +220,7 @@ def promises_table(rows: Sequence[Measured], unit: str) -> Lines:
 
 
 def costs_table(rows: Sequence[Measured], target_mm: float, unit: str) -> Lines:
-    """What training and prediction take."""
+    """The costs of training and prediction."""
     head = [
         *("", "parameters", "ms a step", "minutes of steps"),
         f"minutes to {target_mm:g} {unit} (validation)",
@@ -239,8 +239,8 @@ def costs_table(rows: Sequence[Measured], target_mm: float, unit: str) -> Lines:
         for one in rows
     ]
     meaning = (
-        "Of the first seed. A step's milliseconds for each phase of training. Memory: all that a "
-        "step needs at once, by the compiler's count. Prediction: prepared volumes, warm."
+        "First seed. Milliseconds of a step in each phase of training. Memory: largest need of a "
+        "step, by the compiler's count. Prediction: prepared volumes, without compilation."
     )
     return "Costs", meaning, head, lines
 
@@ -248,14 +248,14 @@ def costs_table(rows: Sequence[Measured], target_mm: float, unit: str) -> Lines:
 def words(
     rows: Sequence[Measured], tests: Sequence[Pair], target_mm: float, unit: str
 ) -> list[str]:
-    """Which method is for whom, by these figures alone."""
+    """Lines that say which methods are best by these figures."""
     by_error = sorted(rows, key=lambda one: one.row.summary["mre_mm"])
     best = by_error[0]
     alike = {
         other
         for pair in tests
         for first, other in ((pair.first, pair.second), (pair.second, pair.first))
-        if first == best.row.label and pair.p_value > _APART
+        if first == best.row.label and pair.p_value > _SIGNIFICANCE
     }
     lines = [f"Smallest error: {_with_error(best, unit)}."]
     scans = best.row.summary["n_scans"]
@@ -267,7 +267,7 @@ def words(
         alike = set()
     elif alike:
         listed = [_with_error(one, unit) for one in by_error if one.row.label in alike]
-        lines.append(f"Not told apart from it (adjusted p > {_APART}): {', '.join(listed)}.")
+        lines.append(f"Not different from it (adjusted p > {_SIGNIFICANCE}): {', '.join(listed)}.")
     good = [one for one in rows if one.row.label in alike | {best.row.label}]
     trained = [one for one in good if one.costs.step_s]
     if len(trained) > 1:
@@ -291,7 +291,7 @@ def words(
         if one.row.label == ATLASES:
             lines.append(f"Without any training: {_with_error(one, unit)}.")
         if one.row.segments:
-            lines.append(f"Also tells segments and variants: {_with_error(one, unit)}.")
+            lines.append(f"Also predicts segments and variants: {_with_error(one, unit)}.")
     return lines
 
 
@@ -300,7 +300,7 @@ def _with_error(one: Measured, unit: str) -> str:
 
 
 def as_csv(rows: Sequence[Measured], target_mm: float) -> str:
-    """All figures, a line a row."""
+    """All figures, one line for each row."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     thresholds = list(rows[0].row.summary["sdr"])
@@ -335,7 +335,7 @@ def _short(value: Any) -> Any:
 
 def main(argv: Sequence[str]) -> None:
     """See above."""
-    # Orbax logs all that it reads.
+    # Orbax logs each file that it reads.
     logging.set_verbosity(logging.FATAL)
     values: Any = flags.FLAGS
     size, table = values.preset, TABLE

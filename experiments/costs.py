@@ -1,8 +1,8 @@
-"""What a trained work dir costs: parameters, memory, seconds a step, minutes to an error.
+"""Costs of a trained work dir: parameters, memory, seconds a step, minutes to an error.
 
-Steps and predictions are timed here, when the runs that are compared are all trained: so rows
-differ by what they compute, not by what else the machine did while they were trained. Minutes of
-training are those of steps alone, without validation and compilation.
+Steps and predictions are timed here, after all compared runs are trained. So times do not depend on
+other work of the machine during training. Minutes of training count steps alone, without validation
+and compilation.
 """
 
 import dataclasses
@@ -23,19 +23,20 @@ from jaxmark.workflow import Run
 
 FILE = "costs.json"
 SCHEMA_VERSION = 1
-# Predictions are timed so often, after one that compiles; steps so often, and for so long.
-_TIMED = 3
+# Timed rounds of predictions, after one that compiles.
+_TIMED_ROUNDS = 3
+# Timed steps: at least the first number and these seconds, at most the second number.
 _TIMED_STEPS, _MOST_STEPS, _LEAST_S = 5, 50, 3.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Of one run; registration has no steps and no parameters."""
+    """The costs of one run; registration has no steps and no parameters."""
 
     parameters: int
     minutes: float  # of all steps
     step_s: tuple[float, ...]  # of each phase
-    # What the largest step needs at once: weights, optimiser, batch and all between, by the
+    # Memory that the largest step needs at once (weights, optimiser, batch, activations), by the
     # compiler's count.
     step_bytes: int | None
     volumes_per_s: float
@@ -48,7 +49,7 @@ class Costs:
 
 
 def of_run(run: Run) -> Costs:
-    """What is in the work dir's `costs.json`, or else is measured and written there."""
+    """Read the work dir's `costs.json`; if it is missing, measure and write it."""
     path = run.workdir / FILE
     if path.exists():
         tree = read_json(path, SCHEMA_VERSION)
@@ -79,9 +80,9 @@ def of_run(run: Run) -> Costs:
 
 
 def timed_steps(run: Run, phase: Phase) -> tuple[float, int]:
-    """Seconds of a warm step of a phase, the median of some; and the bytes that it needs at once.
+    """Median seconds of a phase's compiled step, and the bytes that it needs at once.
 
-    From the state that training starts with, on batches as training has them, which lie ready.
+    Steps begin with the first state of training, on batches that are already in memory.
     """
     cases, key = run.prepared.split("train"), jax.random.key(0)
     state = sharded_init(run.method.init, run.mesh)(key)
@@ -99,16 +100,16 @@ def timed_steps(run: Run, phase: Phase) -> tuple[float, int]:
 
 
 def volumes_per_s(run: Run) -> float:
-    """Prepared volumes that are predicted in a second, warm: the median of a few rounds.
+    """Predicted volumes in a second without compilation: the median of a few rounds.
 
-    Of a run without networks nothing has to be compiled first, and one round takes minutes.
+    A run without networks has one round, which takes minutes and compiles nothing.
     """
     _, cases = run.evaluated()
     _, variables = run.variables()
     rates = []
-    for _ in range(1 + _TIMED if run.method.stages else 1):
+    for _ in range(1 + _TIMED_ROUNDS if run.method.stages else 1):
         begin = time.perf_counter()
         for _ in run.find(variables, cases, "timing"):
             pass
         rates.append(len(cases) / (time.perf_counter() - begin))
-    return float(np.median(rates[-_TIMED:]))
+    return float(np.median(rates[-_TIMED_ROUNDS:]))

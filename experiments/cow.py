@@ -2,13 +2,13 @@
 
 python -m jaxmark.main --config=experiments/cow.py
 
-Without data of yours this makes a synthetic cohort (`jaxmark/data/phantoms/cow`). Without a preset
+Without your own data this makes a synthetic cohort (`jaxmark/data/phantoms/cow`). Without a preset
 the device decides: `paper` on an accelerator, `small` on a CPU.
 
 - `paper`: 70 training and 32 test scans of 192 x 160 x 96 voxels at 0.513 x 0.513 x 0.8 mm, and 500
   landmark sets of another cohort, as in Tan et al. (ISBI 2023); 10 more scans for validation, which
-  the paper has none of. Its networks, losses and Adam at 1e-4: "D-MRA-CTA-dagger" of its table,
-  whose other rows are in `cow_table1.py`. Not run yet: it needs a GPU.
+  the paper does not have. Networks, losses and Adam at 1e-4 are those of "D-MRA-CTA-dagger" in its
+  table, whose other rows are in `cow_table1.py`. Not run yet: it needs a GPU.
 - `reverse`: the paper's closing question, the same on CTA scans with landmarks of an MRA cohort.
 - `small`: coarser voxels, fewer scans, a cross-entropy in place of the paper's loss. Four minutes
   on a 2-core CPU; expect 2.1 mm on the test cases, where the mean position is 5.6 mm off.
@@ -52,7 +52,7 @@ HEATMAPS: dict[str, Any] = {
 
 
 def default_preset(platform: str) -> str:
-    """The preset where none is named; `platform` is JAX's: "cpu", "gpu" or "tpu"."""
+    """The preset if none is named; `platform` is JAX's: "cpu", "gpu" or "tpu"."""
     return "small" if platform == "cpu" else "paper"
 
 

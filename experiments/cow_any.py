@@ -1,18 +1,18 @@
-"""Circle-of-Willis landmarks in any MRA or CTA, by a detector that has seen no patient.
+"""Circle-of-Willis landmarks in any MRA or CTA, by a detector trained on synthetic people alone.
 
     python -m jaxmark.main --config=experiments/cow_any.py:small --workdir=runs/any
     python -m jaxmark.main --config=experiments/cow_any.py:small --workdir=runs/any \\
         --mode=predict --input=FOLDER_OF_SCANS --output=found
 
-It is trained on label maps of synthetic people, drawn without end. Their appearance is drawn anew
-at every step: contrast of MRA, of CTA, or any other; resolution, noise, field of view, skull and
-brain or arteries alone (after SynthSeg, Billot et al., Med. Image Anal. 2023). A coarse network
-finds the circle in a whole scan that may lie and be turned as scanners give it, a fine one the
-landmarks in the pose that was found. Scans' headers must say how the patient lies.
+It is trained on an endless stream of label maps of synthetic people. Every step draws a new
+appearance: contrast of MRA, of CTA, or any other; resolution, noise, field of view; skull and
+brain, or arteries alone (after SynthSeg, Billot et al., Med. Image Anal. 2023). A coarse network
+finds the circle in a whole scan, in any pose that scanners give. A fine network finds the landmarks
+in this pose. Scans' headers must state the patient's orientation.
 
-Validation and test cases are scans of phantoms by the simulations of MRA and CTA that `cow.py` has,
-in turn, whole, cut to a slab or to a small box: training does not see their contrast and noise as
-such. What is stated of radii and refusals rests on them.
+Validation and test cases are phantoms in the simulated MRA and CTA of `cow.py`, in turn: whole, cut
+to a slab, or cut to a small box. Training does not see their contrast and noise as such. Radii and
+refusals are calibrated on them.
 
 - `small`: for two CPU cores, under an hour.
 - `full`: a finer grid, wider networks; for a GPU. Not run yet.
@@ -36,10 +36,10 @@ def small() -> Experiment:
     """Under an hour on two CPU cores."""
     return Experiment(
         name="cow_any_small",
-        # Whole heads; a field of view that is larger is cut off at the ends.
+        # Whole heads; larger fields of view are cut off at the ends.
         data=Data(register="middle", spacing_mm=(0.8, 0.8, 0.8), crop=(256, 256, 192), margin=16),
         phantom=CirclePhantom(
-            # For the frame alone: training sees label maps.
+            # These cases only give the frame: training sees label maps.
             train=3,
             val=18,
             test=24,
@@ -61,7 +61,7 @@ def small() -> Experiment:
             widths=(8, 16, 32, 64),
             # 80 x 70 x 60 mm: in many people M1/M2 and others lie outside of a smaller crop.
             spacing_mm=1.25,
-            # Wide coarse levels cost little, and let each voxel know of the whole crop.
+            # Wide coarse levels cost little time and give each voxel the context of the crop.
             fine_widths=(16, 32, 64, 64),
             usual_mm=7.0,
             looks=4,

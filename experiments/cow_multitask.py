@@ -2,17 +2,17 @@
 
 python -m experiments.cow_multitask --preset=small
 
-trains, evaluates and compares all rows on the same splits, one after the other; what is finished is
-not done again, and a row that was stopped continues. `small` is for a CPU, `paper` (50 training and
+trains, evaluates and compares all rows on the same splits, one after the other. Finished rows are
+not run again, and a stopped row continues. `small` is for a CPU, `paper` (50 training and
 20 test scans of 192 x 160 x 96 voxels, half of the people with stenoses or aneurysms, as in the
-paper's two cohorts; 150 epochs) for a GPU. Each row has one task more than the one before:
+paper's two cohorts; 150 epochs) for a GPU. Each row adds one task to the row before:
 
 - `Heatmaps`: landmarks alone
-- `Segmentation`: and the segments
-- `Forks`: and at which landmarks arteries fork
-- `Segments`: and which segments there are
-- `Multitask`: and that the two classifications agree; the paper's method
-- `Evidence`: and the classifications look at what the segmentation has found (ours)
+- `Segmentation`: adds the segments
+- `Forks`: adds at which landmarks arteries fork
+- `Segments`: adds which segments exist
+- `Multitask`: adds the agreement of the two classifications; the paper's method
+- `Evidence`: adds the segmentation's evidence as input of the classifications (ours)
 - `Orientation`: the comparator, segmentation and the direction of the vessels
 
 Beside the table, `pathology.csv` has the errors of people with and without stenoses and aneurysms,
@@ -37,7 +37,7 @@ from jaxmark.methods.multitask import Multitask
 from jaxmark.results.compare import Row
 from jaxmark.system.files import write_text_atomic
 
-# Tasks that a row does without.
+# Row -> settings of the tasks that it does not have.
 OFF: dict[str, tuple[str, ...]] = {
     "Heatmaps": (
         "segmentation",
@@ -65,7 +65,7 @@ def paper() -> Experiment:
 
 
 def small() -> Experiment:
-    """For a CPU; what is set is ours, tried on phantoms' validation cases."""
+    """For a CPU; values set here are ours, chosen on phantoms' validation cases."""
     spacing_mm = (1.4, 1.4, 1.6)
     experiment = cow.small()
     experiment.data = Data(spacing_mm=spacing_mm, crop=(56, 48, 40), margin=4)
@@ -153,7 +153,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def by_pathology(phantom: CirclePhantom, rows: Sequence[Row]) -> str:
-    """CSV: mean radial error of each row's runs, of people without pathology and with."""
+    """CSV: mean radial error of each row's runs, for people without and with pathology."""
     lines = ["row,scans_without,mre_mm_without,scans_with,mre_mm_with"]
     for row in rows:
         numbers = [int(case.removeprefix("phantom-")) for case in row.cases]

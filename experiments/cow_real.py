@@ -1,17 +1,17 @@
-"""Errors of a trained model on real patients' vessels: their label maps drawn as scans, and scans.
+"""Errors of a trained model on real patients: on scans, and on label maps drawn as scans.
 
     python -m jaxmark.main --config=experiments/cow_any.py:small --workdir=runs/any
     python -m experiments.cow_real --checkpoint=runs/any --folder=FOLDER --output=OUT
 
 FOLDER holds label maps `*_labels.nii.gz` with the values of the TopCoW challenge (Yang et al.,
 2023), and scans `NAME.mha` or `NAME.nii.gz` with known points in `NAME.csv` (columns landmark,
-x_lps_mm, y_lps_mm, z_lps_mm). Of a label map the bifurcations are where labels touch. It is drawn
-three times: as an MRA and a CTA with noise in what is brain around the arteries, and as the
-arteries alone. OUT gets the drawn scans, and what batch prediction writes, pictures among it.
+x_lps_mm, y_lps_mm, z_lps_mm). The bifurcations of a label map are where labels touch. The map is
+drawn three times: as an MRA and a CTA with noise in the brain around the arteries, and as arteries
+alone. OUT gets the drawn scans and the files of batch prediction, with pictures.
 
-`--posed` puts each scan in its place by the known points, and asks the fine network alone: what
-resolution and appearance leave, without what is lost in finding the circle. Beside it stands the
-typical shape in that pose: what the known points alone say.
+`--posed` poses each scan by its known points and runs the fine network alone. These errors come
+from resolution and appearance, not from the search for the circle. For comparison it prints the
+errors of the typical shape in that pose.
 """
 
 import argparse
@@ -52,12 +52,12 @@ JUNCTIONS: Mapping[str, tuple[tuple[int, int], ...]] = {
     "A1/A2 R": ((10, 11),),
     "A1/A2 L": ((10, 12),),
 }
-# Brain, arteries and noise of the drawn scans.
+# Intensities of brain and arteries, and noise, of the drawn scans.
 _LOOKS = {"mra": (100.0, 420.0, 12.0), "cta": (40.0, 340.0, 12.0), "arteries": (0.0, 400.0, 0.0)}
 
 
 def junctions(labels: np.ndarray, ijk_to_lps: np.ndarray) -> Landmarks:
-    """LPS mm of the bifurcations of a label map (X, Y, Z), of those whose labels touch."""
+    """LPS mm of the bifurcations of a label map (X, Y, Z) whose labels touch."""
     found: dict[str, np.ndarray | None] = {}
     for name, pairs in JUNCTIONS.items():
         places = [place for pair in pairs if (place := _contact(labels, *pair)) is not None]
@@ -74,7 +74,7 @@ def _contact(labels: np.ndarray, a: int, b: int) -> np.ndarray | None:
 
 
 def drawn(labels: np.ndarray, look: str, rng: np.random.Generator) -> np.ndarray:
-    """(X, Y, Z) int16: what a scanner might have seen of the arteries of a label map."""
+    """(X, Y, Z) int16: a simple simulated scan of the arteries of a label map."""
     brain, artery, noise = _LOOKS[look]
     share = ndimage.gaussian_filter((labels > 0).astype(np.float32), 0.6)
     texture = ndimage.gaussian_filter(rng.standard_normal(labels.shape), 3.0) * 60 * (noise > 0)
@@ -92,7 +92,7 @@ def known_points(table: Path) -> dict[str, np.ndarray]:
 
 
 def cases(folder: Path, scans: Path) -> Iterator[tuple[str, Landmarks]]:
-    """Writes all scans into a folder; their names, with known points in LPS mm."""
+    """Write all scans into a folder; yield their names with known points in LPS mm."""
     rng = np.random.default_rng(0)
     for path in sorted(folder.glob("*_labels.nii.gz")):
         scan = read_scan(path)
@@ -138,7 +138,7 @@ def posed(model: TrainedModel, scan: Path, known: Landmarks) -> Landmarks:
 
 
 def residuals(model: TrainedModel, known: Landmarks) -> list[float]:
-    """How far the typical shape is from known points, in mm, when it is fitted to them."""
+    """Distances in mm of known points from the typical shape fitted to them."""
     assert model.frame.shape_mm is not None, "a model that knows no typical shape"
     index = [model.landmarks.index(name) for name, at in known.items() if at is not None]
     points = np.stack([at for at in known.values() if at is not None])
@@ -148,7 +148,7 @@ def residuals(model: TrainedModel, known: Landmarks) -> list[float]:
 
 
 def main() -> None:
-    """Print a line a scan, and the errors of all."""
+    """Print a line for each scan, and the errors of all."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", required=True, help="work dir of the model, or packed")
     parser.add_argument("--folder", type=Path, required=True, help="see the module's text")
@@ -160,7 +160,7 @@ def main() -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """What `main` prints; InputError for a folder or model that can't be read."""
+    """Print the figures of `main`; InputError for a folder or model that can't be read."""
     workdir = folder_of(options.checkpoint)
     experiment = get_config(str(workdir))
     scans = options.output / "scans"

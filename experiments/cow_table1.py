@@ -2,17 +2,17 @@
 
 python -m experiments.cow_table1 --preset=small
 
-trains, evaluates and compares all rows, one after the other; what is finished is not done again,
-and a row that was stopped continues. `small` is for a CPU, `paper` (70 scans of 192 x 160 x 96
-voxels, 20,000 + 20,000 steps a row) for a GPU. Rows "Payer" and "Noothout" are the methods that the
-paper compares with, `scn` and `noothout`. A row by itself, as on a cluster, and then the table of
-those that are there:
+trains, evaluates and compares all rows, one after the other. Finished rows are not run again, and a
+stopped row continues. `small` is for a CPU, `paper` (70 scans of 192 x 160 x 96 voxels,
+20,000 + 20,000 steps a row) for a GPU. Rows "Payer" and "Noothout" are the methods that the paper
+compares with, `scn` and `noothout`. A single row, as on a cluster, and then the table of finished
+rows:
 
 python -m jaxmark.main --config=experiments/cow_table1.py:small/D-MRA --workdir=FOLDER/D-MRA-0
 python -m experiments.cow_table1 --preset=small --rows=Baseline,D-MRA --workdir=FOLDER
 
-With --real_landmarks=FILE.csv there is one row more, whose unpaired cohort is that file: real
-people's landmarks, each set in its own scanner's frame (`experiments/phantoms/real_landmarks.py`).
+--real_landmarks=FILE.csv adds a row whose unpaired cohort is that file: real people's landmarks,
+each set in its scanner's frame (`experiments/phantoms/real_landmarks.py`).
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from jaxmark.methods.noothout import RegressionClassification
 from jaxmark.methods.scn import SpatialConfiguration
 from jaxmark.results.compare import Published
 
-# Of Table 1 of the paper: MRE (SD) mm, and SDR in % at 2, 3, 4, 5 and 6 mm.
+# Table 1 of the paper: MRE (SD) in mm, and SDR in % at 2, 3, 4, 5 and 6 mm.
 PAPER: dict[str, Published] = {
     "Baseline": {"mre_mm": 3.08, "sd_mm": 1.80, "sdr": [82.40, 85.69, 88.82, 90.13, 91.12]},
     "D-MRA": {"mre_mm": 1.88, "sd_mm": 1.19, "sdr": [82.89, 89.64, 92.60, 94.41, 95.23]},
@@ -48,7 +48,7 @@ PAPER: dict[str, Published] = {
 }
 ROWS = tuple(PAPER)
 REFERENCE = "Baseline"
-# Rows that the paper does not have: D shown what it is not shown in the size's other rows, real
+# Rows that the paper does not have: D with the other kind of input than the size's rows, real
 # people's landmarks in place of synthetic ones, and Payer's later recipe.
 HEATMAPS, CELLS = "D-MRA-CTA-dagger-heatmaps", "D-MRA-CTA-dagger-cells"
 REAL = "D-MRA-real-dagger"
@@ -69,8 +69,8 @@ def tiny() -> Experiment:
     return dataclasses.replace(cow.tiny(), method=method)
 
 
-# What is set in the small ones is ours, tried on phantoms' validation cases; layers, losses and
-# learned widths are the papers'. With Adam at 1e-3 the network of 2019 learned next to nothing.
+# Values of the small sizes are ours, chosen on phantoms' validation cases; layers, losses and
+# learned widths are the papers'. With Adam at 1e-3 the network of 2019 learned hardly anything.
 SMALL_PAYER = SpatialConfiguration(
     steps=800,
     filters=16,

@@ -1,11 +1,11 @@
-"""What a cross-validation's choices are worth, measured on its work dir.
+"""Measures two choices of cross-validation: the checkpoint, and how to combine the folds.
 
 python -m experiments.crossval_choices --workdir=W
 
-The first table: out-of-fold and test errors of each fold's last checkpoint, and of the one that is
-best on the fold's own cases. The best one is chosen by these, so their error falls further than
-that of the test cases. The second table: ways to combine the folds' positions on the test cases.
-The last line: whether the folds disagree where their mean is wrong.
+The first table has out-of-fold and test errors of each fold's last checkpoint, and of the
+checkpoint that is best on the fold's out-of-fold cases. These cases chose it, so their error falls
+further than that of the test cases. The second table compares ways to combine the folds' positions
+on the test cases. The last line says whether the folds disagree where their mean is wrong.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def measure(workdir: Path) -> None:
-    """What `main` prints; InputError for a work dir without folds, or without a test split."""
+    """Print the tables; InputError for a work dir without folds, or without a test split."""
     experiment = trained.get_config(str(workdir))
     if not is_cross_validation(workdir):
         raise InputError(workdir, "holds no cross-validation (--mode=crossval)")

@@ -1,4 +1,4 @@
-"""DICOM files as bytes, built from the standard: multi-frame volumes, and what is no image."""
+"""DICOM files as bytes, built from the standard: multi-frame volumes, slices, reports."""
 
 import struct
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _LONG = (b"OB", b"OW", b"SQ", b"UN", b"UT")
 
 
 def element(group: int, number: int, kind: str, value: Any = b"") -> bytes:
-    """One with its value representation, in little endian; text, a number or bytes."""
+    """One data element with its value representation, little endian; text, a number or bytes."""
     if kind == "SQ":
         items = value if isinstance(value, (list, tuple)) else [value]
         raw = b"".join(struct.pack("<2HI", 0xFFFE, 0xE000, len(i)) + i for i in items)
@@ -56,11 +56,11 @@ def enhanced(
 
     Args:
       frames: (N, rows, columns) int16.
-      positions: (N, 3) LPS mm of the first voxel of each.
-      orientation: (6,) of all, or (N, 6).
+      positions: (N, 3) LPS mm of the first voxel of each frame.
+      orientation: (6,) for all frames, or (N, 6).
       spacing: between rows, between columns.
-      rescale: slope and intercept: of all, or of each frame.
-      stacks: the stack that each frame is in.
+      rescale: slope and intercept, for all frames or for each.
+      stacks: the stack of each frame.
       extra: elements between the series and the voxels.
     """
     count, rows, columns = frames.shape
@@ -103,15 +103,15 @@ def enhanced(
 
 
 def _pixels(rows: int, columns: int) -> list[bytes]:
-    """The size of a frame of int16."""
+    """Elements with the size of a frame of int16."""
     sizes = {0x10: rows, 0x11: columns, 0x100: 16, 0x101: 16, 0x102: 15, 0x103: 1}
     return [element(0x28, number, "US", size) for number, size in sizes.items()]
 
 
 def packed(content: bytes, frames: np.ndarray) -> bytes:
-    """The file of these frames (N, rows, columns), of which so many as there are are packed (RLE).
+    """The file with these frames (N, rows, columns) packed (RLE) in place of its own.
 
-    Its other frames are missing.
+    If there are fewer than its header says, the others are missing.
     """
     at = content.index(struct.pack("<2H2s", 0x7FE0, 0x10, b"OW"))
     parts = [b""]
@@ -148,7 +148,7 @@ def single(
     image_type: str = "ORIGINAL\\PRIMARY\\M",
     modality: str = "MR",
 ) -> bytes:
-    """A file of one slice, int16 (rows, columns); of None what is no image."""
+    """A file of one slice, int16 (rows, columns); None gives a file without an image."""
     place = []
     if position is not None:
         place = [

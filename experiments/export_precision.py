@@ -1,11 +1,11 @@
-"""How far other arithmetic moves the landmarks of an exported model.
+"""Measures how far other runtimes and precisions move the landmarks of an exported model.
 
 python -m experiments.export_precision --checkpoint=WORKDIR --input=FOLDER
 
-FOLDER has scans that the model is for, such as `images` of a phantom cohort. Each is prepared as
-`--mode=predict` does; the model is exported to ONNX and run by onnxruntime and by OpenVINO, whose
-products may have 16 bits, and with weights and activations of 8 bits by onnxruntime. Distances are
-from the landmarks that jaxmark itself finds, in voxels of the model's grid and in millimetres.
+FOLDER has scans that the model is for, such as `images` of a phantom cohort. They are prepared as
+by `--mode=predict`. The model is exported to ONNX and run by onnxruntime, by OpenVINO in 32 and 16
+bits, and by onnxruntime with weights and activations of 8 bits. Distances are from the landmarks
+that jaxmark itself finds, in voxels of the model's grid and in millimetres.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from jaxmark.inference.model import TrainedModel
 
 
 def inputs_of(model: TrainedModel, path: Path) -> dict[str, np.ndarray]:
-    """What an exported program takes of a scan, as a batch of one."""
+    """The inputs of an exported program for a scan, as a batch of one."""
     frame, scan = model.frame, model.frame.read(path)
     grid = frame.align(scan).matrix @ frame.grid_to_common
     inside = covered(scan, frame.shape, grid)

@@ -1,17 +1,17 @@
-"""How near does a detector come that learns from a few real scans, and what keeps it away?
+"""The error of a detector trained on a few real scans, and the parts of this error.
 
     python -m experiments.few_scans --root=FOLDER --rows=Short,Long --seeds=0,1,2
 
 FOLDER is that of `experiments/mouse_ct.py`: 16 training and 4 validation heads with 45 landmarks.
-Rows are the cascade of `experiments/mouse_ct_cascade.py`, trained in another way:
+Rows are the cascade of `experiments/mouse_ct_cascade.py`, trained in different ways:
 
 - `Short`: 600 steps of the second stage; `Long`: 1800; `Longer`: 3600
 - `Half`, `Quarter`: as `Long`, from 8 and 4 of the training heads
 
-What is finished is not done again, and a row that was stopped continues. All is evaluated on the
-validation heads. Beside the table of rows, `predictions.csv` compares ways to predict with the
-models of `Long` (or else the first row): how many looks, shifted patches, the mean of all seeds'
-models. `limits.csv` takes the remaining error apart (`limits`).
+Finished rows are not run again, and a stopped row continues. All figures are of the validation
+heads. `predictions.csv` compares ways to predict with the models of `Long` (or else the first row):
+number of looks, shifted patches, the mean of all seeds' models. `limits.csv` splits the remaining
+error into parts (`limits`).
 """
 
 import contextlib
@@ -55,12 +55,12 @@ WAYS = {
     "2 looks, patches shifted by 2 voxels": (2, 2),
     "3 looks, patches shifted by 1 voxel": (3, 1),
 }
-# The others are compared with it.
+# The way that the others are compared with.
 PLAIN = "2 looks"
 
 
 def mouse() -> Experiment:
-    """Before any row's change; each sees one patch a look."""
+    """The experiment before a row's changes, with one patch a look."""
     experiment = mouse_ct_cascade.get_config()
     experiment.method.shifted = 0
     return experiment
@@ -88,13 +88,13 @@ def get_config(preset: str = f"mouse/{LONG}") -> Experiment:
 
 
 def opened(workdir: Path) -> Run:
-    """A trained run; what preparation prints was printed when it was trained."""
+    """A trained run, opened without the lines that preparation printed in training."""
     with contextlib.redirect_stdout(io.StringIO()):
         return prepare(trained_config(str(workdir)), workdir)
 
 
 def predicted(run: Run, looks: int, shifted: int) -> np.ndarray:
-    """(N, K, 3) mm of the evaluated cases, by the trained second stage in another way."""
+    """(N, K, 3) mm: predictions of the evaluated cases with these looks and shifts."""
     method = dataclasses.replace(run.experiment.method, shifted=shifted)
     other = dataclasses.replace(run.experiment, method=method)
     _, cases = run.evaluated()
@@ -108,13 +108,13 @@ def by_way(runs: Sequence[Run]) -> dict[str, np.ndarray]:
 
 
 def ways_table(found_mm: Mapping[str, np.ndarray], truth_mm: np.ndarray) -> list[list[Any]]:
-    """A line a way, and a line a way with the mean of all models; errors against `PLAIN`."""
+    """For each way a line of single models and one of their mean; errors compared with `PLAIN`."""
     present = np.isfinite(truth_mm).all(-1)
 
     def errors(positions_mm: np.ndarray) -> np.ndarray:
         return metrics.radial_error_mm(np.nan_to_num(truth_mm), positions_mm, present)
 
-    # Of single models the mean of their errors.
+    # The error of single models is the mean of their errors.
     single = {name: np.mean([errors(p) for p in found], 0) for name, found in found_mm.items()}
     rows = dict(single)
     models = len(next(iter(found_mm.values())))
@@ -133,20 +133,20 @@ def ways_table(found_mm: Mapping[str, np.ndarray], truth_mm: np.ndarray) -> list
 def limits(
     found_mm: np.ndarray, truth_mm: np.ndarray, scan_to_prepared: np.ndarray, training: np.ndarray
 ) -> list[list[Any]]:
-    """What the error is made of, as roots of mean squares in mm.
+    """Parts of the error, as roots of mean squares in mm.
 
-    - `error`: of single models
-    - `between models`: what differs with the seed (standard deviation of one model's places); the
-      mean of many models is without it
-    - `common to models`: the rest, that no more models take away
-    - `common to heads`: what all validation heads have in common, landmark by landmark: a bias of
-      annotations or method (of the estimate's square its own noise is taken off)
-    - `asymmetry`: how far landmarks are from those of the mirrored head, the mean asymmetry
-      taken off, of one point. It holds what annotators do not repeat, and what heads are not
-      symmetric in: an annotator repeats himself no worse than that.
+    - `error`: error of single models
+    - `between models`: differences by the seed, the standard deviation of one model's positions;
+      the mean of many models does not have this part
+    - `common to models`: the rest, which more models do not reduce
+    - `common to heads`: the mean error of each landmark over all validation heads, a bias of
+      annotations or method (the noise of this estimate is subtracted)
+    - `asymmetry`: distance of one point from its place in the mirrored head, without the mean
+      asymmetry. It holds both differences of an annotator's repetitions and true asymmetry, so it
+      is an upper limit of the former.
 
     Args:
-      found_mm: (M, N, K, 3) places by M models; `truth_mm` (N, K, 3), all present.
+      found_mm: (M, N, K, 3) positions by M models; `truth_mm` (N, K, 3), all present.
       scan_to_prepared: (N, 4, 4) to the common frame, in mm.
       training: (T, K, 3) landmarks of training heads, mm, in any pose.
     """
@@ -174,7 +174,7 @@ def asymmetry(shapes: np.ndarray) -> float:
     differences = np.stack([_from_mirror(shape, twins) for shape in turned])
     paired = twins != np.arange(len(twins))
     rest = (differences - differences.mean(0))[:, paired]
-    # A difference has the noise of two points; of the mean, a degree of freedom.
+    # A difference has the noise of two points; the mean takes one degree of freedom.
     freed = len(shapes) / (len(shapes) - 1)
     return float(np.sqrt((rest**2).sum(-1).mean() * freed / 2))
 
@@ -188,8 +188,8 @@ def _from_mirror(shape: np.ndarray, twins: np.ndarray) -> np.ndarray:
 def symmetric_partners(shapes: np.ndarray) -> np.ndarray:
     """(K,) each landmark's twin on the other side, itself in the middle, from shapes (T, K, 3).
 
-    The mirror plane is that which brings the mean shape nearest to its mirror image, each point to
-    its nearest one; planes through the middle along the principal axes are tried first.
+    The mirror plane minimises the distance of the mean shape's points from the nearest points of
+    its mirror image; the search starts with planes through the middle across the principal axes.
     """
     mean = np.mean([aligned_to(shape, shapes[0]) for shape in shapes], axis=0)
     centred = mean - mean.mean(0)

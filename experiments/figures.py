@@ -49,14 +49,14 @@ class Figures:
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     takes: str = ""  # how long the command runs; empty: not known
-    note: str = ""  # what a reader must know beside the table, in Markdown
+    note: str = ""  # text below the table, in Markdown
 
 
 def read_figures(path: Path) -> Figures:
     """The table in a file.
 
     Raises InputError, which names the field: one is missing, unknown or of another type, a row is
-    longer or shorter than the columns, the date or the commit is none.
+    longer or shorter than the columns, the date or the commit is not valid.
     """
     tree = read_json(path, SCHEMA_VERSION)
     del tree["schema_version"]

@@ -1,10 +1,11 @@
-"""Files from strangers, by the million: each is read, or refused in one line. Nothing else happens.
+"""Reads millions of damaged files: each must be read, or refused in one line.
 
     python -m experiments.fuzz --seconds=300 --seed=0
 
-Makes good files of every kind that jaxmark reads, changes them at random, and reads what comes out
-in a process with limits on time and memory. What neither gives a result nor an InputError is kept
-below --failures, and the exit code is 1. The same seed makes the same files, as far as time allows.
+Makes good files of every kind that jaxmark reads, changes them at random, and reads them in a
+process with limits on time and memory. A file that gives neither a result nor an InputError is kept
+below --failures, and the exit code is 1. One seed always makes the same files; the time decides how
+many.
 """
 
 import dataclasses
@@ -70,9 +71,9 @@ _ONLY = flags.DEFINE_list("only", [], "Kinds to try; empty: all.")
 _FAILURES = flags.DEFINE_string("failures", "runs/fuzz", "Where files that fail are kept.")
 _SERVE = flags.DEFINE_string("serve", None, "Internal: read files of this kind, named on stdin.")
 
-# For one file; the machine may be busy.
+# Time limit for one file; the machine may be busy.
 _LIMIT_S = 20
-# More than the process has when it starts.
+# Memory limit, in addition to the memory at the process's start.
 _LIMIT_BYTES = 768 << 20
 
 NAMES = ("left", "right", "tip")
@@ -82,11 +83,11 @@ NAMES = ("left", "right", "tip")
 class Kind:
     """A kind of files."""
 
-    # Writes good ones into a folder, and says which of them to change.
+    # Writes good files into a folder, and returns those to change.
     make: Callable[[Path], list[Path]]
-    # Reads what `make` wrote there; an InputError is fine, a result too.
+    # Reads the files of `make`; a result or an InputError is right.
     read: Callable[[Path], object]
-    # Of the name of the changed file, where it is compressed as a whole.
+    # Whether the changed file is compressed as a whole.
     packed: bool = False
 
 
@@ -263,7 +264,7 @@ def _case(folder: Path) -> list[Path]:
 
 
 def _read_case(folder: Path) -> object:
-    # Whoever changes a file on purpose changes its checksum as well.
+    # With a wrong checksum every changed file would be refused at once.
     path = folder / "a" / "case.json"
     with_seal(path)
     case = load_case(folder / "a")
@@ -300,7 +301,7 @@ def _read_label_map(folder: Path) -> object:
 
 
 def _segments(folder: Path) -> list[Path]:
-    """As preparation writes them."""
+    """Segments as preparation writes them."""
     scan = _scan(np.random.default_rng(0))
     write_scan(folder / "scan.nii", scan.voxels, scan.ijk_to_lps)
     _label_map(folder / "a.nii")
@@ -476,7 +477,7 @@ KINDS = {
 
 
 def with_seal(path: Path) -> Path:
-    """The file with the checksum that it should have, where it is JSON at all."""
+    """The file with its checksum corrected, if it is JSON."""
     try:
         tree = json.loads(path.read_bytes())
         tree.pop("crc32", None)
@@ -522,7 +523,7 @@ def _cut(data: bytearray, rng: np.random.Generator) -> bytes:
 
 
 def _splice(data: bytearray, rng: np.random.Generator) -> bytes:
-    """A part is taken out, doubled, or put elsewhere."""
+    """Remove a part, double it, or move it."""
     begin, end = sorted(rng.integers(len(data) + 1, size=2).tolist())
     part = data[begin:end] * int(rng.integers(0, 3))
     at = int(rng.integers(len(data) + 1))
@@ -539,7 +540,7 @@ def _number(data: bytearray, rng: np.random.Generator) -> bytes:
 
 
 def _line(data: bytearray, rng: np.random.Generator) -> bytes:
-    """A line or cell is taken out, or doubled."""
+    """Remove or double a line or cell."""
     mark = (b"\n", b",", b" ")[rng.integers(3)]
     parts = bytes(data).split(mark)
     at = int(rng.integers(len(parts)))
@@ -554,7 +555,7 @@ _CHANGES = (_flip, _flip, _word, _word, _cut, _splice, _number, _number, _line)
 
 
 def serve(kind: Kind) -> None:
-    """Reads one folder after another, named on stdin, and says a line of JSON of each."""
+    """Read one folder after another, named on stdin, and print a line of JSON for each."""
     faulthandler.enable()
     warnings.simplefilter("error")
     pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -567,7 +568,7 @@ def serve(kind: Kind) -> None:
             kind.read(folder)
             outcome, what = "read", ""
         except InputError as error:
-            # One line that can be printed, and that names a file.
+            # A good message is one printable line that names a file.
             good = str(error).isprintable() and str(folder) in str(error)
             outcome, what = "refused" if good else "failed", str(error)
         except BaseException:
@@ -576,14 +577,14 @@ def serve(kind: Kind) -> None:
 
 
 class Reader:
-    """A process that runs `serve`, and its successors."""
+    """A process that runs `serve`; a new one starts if it ends."""
 
     def __init__(self, name: str, log: Path):
         self._name, self._log = name, log
         self._process: subprocess.Popen[str] | None = None
 
     def read(self, folder: Path) -> tuple[str, str]:
-        """What became of the files in `folder`: read, refused or failed, and how."""
+        """The outcome of the files in `folder`: read, refused or failed; and details."""
         process = self._process or self._start()
         assert process.stdin is not None
         process.stdin.write(json.dumps(str(folder)) + "\n")
@@ -597,7 +598,7 @@ class Reader:
         return "failed", f"more than {_LIMIT_S} s" if late else f"the process ended: {said}"
 
     def stop(self) -> None:
-        """Ends the process."""
+        """End the process."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -661,14 +662,14 @@ def fuzz(name: str, kind: Kind, seconds: float, seed: int, failures: Path) -> li
 
 
 def _made(content: bytes, packed: bool, rng: np.random.Generator) -> bytes:
-    """Changed; of what is packed, the inside as often as the outside."""
+    """The content changed; half of the changes to a packed file are inside of the packing."""
     if packed and rng.random() < 0.5:
         return gzip.compress(changed(gzip.decompress(content), rng), 1)
     return changed(content, rng)
 
 
 def _keep(folder: Path, tried: dict[Path, bytes], what: str) -> None:
-    """Files that failed, in a folder of their own for each place where it happened."""
+    """Keep files that failed, in one folder for each place in the code where they failed."""
     lines = [line for line in what.strip().splitlines() if "files/" not in line] or [what]
     key = hashlib.sha256("".join(lines[-4:]).encode()).hexdigest()[:8]
     home = folder / key
@@ -682,7 +683,7 @@ def _keep(folder: Path, tried: dict[Path, bytes], what: str) -> None:
 
 
 def main(_: Sequence[str]) -> None:
-    """Prints the table."""
+    """Print the table."""
     if _SERVE.value:
         serve(KINDS[_SERVE.value])
         return

@@ -1,15 +1,15 @@
-"""All that is to be known of a GPU: in parts of ten minutes at most, and one table of it all.
+"""Measurements on a GPU: in parts of at most ten minutes each, and one table of all results.
 
 python -m experiments.gpu --part=positions --workdir=TRAINED
 python -m experiments.gpu --part=speed
-python -m experiments.gpu --part=train   (again and again, until it says that all is done)
-python -m experiments.gpu                (the table of what is there)
+python -m experiments.gpu --part=train   (repeat it until it prints that all rows are done)
+python -m experiments.gpu                (the table of all results so far)
 
 It installs nothing. `positions` needs a model that was trained and evaluated elsewhere, in float32
-on a CPU, and tells how far its test cases' positions move on this device. Training continues where
-the last call left it; other parts are measured anew, and keep what they have if their time ends.
-`train` and its reports are of full-size phantoms (rows of `cow_table1.py:paper`), the baseline and
-the paper's best row first. `results.tar.gz` has all figures, reports and logs, and no checkpoints.
+on a CPU, and measures how far its test cases' positions move on this device. `train` continues
+where the last call stopped; other parts are measured again, and keep their results so far if the
+time ends. `train` runs rows of `cow_table1.py:paper` on full-size phantoms, the baseline and the
+paper's best row first. `results.tar.gz` has all figures, reports and logs, but no checkpoints.
 """
 
 import csv
@@ -30,7 +30,7 @@ from experiments.benchmarks.timing import table
 
 BENCHMARK = ("-m", "experiments.benchmarks.run")
 NHWC = "--xla_gpu_force_conv_nhwc=true"
-# What each part runs: benchmarks' flags, and variables of the environment.
+# Part -> flags of the benchmarks, and variables of the environment.
 PARTS: dict[str, tuple[str, dict[str, str]]] = {
     "speed": ("--parts=step,roofline --rivals=torch --batches=1", {}),
     "speed_8": ("--parts=step --rivals=torch --batches=8", {}),
@@ -49,17 +49,17 @@ COMPILED = "compiled"
 
 def _flags() -> None:
     parts = ["positions", *PARTS, "train"]
-    flags.DEFINE_enum("part", None, parts, "What to measure; none: the table.")
-    flags.DEFINE_string("workdir", None, "Of the model of part positions.")
+    flags.DEFINE_enum("part", None, parts, "What to measure; none: print the table.")
+    flags.DEFINE_string("workdir", None, "Work dir of the model for --part=positions.")
     flags.DEFINE_string("out", "runs/gpu", "Folder of all results.")
     flags.DEFINE_float("minutes", 9.5, "A call lasts no longer.", lower_bound=0.1)
-    flags.DEFINE_string("volumes", "192x160x96", "Of the benchmarks.")
-    flags.DEFINE_string("preset", "paper", "Of the rows that are trained.")
+    flags.DEFINE_string("volumes", "192x160x96", "Size of the benchmarks' volumes.")
+    flags.DEFINE_string("preset", "paper", "Preset of the rows that are trained.")
     flags.DEFINE_list("rows", list(ROWS), "Rows of Table 1 to train, in this order.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs one part, then prints the table; exit code 1 where the part failed, 3 where cut off."""
+    """Run one part, then print the table; exit code 1 if the part failed, 3 if its time ended."""
     if len(argv) > 1:
         print(f"error: command line: unexpected argument {argv[1]!r}", file=sys.stderr)
         sys.exit(1)
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
         arguments = arguments.format(folder=folder)
         command = [*BENCHMARK, *arguments.split(), f"--volumes={values.volumes}", f"--out={out}"]
         log = folder / f"{values.part}.log"
-        # Parts compile the same programs: the first keeps them.
+        # Parts compile the same programs, so the cache is shared.
         kept = {"JAX_COMPILATION_CACHE_DIR": str((folder / COMPILED).absolute())}
         code = rows.logged(command, log, environment=kept | environment, end=end)
     measured = list(benchmark_rows(folder))
@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def positions(folder: Path, home: Path, end: float) -> int:
-    """How far a model's test positions are from those it had where it was evaluated, in mm."""
+    """Distances in mm of a model's test positions from those where it was evaluated before."""
     there = folder / "positions"
     made = shutil.ignore_patterns("predictions", "evaluation", "report")
     shutil.copytree(home, there, ignore=made, dirs_exist_ok=True)
@@ -129,10 +129,10 @@ def read_landmarks(folder: Path, decoder: str) -> dict[tuple[str, str], list[flo
 
 
 def train(folder: Path, preset: str, names: Sequence[str], end: float) -> int:
-    """Rows one after the other, each from where the last call left it; returns the exit code."""
+    """Train rows one after the other, each from where the last call stopped; the exit code."""
     wanted = [table_row(folder, preset, name) for name in names]
     stop = rows.train(wanted, logs=folder, end=end)
-    print("run this again to go on" if stop else "all rows are done")
+    print("run this again to continue" if stop else "all rows are done")
     return stop.code if stop else 0
 
 
@@ -143,7 +143,7 @@ def table_row(folder: Path, preset: str, name: str) -> rows.Row:
 
 
 def benchmark_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """Times and ratios to PyTorch of all parts."""
+    """Times of all parts, and their ratios to PyTorch."""
     for name in PARTS:
         path = folder / f"{name}.json"
         parts = json.loads(path.read_text())["parts"] if path.exists() else {}
@@ -167,7 +167,7 @@ def benchmark_rows(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def trained_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """Steps, minutes and errors of what is trained, or being trained."""
+    """Steps, minutes and errors of rows in training or trained."""
     for home in sorted((folder / "rows").glob("*")):
         log, config = home / "logs" / "speed.jsonl", home / "config.json"
         if not (log.exists() and config.exists()):
@@ -192,7 +192,7 @@ def trained_rows(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def pack(folder: Path) -> None:
-    """All figures, reports and logs in one archive."""
+    """Pack all figures, reports and logs into one archive."""
     with tarfile.open(folder / ARCHIVE, "w:gz") as archive:
         for path in sorted(folder.rglob("*")):
             inside = path.relative_to(folder)

@@ -7,9 +7,9 @@ FOLDER holds `images/`, `landmarks.csv` and `splits.json`. It takes 18 minutes o
 huge pages; expect 0.23 mm on the validation cases, where the mean position is 6.2 mm off in the
 scanner's frame and 0.27 mm after registration.
 
-The heads are turned to a common frame by intensity (`register`), so that augmentation only has to
-cover what registration leaves. All lie in one place then, and the network is told where it looks
-(`coordinates`).
+Registration by intensity (`register`) turns the heads to a common frame, so augmentation only has
+to cover the remaining differences. As all heads then have one place, the network gets voxel
+coordinates as input (`coordinates`).
 """
 
 from jaxmark.config import Augment, Data, Evaluate, Experiment, Train
@@ -17,7 +17,7 @@ from jaxmark.methods.heatmap import HeatmapRegression
 
 
 def get_config(preset: str = "") -> Experiment:
-    """Without presets: ValueError for one."""
+    """The experiment; it has no presets: ValueError for one."""
     if preset:
         raise ValueError(f"there is no preset {preset!r}: this experiment has none")
     return Experiment(

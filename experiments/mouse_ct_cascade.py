@@ -21,7 +21,7 @@ from jaxmark.methods.cascade import Cascade
 
 
 def get_config(preset: str = "") -> Experiment:
-    """Without presets: ValueError for one."""
+    """The experiment; it has no presets: ValueError for one."""
     experiment = mouse_ct.get_config(preset)
     experiment.name = "mouse_ct_cascade"
     data = experiment.data

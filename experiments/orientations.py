@@ -1,10 +1,10 @@
-"""Does a trained model find the same points however a scan is stored?
+"""Measures how far a model's landmarks move if the same scan is stored in another way.
 
     python -m experiments.orientations --checkpoint=WORKDIR --input=SCAN_OR_FOLDER
 
 Each scan is written again with its array flipped, with its axes permuted, and resampled onto grids
-turned at random, the header always saying where the voxels are. Predictions in world millimetres
-should stay put: printed is by how much they don't.
+turned at random; the header always states where the voxels are. Predictions in world millimetres
+should not move; the table has the distances by which they do.
 """
 
 import argparse
@@ -28,7 +28,7 @@ ORDERS = ((1, 0, 2), (2, 0, 1), (0, 2, 1))
 
 
 def variants(scan: Scan, turns: int, rng: np.random.Generator) -> Iterator[tuple[str, Scan]]:
-    """The same scan in other arrays, with the kind of change."""
+    """The same scan in other arrays, each with the kind of change."""
     size = np.array(scan.voxels.shape)
     yield "as it is", scan
     for axes in FLIPS:

@@ -2,11 +2,11 @@
 
     python -m experiments.public_sets --kind=KIND --input=FOLDER --output=FOLDER
 
-FOLDER of `--input` is where a set was unpacked, whatever lies around it; the sets, their terms and
-what is checked are in docs/public_sets.md. All files are read before one is written. Written are
-`images/` (links, or copies with `--copy`), `landmarks/<case>.mrk.json` in LPS millimetres, and
-`splits.json` where the set has splits. Without images there is `landmarks.csv` alone, which can
-serve as `--config.data.unpaired` where the set is three-dimensional.
+`--input` is a folder that holds the unpacked set, at any depth; docs/public_sets.md lists the sets,
+their terms and the checks. All files are read before the first is written. The output has `images/`
+(links, or copies with `--copy`), `landmarks/<case>.mrk.json` in LPS millimetres, and `splits.json`
+if the set has splits. Without images it has only `landmarks.csv`, which a three-dimensional set can
+use as `--config.data.unpaired`.
 """
 
 import argparse
@@ -36,11 +36,11 @@ from jaxmark.system.errors import InputError, about
 from jaxmark.system.files import read_bytes, read_json, replacing, write_json
 
 SHOWN = 5
-# No scan reaches as far from its origin.
+# Positions farther from a scan's origin are refused.
 FARTHEST_MM = 1e7
 TO_LPS = {"LPS": np.array([1.0, 1.0, 1.0]), "RAS": np.array([-1.0, -1.0, 1.0])}
 
-# ISBI 2015: the size of all its pictures, and what the challenge states for a pixel.
+# ISBI 2015: size of a pixel as the challenge states it, and size of all pictures.
 ISBI_PIXEL_MM = 0.1
 ISBI_SIZE = (1935, 2400)
 ISBI_PICTURES = (".bmp", ".png", ".jpg")
@@ -81,23 +81,23 @@ TOPCOW_NODES: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {
     ("11", "Acom bifurcation"): ("R-ACA/Acom bifurcation", ("R-A1", "Acom")),
     ("12", "Acom bifurcation"): ("L-ACA/Acom bifurcation", ("L-A1", "Acom")),
 }
-# A node is on its vessel's centreline; one in a mirrored frame is far from all vessels.
+# A node lies on its vessel's centreline; in a mirrored frame it would be far from all vessels.
 TOPCOW_NEAR_MM = 3.0
-# A node where fewer edges meet is an end, also where the file calls it a bifurcation.
+# A node with fewer edges is an end, even if the file calls it a bifurcation.
 TOPCOW_DEGREE = 3
 
 
 @dataclass(frozen=True)
 class PublicSet:
-    """What a reader found; nothing is written yet."""
+    """The content of a set; nothing is written yet."""
 
-    # Case -> landmarks in LPS mm (of a 2-D set: column, row and 0 in mm).
+    # Case -> landmarks in LPS mm (for a 2-D set: column, row and 0 in mm).
     cases: dict[str, Landmarks]
     # Case -> image file; a case may lack one.
     images: dict[str, Path]
-    # As in splits.json; empty where the set has none.
+    # As in splits.json; empty if the set has no splits.
     splits: dict[str, list[str]] = field(default_factory=dict)
-    # What was left out or guessed, a line each.
+    # Lines that say what was left out or guessed.
     notes: tuple[str, ...] = ()
 
 
@@ -110,8 +110,8 @@ def read_topcow(folder: Path, modality: str) -> PublicSet:
     of the NIfTI label map says; where `cow_seg_labelsTr/` is there, this is checked. Images are
     TopCoW's `imagesTr/<case>_0000.nii.gz`.
 
-    A bifurcation that the file lacks is absent where `cow_variants/<case>.json` says that a segment
-    which it needs is missing; else it was not annotated.
+    A bifurcation that the file lacks is absent if `cow_variants/<case>.json` lists one of its
+    segments as missing; else it was not annotated.
 
     Args:
       folder: holds both releases, unpacked.
@@ -154,7 +154,7 @@ def read_topcow(folder: Path, modality: str) -> PublicSet:
 
 
 def topcow_landmarks(path: Path, variant: Path | None) -> tuple[Landmarks, list[str]]:
-    """The bifurcations of one node file in LPS mm, and those that it has several times."""
+    """The bifurcations of one node file in LPS mm, and the names that occur several times."""
     tree = read_json(path)
     missing = set() if variant is None else missing_segments(variant)
     landmarks: Landmarks = {}
@@ -189,7 +189,7 @@ def degree(path: Path, entry: Mapping[str, Any], where: str) -> bool:
 
 
 def missing_segments(path: Path) -> set[str]:
-    """Segments that a variant file says this person lacks.
+    """Segments that are missing in this person, by a variant file.
 
     It is {"anterior": {"L-A1": true, ...}, "posterior": {...}}, with 0 and 1 in TopCoW's own files
     (CoWBenchmark/TopCoW_Eval_Metrics, test_assets/edg_metrics/topcow_ct_003.yml).
@@ -459,7 +459,7 @@ def markup_points(path: Path) -> tuple[Landmarks, int]:
 
 
 def merge(into: Landmarks, landmarks: Landmarks, path: Path) -> None:
-    """Adds the landmarks of one file to those of the patient's others."""
+    """Add the landmarks of one file to those of the patient's other files."""
     for name, xyz in landmarks.items():
         known = into.get(name, xyz)
         same = (known is None) == (xyz is None) and (
@@ -473,7 +473,7 @@ def merge(into: Landmarks, landmarks: Landmarks, path: Path) -> None:
 def ali_images(
     found: Iterable[Path], cases: Mapping[str, Landmarks]
 ) -> tuple[dict[str, Path], list[str]]:
-    """Patient -> the scan of the finest spacing; and patients where others were left out."""
+    """Patient -> the scan of the finest spacing; and patients whose other scans were left out."""
     scans: dict[str, dict[float, Path]] = {}
     for path in found:
         name = case_name(path) if is_image(path) else ""
@@ -492,16 +492,17 @@ def ali_images(
 
 
 def write_cohort(given: PublicSet, output: Path, copy: bool = False) -> list[str]:
-    """Writes what jaxmark reads, and returns lines that say what was written and left out.
+    """Write a cohort for jaxmark; return lines that say what was written and left out.
 
-    A landmark that some cases lack is written in all, as not annotated, so that `read_cohort` finds
-    the same names everywhere. Where no case has an image, `landmarks.csv` is all (with the
-    splits); else cases without one are left out, for the cohort would be refused.
+    A landmark that only some cases have is written in the others as not annotated, so that
+    `read_cohort` finds the same names everywhere. If no case has an image, only `landmarks.csv` and
+    the splits are written. Else cases without an image are left out, since the cohort would be
+    refused.
 
     Raises:
       InputError: the folder holds a cohort already; a case or landmark has a name that cannot be
         written.
-      OSError: the disk cannot take it.
+      OSError: a file cannot be written.
     """
     for name in ("images", "landmarks", "landmarks.csv", "splits.json"):
         if os.path.lexists(output / name):
@@ -547,7 +548,7 @@ def numbers_of(landmarks: Landmarks) -> Iterator[np.ndarray]:
 
 
 def place(image: Path, folder: Path, case: str, copy: bool) -> None:
-    """The image in `folder` by the case's name: a link, or a copy."""
+    """Put the image into `folder` under the case's name, as a link or a copy."""
     known = sorted((*EXTENSIONS, *PICTURES), key=len)[::-1]
     extension = next(e for e in known if image.name.lower().endswith(e))
     target = folder / f"{case}{extension}"
@@ -571,7 +572,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def by_case(found: Iterable[Path], folder: str, ending: str) -> dict[str, Path]:
-    """Case -> its file `<folder>/<case><ending>`, wherever that folder is.
+    """Case -> its file `<folder>/<case><ending>`, at any depth.
 
     Raises:
       InputError: two such folders have the same case.
@@ -584,7 +585,7 @@ def by_case(found: Iterable[Path], folder: str, ending: str) -> dict[str, Path]:
 
 
 def add_once(files: dict[str, Path], case: str, path: Path, kind: str) -> None:
-    """Adds a case's file, of which there may be one."""
+    """Add a case's file; InputError for a second one."""
     if case in files:
         raise InputError(path, f"case {case!r} has a second {kind}, {files[case]}")
     files[case] = path
@@ -607,18 +608,18 @@ def three_numbers(path: Path, values: Any, where: str) -> np.ndarray:
 
 
 def said(what: str, names: Iterable[str]) -> list[str]:
-    """A line about these, or none where there are none."""
+    """A line about these names, or no line if there are none."""
     return [f"{what}: {listed(sorted(names))}"] if (names := list(names)) else []
 
 
 def listed(names: list[str]) -> str:
-    """How many, and the first five by name."""
+    """The number of names, and the first five."""
     more = ", ..." if len(names) > SHOWN else ""
     return f"{len(names)} ({', '.join(names[:SHOWN])}{more})"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Convert one set, and print what was done; a problem with the input is one line."""
+    """Convert one set and print a summary; bad input ends with one line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kind", required=True, choices=["topcow", "afids", "isbi2015", "ali"])
     parser.add_argument("--input", type=Path, required=True, help="folder with the unpacked set")

@@ -1,7 +1,7 @@
-"""Rows of a table: train them, each in a process of its own, then compare them.
+"""Rows of a table: train each in a separate process, then compare them.
 
-What is evaluated is not done again, and a row that was stopped continues: after an interruption,
-or when the time has come, the same call goes on. What the rows are of is not known here.
+Evaluated rows are not run again. A row that was interrupted or out of time continues with the same
+call. This module knows nothing of the rows' methods.
 """
 
 import contextlib
@@ -21,15 +21,15 @@ from jaxmark.system.interrupts import EXIT_CODE
 if TYPE_CHECKING:
     from jaxmark.results.compare import Row as Compared
 
-# What trains a row: arguments of Python, before the row's own.
+# The program that trains a row: arguments of Python, before the row's arguments.
 JAXMARK = ("-m", "jaxmark.main")
 # Exit code of a process that was stopped before its end; jaxmark's is the same.
 CUT_OFF = EXIT_CODE
-# Between asking a process to end and making it.
+# Seconds between SIGTERM and SIGKILL.
 GRACE_S = 45.0
-# A process gets so much time, even if its end has come.
+# Least seconds of a process, even if the time is over.
 LEAST_S = 1.0
-# Of a log, when its process has ended.
+# Lines of a log that are shown when its process has ended.
 SHOWN_LINES = 40
 
 
@@ -44,31 +44,31 @@ class Row:
     homes: Mapping[str, Path]
     # Further arguments of `jaxmark.main`, as in "--config.train.batch=4".
     overrides: Sequence[str] = ()
-    # What trains it, which takes the arguments of `jaxmark.main`; empty: that.
+    # The program that trains it, with the arguments of `jaxmark.main`; empty: `jaxmark.main`.
     program: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Which training did not reach its end; those after it have not begun."""
+    """The training that did not reach its end; later ones have not begun."""
 
     row: str
     home: Path
-    # The process's exit code, not 0; CUT_OFF where its time had come.
+    # The process's exit code, not 0; CUT_OFF if its time was over.
     code: int
 
 
 def train_and_compare(rows: Sequence[Row], reference: str) -> list["Compared"]:
-    """Train all rows in this order, and compare them with the one that is named `reference`.
+    """Train all rows in this order, and compare them with the row named `reference`.
 
-    Raises InputError, which names the row and its exit code, where a row's training ends early;
-    and where `compare` does.
+    Raises InputError with the row and its exit code if its training ends early, and the errors of
+    `compare`.
     """
-    # It loads JAX, which a process that only starts others has no use for.
+    # This import loads JAX, which a process that only starts others does not need.
     from jaxmark.results.compare import compare
 
     if stop := train(rows):
-        problem = f"row {stop.row!r} ended with exit code {stop.code}; run this again to go on"
+        problem = f"row {stop.row!r} ended with exit code {stop.code}; run this again to continue"
         raise InputError(stop.home, problem)
     return compare({row.name: list(row.homes.values()) for row in rows}, reference)
 
@@ -80,15 +80,15 @@ def train(
     end: float | None = None,
     grace_s: float = GRACE_S,
 ) -> Stop | None:
-    """Run all rows to their ends in this order, but for what is evaluated already.
+    """Run all rows in this order to their ends, except evaluated ones.
 
     Args:
-      logs: a folder for `NAME.log` of each row; the end of what a row says is shown when it has
-        ended. None: all of it is shown as it comes, and what was done before is named.
+      logs: a folder for `NAME.log` of each row; the last lines are shown when the row has ended.
+        None: output is shown as it comes, and finished rows are named.
       end, grace_s: see `call`.
 
     Returns:
-      None when all are evaluated, else where it stopped.
+      None when all are evaluated, else the training that did not end.
     """
     for row in rows:
         for seed, home in row.homes.items():
@@ -107,7 +107,7 @@ def train(
 
 
 def is_done(home: Path) -> bool:
-    """Whether nothing is left to do in a work dir: the report comes last."""
+    """Whether a work dir is finished; the report is written last."""
     last = ("evaluation/summary.json", "report/index.html")
     return all((home / name).exists() for name in last)
 
@@ -126,12 +126,12 @@ def logged(
     end: float | None = None,
     grace_s: float = GRACE_S,
 ) -> int:
-    """`call` with its output added to a log, whose last lines are shown when it has ended.
+    """`call` with its output appended to a log, whose last lines are printed at the end.
 
-    After them comes a line with the log's name, how it ended, and the minutes it took.
+    A last line has the log's name, the outcome, and the minutes.
     """
     begin = time.monotonic()
-    # What it said is in the log, however it ends.
+    # Without a buffer, so that the log is complete however the process ends.
     variables = {"PYTHONUNBUFFERED": "1", **(environment or {})}
     with log.open("ab") as output:
         code = call(arguments, environment=variables, output=output, end=end, grace_s=grace_s)
@@ -149,17 +149,17 @@ def call(
     end: float | None = None,
     grace_s: float = GRACE_S,
 ) -> int:
-    """Run Python with these arguments in a process of its own.
+    """Run Python with these arguments in a separate process.
 
     Args:
-      environment: variables that it has beside this process's.
-      output: where all that it prints goes; None: where this process's goes.
-      end: when it gets SIGTERM, in seconds of `time.monotonic()`; it has `LEAST_S` at least. None:
-        never. Of what has an end, the processes that it started end with it.
+      environment: variables in addition to this process's.
+      output: file for all output; None: this process's output.
+      end: time of SIGTERM, in seconds of `time.monotonic()`, but at least `LEAST_S` from now. None:
+        never. With an end, the processes that it started end with it.
       grace_s: seconds from SIGTERM, or Ctrl-C, to SIGKILL.
 
     Returns:
-      Its exit code, or CUT_OFF if it had to be stopped or Ctrl-C was pressed.
+      Its exit code, or CUT_OFF if it was stopped or Ctrl-C was pressed.
     """
     timed = end is not None
     process = subprocess.Popen(
@@ -167,8 +167,8 @@ def call(
         env={**os.environ, **(environment or {})},
         stdout=output,
         stderr=output,
-        # A group that can be ended as a whole. Without an end it stays in the terminal's, whose
-        # Ctrl-C and hang-up then reach it.
+        # With an end: a process group, which can be ended as a whole. Without: the terminal's
+        # group, so that Ctrl-C and hang-up reach it.
         start_new_session=timed,
     )
     try:
@@ -176,20 +176,20 @@ def call(
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         if timed:
             process.terminate()
-        # It may save what it has: no second signal before its time.
+        # Time to save a checkpoint before the next signal.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(grace_s)
         return CUT_OFF
     finally:
         process.kill()
         if timed:
-            # Its workers, too: they would hold memory of a GPU.
+            # Also its workers, which would hold memory of a GPU.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
 def last_lines(text: str, count: int) -> str:
-    """The last lines that are not empty; of a progress bar, what it says at its end."""
+    """The last lines that are not empty; a progress bar counts with its last state."""
     lines = [line.rsplit("\r", 1)[-1] for line in text.split("\n")]
     return "\n".join([line for line in lines if line.strip()][-count:])

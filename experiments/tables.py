@@ -1,6 +1,6 @@
 """A paper's table as one command: its flags, its rows trained one after the other, and the page.
 
-What is finished is not done again, and a row that was stopped continues.
+Finished rows are not run again, and a stopped row continues.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from jaxmark.results.compare import Published, as_text, write_comparison
 from jaxmark.results.compare import Row as Compared
 from jaxmark.results.compare import Table as Lines
 
-# Rows as they were trained, and compared -> tables, and lines of words.
+# (trained rows, compared rows) -> further tables, and lines of words.
 Beside = Callable[[Sequence[Row], Sequence[Compared]], tuple[Sequence[Lines], Sequence[str]]]
 
 
@@ -26,14 +26,14 @@ Beside = Callable[[Sequence[Row], Sequence[Compared]], tuple[Sequence[Lines], Se
 class Table:
     """Rows of one experiment file, whose presets are `SIZE/ROW`."""
 
-    name: str  # of the file, experiments/NAME.py, and of the runs' folder
+    name: str  # name of the file, experiments/NAME.py, and of the runs' folder
     sizes: Mapping[str, Callable[[], Experiment]]
     rows: Sequence[str]
     reference: str  # the row that the others are compared with
     note: str
     published: Mapping[str, Published]
-    extra: Sequence[str] = ()  # rows that are trained where they are asked for
-    # Row -> what trains it instead of `jaxmark.main`; see `rows.Row`.
+    extra: Sequence[str] = ()  # rows that are trained only if a flag names them
+    # Row -> program that trains it instead of `jaxmark.main`; see `rows.Row`.
     programs: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     def split(self, preset: str) -> tuple[str, str]:
@@ -48,7 +48,7 @@ class Table:
         return size, row
 
     def define_flags(self) -> None:
-        """Those that every table has."""
+        """Define the flags of every table."""
         usual = "small" if "small" in self.sizes else next(iter(self.sizes))
         flags.DEFINE_enum(
             "preset", usual, list(self.sizes), "Size of scans and length of training."
@@ -58,7 +58,7 @@ class Table:
         flags.DEFINE_string("workdir", None, f"Folder of all runs; default: runs/{self.name}_*.")
 
     def row(self, size: str, name: str, seeds: Sequence[str], folder: Path, *overrides: str) -> Row:
-        """How a row is trained: with each seed in `folder/NAME-SEED`."""
+        """A row, trained with each seed in `folder/NAME-SEED`."""
         homes = {seed: folder / f"{name}-{seed}" for seed in seeds}
         config, program = f"experiments/{self.name}.py:{size}/{name}", self.programs.get(name, ())
         return Row(name, config, homes, list(overrides), program)
@@ -75,15 +75,16 @@ class Table:
         always: Sequence[str] = (),
         beside: Beside = lambda rows, found: ([], []),
     ) -> tuple[Path, list[Compared]]:
-        """Train the rows that the flags ask for and write the table; its folder, and the rows.
+        """Train the rows that the flags name and write the table; return its folder and the rows.
 
-        Exit code 1 for a flag that can't be, or where a row's training ends with an error.
+        Exit code 1 for a wrong flag, or if a row's training ends with an error.
 
         Args:
-          suffix: of the runs' folder.
-          more: rows beside those of --rows; `hidden` ones are not to be asked for by it.
-          overrides: row -> arguments of `jaxmark.main` for it alone; `always` are for all.
-          beside: makes more tables of the page, and what the tables come to in words.
+          suffix: end of the runs' folder's name.
+          more: rows in addition to those of --rows.
+          hidden: rows that --rows can't name.
+          overrides: row -> arguments of `jaxmark.main` for this row; `always` are for all rows.
+          beside: makes further tables of the page, and lines of words about the tables.
         """
         values: Any = flags.FLAGS
         with errors_on_one_line():

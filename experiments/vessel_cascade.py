@@ -3,8 +3,9 @@
 python -m jaxmark.main --config=experiments/vessel_cascade.py
 python -m jaxmark.main --config=experiments/vessel_cascade.py:aorta_small
 
-Without data of yours this makes a synthetic cohort (`jaxmark/data/phantoms/vessels`). Without a
-preset the device decides: `paper` on an accelerator, `small` on a CPU. Of the heart, 5 landmarks:
+Without your own data this makes a synthetic cohort (`jaxmark/data/phantoms/vessels`). Without a
+preset the device decides: `paper` on an accelerator, `small` on a CPU. Presets for the heart, with
+5 landmarks:
 
 - `paper`: 75 training and 40 test volumes of 512^3 voxels of 0.4 mm; stage 1 on voxels four times
   as long, patches of 64 voxels, batch 4, Adam at 1e-3, 11,250 and 45,000 steps. It needs a GPU, and
@@ -13,10 +14,10 @@ preset the device decides: `paper` on an accelerator, `small` on a CPU. Of the h
   to draw, the training 3 minutes; expect 1.7 mm (median 0.8); the first stage alone: 5.3 mm.
 - `tiny`: for tests.
 
-Of the aorta, 9 landmarks, stage 1 on voxels twice as long: `aorta` (25 training and 23 test volumes
-of 0.71 x 0.71 x 0.81 mm, for a GPU, not run), `aorta_small`, `aorta_tiny`.
+Presets for the aorta, with 9 landmarks and stage 1 on voxels twice as long: `aorta` (25 training
+and 23 test volumes of 0.71 x 0.71 x 0.81 mm, for a GPU, not run), `aorta_small`, `aorta_tiny`.
 
-Predictions hold the first stage's places, too: `landmarks_stage1.csv` (the voxel of the maximum)
+Predictions also hold the first stage's positions: `landmarks_stage1.csv` (the voxel of the maximum)
 and `landmarks_stage1_subvoxel.csv`; --config.predict.decoder= chooses which is evaluated.
 """
 
@@ -27,13 +28,13 @@ from jaxmark.data.phantoms.vessels.aorta import AortaPhantom
 from jaxmark.data.phantoms.vessels.coronary import CoronaryPhantom
 from jaxmark.methods.cascade import Cascade
 
-# What becomes 0 and 1, in Hounsfield units: fat and calcified plaque.
+# Hounsfield units that become 0 and 1: fat and calcified plaque.
 WINDOW_HU = (-200.0, 800.0)
 EVALUATE = Evaluate(sdr_thresholds_mm=(1.0, 2.0, 3.0, 4.0, 5.0))
 
 
 def default_preset(platform: str) -> str:
-    """The preset where none is named; `platform` is JAX's: "cpu", "gpu" or "tpu"."""
+    """The preset if none is named; `platform` is JAX's: "cpu", "gpu" or "tpu"."""
     return "small" if platform == "cpu" else "paper"
 
 
@@ -53,7 +54,7 @@ def get_config(preset: str = "paper") -> Experiment:
 
 
 def paper() -> Experiment:
-    """The size and settings of the paper, which augments nothing."""
+    """The size and settings of the paper, which has no augmentation."""
     return Experiment(
         name="vessel_cascade",
         data=Data(
@@ -72,7 +73,7 @@ def paper() -> Experiment:
 
 
 def small() -> Experiment:
-    """Voxels of four times the length; what is set is ours."""
+    """Voxels of four times the length; values set here are ours."""
     experiment = paper()
     experiment.name = "vessel_cascade_small"
     experiment.data.spacing_mm = (1.6, 1.6, 1.6)

@@ -1,18 +1,18 @@
-"""Cross-validation: errors of every case by a model that has not seen it, and the folds' ensemble.
+"""Cross-validation: errors of every case by a model trained without it, and the folds' ensemble.
 
     cross_validate(experiment, "runs/cv", folds=5)
     load_model("runs/cv").predict("patient.nii.gz")
 
-Each fold is an ordinary run, `folds/<k>` of the work dir, with `config.data.fold=k`. It may be
-trained anywhere, and what is trained is not trained again. When all are, their out-of-fold cases
-are predicted, and what the work dir then holds is what a run's holds, of all cases:
+Each fold is an ordinary run in `folds/<k>` of the work dir, with `config.data.fold=k`. It may be
+trained anywhere; a trained fold is not trained again. When all folds are trained, their out-of-fold
+cases are predicted. The work dir then has the files of a run, for all cases:
 
 ```
-folds/<k>/                     a run each: its checkpoints, frame and log
-predictions/                   of each case by the model of the fold that it was not trained in
-evaluation/, report/           of these; folds.csv: case, fold
-calibration.json, shape.json   what these show: the promises of the ensemble
-test/predictions, evaluation   of the ensemble, where there is a test split
+folds/<k>/                     one run each, with its checkpoints, frame and log
+predictions/                   of each case, by the model of the fold that was trained without it
+evaluation/, report/           of these predictions; folds.csv: case, fold
+calibration.json, shape.json   calibration of the ensemble, from these predictions
+test/predictions, evaluation   of the ensemble, if there is a test split
 ```
 """
 
@@ -59,18 +59,18 @@ TEST = "test"
 def cross_validate(
     experiment: Experiment, workdir: str | Path, folds: int | None = None
 ) -> dict[str, Any]:
-    """Train all folds, or go on; then predict, evaluate and report their out-of-fold cases.
+    """Train all folds, or continue; then predict, evaluate and report their out-of-fold cases.
 
-    Folds that other processes work on are passed over: the process that ends last does the rest.
+    Folds that other processes train are skipped; the process that ends last does the rest.
 
     Args:
-      folds: how many; None: `config.data.folds`, or 5 where that is 0.
+      folds: number of folds; None: `config.data.folds`, or 5 if that is 0.
 
     Returns:
-      The figures of all cases by name; empty where other processes still work on folds.
+      The figures of all cases by name; empty if other processes still train folds.
 
     Raises:
-      InputError: bad input, or the work dir holds something else.
+      InputError: bad input, or the work dir holds no cross-validation but something else.
       Interrupted, FloatingPointError: see `workflow.run_stages`.
     """
     workdir = Path(workdir)
@@ -92,7 +92,7 @@ def cross_validate(
 
 
 def _begin(experiment: Experiment, workdir: Path, folds: int | None) -> Experiment:
-    """The experiment of fold 0, whose config is the work dir's."""
+    """The experiment of fold 0; its config is also the work dir's."""
     data = experiment.data
     if data.fold:
         raise InputError("config.data.fold", "is for a fold alone; --mode=crossval trains all")
@@ -114,7 +114,7 @@ def _begin(experiment: Experiment, workdir: Path, folds: int | None) -> Experime
 
 
 def _train(experiment: Experiment, workdir: Path) -> tuple[list[Run], list[int]]:
-    """Every fold as a run whose training is complete; or which ones others work on."""
+    """All folds as trained runs; or the folds that other processes train."""
     done: dict[int, Run] = {}
     count = experiment.data.folds
     while True:
@@ -129,17 +129,17 @@ def _train(experiment: Experiment, workdir: Path) -> tuple[list[Run], list[int]]
                     run = prepare(of_fold(experiment, fold), home)
                     train(run)
             except InUseError as error:
-                say(f"passed over: {error}")
+                say(f"skipped: {error}")
                 busy.append(fold)
                 continue
             done[fold] = run
-        # What others have finished meanwhile is only looked at.
+        # Another round takes over folds that others have finished meanwhile.
         if not busy or len(done) == before:
             return [done[fold] for fold in sorted(done)], busy
 
 
 def _pool(experiment: Experiment, workdir: Path, runs: Sequence[Run]) -> dict[str, Any]:
-    """Predictions, figures and page of all out-of-fold cases; and the ensemble's on test cases."""
+    """Write predictions, figures and page of all out-of-fold cases, and the ensemble's test."""
     landmarks = runs[0].prepared.landmarks
     found: list[list[Found]] = []
     on_test: list[list[Found]] = []
@@ -161,7 +161,7 @@ def _pool(experiment: Experiment, workdir: Path, runs: Sequence[Run]) -> dict[st
     observed = observe(runs[0], everything, cases, step, cases, untrained)
     predicted = _predicted(runs, found, observed.figures)
     predictions.write_cases(predicted, experiment.predict.decoder, workdir / "predictions")
-    # Last: with it the work dir is a model.
+    # Written last: with this file the work dir is a model.
     calibration.save(observed, workdir)
     ensemble = _test(experiment, workdir, runs, on_test) if on_test[0] else None
     return _evaluate(experiment, workdir, runs, ensemble)
@@ -170,7 +170,7 @@ def _pool(experiment: Experiment, workdir: Path, runs: Sequence[Run]) -> dict[st
 def _evaluate(
     experiment: Experiment, workdir: Path, runs: Sequence[Run], ensemble: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Figures and page of the out-of-fold predictions; `ensemble` are figures that go with them."""
+    """Write figures and page of the out-of-fold predictions; `ensemble` figures are added."""
     first, settings, folder = runs[0], experiment.predict, workdir / "evaluation"
     by_name = {case.name: (k, case) for k, r in enumerate(runs) for case in r.prepared.split("val")}
     fold_of = {name: by_name[name][0] for name in sorted(by_name, key=natural)}
@@ -190,7 +190,7 @@ def _evaluate(
         thresholds_mm=thresholds_mm,
         floors=_floors(runs, cases),
         folder=folder,
-        # Each fold's promises are of the other folds' cases.
+        # Each fold's radii were calibrated on the other folds' cases.
         promised=settings.coverage,
         more=more,
         other_thresholds=other_thresholds,
@@ -212,7 +212,7 @@ def _evaluate(
 def _predicted(
     runs: Sequence[Run], found: Sequence[Sequence[Found]], observed: dict[str, Any]
 ) -> dict[str, list[ScanLandmarks]]:
-    """Decoder -> out-of-fold landmarks, with promises learned from the other folds' cases."""
+    """Decoder -> out-of-fold landmarks, calibrated on the other folds' cases."""
     settings = runs[0].experiment.predict
     predicted: dict[str, list[ScanLandmarks]] = {}
     for run, own in zip(runs, found, strict=True):
@@ -247,7 +247,7 @@ def _floors(runs: Sequence[Run], cases: Sequence[PreparedCase]) -> dict[str, np.
     return {
         name: np.stack([rows[case.name] for case in cases])
         for name, rows in by_case.items()
-        # Of a fold whose scans could not be registered there is none.
+        # A fold whose scans could not be registered lacks some baselines.
         if len(rows) == len(cases)
     }
 
@@ -255,10 +255,10 @@ def _floors(runs: Sequence[Run], cases: Sequence[PreparedCase]) -> dict[str, np.
 def _test(
     experiment: Experiment, workdir: Path, runs: Sequence[Run], found: Sequence[Sequence[Found]]
 ) -> dict[str, Any] | None:
-    """The ensemble on the test cases, as files in `test/`; its figures beside its folds'."""
+    """Write the ensemble's test to `test/`; return its figures beside those of its folds."""
     first, settings = runs[0], experiment.predict
     if first.method.tells:
-        say("note: the method tells segments: there is no ensemble of its folds")
+        say("note: the method predicts segments: there is no ensemble of its folds")
         return None
     ensemble = load_model(workdir, experiment, first.mesh)
     assert isinstance(ensemble, Ensemble)
@@ -292,7 +292,7 @@ def _test(
     summary = evaluation.evaluate(
         points,
         thresholds_mm=thresholds_mm,
-        # In the frame of the first fold.
+        # Baselines are in the frame of the first fold.
         floors=floors_of([*first.prepared.split("train"), *first.prepared.split("val")], cases),
         folder=folder / "evaluation",
         promised=settings.coverage,
@@ -303,6 +303,6 @@ def _test(
 
 
 def _errors(points: Points, found: Sequence[Found], decoder: str) -> np.ndarray:
-    """(N, K) of one fold's predictions of the same cases."""
+    """(N, K) errors of one fold's predictions of the same cases."""
     predicted_mm = np.stack([one.landmarks_mm(decoder) for one in found])
     return radial_error_mm(points.truth_mm, predicted_mm, points.present)

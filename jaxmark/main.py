@@ -7,9 +7,8 @@ the others are done, 3 stopped by SIGTERM or SIGINT: what was done is saved, and
 continues.
 """
 
-# The text above is what --help prints. This is the only module that knows flags. What takes long to
-# import is imported where it is used: help, and worker processes, which import this module, need
-# none of it.
+# --help prints the text above. This is the only module that knows flags. Slow imports are inside
+# of functions: --help, and worker processes, which import this module, don't need them.
 
 # ruff: noqa: E402
 
@@ -84,7 +83,7 @@ _FIXED_LANDMARKS = flags.DEFINE_string(
     "fixed_landmarks", None, "With --mode=align: a landmark file instead of what the model finds."
 )
 _MOVING_LANDMARKS = flags.DEFINE_string(
-    "moving_landmarks", None, "The same of the moving scan; with both no model is needed."
+    "moving_landmarks", None, "The same for the moving scan; with both no model is needed."
 )
 _TRANSFORM = flags.DEFINE_enum(
     "transform", None, TRANSFORMS, "With --mode=align: the kind of map; default: similarity."
@@ -106,16 +105,16 @@ _COORDINATOR = flags.DEFINE_string(
     "As --distributed, without a cluster: HOST:PORT, where process 0 listens; needs --processes "
     "and --process.",
 )
-_PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: how many there are.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: number of processes.")
 _PROCESS = flags.DEFINE_integer(
-    "process", None, "With --coordinator: which of them this is, 0 to processes - 1."
+    "process", None, "With --coordinator: number of this process, 0 to processes - 1."
 )
 
 
 def console() -> None:
     """Entry point of the `jaxmark` command."""
     interrupts.leave_on_signals()
-    # absl's help is of the program that was started: its flags are then those of this module.
+    # absl's --help shows the flags of the started program: make them those of this module.
     sys.modules["__main__"].__doc__ = __doc__
     for flag in flags.FLAGS.get_key_flags_for_module(__name__):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
@@ -137,7 +136,7 @@ def _parse(argv: list[str]) -> list[str]:
         _stop(error)
     except flags.Error as error:
         lines = str(error).strip().splitlines()
-        # An error inside the experiment file comes with its traceback, what it is in the last line.
+        # An error inside the experiment file has a traceback; its last line names the error.
         _stop(lines[0] if len(lines) == 1 or lines[0][-1] != ":" else f"{lines[0]} {lines[-1]}")
     except KeyError:
         # An override of a field that does not exist.
@@ -146,7 +145,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _home(named: Path) -> Path:
-    """The work dir that is read; with --mode=check, where predictions are others', written."""
+    """The work dir: --checkpoint before --workdir, but --mode=check writes to --workdir."""
     if _MODE.value == "check" and _WORKDIR.value:
         return Path(_WORKDIR.value)
     if _MODE.value == "check" and "," in (_CHECKPOINT.value or ""):
@@ -195,7 +194,7 @@ def _main(argv: Sequence[str]) -> None:
             # JAX handles the signals of several processes.
             interrupts.leave_signals_to_others()
         platform = jax.devices()[0].platform
-        # A process that others have met can't start again.
+        # A process that has joined others can't start again.
         if platform == "cpu" and _HUGE_PAGES.value and not distributed:
             huge_pages.restart_with_huge_pages()
         native.forbid(not _NATIVE.value)
@@ -235,7 +234,7 @@ def _main(argv: Sequence[str]) -> None:
     except InputError as error:
         _stop(error)
     except interrupts.Interrupted as signal:
-        # All that training had to save is saved.
+        # Training has saved its state.
         if not distributed:
             interrupts.leave(str(signal))
         print(f"stopped by {signal}; the same command continues", file=sys.stderr)
@@ -245,8 +244,8 @@ def _main(argv: Sequence[str]) -> None:
         print("stopped by SIGINT; the same command continues", file=sys.stderr)
         sys.exit(interrupts.EXIT_CODE)
     except OSError as error:
-        # A disk that is full, read-only or gone. Files are written whole or not at all, so what
-        # was there is there; writers say which file it was.
+        # A disk that is full, read-only or gone. Files are written whole or not at all, so earlier
+        # files are intact; the error names the file.
         if error.errno is None:
             raise
         _stop(InputError(error.filename or "a file", f"{error.strerror}"))
@@ -260,7 +259,7 @@ def _main(argv: Sequence[str]) -> None:
 
         if not ran_out(error):
             raise
-        # Neither of a step nor of a prediction, whose errors name the setting that fits.
+        # Steps and predictions raise an InputError that names a setting; this comes from elsewhere.
         _stop(f"out of memory: {' '.join(str(error).split())[:200]}")
     except ExceptionGroup as group:
         problems, others = group.split(InputError)
@@ -288,7 +287,7 @@ def config_file(argv: Sequence[str]) -> tuple[str, str] | None:
 
 
 def with_trained_config(argv: Sequence[str]) -> list[str]:
-    """The arguments, with the experiment file of trained models where only --checkpoint is given.
+    """The arguments; --checkpoint without --config adds the experiment file of trained models.
 
     Raises:
       InputError: the work dir holds no model.
@@ -300,9 +299,9 @@ def with_trained_config(argv: Sequence[str]) -> list[str]:
     from jaxmark.inference.packed import folder_of
 
     folder = folder_of(workdir)
-    # Once here, where a mistake is one line.
+    # Read the config here, where an error is printed as one line.
     trained.get_config(str(folder))
-    # The last one counts.
+    # Of two --checkpoint arguments the last one counts.
     return [argv[0], f"--config={trained.__file__}:{folder}", *argv[1:], f"--checkpoint={folder}"]
 
 
@@ -316,10 +315,10 @@ def argument_of(argv: Sequence[str], flag: str) -> str | None:
 
 
 def for_device(experiment: Experiment, platform: str) -> Experiment:
-    """The preset that the experiment file has for this device, if the command line names none.
+    """The experiment file's preset for this device, if the command line names none.
 
-    Not while flags are parsed: asking for the device starts the backend. So the flags are parsed
-    once more, with the preset in its place and the same overrides.
+    The device is not known while flags are parsed, since asking for it starts the backend. So the
+    flags are parsed again, with the preset and the same overrides.
     """
     file, preset = config_file(sys.argv) or ("", "")
     choose = None if preset or not file else runpy.run_path(file).get("default_preset")
@@ -328,7 +327,7 @@ def for_device(experiment: Experiment, platform: str) -> Experiment:
     preset = choose(platform)
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
-    # The file's name is an argument of its own or the end of one; nothing else ends in it.
+    # The file's name is a whole argument or the value of --config=.
     named = [f"{a}:{preset}" if a in (file, f"--config={file}") else a for a in sys.argv]
     values(named, known_only=True)
     say(f"preset {preset!r}, since the device is a {platform} (--config={file}:PRESET chooses)")
@@ -374,7 +373,7 @@ def with_plan(request: "Request", wishes: "Wishes") -> "Request":
 
 
 def unknown_field(argv: Sequence[str]) -> str:
-    """Which `--config.x.y` names no field, and the nearest one that exists."""
+    """A message that names the unknown field in `--config.x.y` and the nearest existing one."""
     config = config_file(argv)
     if config is None:
         return "--config: is required before overrides of its fields"
@@ -401,7 +400,7 @@ def unknown_field(argv: Sequence[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """The two scans that --mode=align is about; the fields have the names of their flags."""
+    """The two scans of --mode=align; fields have the names of their flags."""
 
     fixed: str
     moving: str
@@ -415,7 +414,7 @@ class Pair:
 
     @classmethod
     def asked_for(cls, mode: str) -> "Pair | None":
-        """What the flags say; None in other modes. InputError for flags that do not go together."""
+        """The pair from the flags; None in other modes. InputError for flags that do not fit."""
         values: dict[str, Any] = {
             field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(cls)
         }
@@ -439,13 +438,13 @@ class Pair:
 
     @property
     def needs_model(self) -> bool:
-        """Whether landmarks have to be found."""
+        """Whether a scan has no landmark file."""
         return self.fixed_landmarks is None or self.moving_landmarks is None
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What the command line asks for, beside its mode."""
+    """The values of the command line, except its mode."""
 
     given: Experiment | None  # None: to align scans that have landmark files
     workdir: Path
@@ -457,12 +456,12 @@ class Request:
 
     @property
     def experiment(self) -> Experiment:
-        """Of commands that need one."""
+        """The experiment, for commands that need one."""
         assert self.given is not None
         return self.given
 
     def no_scans(self) -> None:
-        """InputError for flags of a command about raw scans."""
+        """InputError for flags that only commands on raw scans take."""
         if self.input is not None:
             raise InputError("--input", "goes with --mode=predict")
         if self.checkpoint is not None:
@@ -470,7 +469,7 @@ class Request:
 
 
 def _stages(*stages: str) -> Callable[[Request], int]:
-    """The command that does these stages of the experiment."""
+    """The command that runs these stages of the experiment."""
 
     def command(request: Request) -> int:
         from jaxmark import workflow
@@ -497,7 +496,7 @@ def _crossval(request: Request) -> int:
 
 
 def _predict(request: Request) -> int:
-    """The evaluated split of the cohort, or raw scans where there is an --input."""
+    """Predict the evaluated split of the cohort; or raw scans, with --input."""
     if request.input is None:
         return _stages("predict")(request)
     if request.output is None:
@@ -525,7 +524,7 @@ def _plan(request: Request) -> int:
 
 
 def _check(request: Request) -> int:
-    """Suspicions are no errors: the exit code is 0."""
+    """Check annotations; the exit code is 0 also if there are suspicions."""
     from jaxmark import workflow
     from jaxmark.system import processes
 
@@ -612,7 +611,7 @@ COMMANDS: dict[str, Callable[[Request], int]] = {
 
 
 def announce(request: Request, mode: str) -> None:
-    """What is done, where, on what devices; InputError where processes were asked differently."""
+    """Print mode, place and devices; InputError if processes got different commands."""
     import jax
 
     from jaxmark.core import native

@@ -5,10 +5,10 @@
     predict(run)
     print(evaluate(run)["mre_mm"], report(run))
 
-or `run_stages(experiment, "runs/mine")`, which also keeps others out of the work dir meanwhile.
-`load_model("runs/mine")` finds landmarks in scans never seen, `align` brings two scans together by
-theirs. The command line (`main`) is made of these; they know no flags, print lines of progress, and
-raise `InputError` for what the user can mend.
+or `run_stages(experiment, "runs/mine")`, which also locks the work dir while it runs.
+`load_model("runs/mine")` finds landmarks in new scans; `align` aligns two scans by their landmarks.
+The command line (`main`) calls these functions. They know no flags, print lines of progress, and
+raise `InputError` for what the user can correct.
 """
 
 import contextlib
@@ -87,7 +87,7 @@ from jaxmark.training.provenance import check_moved
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """An experiment in its work dir, with the cohort prepared: what its stages share."""
+    """An experiment in its work dir, with the prepared cohort; all stages share it."""
 
     experiment: Experiment
     workdir: Path
@@ -108,32 +108,35 @@ class Run:
 
     @property
     def scheme(self) -> Scheme:
-        """Of the prepared cases."""
+        """The landmarks and segments of the prepared cases."""
         return scheme_of(self.prepared.landmarks, self.prepared.frame.segments)
 
     @property
     def thresholds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """For success rates: in the landmarks' unit, and in the other one of pictures."""
+        """Thresholds of success rates: in the landmarks' unit (mm or px), and in the other one."""
         own = self.experiment.evaluate
         both = own.sdr_thresholds_mm, own.sdr_thresholds_px
         return both if self.prepared.frame.unit == "mm" else both[::-1]
 
     def planes(self, cases: Sequence[PreparedCase]) -> dict[str, Plane]:
-        """Case -> the world of its picture; nothing where cases are volumes."""
+        """Case -> the plane of its picture; empty where cases are volumes."""
         frame = self.prepared.frame
         return {c.name: Plane(frame.unit, c.pixel_mm) for c in cases} if frame.planar else {}
 
     def find(
         self, variables: Variables, cases: Sequence[PreparedCase], what: str
     ) -> Iterator[Found]:
-        """What the method says of prepared cases, with a progress bar called `what`."""
+        """Predict prepared cases one by one, with a progress bar called `what`."""
         found = self.predictor(variables, (case.volume for case in cases))
         yield from tqdm(
             found, total=len(cases), desc=what, unit="scan", disable=not processes.primary()
         )
 
     def evaluated(self) -> tuple[str, list[PreparedCase]]:
-        """`config.predict.split` and its cases; where it is empty, test, or val without a test."""
+        """The split that `config.predict.split` names, and its cases.
+
+        An empty name means test, or val where there are no test cases.
+        """
         chosen = self.experiment.predict.split
         name = chosen or ("test" if self.prepared.splits["test"] else "val")
         cases = self.prepared.split(name)
@@ -143,10 +146,10 @@ class Run:
 
 
 def prepare(experiment: Experiment, workdir: str | Path) -> Run:
-    """The cohort, own or phantom, prepared or found in the cache, and the method for it.
+    """Prepare the cohort, the user's or a phantom, or find it in the cache; build the method.
 
     Writes config, frame and contact sheets into the work dir. Raises InputError for bad input, and
-    where the work dir holds a model of another config, which must not be overwritten.
+    where the work dir holds a model of another config: it must not be overwritten.
     """
     workdir, mesh = Path(workdir), data_mesh()
     validate(experiment)
@@ -178,7 +181,7 @@ def prepare(experiment: Experiment, workdir: str | Path) -> Run:
 
 
 def train(run: Run) -> None:
-    """Train, or go on, and write what predictions of the validation cases show of the model."""
+    """Train, or continue an earlier training, then calibrate on the validation cases."""
     train_method(
         run.method,
         run.experiment,
@@ -193,7 +196,7 @@ def train(run: Run) -> None:
 
 
 def predict(run: Run) -> None:
-    """Landmarks of the evaluated split's cases, as files in the work dir's `predictions/`."""
+    """Predict the cases of the evaluated split; write files into the work dir's `predictions/`."""
     split, cases = run.evaluated()
     step, variables = run.variables()
     calibrate(run, step, variables)
@@ -222,7 +225,7 @@ def predict(run: Run) -> None:
 def find_and_write(
     run: Run, variables: Variables, cases: Sequence[PreparedCase], folder: Path
 ) -> list[Found]:
-    """Landmarks of prepared cases; label maps of all would fill the memory, so they are written."""
+    """Landmarks of prepared cases. Label maps go to files: all of them would fill the memory."""
     found = []
     for one, case in zip(run.find(variables, cases, "predicting"), cases, strict=True):
         if processes.primary() and case.segments is not None:
@@ -234,21 +237,22 @@ def find_and_write(
 
 
 def calibrate(run: Run, step: int, variables: Variables) -> None:
-    """Write what predictions of the validation cases show of a model, if it is not written.
+    """Write the calibration file of a model, unless the work dir has it.
 
-    Also what the cases are like, so that other scans can be told from them.
+    It holds how well predictions of the validation cases fit, and what usual scans look like, so
+    that unusual scans are recognised.
     """
     cases, training = run.prepared.split("val"), run.prepared.split("train")
     landmarks, settings = run.prepared.landmarks, run.experiment.predict
     any_look = run.experiment.augment.appearance.drawn
     known = False
-    # Of another step, or damaged: made anew.
+    # A file of another step, or a damaged one, is replaced.
     with contextlib.suppress(InputError):
         if (run.workdir / calibration.FILE).exists():
             promised = calibration.load(
                 run.workdir, landmarks, step, settings.decoder, settings.coverage
             )
-            # An earlier version did not observe what scans are like.
+            # Files of an earlier version do not say what usual scans look like.
             known = promised.usual is not None or any_look
     if processes.from_primary("calibration", known):
         return
@@ -266,7 +270,7 @@ def observe(
     training: Sequence[PreparedCase],
     untrained: Sequence[str],
 ) -> calibration.Observed:
-    """See `calibration.observe`; what it needs beside is the run's."""
+    """Call `calibration.observe` with the settings of the run."""
     experiment = run.experiment
     return calibration.observe(
         found,
@@ -283,9 +287,9 @@ def observe(
 
 
 def evaluate(run: Run) -> dict[str, Any]:
-    """Errors of the predictions in the work dir, into its `evaluation/`; the figures by name.
+    """Write errors of the predictions into the work dir's `evaluation/`; return figures by name.
 
-    Of several processes the primary alone does it, and the others' figures are empty.
+    Of several processes only the primary evaluates; the others return {}.
     """
     split, cases = run.evaluated()
     if not processes.primary():
@@ -299,7 +303,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         thresholds_mm=thresholds_mm,
         other_thresholds=other_thresholds,
         unit=frame.unit if frame.planar else "",
-        # Promises that were learned from these cases can't be judged by them.
+        # The radii were calibrated on the validation cases, so these can't test them.
         promised=None if split == "val" else settings.coverage,
         predictions=run.workdir / "predictions" / f"landmarks_{settings.decoder}.csv",
         folder=run.workdir / "evaluation",
@@ -314,7 +318,7 @@ def evaluate(run: Run) -> dict[str, Any]:
 
 
 def report(run: Run) -> Path:
-    """One page about the run, of what is in its work dir; where it is."""
+    """Write one page about the run from the files in its work dir; return its path."""
     page = run.workdir / reports.PAGE
     if processes.primary():
         _, cases = run.evaluated()
@@ -330,9 +334,9 @@ def write_page(
     cases: Sequence[PreparedCase],
     doubts: Mapping[str, Sequence[str]],
 ) -> None:
-    """The page about predictions in a work dir: a run's, or those of several such runs.
+    """Write the page about the predictions in a work dir, of one run or of all folds.
 
-    `doubts` are of cases by name.
+    `doubts`: case name -> what is doubtful about the case.
     """
     viewer, tells = run.experiment.evaluate.viewer, run.method.tells
     overlays = shown_cases.overlay_cases(
@@ -348,7 +352,7 @@ def write_page(
 
 
 def label_cases(workdir: Path, cases: Sequence[PreparedCase]) -> list[shown_cases.LabelCase]:
-    """Cases to be shown with their label maps; none without predicted or without true ones."""
+    """Cases that the page shows with label maps; none if predicted or true maps are missing."""
     evaluated = workdir / "evaluation"
     if evaluation.read_summary(evaluated).get("segmentation") is None:
         return []
@@ -366,7 +370,7 @@ STAGES = ("prepare", *_AFTER)
 
 
 def run_stages(experiment: Experiment, workdir: str | Path, stages: Sequence[str] = STAGES) -> Run:
-    """Some of `STAGES` in their order; what an earlier run has begun is continued.
+    """Run some of `STAGES`, in their order; continue where an earlier run stopped.
 
     Preparation starts processes, so a script calls this under `if __name__ == "__main__":`.
 
@@ -385,7 +389,7 @@ def run_stages(experiment: Experiment, workdir: str | Path, stages: Sequence[str
 
 @contextlib.contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """The folder is this run's alone; of several processes the primary asks for it."""
+    """Lock the folder for this run; of several processes the primary holds the lock."""
     with contextlib.ExitStack() as stack:
         with processes.primary_first(f"lock of {folder}"):
             if processes.primary():
@@ -396,18 +400,18 @@ def owned(folder: Path) -> Iterator[None]:
 def load_model(
     workdir: str | Path, experiment: Experiment | None = None, mesh: Mesh | None = None
 ) -> TrainedModel:
-    """The trained model in a work dir, ready for scans never seen.
+    """The trained model in a work dir, ready for new scans.
 
-    Of a cross-validation that is the `Ensemble` of its folds.
+    A cross-validation gives the `Ensemble` of its folds.
 
     Args:
-      workdir: or a packed model, a file or a URL (see `inference.packed`).
-      experiment: how it is used (`predict`, `data.workers`); None: as it was trained.
-      mesh: of devices; None: those of this process.
+      workdir: a work dir, or a packed model: a file or a URL (see `inference.packed`).
+      experiment: how the model is used (`predict`, `data.workers`); None: as it was trained.
+      mesh: the devices; None: those of this process.
 
     Raises:
       InputError: the work dir holds no model, or one of another method or crop; or a
-        cross-validation that is not complete, or of a method that tells segments.
+        cross-validation that is not complete, or whose method predicts segments.
     """
     workdir, mesh = packed.folder_of(workdir), mesh or local_mesh()
     experiment = validate(experiment or trained.get_config(str(workdir)))
@@ -422,7 +426,7 @@ def load_model(
 
 
 def _load_ensemble(workdir: Path, experiment: Experiment, mesh: Mesh) -> Ensemble:
-    """The models of all folds, with what their out-of-fold cases say of them."""
+    """The models of all folds, calibrated on the out-of-fold cases."""
     settings = experiment.predict
     if settings.checkpoint != "last":
         problem = f"{settings.checkpoint!r} was chosen by the cases that errors are of: set 'last'"
@@ -441,8 +445,8 @@ def _load_ensemble(workdir: Path, experiment: Experiment, mesh: Mesh) -> Ensembl
             )
             raise InputError(workdir, problem)
         if members and model.frame.shape_mm is None and settings.engine == XLA:
-            # Nothing of a fold is in its programs: they are compiled once. Other engines' graphs
-            # hold the weights.
+            # XLA's programs hold nothing of a fold, so all folds share one compiled program. Graphs
+            # of other engines hold the fold's weights.
             model = dataclasses.replace(model, predictor=members[0].predictor)
         members.append(model)
     first = members[0]
@@ -459,7 +463,7 @@ def _load_ensemble(workdir: Path, experiment: Experiment, mesh: Mesh) -> Ensembl
 
 
 def _load_untested(workdir: Path, experiment: Experiment, mesh: Mesh) -> TrainedModel:
-    """A model that promises nothing."""
+    """A model without its calibration."""
     path, preparation = workdir / "config.json", workdir / "preparation"
     check_same(read_json(path, SCHEMA_VERSION), experiment, workdir, parts=("method",))
     frame, landmarks = load_frame(preparation)
@@ -492,14 +496,14 @@ def _method_for(experiment: Experiment, frame: Frame, scheme: Scheme, kind: str)
 
 
 def export(workdir: str | Path, file: str | Path) -> None:
-    """The trained model as one file that is used without jaxmark; its name says in which format.
+    """Write the trained model as one file that needs no jaxmark.
 
     Args:
-      workdir: or a packed model, as in `load_model`.
-      file: ends in .jax.zip or .onnx, see `inference.exported`.
+      workdir: a work dir or a packed model, as in `load_model`.
+      file: ends in .jax.zip or .onnx, which chooses the format; see `inference.exported`.
 
     Raises:
-      InputError: as `load_model`; another end of the name, or a model that can't be exported.
+      InputError: as `load_model`; the file's name ends otherwise; the model can't be exported.
       OSError: the file cannot be written.
     """
     file = Path(file)
@@ -522,8 +526,8 @@ def export(workdir: str | Path, file: str | Path) -> None:
 def of_fold(experiment: Experiment, fold: int) -> Experiment:
     """The experiment that trains and evaluates one fold of a cross-validation.
 
-    Of its checkpoints the last counts: the best one would be chosen by the cases of the fold, whose
-    errors would then be too small.
+    It predicts with the last checkpoint. The best one would be chosen by the same cases that are
+    evaluated, and their errors would be too small.
     """
     return dataclasses.replace(
         experiment,
@@ -533,7 +537,7 @@ def of_fold(experiment: Experiment, fold: int) -> Experiment:
 
 
 def pack(workdir: str | Path, file: str | Path) -> None:
-    """The trained model in a work dir as one file, which is then read once.
+    """Write the trained model in a work dir as one file, and load that file once as a check.
 
     Raises:
       InputError: as `load_model`, or the file's name does not end in .zip.
@@ -561,13 +565,13 @@ def pack(workdir: str | Path, file: str | Path) -> None:
 def predict_batch(
     experiment: Experiment, workdir: str | Path, scans: str | Path, folder: str | Path
 ) -> batch.Outcome:
-    """Landmarks of a raw scan, or of all below a folder, by the model in a work dir, as files."""
+    """Find landmarks in a raw scan, or in all scans below a folder; write them into `folder`."""
     workdir, folder = Path(workdir), Path(folder)
-    # What is quickly seen first: loading the model takes seconds, finding scans may take minutes.
+    # The quick check comes first: loading the model takes seconds, finding scans may take minutes.
     _check_trained(workdir)
     data = experiment.data
     sources = batch.scans_at(Path(scans), data.series, planar=data.planar)
-    # Each process predicts scans of its own.
+    # Each process predicts a part of the scans.
     model = load_model(workdir, experiment)
     _say_untrained(model.frame.untrained)
     with owned(folder / "batch"):
@@ -587,16 +591,16 @@ def align(
     fixed_landmarks: str | Path | None = None,
     moving_landmarks: str | Path | None = None,
 ) -> alignment.Alignment:
-    """Bring the moving scan onto the fixed one by the landmarks of both, as files in a folder.
+    """Align the moving scan with the fixed one by their landmarks; write files into `folder`.
 
-    A scan's landmarks are those of its landmark file, where one is given, or else what the model in
-    the work dir finds; what the model states about each decides its weight. No intensity is
+    A scan's landmarks come from its landmark file where one is given, else from the model in the
+    work dir. What the model states about a landmark decides its weight. Intensities are not
     compared.
 
     Args:
-      fixed, moving: a scan each: a file, or a folder with one DICOM volume.
+      fixed, moving: one scan each: a file, or a folder with one DICOM volume.
       transform: "rigid", "similarity", "affine" or "thin_plate".
-      workdir: of the trained model; not needed where both scans have landmark files.
+      workdir: the trained model; not needed where both scans have landmark files.
       experiment: how the model is used, as in `load_model`.
 
     Raises:
@@ -609,7 +613,7 @@ def align(
     given = [(Path(fixed), fixed_landmarks), (Path(moving), moving_landmarks)]
     inputs = [(path, None if file is None else Path(file)) for path, file in given]
     by_model = [path for path, file in inputs if file is None]
-    # What is quickly seen first: loading the model takes seconds.
+    # The quick checks come first: loading the model takes seconds.
     if by_model:
         if workdir is None:
             raise InputError(by_model[0], "has no landmark file, and no trained model is named")
@@ -639,12 +643,12 @@ def align(
 def check(
     experiment: Experiment, workdir: str | Path, predicted: Sequence[str | Path] = ()
 ) -> dict[str, Any]:
-    """Which annotations to look at first, before anything is trained; the summary's figures.
+    """List the annotations to look at first, before any training; return the summary's figures.
 
     Writes `suspicions.csv`, `index.html` and `summary.json` into the work dir's `check/`.
 
     Args:
-      predicted: work dirs, of runs or cross-validations, whose predictions count as well.
+      predicted: work dirs of runs or cross-validations whose predictions are compared as well.
 
     Raises:
       InputError, or an ExceptionGroup of them: scans, landmark files or predictions can't be read.
@@ -679,13 +683,13 @@ def _say_untrained(landmarks: Sequence[str]) -> None:
     if landmarks:
         more = f" and {len(landmarks) - 5} more" * (len(landmarks) > 5)
         say(
-            f"hidden in all predictions: {', '.join(map(repr, landmarks[:5]))}{more}, which no "
-            "training case has"
+            "hidden in all predictions, since no training case has them: "
+            f"{', '.join(map(repr, landmarks[:5]))}{more}"
         )
 
 
 def write_phantom(experiment: Experiment, folder: str | Path) -> None:
-    """The experiment's synthetic cohort as files for any tool."""
+    """Write the experiment's synthetic cohort as files that any tool reads."""
     if experiment.phantom is None:
         raise InputError("config.phantom", f"experiment {experiment.name!r} has none")
     experiment.phantom.write(Path(folder), experiment.data.workers)
@@ -693,12 +697,12 @@ def write_phantom(experiment: Experiment, folder: str | Path) -> None:
 
 
 def task_of(experiment: Experiment, scheme: Scheme, mesh: Mesh) -> Task:
-    """What the method has to find, on these devices; bfloat16 where there is an accelerator."""
+    """The method's task on these devices; networks compute in bfloat16 on GPUs and TPUs."""
     return _task_on(platform(mesh), experiment, scheme)
 
 
 def _task_on(kind: str, experiment: Experiment, scheme: Scheme) -> Task:
-    """`task_of`, on devices of a `Task.platform`."""
+    """`task_of` for devices of the kind `Task.platform`."""
     data = experiment.data
     needs = experiment.method.needs
     targets = {}
@@ -724,9 +728,9 @@ def _task_on(kind: str, experiment: Experiment, scheme: Scheme) -> Task:
 
 
 def _typical_shape(experiment: Experiment, prepared: Prepared) -> np.ndarray:
-    """(K, 3) mm: of the stream's people, or of the training cases' landmarks.
+    """The typical shape (K, 3) in mm: of the phantom if there is a stream, else of training cases.
 
-    Of a landmark that no case has it is the middle.
+    A landmark that no case has lies in the middle.
     """
     if experiment.stream.on:
         return np.asarray(experiment.phantom.shape_mm())
@@ -743,7 +747,7 @@ def _typical_shape(experiment: Experiment, prepared: Prepared) -> np.ndarray:
 def _drawing(
     experiment: Experiment, scheme: Scheme
 ) -> Callable[..., Callable[[int], HostBatch]] | None:
-    """What makes the cases of a stream, if there is one: they must have the cohort's landmarks."""
+    """What makes the cases of a stream, if there is one; InputError for other landmarks."""
     if not experiment.stream.on:
         return None
     if scheme.landmarks != experiment.phantom.scheme.landmarks:
@@ -754,7 +758,7 @@ def _drawing(
 
 
 def _streamed(method: Method, task: Task) -> Method:
-    """The method with label maps of the prepared volumes' shape in phases that draw none."""
+    """The method; phases without a `draw` get one, with label maps of the prepared shape."""
     assert task.drawing is not None
     x, y, z = (side + 2 * margin for side, margin in zip(task.crop, task.margin, strict=True))
     draw = task.drawing((x, y, z), task.spacing_mm)
@@ -775,12 +779,12 @@ def _prepare(
 ) -> tuple[Prepared, LandmarkSets | None]:
     """The prepared cohort, and the unpaired one for methods that learn from it.
 
-    Where paths to data are others (`changes`) than those of the model in the work dir, InputError
-    for other data.
+    `changes`: paths to data that differ from those of the model in the work dir; InputError if the
+    data there differ, too.
     """
     data = _with_root(experiment)
     cohort = read_cohort(data)
-    # Read before anything is prepared: a mistake in it should show at once.
+    # All tables are read before anything is prepared: a mistake should show at once.
     notes = [*cohort.notes]
     needed = experiment.method.needs
     if data.planar and LABEL_MAPS in needed:
@@ -830,7 +834,7 @@ def _prepare(
 
 
 def _with_root(experiment: Experiment) -> Data:
-    """Where the cohort is: in the user's folder, or the phantom's, made if it is not there."""
+    """The data settings with a folder: the user's, or the phantom's, written if it is missing."""
     data = experiment.data
     if data.root:
         return data
@@ -841,7 +845,7 @@ def _with_root(experiment: Experiment) -> Data:
 
 
 def _listed(sheets: Sequence[Path], cases: int, data: Data) -> str:
-    """Where the contact sheets are, on one line however many there are."""
+    """One line that says where the contact sheets are."""
     last = f" to {sheets[-1].name}" * (len(sheets) > 1)
     some = ""
     if cases > contact_sheet.MOST_CASES and not data.all_sheets:
@@ -853,7 +857,7 @@ def _listed(sheets: Sequence[Path], cases: int, data: Data) -> str:
 
 
 def _phantom_in_cache(experiment: Experiment) -> Path:
-    """The synthetic cohort's folder; made if it is not there."""
+    """The synthetic cohort's folder; written if it is missing."""
     phantom, data = experiment.phantom, experiment.data
     fields = {k: v for k, v in to_json(experiment)["phantom"].items() if k != "class"}
     usual = to_json(dataclasses.replace(experiment, phantom=type(phantom)()))["phantom"]
@@ -869,7 +873,7 @@ def _phantom_in_cache(experiment: Experiment) -> Path:
 def _place_unpaired(
     sets: dict[str, np.ndarray], prepared: Prepared, align: str, path: Path
 ) -> LandmarkSets:
-    """Landmarks without scans as methods take them; says how many there are."""
+    """Landmarks without scans as methods take them; prints how many there are."""
     ijk = place_unpaired(sets, prepared.split("train"), prepared.frame, align, path)
     present = np.isfinite(ijk).all(-1)
     given = sum(int(np.isfinite(points).all(-1).sum()) for points in sets.values())

@@ -32,7 +32,7 @@ def test_rows_end_with_the_code_of_the_first_that_fails(
     end = time.monotonic() + 60
     assert gpu.train(tmp_path, "paper", ["Payer", "Noothout"], end) == 7
     flags = f"--workdir={home} --config=experiments/cow_table1.py:paper/Payer --config.seed=0"
-    said = f"{flags}\nPayer: failed, 0.0 minutes\nrun this again to go on\n"
+    said = f"{flags}\nPayer: failed, 0.0 minutes\nrun this again to continue\n"
     assert capfd.readouterr().out == said
     for name in ("evaluation/summary.json", "report/index.html"):
         (home / name).parent.mkdir(parents=True)

@@ -87,7 +87,7 @@ def test_a_row_that_fails_ends_it_in_a_line(
 ) -> None:
     pretend(monkeypatch, TRAINS)
     table = [row(tmp_path, "first"), row(tmp_path, "odd", "bad"), row(tmp_path, "last")]
-    message = "row 'odd' ended with exit code 7; run this again to go on"
+    message = "row 'odd' ended with exit code 7; run this again to continue"
     refused(lambda: rows.train_and_compare(table, "first"), f"{tmp_path / 'odd-0'}: {message}")
     assert [Path(flags["--workdir"]).name for flags in asked(tmp_path)] == ["first-0", "odd-0"]
     # What is mended goes on, and what was done stays.

@@ -33,7 +33,7 @@ COLUMNS = {
     "field of view": ("a field of view of",),
     "voxels": ("voxels of",),
     "overlap": ("of the prepared volume",),
-    "shape": ("lie to each other", "lie as if", "exchanged", "other landmarks make it unlikely"),
+    "shape": ("are arranged as", "lie as if", "exchanged", "other landmarks make it unlikely"),
     "outside": ("outside of the scan",),
     "not read": ("not read",),
     "other": ("",),

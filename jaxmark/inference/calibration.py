@@ -1,7 +1,7 @@
-"""What a trained model's predictions promise: presence and radius, from its validation cases.
+"""Calibration: radii and probabilities of presence, from predictions of the validation cases.
 
-`calibration.json` in the work dir holds what was observed there, so that any stated coverage can
-be asked of it later; what shapes are usual is in a file beside it (`inference.shapes`).
+`calibration.json` in the work dir holds the observations themselves, so that radii of any coverage
+can be computed later. The usual shapes are in a file beside it (`inference.shapes`).
 """
 
 import dataclasses
@@ -34,48 +34,50 @@ from jaxmark.system.errors import InputError
 from jaxmark.system.files import read_json, write_json
 
 FILE = "calibration.json"
-# See `read_rightly`.
-_FAILED = 2.5
+# A case failed if its median error is this many times the median of all cases.
+_FAILED_RATIO = 2.5
 SCHEMA_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Promises about K landmarks."""
+    """What is known of a model's predictions of K landmarks.
+
+    Files of earlier versions lack some fields, which are None then.
+    """
 
     coverage: float
-    radius_mm: np.ndarray  # (K,): holds the truth with this probability; infinite: not known
+    radius_mm: np.ndarray  # (K,): holds the truth with probability `coverage`; infinite: unknown
     presence_model: PresenceModel | None  # None: no validation case lacked a landmark
-    usual: Usual | None = None  # what the cases were like; None: an earlier version observed them
-    # For methods that tell the spread of their heatmaps; `radius_mm` is for predictions without.
+    usual: Usual | None = None  # what usual scans look like
+    # Radii from the spread of heatmaps; `radius_mm` is for predictions without spread.
     by_spread: SpreadRadius | None = None
-    shape: UsualShape | None = None  # None: too few cases, or an earlier version observed them
-    # (N, K) of the cases; None: an earlier version observed them, and no scan is refused.
-    evidence: np.ndarray | None = None
+    shape: UsualShape | None = None  # None also if there were too few cases
+    evidence: np.ndarray | None = None  # (N, K) of the validation cases; None: no scan is refused
 
     def radii_mm(self, spread_mm: ArrayLike | None) -> np.ndarray:
-        """(K,) radii of one prediction, whose heatmaps have this spread (K,) if it is known."""
+        """(K,) radii of one prediction; `spread_mm` (K,) is that of its heatmaps, if known."""
         if self.by_spread is None or spread_mm is None:
             return self.radius_mm
         return self.by_spread.radius_mm(np.asarray(spread_mm, float))
 
     def presence(self, evidence: np.ndarray) -> np.ndarray | None:
-        """(..., K) probability that a landmark is there; None where nothing is known of absence."""
+        """(..., K) probability of presence; None if no validation case lacked a landmark."""
         model = self.presence_model
         return None if model is None else model.probability(evidence)
 
     @classmethod
     def unknown(cls, landmarks: int, coverage: float) -> "Calibration":
-        """Where there are no validation cases."""
+        """The calibration without validation cases: infinite radii, no presence."""
         return cls(coverage, np.full(landmarks, np.inf), None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Observed:
-    """What predictions of validation cases show of a model, as two files hold it."""
+    """Observations on predictions of the validation cases, as two files hold them."""
 
     figures: dict[str, Any]  # JSON types, of `calibration.json`
-    shapes: dict[str, UsualShape]  # decoder -> what is usual; empty: too few cases
+    shapes: dict[str, UsualShape]  # decoder -> usual shapes; empty: too few cases
 
 
 def observe(
@@ -91,17 +93,16 @@ def observe(
     shapes_mm: np.ndarray | None = None,
     any_look: bool = False,
 ) -> Observed:
-    """What predictions of validation cases, in the same order, show of a model.
+    """Observations on the predictions `found` of the validation cases, in the same order.
 
-    Where these are too few to say what is usual, `training` cases say it; there may be none.
+    Usual scans are those of the validation cases or, if these are too few, of `training` cases.
 
     Args:
       spacing_mm: (3,) of the prepared volumes.
       decoders: the method's.
       shapes_mm: (N, K, 3) landmarks of people, NaN where missing, in the frame of the prepared
         volumes or any other of right-handed millimetres; None: those of the training cases.
-      any_look: scans of all contrasts and fields of view are the model's business: those of the
-        validation cases say nothing of others.
+      any_look: the model is for scans of all contrasts and fields of view, so no look is unusual.
     """
     shape = (len(cases), len(landmarks))
     truth = np.array([case.landmarks_mm for case in cases]).reshape(*shape, 3)
@@ -123,7 +124,7 @@ def observe(
         "cases": [case.name for case in cases],
         "error_mm": {name: _with_none(table) for name, table in errors.items()},
         "evidence": evidence.tolist(),
-        # null: the method does not tell it.
+        # null: the method has no spread.
         "spread_mm": None
         if any(spread is None for spread in spreads)
         else np.array(spreads, float).tolist(),
@@ -136,48 +137,47 @@ def observe(
         if found:
             seen_mm = shapes_of(found, spacing_mm, name)
             seen_mm = np.where(present[..., None], seen_mm, np.nan)
-            seen_mm = seen_mm[read_rightly(errors[name])]
+            seen_mm = seen_mm[well_predicted(errors[name])]
         if (one := usual_shape(shapes_mm, seen_mm)) is not None:
             shapes[name] = one
     return Observed(figures, shapes)
 
 
-def read_rightly(errors: np.ndarray) -> np.ndarray:
-    """(N,) which cases are good examples of what a model makes of a scan.
+def well_predicted(errors: np.ndarray) -> np.ndarray:
+    """(N,) which cases did not fail, from the errors (N, K) of their landmarks, NaN where unknown.
 
-    By the errors (N, K) of their landmarks, NaN where unknown: not those whose median is more than
-    `_FAILED` times that of all cases' medians. What is found in a scan that was not read rightly
-    says nothing of what is usual.
+    A case failed if its median error is more than `_FAILED_RATIO` times the median of these
+    medians. Failed predictions do not show what is usual.
     """
     known = np.isfinite(errors).any(1)
     medians = np.full(len(errors), np.nan)
     medians[known] = np.nanmedian(errors[known], axis=1)
-    limit = _FAILED * np.median(medians[known]) if known.any() else np.inf
+    limit = _FAILED_RATIO * np.median(medians[known]) if known.any() else np.inf
     return ~(medians > limit)
 
 
 def evidence_of(
     evidence: np.ndarray, landmarks: Sequence[str], untrained: Sequence[str]
 ) -> np.ndarray:
-    """(...,) mean of (..., K) over the landmarks that were trained."""
+    """(...,) the mean of `evidence` (..., K) over the landmarks that some training case has."""
     return np.asarray(evidence, float)[..., ~np.isin(landmarks, untrained)].mean(-1)
 
 
 def calibrate(observed: dict[str, Any], decoder: str, coverage: float) -> Calibration:
-    """Promises of a stated coverage; KeyError, TypeError or ValueError for damaged observations."""
+    """The calibration for a coverage; KeyError, TypeError or ValueError for damaged figures."""
     shape = (len(observed["cases"]), len(observed["landmarks"]))
     errors = np.array(observed["error_mm"][decoder] if shape[0] else [], float).reshape(shape)
     evidence = np.array(observed["evidence"], float).reshape(shape)
     absent = np.array(observed["absent"], bool).reshape(shape)
     known = errors[~np.isnan(errors)]
     if not ((0 <= known) & (known < 1e9)).all() or not (np.abs(evidence) < 1e9).all():
-        raise ValueError("an error or evidence that cannot be")
-    # An earlier version did not observe it.
+        raise ValueError("an error or evidence out of range")
+    # Files of earlier versions have no spread.
     spread, by_spread = observed.get("spread_mm"), None
     if spread is not None and shape[0]:
         table = np.array(spread, float).reshape(shape)
         if not ((0 <= table) & (table < 1e9)).all():
-            raise ValueError("a spread that cannot be")
+            raise ValueError("a spread out of range")
         by_spread = fit_spread_radius(errors, table, coverage)
     return Calibration(
         coverage,
@@ -185,12 +185,12 @@ def calibrate(observed: dict[str, Any], decoder: str, coverage: float) -> Calibr
         presence_model=fit_presence(evidence, np.isfinite(errors), absent),
         usual=Usual.from_json(observed["usual"]) if "usual" in observed else None,
         by_spread=by_spread,
-        evidence=evidence[read_rightly(errors)] if "spread_mm" in observed else None,
+        evidence=evidence[well_predicted(errors)] if "spread_mm" in observed else None,
     )
 
 
 def without(observed: dict[str, Any], cases: Collection[str]) -> dict[str, Any]:
-    """What `calibration.json` would say of radii and presence without some of its cases."""
+    """The observations without some cases, for radii and presence."""
     kept = [n for n, case in enumerate(observed["cases"]) if case not in cases]
 
     def rows(table: list[Any] | None) -> list[Any] | None:
@@ -198,12 +198,12 @@ def without(observed: dict[str, Any], cases: Collection[str]) -> dict[str, Any]:
 
     tables = {name: rows(observed[name]) for name in ("cases", "evidence", "spread_mm", "absent")}
     errors = {decoder: rows(table) for decoder, table in observed["error_mm"].items()}
-    # What scans are like was found from all of them.
+    # `usual` is dropped: it was found from all cases.
     return {**{k: v for k, v in observed.items() if k != "usual"}, **tables, "error_mm": errors}
 
 
 def save(observed: Observed, workdir: Path) -> None:
-    """The files that `load` reads; `calibration.json` comes last."""
+    """Write the files that `load` reads, `calibration.json` last."""
     figures = observed.figures
     save_shapes(observed.shapes, figures["landmarks"], figures["step"], workdir)
     write_json(workdir / FILE, figures)
@@ -212,7 +212,7 @@ def save(observed: Observed, workdir: Path) -> None:
 def load(
     workdir: Path, landmarks: Sequence[str], step: int, decoder: str, coverage: float
 ) -> Calibration:
-    """What is known of the model of this step; nothing, where there is no file.
+    """The calibration of the model of this step; `Calibration.unknown` if there is no file.
 
     Raises:
       InputError: the file is damaged, or of another model.
@@ -229,7 +229,7 @@ def load(
                 "the experiment, without --input, once more",
             )
         found = calibrate(observed, decoder, coverage)
-        # One of an earlier version has no shapes; a file there is of another model.
+        # Earlier versions wrote no shapes: beside their file, a file of shapes is another model's.
         shape = (
             load_shape(workdir, landmarks, step, decoder) if found.evidence is not None else None
         )

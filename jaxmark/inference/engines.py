@@ -1,8 +1,8 @@
-"""What computes networks in prediction: XLA, or OpenVINO where it is installed and the user asks.
+"""Engines that compute networks in prediction: XLA, or OpenVINO if the user chooses it.
 
 A stage is traced once, with the weights as constants. Its networks (calls of Flax modules) become
-graphs of OpenVINO; what stands before, between and after them stays JAX. No method has to do
-anything for it. A network that runs inside of a loop stays with XLA.
+graphs of OpenVINO; JAX computes the rest. Methods need no code for this. A network inside of a loop
+stays with XLA.
 """
 
 import importlib.util
@@ -21,15 +21,15 @@ from jaxmark.system.messages import say
 
 XLA, OPENVINO, OPENVINO_16, FASTEST = "xla", "openvino", "openvino_bf16", "fastest"
 Run = Callable[[Variables, Mapping[str, Any]], Prediction]
-# Of a call that is to be a graph by itself, in a jaxpr.
+# Name, in a jaxpr, of a call that becomes one graph.
 _NETWORK = "jaxmark_network"
-# Methods of modules that hold the convolutions. What else modules do, they do voxel by voxel.
-_WHOLE = ("__call__", "features")
-_TIMED = 3
+# Methods of modules with convolutions; all other methods work voxel by voxel and stay with JAX.
+_WITH_CONVOLUTIONS = ("__call__", "features")
+_TIMED_RUNS = 3
 
 
 def check_engine(engine: str, platform: str, devices: int) -> None:
-    """InputError where this engine cannot be used: on these devices, or at all."""
+    """InputError if the engine is not installed, or does not work on these devices."""
     if engine == XLA:
         return
     field = "config.predict.engine"
@@ -43,9 +43,9 @@ def check_engine(engine: str, platform: str, devices: int) -> None:
 
 
 class EngineRun:
-    """`Stage.run` by an engine; as the jitted one it takes variables and arrays.
+    """`Stage.run` by an engine, with the arguments of the jitted one: variables and arrays.
 
-    Other variables than those of the first call are other weights: graphs are made anew.
+    Graphs hold the weights, so other variables make new graphs.
     """
 
     def __init__(self, run: Run, jitted: Run, engine: str):
@@ -80,9 +80,9 @@ class EngineRun:
 
 
 def _median_s(run: Run, variables: Variables, arrays: Mapping[str, Any]) -> float:
-    """Seconds of a run that is warm."""
+    """Median seconds of a run after a first one that does not count."""
     seconds = []
-    for _ in range(1 + _TIMED):
+    for _ in range(1 + _TIMED_RUNS):
         begin = time.perf_counter()
         jax.block_until_ready(run(variables, arrays))
         seconds.append(time.perf_counter() - begin)
@@ -92,9 +92,9 @@ def _median_s(run: Run, variables: Variables, arrays: Mapping[str, Any]) -> floa
 def partition(
     run: Run, variables: Variables, arrays: Mapping[str, Any], precision: str
 ) -> Callable[[Mapping[str, Any]], Prediction] | None:
-    """`run` of these variables, its networks as OpenVINO graphs; None: it holds none.
+    """`run` with these variables and its networks as OpenVINO graphs; None if it has no such graph.
 
-    `precision` is "f32" or "bf16". One line says which operation OpenVINO lacks, if that is why.
+    `precision` is "f32" or "bf16". If OpenVINO lacks an operation, a printed line names it.
     """
     from jaxmark.inference.graph import Unknown
     from jaxmark.inference.openvino_graph import compiled
@@ -146,12 +146,12 @@ def partition(
 
 
 def _marker() -> Callable[..., Any]:
-    """An interceptor of Flax: the call of a whole module becomes one named call in the jaxpr."""
+    """An interceptor of Flax: each call of a whole module becomes one named call in the jaxpr."""
     inside = False
 
     def mark(next_call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module, name = context.module, context.method_name
-        if inside or module.path or name not in _WHOLE:
+        if inside or module.path or name not in _WITH_CONVOLUTIONS:
             return next_call(*args, **kwargs)
         alone, variables = module.clone(parent=None), module.variables
 
@@ -174,7 +174,7 @@ def _is_network(equation: Any) -> bool:
 
 
 def _grouped(equations: Sequence[Any]) -> Iterator[list[Any]]:
-    """Runs of equations; a network stands alone."""
+    """Groups of consecutive equations; each network is a group by itself."""
     group: list[Any] = []
     for equation in equations:
         if _is_network(equation):
@@ -189,7 +189,7 @@ def _grouped(equations: Sequence[Any]) -> Iterator[list[Any]]:
 
 
 def _borders(equations: Sequence[Any], graph: Any) -> tuple[list[Any], list[Any]]:
-    """What equations need from before, and what they make that is needed after them."""
+    """Variables that equations need from earlier ones, and those that later ones need from them."""
     inside = {var for equation in equations for var in equation.outvars}
     used = {id(equation) for equation in equations}
     needed: dict[Any, None] = {}

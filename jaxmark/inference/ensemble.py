@@ -1,8 +1,8 @@
 """The models of a cross-validation's folds as one: the mean of their landmarks.
 
-Each fold has a frame of its own, found from its training cases, so a scan is prepared in all of
-them, and landmarks are averaged in the scan's millimetres. What is known of them, radius, presence
-and doubts, comes from the out-of-fold cases of all folds together.
+Each fold has its own frame, found from its training cases. A scan is prepared in every frame, and
+landmarks are averaged in the scan's millimetres. Radius, presence and doubts are calibrated on the
+out-of-fold cases of all folds together.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from jaxmark.inference.model import ScanLandmarks, TrainedModel
 from jaxmark.inference.predictor import Found
 from jaxmark.system.fingerprints import json_key
 
-# Of the work dir of a cross-validation: the work dirs of its folds, 0, 1, ...
+# Folder in a cross-validation's work dir with the work dirs of its folds, 0, 1, ...
 FOLDS = "folds"
 
 
@@ -31,25 +31,25 @@ def fold_folder(workdir: Path, fold: int) -> Path:
 
 
 def is_cross_validation(workdir: Path) -> bool:
-    """Whether it holds folds rather than a model of its own."""
+    """Whether the work dir holds folds instead of one model."""
     return any((workdir / FOLDS).glob("*/config.json"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble(TrainedModel):
-    """Models of one experiment; in frame, experiment and network it is the first of them.
+    """Models of one experiment; fields other than `members` and `frame` are the first member's.
 
-    Its calibration is that of all.
+    All members have one calibration.
     """
 
     members: tuple[TrainedModel, ...] = ()
 
     @classmethod
     def of(cls, members: Sequence[TrainedModel]) -> "Ensemble":
-        """Members have the same landmarks, the same calibration, and templates held once."""
+        """The ensemble of members with the same landmarks and the same calibration."""
         first = members[0]
         fields = {f.name: getattr(first, f.name) for f in dataclasses.fields(TrainedModel)}
-        # What one of them has learned is known.
+        # A landmark is untrained only if no member has learned it.
         untrained = [n for n in first.landmarks if all(n in m.frame.untrained for m in members)]
         fields["frame"] = dataclasses.replace(first.frame, untrained=tuple(untrained))
         return cls(**fields, members=tuple(members))
@@ -61,7 +61,7 @@ class Ensemble(TrainedModel):
 
     @property
     def frames(self) -> tuple[Frame, ...]:
-        """Those of the members."""
+        """The members' frames."""
         return tuple(member.frame for member in self.members)
 
     @functools.cached_property
@@ -72,7 +72,7 @@ class Ensemble(TrainedModel):
     def find(self, scans: Iterable[tuple[str, Sequence[PreparedScan]]]) -> Iterator[ScanLandmarks]:
         """See `TrainedModel.find`."""
         for_zip, *for_members = itertools.tee(scans, 1 + len(self.members))
-        # Members ask for scans a batch ahead: what one has had waits for the others.
+        # Members read scans a batch ahead; `tee` keeps a scan until all have read it.
         answers = [
             member.predictor(member.variables, _volumes(own, k))
             for k, (member, own) in enumerate(zip(self.members, for_members, strict=True))
@@ -83,7 +83,7 @@ class Ensemble(TrainedModel):
     def landmarks_together(
         self, found: Sequence[Found], prepared: Sequence[PreparedScan]
     ) -> ScanLandmarks:
-        """What each member found in a scan that was prepared in its frame."""
+        """The mean of the members' predictions of one scan, each prepared in the member's frame."""
         together = self.combined(found)
         case = self.landmarks_of(together, prepared[0])
         sd_mm = self.sd_mm(found, self.experiment.predict.decoder)
@@ -103,10 +103,10 @@ class Ensemble(TrainedModel):
         return dataclasses.replace(case, doubts=tuple(doubts), folds_sd_mm=sd_mm)
 
     def combined(self, found: Sequence[Found]) -> Found:
-        """Means of what the members found, as the first one's prediction.
+        """The mean prediction, in voxels of the first member's volume.
 
-        Positions are averaged in the scan's millimetres, over the members that have learned the
-        landmark; score, evidence and spread over all of them.
+        Positions are averaged in the scan's millimetres over the members that have learned the
+        landmark; score, evidence and spread over all members.
         """
         first = found[0]
         to_ijk = np.linalg.inv(first.volume.ijk_to_lps)
@@ -130,14 +130,14 @@ class Ensemble(TrainedModel):
         return mean
 
     def sd_mm(self, found: Sequence[Found], decoder: str) -> np.ndarray:
-        """(K,): the members' root mean square distance from their mean, unbiased; NaN of one."""
+        """(K,): the members' root mean square distance from their mean, unbiased; NaN for one."""
         positions, weights = self._positions(found, decoder)
         squares = ((positions - self.mean_mm(found, decoder)) ** 2 * weights).sum((0, 2))
         count = weights.sum((0, 2))
         return np.sqrt(np.where(count > 1, squares / np.maximum(count - 1, 1), np.nan))
 
     def _positions(self, found: Sequence[Found], decoder: str) -> tuple[np.ndarray, np.ndarray]:
-        """(M, K, 3) LPS mm, and (M, K, 1) which of them count."""
+        """Positions (M, K, 3) in LPS mm, and weights (M, K, 1): 1 where a member counts, else 0."""
         positions = np.stack([one.landmarks_mm(decoder) for one in found])
         learned = np.stack([~np.isin(self.landmarks, m.frame.untrained) for m in self.members])
         learned |= ~learned.any(0)
@@ -145,6 +145,6 @@ class Ensemble(TrainedModel):
 
 
 def _volumes(scans: Iterable[tuple[str, Sequence[PreparedScan]]], frame: int) -> Iterator[Volume]:
-    """Scans as they are prepared in the frame of this number."""
+    """The scans' volumes in the frame of this number."""
     for name, prepared in scans:
         yield prepared[frame].volume(name)

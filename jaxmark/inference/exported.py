@@ -1,7 +1,7 @@
-"""A trained model as one file that is used without jaxmark: `.jax.zip`, or `.onnx`.
+"""A trained model as one file that needs no jaxmark: `.jax.zip` or `.onnx`.
 
-Both hold the same program (`portable`), its weights, and the same `model.json`, which says what the
-program takes and gives, where its grid lies, and what may be promised of its landmarks.
+Both hold the same program (`portable`), its weights, and the same `model.json`, which describes the
+program's inputs and outputs, the place of its grid, and the calibration.
 """
 
 import contextlib
@@ -46,12 +46,12 @@ JAX, ONNX = ".jax.zip", ".onnx"
 DESCRIPTION, TEMPLATE = "model.json", "template.mha"
 # Platforms of JAX's programs, and what `Task.platform` calls them.
 PLATFORMS = {"cpu": "cpu", "cuda": "gpu"}
-# The same date for all files: the same model is the same bytes.
+# One date for all files, so that a model always gives the same bytes.
 _DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def format_of(file: Path) -> str:
-    """`JAX` or `ONNX`; InputError for another end of the name."""
+    """`JAX` or `ONNX`; InputError if the name ends otherwise."""
     for suffix in (JAX, ONNX):
         if file.name.endswith(suffix):
             return suffix
@@ -61,10 +61,10 @@ def format_of(file: Path) -> str:
 def write(
     model: TrainedModel, methods: Callable[[str], Method], file: Path, workdir: Path
 ) -> dict[str, Any]:
-    """Writes the file; returns its `model.json`.
+    """Write the file; return its `model.json`.
 
     Args:
-      methods: of a `Task.platform`, the model's method.
+      methods: `Task.platform` -> the model's method there.
       workdir: for messages.
 
     Raises:
@@ -77,15 +77,15 @@ def write(
         raise InputError(
             workdir,
             f"holds a model of {name} that can't be exported: {why}. --mode=pack makes a file "
-            "of it for those who have jaxmark",
+            "for users of jaxmark",
         )
     if kind == JAX:
         return _write_jax(model, methods, file)
     if model.frame.template is not None:
         raise InputError(
             "--output",
-            f"{file}: the model needs scans that are registered to its template, which {ONNX} has "
-            f"no place for; {JAX} has",
+            f"{file}: the model needs scans that are registered to its template, and {ONNX} has no "
+            f"place for a template; use {JAX}",
         )
     if importlib.util.find_spec("onnx") is None:
         raise InputError("--output", f"{ONNX} needs ONNX, which is not installed: pip install onnx")
@@ -123,7 +123,7 @@ def _write_jax(model: TrainedModel, methods: Callable[[str], Method], file: Path
 def _exported(
     model: TrainedModel, program: Program, weights: Mapping[str, np.ndarray], platform: str
 ) -> export.Exported:
-    """A program of (weights, image, background), of any batch: one case after another."""
+    """A program of (weights, image, background) for any batch size; it computes case by case."""
 
     def of_batch(weights: Mapping[str, Array], image: Array, background: Array) -> dict[str, Array]:
         variables = variables_of(weights, model.variables)
@@ -145,7 +145,7 @@ def _exported(
 
 @contextlib.contextmanager
 def _without_folders() -> Iterator[None]:
-    """In this block programs name source files without their folders, which are this machine's."""
+    """In this block programs name source files without folders, which belong to this machine."""
     option = "jax_hlo_source_file_canonicalization_regex"
     before = getattr(jax.config, option)
     jax.config.update(option, ".*/")
@@ -166,7 +166,7 @@ def _write_onnx(model: TrainedModel, method: Method, file: Path) -> dict[str, An
             {"image": model.frame.shape, "background": ()},
         )
     except Unknown as operation:
-        problem = f"{ONNX} has nothing for {operation} of this model; {JAX} has"
+        problem = f"{ONNX} has no operation for {operation}, which this model needs; use {JAX}"
         raise InputError("--output", problem) from operation
     outputs = [output.name for output in made.graph.output]
     tree = _description(model, _host(weights_of(variables)), outputs)
@@ -220,7 +220,7 @@ def _description(
 
 
 def _digest(weights: Mapping[str, np.ndarray]) -> str:
-    """Of names, shapes and values."""
+    """SHA-256 of names, shapes and values."""
     seen = hashlib.sha256()
     for name in sorted(weights):
         seen.update(json.dumps([name, weights[name].shape, weights[name].dtype.str]).encode())
@@ -250,7 +250,7 @@ def _grid(frame: Frame) -> dict[str, Any]:
 
 
 def _calibration(calibration: Calibration) -> dict[str, Any]:
-    """What is promised; null where nothing is known."""
+    """The calibration as JSON types; null where nothing is known."""
     spread, presence = calibration.by_spread, calibration.presence_model
     return {
         "coverage": calibration.coverage,

@@ -1,8 +1,8 @@
-"""What a graph of another library is made of: its operations, and arrays with axes in some order.
+"""The parts of a graph of another library: its operations, and arrays with axes in some order.
 
-Such libraries keep channels before the axes of space, JAX's volumes have them last. So a `Node`
-knows in which order its axes stand, and is turned only where an operation needs another order.
-`openvino_graph` and `onnx_graph` have such `Operations`; `translation` makes graphs of jaxprs.
+Such libraries have channels before the axes of space; JAX's volumes have them last. So a `Node`
+stores the order of its axes, and is transposed only where an operation needs another order.
+`openvino_graph` and `onnx_graph` implement `Operations`; `translation` makes graphs of jaxprs.
 """
 
 from collections.abc import Collection, Sequence
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-Array = Any  # of a graph, as its library knows it
+Array = Any  # an array of a graph, in the library's type
 
 
 class Unknown(ValueError):
@@ -18,10 +18,10 @@ class Unknown(ValueError):
 
 
 class Operations(Protocol):
-    """What a library has. Volumes are (B, C, X, Y, Z) here, pictures (B, C, X, Y)."""
+    """The operations of a library. Volumes are (B, C, X, Y, Z) here, pictures (B, C, X, Y)."""
 
     def fixed(self, shape: Sequence[int]) -> bool:
-        """Whether an array of this shape can be a constant; not where a side is not known."""
+        """Whether an array of this shape can be a constant: all its sides are known."""
         ...
 
     def constant(self, array: np.ndarray) -> Array:
@@ -41,7 +41,7 @@ class Operations(Protocol):
     def reshape(self, array: Array, shape: Sequence[int]) -> Array: ...
 
     def expand(self, array: Array, shape: Sequence[int]) -> Array:
-        """Sides of 1 repeated."""
+        """Repeat sides of 1."""
         ...
 
     def concatenate(self, arrays: Sequence[Array], axis: int) -> Array: ...
@@ -54,17 +54,17 @@ class Operations(Protocol):
         stop: Sequence[int],
         step: Sequence[int],
     ) -> Array:
-        """Part of an array of this shape, along each of its axes."""
+        """A part of an array of this shape, with limits for each axis."""
         ...
 
     def reverse(self, array: Array, axes: Sequence[int]) -> Array: ...
 
     def pad(self, array: Array, low: Sequence[int], high: Sequence[int], value: Array) -> Array:
-        """Negative widths cut."""
+        """Pad; negative widths cut."""
         ...
 
     def reduce(self, name: str, array: Array, axes: Sequence[int]) -> Array:
-        """JAX's `reduce_sum` or the like."""
+        """JAX's `reduce_sum` or another reduction, by name."""
         ...
 
     def matmul(self, first: Array, second: Array) -> Array: ...
@@ -78,15 +78,15 @@ class Operations(Protocol):
         high: Sequence[int],
         dilations: Sequence[int],
     ) -> Array:
-        """With zeros around; the kernel is (out, in, x, y, z)."""
+        """Convolve with zeros around; the kernel is (out, in, x, y, z)."""
         ...
 
     def conv_transpose_2(self, array: Array, kernel: Array) -> Array:
-        """Stride 2, without padding; the kernel is (in, out, 2, 2, 2)."""
+        """Transposed convolution of stride 2 without padding; the kernel is (in, out, 2, 2, 2)."""
         ...
 
     def max_pool_2(self, array: Array, axes: int) -> Array:
-        """Of blocks of 2 voxels a side."""
+        """The maxima of blocks of 2 voxels a side."""
         ...
 
     def group_norm(self, array: Array, scale: Array, bias: Array, groups: int) -> Array: ...
@@ -96,7 +96,7 @@ class Node:
     """An array of a graph, with its axes in some order.
 
     Axis i of `output` is axis `order[i]` of the array of this `shape`. Along `repeated` axes the
-    output has one element, which stands for all: operations on pairs need no more.
+    output has one element for all, which is enough for broadcasting.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Node:
         self.repeated = frozenset(repeated)
 
     def loose(self, order: Sequence[int]) -> Array:
-        """The output with its axes in this order, and as few elements as it has."""
+        """The output with its axes in this order; repeated axes stay at one element."""
         if tuple(order) == self.order:
             return self.output
         return self.to.transpose(self.output, [self.order.index(axis) for axis in order])
@@ -124,10 +124,10 @@ class Node:
 
     @property
     def plain(self) -> Array:
-        """The whole array with its axes as they are."""
+        """The whole array with its axes in JAX's order."""
         return self.turned(range(len(self.shape)))
 
     @property
     def whole(self) -> Array:
-        """The whole array with its axes in its order."""
+        """The whole array with its axes in the output's order."""
         return self.turned(self.order)

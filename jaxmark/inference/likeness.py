@@ -1,7 +1,7 @@
-"""Is a scan like those that a model's promises come from? A doubt in words where it is not.
+"""Compares a scan with the cases of the calibration; differences become doubts in words.
 
-A network answers for any volume. What its validation cases were like says which volumes its
-answers were ever compared with the truth for: their intensities, their size, and how much of the
+A network predicts landmarks in any volume, but its errors are known only for volumes like the
+validation cases. These are described by their intensities, their size, and how much of the
 landmarks the network saw in them.
 """
 
@@ -18,48 +18,49 @@ from jaxmark.data.frame import PreparedScan, intensity_profile
 
 # Fewer cases do not show what is usual.
 LEAST_CASES = 4
-# More are not looked at.
+# Of more cases an even selection is used.
 _MOST_CASES = 200
-# Probability that a scan like the others is doubted, by each of intensities and evidence.
+# Probability of a doubt about a usual scan, for intensities and for evidence each.
 _LEVEL = 0.004
-# Fields of view and voxels so many times larger or smaller, or so much less of the volume in the
-# scan: scanners and protocols differ by less without any harm.
-_EXTENT, _VOXEL, _OVERLAP = 1.4, 2.5, 0.1
+# Doubts begin where field of view or voxels are this many times larger or smaller than in all
+# cases, or where this much less of the prepared volume lies in the scan. Scanners and protocols
+# differ by less, without harm.
+_EXTENT_RATIO, _VOXEL_RATIO, _OVERLAP_LOSS = 1.4, 2.5, 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Usual:
-    """What N cases were like; NaN where a case's folder does not say it."""
+    """The look of N cases; NaN where a case's folder does not state a value."""
 
     of: str  # "validation" or "training"
     profile: np.ndarray  # (N, Q) see `intensity_profile`
     overlap: np.ndarray  # (N,) share of the prepared volume in the scan
     extent_mm: np.ndarray  # (N, 3) of the scan, sorted
     voxel_mm: np.ndarray  # (N, 3) sorted
-    evidence: np.ndarray | None  # (N,) mean over landmarks; None: the network has learned them
+    evidence: np.ndarray | None  # (N,) mean over landmarks; None for training cases
 
     def doubts(self, scan: PreparedScan, evidence: float, unit: str = "mm") -> list[str]:
-        """How a scan, and what the network sees in it, differs from these cases.
+        """Lines that say how a scan, or the network's evidence in it, differs from these cases.
 
-        `unit` is that of its lengths.
+        `unit` is the unit of lengths in the lines.
         """
         found = []
         count = len(self.profile)
         if line := self.other_intensities(scan.profile, _LEVEL):
             found.append(line)
         overlap = scan.overlap
-        if overlap < np.nanmin(self.overlap) - _OVERLAP:
+        if overlap < np.nanmin(self.overlap) - _OVERLAP_LOSS:
             found.append(
                 f"{100 * overlap:.0f} % of the prepared volume lies in the scan, in the {self.of} "
                 f"cases at least {100 * np.nanmin(self.overlap):.0f} %"
             )
         voxels = "pixels" if scan.grid.shape[2] == 1 else "voxels"
         for what, own_mm, all_mm, factor in (
-            ("a field of view", scan.extent_mm, self.extent_mm, _EXTENT),
-            (voxels, scan.voxel_mm, self.voxel_mm, _VOXEL),
+            ("a field of view", scan.extent_mm, self.extent_mm, _EXTENT_RATIO),
+            (voxels, scan.voxel_mm, self.voxel_mm, _VOXEL_RATIO),
         ):
             low, high = _range(all_mm)
-            # NaN, where it is not known, is never beyond.
+            # Comparisons with NaN (unknown) are false.
             if (own_mm < low / factor).any() or (own_mm > high * factor).any():
                 found.append(
                     f"{what} of {_times(own_mm)} {unit}, in the {self.of} cases "
@@ -74,9 +75,9 @@ class Usual:
         return found
 
     def other_intensities(self, profile: np.ndarray, level: float) -> str:
-        """How intensities differ from these cases', more than in one of 1 / `level` scans."""
+        """A line if intensities differ more than in a share `level` of usual scans; else ""."""
         theirs, own = self._distances, _distance(profile, self.profile)
-        # Distances are skew; their roots are hardly.
+        # Distances are skew; their square roots hardly are.
         limit = unusual_above(np.sqrt(theirs), level) ** 2
         if len(self.profile) < LEAST_CASES or not own > limit:
             return ""
@@ -87,12 +88,12 @@ class Usual:
 
     @functools.cached_property
     def _distances(self) -> np.ndarray:
-        """(N,) of each case from the others."""
+        """(N,) distance of each case from the others."""
         rows = enumerate(self.profile)
         return np.array([_distance(row, np.delete(self.profile, i, 0)) for i, row in rows])
 
     def to_json(self) -> dict[str, Any]:
-        """What `from_json` reads."""
+        """JSON types for `from_json`."""
         return {
             "of": self.of,
             "profile": np.round(self.profile, 5).tolist(),
@@ -121,10 +122,10 @@ class Usual:
         if evidence is not None:
             evidence = np.array(evidence, float).reshape(count)
         if count < 1 or profile.shape != (count, PROFILE_SIZE):
-            raise ValueError("another number of intensities")
+            raise ValueError("a wrong number of intensities")
         for known in (profile, arrays["overlap"], np.zeros(0) if evidence is None else evidence):
             if not (np.abs(known) < 1e9).all():
-                raise ValueError("a number that cannot be")
+                raise ValueError("a number out of range")
         if tree["of"] not in ("validation", "training"):
             raise ValueError(f"{tree['of']!r} cases")
         return cls(tree["of"], profile, evidence=evidence, **arrays)
@@ -138,10 +139,10 @@ def usual(
     training: Sequence[PreparedCase],
     evidence: np.ndarray,
 ) -> Usual | None:
-    """What the validation cases were like, or where they are too few, the training cases.
+    """The look of the validation cases or, if these are too few, of the training cases.
 
-    Of training cases the network's evidence says nothing: it has learned them by heart. None
-    where there are no cases at all.
+    Training cases have no evidence, since the network has learned them by heart. None if there are
+    no cases at all.
 
     Args:
       evidence: (N,) of the validation cases, mean over landmarks.
@@ -168,7 +169,7 @@ def _distance(profile: np.ndarray, others: np.ndarray) -> float:
 
 
 def _range(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(3,) least and most of (N, 3); NaN where no case says it."""
+    """(3,) minimum and maximum of (N, 3); NaN if no case states a value."""
     known = rows[np.isfinite(rows).all(1)]
     unknown = np.full(3, np.nan)
     return (known.min(0), known.max(0)) if len(known) else (unknown, unknown)

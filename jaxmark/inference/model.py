@@ -1,4 +1,4 @@
-"""A trained model, and what it says of a scan: landmarks in the scan's own millimetres."""
+"""A trained model and its predictions: landmarks in the scan's own millimetres."""
 
 import contextlib
 import dataclasses
@@ -35,11 +35,11 @@ from jaxmark.methods.method import Variables
 from jaxmark.system.errors import InputError, about
 from jaxmark.system.fingerprints import json_key
 
-# What is known of a landmark beside its place: columns of tables of predictions.
+# Columns of tables of predictions, beside the position.
 COLUMNS = ("score", "presence", "radius_mm")
-# One more of an ensemble.
+# One more column for an ensemble.
 FOLDS_SD = "folds_sd_mm"
-# Why a landmark is hidden, in words.
+# Reasons why a landmark is hidden.
 UNTRAINED = "no training case has it"
 REFUSED = "probably not such a scan"
 OUTSIDE = "outside of the scan"
@@ -53,12 +53,12 @@ class Landmark:
     name: str
     position_mm: np.ndarray  # (3,) LPS
     score: float  # the method's own; near 1 for a certain landmark
-    presence: float | None  # probability; None where nothing is known of absence
+    presence: float | None  # probability; None: not calibrated
     radius_mm: float | None  # holds the truth with the stated probability; None: not known
     trained: bool = True  # False: no training case has it, and its position means nothing
-    hidden: str = ""  # why it is not to be taken for found; "": it is
+    hidden: str = ""  # why the landmark does not count as found; "": it does
     position_px: np.ndarray | None = None  # (2,) on a picture, from its first pixel's centre
-    folds_sd_mm: float | None = None  # of an ensemble: how far its folds' positions lie apart
+    folds_sd_mm: float | None = None  # standard deviation of an ensemble's positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,31 +69,30 @@ class ScanLandmarks:
     landmarks: tuple[str, ...]
     positions_mm: np.ndarray  # (K, 3)
     score: np.ndarray  # (K,)
-    # (K,) probability, NaN of untrained ones, 0 outside of the scan; None where nothing is known of
-    # absence.
+    # (K,) probability: NaN for untrained landmarks, 0 outside of the scan; None: not calibrated.
     presence: np.ndarray | None
     radius_mm: np.ndarray  # (K,) holds the truth with probability `coverage`; infinite: not known
     coverage: float
-    # What is doubtful about the scan, a line each.
+    # Lines that say what is doubtful about the scan.
     doubts: tuple[str, ...] = ()
-    # What was guessed or repaired when it was read, a line each.
+    # Lines that say what was guessed or repaired when the scan was read.
     notes: tuple[str, ...] = ()
-    # Landmarks that no training case has: nothing is known of them, whatever the network says.
+    # Landmarks that no training case has; their predictions mean nothing.
     untrained: tuple[str, ...] = ()
-    # Landmarks whose place is outside of the scan's own voxels: it is a guess from the others.
+    # Landmarks whose position is outside of the scan's voxels: a guess from the others.
     outside: tuple[str, ...] = ()
-    # Why it is probably not a scan that the model is for, also among the doubts; "": it may be.
+    # Why the model is probably not for this scan, which is also a doubt; "": not refused.
     refused: str = ""
-    # Of models that know of segments.
+    # For models that predict segments.
     segments: ScanSegments | None = None
-    # Of a picture; where its unit is the pixel, so is that of all "millimetres" here.
+    # For a picture; if its unit is the pixel, all "millimetres" here are pixels.
     plane: Plane | None = None
-    # (K,) of an ensemble: standard deviation of its folds' positions, NaN of one fold alone.
+    # (K,) for an ensemble: standard deviation of its folds' positions; NaN for one fold alone.
     folds_sd_mm: np.ndarray | None = None
 
     @property
     def unit(self) -> str:
-        """Of positions and radii."""
+        """The unit of positions and radii."""
         return "mm" if self.plane is None else self.plane.unit
 
     @classmethod
@@ -111,13 +110,13 @@ class ScanLandmarks:
         outside: Sequence[str] = (),
         refused: str = "",
     ) -> "ScanLandmarks":
-        """What a network found, with what validation cases say of it."""
+        """A network's prediction with its calibration."""
         presence = calibration.presence(np.asarray(found.prediction.evidence))
         unknown, beyond = np.isin(landmarks, untrained), np.isin(landmarks, outside)
         if beyond.any():
             known = np.full(len(landmarks), np.nan) if presence is None else presence
             presence = np.where(beyond, 0.0, known)
-        # Nobody has compared what is said there with the truth.
+        # Here predictions were never compared with the truth.
         unstated = unknown | beyond | bool(refused)
         return cls(
             name=found.name,
@@ -154,11 +153,11 @@ class ScanLandmarks:
 
     @property
     def hidden(self) -> tuple[str, ...]:
-        """Landmarks that are not to be taken for found; see `why_hidden`."""
+        """Landmarks that do not count as found; see `why_hidden`."""
         return tuple(self.why_hidden())
 
     def why_hidden(self) -> dict[str, str]:
-        """Landmark -> why it is hidden, of those that are."""
+        """Hidden landmark -> reason."""
         presence = self.columns()["presence"]
         return why_hidden(presence, self.untrained, self.outside, refused=bool(self.refused))
 
@@ -167,7 +166,7 @@ class ScanLandmarks:
         return dict(zip(self.landmarks, self.positions_mm, strict=True))
 
     def columns(self) -> dict[str, dict[str, float | None]]:
-        """Column -> landmark -> number, None where nothing is known."""
+        """Column -> landmark -> number, or None where it is unknown."""
         values = {
             "score": self.score,
             "presence": np.full(len(self.landmarks), np.nan)
@@ -191,7 +190,7 @@ class ScanLandmarks:
         words = {}
         for name in self.landmarks:
             why = hidden.get(name, ABSENT)
-            # A presence below a half says it.
+            # A presence below 0.5 says the same.
             known = [] if why == ABSENT else [f"hidden: {why}"]
             if (presence := columns["presence"][name]) is not None:
                 known.append(f"presence {presence:.2f}")
@@ -208,9 +207,9 @@ def why_hidden(
     *,
     refused: bool,
 ) -> dict[str, str]:
-    """Landmark -> why it is hidden, of those that are; of several reasons the first.
+    """Hidden landmark -> its first reason, in the order of the code below.
 
-    `presence` names all landmarks, None where nothing is known of absence.
+    `presence` has all landmarks; None where it is not calibrated.
     """
     reasons = {
         name: UNTRAINED
@@ -229,7 +228,7 @@ def why_hidden(
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-    """A trained model, ready for scans never seen."""
+    """A trained model, ready for new scans."""
 
     experiment: Experiment
     preparation: Path  # the folder of its frame
@@ -252,17 +251,17 @@ class TrainedModel:
 
     @property
     def frames(self) -> tuple[Frame, ...]:
-        """Those that `find` needs a scan in."""
+        """The frames in which `find` needs a scan."""
         return (self.frame,)
 
     @functools.cached_property
     def identity(self) -> str:
-        """Changes with everything that changes a prediction."""
+        """A digest of everything that changes a prediction."""
         weights = hashlib.sha256()
         for leaf in jax.tree.leaves(jax.device_get(self.variables)):
             weights.update(np.ascontiguousarray(leaf).tobytes())
         promises = dataclasses.asdict(self.calibration)
-        # What earlier versions predicted stays done: nothing of it is different.
+        # Fields that a calibration of an earlier version lacks must not change its identity.
         for later in ("usual", "by_spread", "shape", "evidence"):
             if promises[later] is None:
                 del promises[later]
@@ -273,7 +272,7 @@ class TrainedModel:
             self.experiment.predict.decoder,
             promises,
         ]
-        # It places pictures that do not state it.
+        # The size of a pixel, for pictures that do not state one.
         size_mm = self.experiment.data.pixel_size_mm
         parts += [size_mm] if size_mm else []
         return json_key([str(part) for part in parts])
@@ -284,10 +283,9 @@ class TrainedModel:
         affine: np.ndarray | None = None,
         frame: str = "",
     ) -> ScanLandmarks:
-        """The landmarks of one scan, and its segments where the model knows of any.
+        """The landmarks of one scan, and its segments if the model predicts any.
 
-        A model that looks at parts of a scan stores the prepared one meanwhile, among the system's
-        temporary files.
+        A model that reads parts of a scan stores the prepared scan in a temporary folder meanwhile.
 
         Args:
           scan: a file or a folder with one DICOM series; an image of SimpleITK; or an array
@@ -316,7 +314,7 @@ class TrainedModel:
         frame: str,
         folder: Path | None,
     ) -> tuple[str, tuple[PreparedScan, ...]]:
-        """A name for messages, and the scan as `find` takes it; its own voxels are let go."""
+        """A name for messages, and the prepared scan for `find`; the scan's voxels are freed."""
         size_mm = self.experiment.data.pixel_size_mm
         if isinstance(scan, (str, Path)):
             return str(scan), prepare_scan_in(Path(scan), self.frames, folder, size_mm)
@@ -332,7 +330,7 @@ class TrainedModel:
     def find(self, scans: Iterable[tuple[str, Sequence[PreparedScan]]]) -> Iterator[ScanLandmarks]:
         """Landmarks of named scans, each prepared in all `frames`, in order.
 
-        Scans are asked for a batch ahead.
+        Scans are read a batch ahead.
         """
         waiting: deque[PreparedScan] = deque()
 
@@ -345,7 +343,7 @@ class TrainedModel:
             yield self.landmarks_of(found, waiting.popleft())
 
     def landmarks_of(self, found: Found, prepared: PreparedScan) -> ScanLandmarks:
-        """What the network found in a prepared scan, with what is known of it."""
+        """The network's prediction of a prepared scan, with calibration and doubts."""
         decoder, unit = self.experiment.predict.decoder, self.frame.unit
         known, untrained = self.calibration, self.frame.untrained
         evidence = np.asarray(found.prediction.evidence, float)
@@ -358,7 +356,7 @@ class TrainedModel:
         outside = there & (beyond > 0.5)
         (points,) = shapes_of([found], self.frame.spacing_mm, decoder)
         refused = little = ""
-        # None: an earlier version observed the validation cases.
+        # None: the calibration is of an earlier version.
         if known.evidence is not None:
             refused, little = verdict(
                 points,
@@ -397,10 +395,10 @@ class TrainedModel:
         )
 
     def _doubts_of_places(self, outside: np.ndarray, beyond: np.ndarray) -> list[str]:
-        """Which landmarks are outside of the scan, (K,) bool, or in its outermost voxels.
+        """Lines about landmarks outside of the scan, (K,) bool, or in its outermost voxels.
 
-        `beyond` are voxels from the middle of the outermost ones, positive outwards. These count
-        where the model looks at patches, which lie half outside there.
+        `beyond` (K,) is the distance in voxels from the centres of the outermost voxels, positive
+        outwards. Landmarks at the border count for models with patches, half of which is outside.
         """
         border = ~outside & (beyond > -1) & ~np.isin(self.landmarks, self.frame.untrained)
         names = np.array(self.landmarks)
@@ -414,7 +412,7 @@ class TrainedModel:
 
 
 def _said_once(doubts: Sequence[str]) -> list[str]:
-    """Without those that a longer one says as well, however their figures in brackets differ."""
+    """The doubts without those that a longer one repeats; figures in brackets may differ."""
 
     def words(doubt: str) -> str:
         return doubt.removeprefix("only ").split(" (")[0]
@@ -427,14 +425,14 @@ def _said_once(doubts: Sequence[str]) -> list[str]:
 
 
 def _picture_of(scan: sitk.Image | np.ndarray, unit: str, size_mm: float) -> tuple[str, Scan]:
-    """As `_scan_of`, of a picture whose pixel size is stated, or 0."""
+    """`_scan_of` for a picture; `size_mm` is the stated pixel size, 0 for none."""
     pixel_mm = (size_mm, size_mm) if size_mm else None
     if not isinstance(scan, sitk.Image):
         return "array", picture_in_memory(np.asarray(scan), unit, pixel_mm, "array")
     if scan.GetDimension() != 2:
         raise InputError("image", "is not a picture with two axes")
     x_mm, y_mm = scan.GetSpacing()
-    # 1 is what an image has that states nothing.
+    # An image without a stated size has 1.
     stated = [mm for mm in (x_mm, y_mm) if mm != 1]
     if size_mm and any(abs(mm / size_mm - 1) > SAME_SIZE for mm in stated):
         problem = f"states pixels of {x_mm:g} x {y_mm:g} mm, config.data.pixel_size_mm {size_mm:g}"
@@ -446,7 +444,7 @@ def _picture_of(scan: sitk.Image | np.ndarray, unit: str, size_mm: float) -> tup
 def _scan_of(
     scan: sitk.Image | np.ndarray, affine: np.ndarray | None, frame: str
 ) -> tuple[str, Scan]:
-    """A name for messages, and the scan itself, of what is in memory already."""
+    """A name for messages, and the scan, from an image or array in memory."""
     if isinstance(scan, sitk.Image):
         if scan.GetDimension() != 3 or scan.GetNumberOfComponentsPerPixel() != 1:
             raise InputError("image", "is not a volume of single numbers")

@@ -1,8 +1,8 @@
 """A jaxpr as a model in ONNX; see `translation`.
 
-Whole programs, not networks alone: beside the common rules there are those of what decoding needs.
-The batch may be of any size. While a program is traced it is `BATCH`; a side of an array that this
-prime divides is then the batch, or a multiple of it, since no side of a volume is as long.
+It translates whole programs, not only networks, so it adds rules for decoding to the common ones.
+The batch may have any size. A program is traced with the size `BATCH`, a prime. A side of an array
+that `BATCH` divides is then the batch or a multiple of it, since no side of a volume is as long.
 """
 
 import math
@@ -19,7 +19,7 @@ from jaxmark.inference.graph import Node, Unknown
 from jaxmark.inference.translation import Rule, Translation, Value
 
 BATCH = 10007
-# The first with GroupNormalization whose scale and bias are of channels.
+# The first version whose GroupNormalization has scale and bias for channels.
 OPSET = 21
 _NAME = "batch"
 _END = np.iinfo(np.int64).max
@@ -29,7 +29,7 @@ def model_of(
     program: Callable[..., Mapping[str, Any]],
     inputs: Mapping[str, tuple[int, ...]],
 ) -> onnx.ModelProto:
-    """A program of batches of float32 arrays as a model.
+    """An ONNX model of a program on batches of float32 arrays.
 
     Args:
       program: takes an array for each of `inputs`, in order; returns arrays by name.
@@ -43,7 +43,7 @@ def model_of(
     by = Translation(to := ONNX(), DECODING)
     nodes = [Node(to, name, array.shape) for name, array in zip(inputs, shapes, strict=True)]
     to.first = nodes[0].output
-    # A dictionary's leaves are in the order of its sorted names.
+    # JAX orders a dictionary's leaves by name.
     for name, value in zip(sorted(made), by.translated(closed, nodes), strict=True):
         to.name(by.node(value).plain, name)
     to.finish()
@@ -81,7 +81,7 @@ class ONNX:
         self._known: dict[tuple[Any, ...], str] = {}
 
     def add(self, operation: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str:
-        """The last output of a new node; of one that is there already where they are the same."""
+        """The last output of a new node, or of an equal node that exists already."""
         key = (operation, inputs, outputs, *sorted((k, str(v)) for k, v in attributes.items()))
         if key not in self._known:
             names = [f"{operation}_{len(self.nodes)}_{i}" for i in range(outputs)]
@@ -90,7 +90,7 @@ class ONNX:
         return self._known[key]
 
     def name(self, array: str, name: str) -> None:
-        """Call an array so: an output of the model."""
+        """Make an array the model's output with this name."""
         made = next((node for node in self.nodes if array in node.output), None)
         if made is None or array in self.named.values():
             self.nodes.append(helper.make_node("Identity", [array], [name]))
@@ -99,7 +99,7 @@ class ONNX:
             self.named[name] = array
 
     def finish(self) -> None:
-        """Keep what leads to the outputs, and give these their names."""
+        """Keep only nodes that lead to the outputs, and name the outputs."""
         needed, nodes = set(self.named.values()), []
         for node in reversed(self.nodes):
             if not needed.isdisjoint(node.output):
@@ -127,7 +127,7 @@ class ONNX:
             return self.add(_ELEMENTWISE[name], *arrays)
         one = self.constant(np.ones((), np.float32))
         if name == "ne":
-            # NaN is what is not itself.
+            # `x != x` is true for NaN alone.
             if arrays[0] == arrays[1]:
                 return self.add("IsNaN", arrays[0])
             return self.add("Not", self.add("Equal", *arrays))
@@ -274,7 +274,7 @@ _ELEMENTWISE = {
     "logistic": "Sigmoid",
     "sign": "Sign",
     "floor": "Floor",
-    # To even, as where JAX is asked for it.
+    # ONNX rounds halves to even, as JAX does with TO_NEAREST_EVEN.
     "round": "Round",
 }
 _REDUCTIONS = {
@@ -300,7 +300,7 @@ def _sort(by: Translation[ONNX], equation: Any, x: Node) -> Node:
 
 
 def _scan(by: Translation[ONNX], equation: Any, *values: Value) -> list[Value]:
-    """Step after step, written out."""
+    """The loop unrolled, step after step."""
     settings = equation.params
     fixed, carried = settings["num_consts"], settings["num_carry"]
     constants, state = values[:fixed], list(values[fixed : fixed + carried])
@@ -331,10 +331,9 @@ def _row(by: Translation[ONNX], value: Value, number: int) -> Value:
 
 
 def _gather(by: Translation[ONNX], equation: Any, x: Value, starts: Value) -> Node:
-    """Boxes of an array, each from its own start on; starts that are too far are moved back.
+    """Boxes of an array, each from its own start; starts that are too far are moved back.
 
-    Axes that boxes take whole stay as they are; the others, and what is looked up in them, become
-    one.
+    Axes that boxes cover whole stay as they are; the others are flattened into one for the look-up.
     """
     numbers, sizes, to = equation.params["dimension_numbers"], equation.params["slice_sizes"], by.to
     x, batched = by.node(x), [int(axis) for axis in numbers.operand_batching_dims]
@@ -360,7 +359,7 @@ def _gather(by: Translation[ONNX], equation: Any, x: Value, starts: Value) -> No
     else:
         made = to.add("Gather", table, index, axis=0)
     shape = equation.outvars[0].aval.shape
-    # Where the axes of the boxes, without those that are collapsed, are in the result.
+    # Axis of the boxes, without collapsed axes -> axis of the result.
     kept = dict(
         zip([a for a in axes if a not in collapsed], map(int, numbers.offset_dims), strict=True)
     )
@@ -378,7 +377,7 @@ def _flat_index(
     cut: Sequence[int],
     boxed: Sequence[int],
 ) -> str:
-    """Numbers of elements along the axes `cut` as one: int64 (places..., sizes of `boxed`...)."""
+    """Indices along the flattened axes `cut`: int64 (places..., sizes of `boxed`...)."""
     to, node = by.to, by.node(starts)
     dims, named = len(node.shape) - 1, [int(axis) for axis in named]
     indices = to.convert(node.plain, np.dtype(np.int64))
@@ -404,7 +403,7 @@ def _flat_index(
     return total
 
 
-# Of what stands outside of networks.
+# Rules for operations outside of networks.
 DECODING: dict[str, Rule] = {
     "argmax": _argmax,
     "sort": _sort,

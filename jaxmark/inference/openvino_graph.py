@@ -11,17 +11,16 @@ from jaxmark.core.normalization import EPSILON
 from jaxmark.inference.graph import Node, Unknown
 from jaxmark.inference.translation import Translation
 
-# Its own types lack most of what it has.
+# OpenVINO's type stubs lack most of its functions.
 runtime: Any = openvino
 ops: Any = opset13
 
 
 def compiled(closed: Any, inputs: Sequence[Any], precision: str) -> Callable[..., list[np.ndarray]]:
-    """What computes a closed jaxpr on the CPU.
+    """A function that computes a closed jaxpr on the CPU.
 
     Args:
-      inputs: one for each of its inputs: an array that stays, or None of one that is given to the
-        function.
+      inputs: for each input of the jaxpr a constant array, or None for an argument of the function.
       precision: "f32" or "bf16", of products; results are float32.
 
     Raises:
@@ -41,7 +40,7 @@ def compiled(closed: Any, inputs: Sequence[Any], precision: str) -> Callable[...
 
     def run(*arrays: Any) -> list[np.ndarray]:
         results = request.infer([np.asarray(array) for array in arrays])
-        # The next call writes over them.
+        # Copies, since the next call writes over the results.
         return [np.array(results[number]) for number in range(len(made))]
 
     return run
@@ -94,7 +93,7 @@ class OpenVINO:
         )
 
     def reverse(self, array: Any, axes: Sequence[int]) -> Any:
-        # From the last on, to far before the first.
+        # A slice with step -1, from the last element to before the first.
         last, before = [-1] * len(axes), [np.iinfo(np.int32).min] * len(axes)
         return ops.slice(array, _whole(last), _whole(before), _whole(last), _whole(axes))
 

@@ -1,9 +1,9 @@
-"""A trained model as one file, to be given away, and back: `--checkpoint` takes a path or a URL.
+"""A trained model as one file to share: packing, fetching, unpacking.
 
-The file is a zip archive of what prediction needs of a work dir: config, frame, calibration, shapes
-and one checkpoint without optimiser; of a cross-validation these of every fold. Its SHA-256 is its
-name in the cache, so that what was fetched and unpacked once is there; of a URL it must be stated,
-`https://.../model.zip#sha256=DIGEST`.
+The file is a zip archive with the part of a work dir that prediction needs: config, frame,
+calibration, shapes and one checkpoint without optimiser; for a cross-validation these of every
+fold. `--checkpoint` takes a path, or a URL with the SHA-256: `https://.../model.zip#sha256=DIGEST`.
+The digest names the unpacked model in the cache, so it is fetched and unpacked only once.
 """
 
 import hashlib
@@ -27,30 +27,30 @@ from jaxmark.inference.ensemble import fold_folder
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import json_text, replacing
 
-# Of a work dir.
+# Files and folders of a work dir that are packed.
 FILES = ("config.json", "calibration.json", "shape.json")
 FOLDERS = ("preparation",)
-# What of these says nothing of new scans, and may name people.
+# Names and endings that are not packed: prediction needs none of them, and some name people.
 LEFT_OUT = ("optimizer", "iterator", "left_out.csv", "cases.csv", ".png", ".lock")
-# Of `config.data`.
+# Fields of `config.data` with paths.
 PATHS = {"root", "unpaired", "template", "template_transform", "template_mask", "shared_mask"}
 PATHS |= {"cache"}
 EXTENSION = ".zip"
 _SCHEMES = ("https://", "http://", "file://")
 _MARK = "#sha256="
 _BLOCK = 1 << 20
-# Of all files together: weights are megabytes. A stranger's archive may promise anything.
+# Limit for all files together; weights are megabytes. A foreign archive may unpack to any size.
 _MOST_BYTES = 8 << 30
-# The same date for all files: the same model is the same bytes.
+# One date for all files, so that a model always gives the same bytes.
 _DATE = (1980, 1, 1, 0, 0, 0)
 _TIMEOUT_S = 60.0
 
 
 def pack(workdir: Path, step: int | Sequence[int], path: Path, instead: Mapping[str, bytes]) -> str:
-    """Write the model of this step, or those of each fold's step; returns the file's SHA-256.
+    """Write the model of this step, or of each fold's step; return the file's SHA-256.
 
     Args:
-      instead: file of the work dir -> what is written in its place.
+      instead: file of the work dir -> bytes to write in its place.
 
     Raises:
       OSError: the file cannot be written.
@@ -69,7 +69,7 @@ def pack(workdir: Path, step: int | Sequence[int], path: Path, instead: Mapping[
 
 
 def without_names(tree: dict[str, Any]) -> dict[str, Any]:
-    """JSON without names of cases and folders: a model does not say whom it has seen, and where."""
+    """JSON without names of cases and folders, which may identify people and machines."""
     tree = dict(tree)
     if "cases" in tree:
         tree["cases"] = [str(number) for number, _ in enumerate(tree["cases"], 1)]
@@ -83,7 +83,7 @@ def _kept(workdir: Path, step: int | Sequence[int]) -> Iterator[Path]:
     yield from (workdir / name for name in FILES if (workdir / name).is_file())
     if not isinstance(step, int):
         for fold, own in enumerate(step):
-            # What is known of predictions is known of all folds together.
+            # Folds have no calibration of their own.
             kept = _kept(fold_folder(workdir, fold), own)
             yield from (file for file in kept if file.name not in FILES[1:])
         return
@@ -96,14 +96,14 @@ def _kept(workdir: Path, step: int | Sequence[int]) -> Iterator[Path]:
 
 
 def folder_of(model: str | os.PathLike[str], cache: Path | None = None) -> Path:
-    """The work dir that a path or URL stands for; a packed model is unpacked into the cache.
+    """The work dir of a path or URL; a packed model is unpacked into the cache.
 
     Args:
       cache: None: `jaxmark/models` in the user's folder for caches.
 
     Raises:
-      InputError: a URL without digest, or whose file can't be had or is another; an archive that is
-        none of a model.
+      InputError: a URL without digest; a file that can't be fetched or has another digest; an
+        archive that holds no model.
       OSError: the cache cannot be written.
     """
     text = os.fspath(model)
@@ -137,7 +137,7 @@ def digest_of(path: Path) -> str:
 
 
 def unpack(path: Path, folder: Path) -> None:
-    """All of it, or none."""
+    """Unpack the whole archive, or nothing."""
     try:
         with zipfile.ZipFile(path) as archive, replacing_folder(folder) as temporary:
             entries = archive.infolist()
@@ -159,7 +159,7 @@ def unpack(path: Path, folder: Path) -> None:
 
 
 def _fetch(url: str, path: Path, digest: str) -> None:
-    """A file of this digest, with a progress bar."""
+    """Fetch a file and check its digest, with a progress bar."""
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as source, replacing(path) as there:
             size = int(source.headers.get("Content-Length") or 0) or None

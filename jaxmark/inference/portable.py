@@ -1,7 +1,7 @@
 """A trained model's prediction as one function of raw intensities, for programs without jaxmark.
 
-What the frame does to a scan that lies on the model's grid (`data.frame.Frame`: intensities), what
-the method's stage computes, and where its landmarks are on that grid.
+The function takes a scan on the model's grid. It scales intensities as `data.frame.Frame` does,
+runs the method's stage, and returns landmarks in voxels of the grid.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,10 +15,10 @@ from jaxmark.data.frame import Frame
 from jaxmark.methods.method import Method, Variables, read_image
 
 Outputs = dict[str, Array]
-# Of a batch: image (B, X, Y, Z), background (B,).
+# (variables, image (B, X, Y, Z), background (B,)) -> outputs.
 Program = Callable[[Variables, Array, Array], Outputs]
 
-# What the program takes and gives; B cases, K landmarks.
+# Inputs and outputs of the program, for B cases and K landmarks.
 INPUTS = {
     "image": "float32 (B, X, Y, Z): raw intensities on the grid, NaN where it is outside the scan",
     "background": "float32 (B,): what is taken to be outside, a percentile of the whole scan",
@@ -33,13 +33,13 @@ PROBABILITIES = "float32: probabilities, in the order of the scheme"
 
 
 def obstacle(method: Method, frame: Frame) -> str:
-    """Why a model has no such program; empty where it has one."""
+    """Why a model can't be such a program; empty if it can."""
     if frame.planar:
         return "it looks at pictures, and only models of volumes are exported"
     if len(method.stages) > 1 or method.stages[0].read is not read_image:
         return (
-            f"it looks {len(method.stages)} times, and what it looks at next is worked out between "
-            "the programs"
+            f"it has {len(method.stages)} stages, and the host computes between them which part of "
+            "the scan comes next"
         )
     return ""
 
@@ -47,14 +47,14 @@ def obstacle(method: Method, frame: Frame) -> str:
 def program_of(method: Method, frame: Frame, decoder: str) -> Program:
     """The program of a model without `obstacle`; its outputs are among `OUTPUTS`.
 
-    Beside them are the method's probabilities, by name. Of an image without contrast all outputs
-    are NaN or mean nothing.
+    Further outputs are the method's probabilities, by name. For an image without contrast all
+    outputs are NaN or mean nothing.
     """
     (stage,) = method.stages
 
     def program(variables: Variables, image: Array, background: Array) -> Outputs:
         found = stage.run(variables, {"image": scaled(frame, image, background)[..., None]})
-        # Maps are not given: what the host does to them is no part of a program.
+        # Maps are dropped: they need work of the host, which is no part of a program.
         found = jax.vmap(stage.finish)(found.replace(maps={}))  # type: ignore[attr-defined]
         outputs = {
             "positions_ijk": found.positions_ijk[decoder],
@@ -85,7 +85,7 @@ def weights_of(variables: Variables) -> dict[str, Array]:
 
 
 def variables_of(weights: Mapping[str, Array], like: Variables) -> Variables:
-    """The inverse of `weights_of`; `like` says how they lie."""
+    """The inverse of `weights_of`; `like` gives the tree."""
     variables: Variables = jax.tree_util.tree_map_with_path(
         lambda path, _: weights[_name(path)], like
     )

@@ -19,18 +19,18 @@ from jaxmark.system.memory import Demand
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a network says of one volume; `landmarks_mm` leads to the scan."""
+    """A network's prediction of one volume; `landmarks_mm` converts it to the scan's world."""
 
     volume: Volume
     prediction: Prediction  # of this volume alone, on the host
 
     @property
     def name(self) -> str:
-        """That of the volume's case."""
+        """The name of the volume's case."""
         return self.volume.name
 
     def without_maps(self) -> "Found":
-        """The same without what is as large as a volume: what may be held of many cases."""
+        """The same without maps, which are as large as the volume; to keep many in memory."""
         return dataclasses.replace(self, prediction=self.prediction.replace(maps={}))  # type: ignore[attr-defined]
 
     def landmarks_mm(self, decoder: str) -> np.ndarray:
@@ -40,9 +40,9 @@ class Found:
 
 
 class Predictor:
-    """A method's stages, each jitted once for the shapes that it reads and a batch of this size.
+    """A method's stages, each jitted once for the shapes that it reads and this batch size.
 
-    InputError where the `engine` (see `engines`) is not installed, or is not for these devices.
+    InputError if the `engine` (see `engines`) is not installed or does not work on these devices.
     """
 
     def __init__(self, method: Method, batch: int, mesh: Mesh, engine: str = XLA):
@@ -96,7 +96,7 @@ class _Program:
             yield from self._finished(*pending)
 
     def _demand(self, variables: Variables, case: HostBatch) -> Demand:
-        """Of the stage on batches of such arrays as one case's."""
+        """The stage's demand of memory, for batches of arrays like one case's."""
         elsewhere = "" if platform(self._mesh) == "cpu" else "; JAX_PLATFORMS=cpu predicts without"
         return Demand(
             field="config.predict.batch",

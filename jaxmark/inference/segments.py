@@ -1,4 +1,4 @@
-"""What a model that knows of segments says of one scan: a label map, and what the person has."""
+"""Predictions of segments in one scan: a label map, and which segments the person has."""
 
 import dataclasses
 import functools
@@ -14,9 +14,9 @@ from jaxmark.methods.method import FORKS, SEGMENTATION, SEGMENTS_PRESENT
 
 @dataclasses.dataclass(frozen=True)
 class ScanSegments:
-    """The S segments of a scheme in one scan; maps are made when they are asked for.
+    """The S segments of a scheme in one scan; maps are computed on first use.
 
-    None is what the method does not tell (`Method.tells`).
+    Fields are None that the method does not predict (`Method.tells`).
     """
 
     scheme: Scheme
@@ -28,7 +28,7 @@ class ScanSegments:
 
     @classmethod
     def of(cls, found: Found, scheme: Scheme, grid: Grid) -> "ScanSegments | None":
-        """What a network found in a scan with this grid; None of one that knows no segments."""
+        """The segments of a prediction, for a scan with this grid; None without segments."""
         prediction = found.prediction
         told = {**prediction.maps, **prediction.probabilities}
         present, forks, labels = (
@@ -49,7 +49,7 @@ class ScanSegments:
 
     @functools.cached_property
     def sizes(self) -> Sizes | None:
-        """Of the segments in `labels`."""
+        """The sizes of the segments in `labels`."""
         if self.labels is None:
             return None
         spacing_mm = np.linalg.norm(self.grid.ijk_to_lps[:3, :3], axis=0)
@@ -57,8 +57,8 @@ class ScanSegments:
 
     @property
     def variant(self) -> str:
-        """Which segments are missing, and what that means, in words; 0.5 decides.
+        """Which segments are missing (probability under 0.5), and what that means, in words.
 
-        Empty of a method that does not tell which there are.
+        Empty for a method that does not predict presence of segments.
         """
         return "" if self.present is None else self.scheme.variant(self.present >= 0.5)

@@ -1,7 +1,7 @@
-"""Do landmarks lie to each other as in people? Which of them do not, in words.
+"""Compares the arrangement of landmarks with that in people; differences become doubts in words.
 
-`shape.json` in the work dir holds a Gaussian of the training cases' shapes, and how far predictions
-of the validation cases were from it, which says how far is usual.
+`shape.json` in the work dir holds a Gaussian of the training cases' shapes, and the distances of
+the validation cases' predictions from it, which show how far is usual.
 """
 
 import dataclasses
@@ -22,25 +22,25 @@ from jaxmark.system.files import read_sealed, sealed, write_json
 FILE = "shape.json"
 SCHEMA_VERSION = 1
 
-# More shapes say little more, and take time.
+# More shapes change little, and take time.
 _MOST_SHAPES = 200
-# Probability that any landmark of a good scan is named, and that a good scan's landmarks are
-# called unlikely as a whole.
-_LEVEL, _LEVEL_OF_ALL = 0.01, 0.001
-# `ShapeModel.as_a_whole` below this occurs in people, however alike the validation cases are.
-_LEAST_OF_ALL = 2.0
-# Exchanged sides explain a shape if they bring it this much nearer.
-_NEARER = 0.5
+# Probability in a good scan that any landmark is doubted, and that the whole shape is.
+_LEVEL, _LEVEL_OF_WHOLE = 0.01, 0.001
+# A whole shape with `ShapeModel.as_a_whole` below this is never doubted: it occurs in people, even
+# if the validation cases are more alike.
+_LEAST_WHOLE = 2.0
+# Exchanged sides explain a shape if they reduce its distance to less than this share.
+_EXCHANGE_RATIO = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class UsualShape:
     """A model of shapes, and the distances of N good ones from it."""
 
-    of: str  # "validation" (what the network found there) or "training" (annotated)
+    of: str  # "validation" (predicted shapes) or "training" (annotated shapes)
     model: ShapeModel
     distance: np.ndarray  # (N, K), NaN where a landmark is missing
-    whole: np.ndarray  # (N,) of them, `ShapeModel.as_a_whole`; NaN where it says nothing
+    whole: np.ndarray  # (N,) `ShapeModel.as_a_whole`; NaN for too few landmarks
 
     def doubts(
         self,
@@ -49,12 +49,12 @@ class UsualShape:
         landmarks: Sequence[str],
         mirrored: np.ndarray,
     ) -> list[str]:
-        """What nobody's landmarks do.
+        """Lines about landmarks that are arranged as in nobody.
 
         Args:
           points_mm: (K, 3) in any frame of right-handed millimetres.
-          judged: (K,) which of them are taken to be there.
-          mirrored: (K,) index of each one's twin on the other side, its own without one.
+          judged: (K,) landmarks that are predicted as present; only these are judged.
+          mirrored: (K,) index of each landmark's twin on the other side; its own without a twin.
         """
         points = np.where(judged[:, None], points_mm, np.nan)
         if line := self.unlikely_whole(points):
@@ -75,44 +75,44 @@ class UsualShape:
         if names:
             lie = "lies" if len(names) == 1 else "lie"
             found.append(
-                f"{first_few(names)}: {lie} where the other landmarks make it unlikely (of "
-                f"{100 * _LEVEL:g} % of good scans this is said)"
+                f"{first_few(names)}: {lie} where the other landmarks make it unlikely "
+                f"({100 * _LEVEL:g} % of good scans have such a doubt)"
             )
         return found
 
     def unlikely_whole(self, points_mm: np.ndarray) -> str:
-        """Why landmarks (K, 3), NaN where not judged, are as a whole like nobody's; "" else."""
+        """A line if the whole shape (K, 3), NaN where not judged, is unlike all cases'; else ""."""
         own = self.model.as_a_whole(points_mm)
         if not own > self._whole_limit:
             return ""
         return (
-            f"the landmarks lie to each other as in none of the {self.of} cases (distance "
+            f"the landmarks are arranged as in none of the {self.of} cases (distance "
             f"{own:.1f}, theirs up to {np.nanmax(self.whole):.1f})"
         )
 
     def _sides(self, points: np.ndarray, mirrored: np.ndarray) -> str:
-        """Whether a mirror explains what is unlikely as a whole."""
+        """A line if a mirror image explains an unlikely whole shape; else ""."""
         own = self.model.as_a_whole(points)
         paired = (mirrored != np.arange(len(mirrored))).any()
         other = points[mirrored] if paired else points * np.array([-1.0, 1.0, 1.0])
         then = self.model.as_a_whole(other)
-        if then < _NEARER * own and then <= self._whole_limit:
+        if then < _EXCHANGE_RATIO * own and then <= self._whole_limit:
             what = "right and left are exchanged" if paired else "they are a mirror image"
             return f"the landmarks lie as if {what} (distance {own:.1f}, so {then:.1f})"
         return ""
 
     @functools.cached_property
     def _whole_limit(self) -> float:
-        """Of fewer landmarks than are known it is rather too large: they say less of each other."""
+        """The largest usual `as_a_whole`; rather too large for shapes with fewer landmarks."""
         known = self.whole[np.isfinite(self.whole)]
-        limit = unusual_above(np.log(np.maximum(known, 1e-6)), _LEVEL_OF_ALL)
-        # NaN of too few: then nothing is unlikely.
-        return max(_LEAST_OF_ALL, float(np.exp(limit))) if len(known) > 1 else np.inf
+        limit = unusual_above(np.log(np.maximum(known, 1e-6)), _LEVEL_OF_WHOLE)
+        # Too few cases give NaN, and then nothing is unlikely.
+        return max(_LEAST_WHOLE, float(np.exp(limit))) if len(known) > 1 else np.inf
 
     def _limit(self, judged: np.ndarray) -> float:
-        """What the largest distance of a good scan's landmarks is above with probability `_LEVEL`.
+        """The limit that the largest distance in a good scan exceeds with probability `_LEVEL`.
 
-        Of the landmarks judged alone. Distances are skew; their logarithms are hardly.
+        Only judged landmarks count. Distances are skew; their logarithms hardly are.
         """
         rows = [row[judged & np.isfinite(row)] for row in self.distance]
         values = np.array([row.max() for row in rows if len(row) >= LEAST_POINTS])
@@ -120,11 +120,11 @@ class UsualShape:
 
 
 def usual_shape(shapes_mm: np.ndarray, found_mm: np.ndarray) -> UsualShape | None:
-    """What shapes are usual; None where there are too few to say it.
+    """The usual shapes; None if there are too few cases.
 
     Args:
-      shapes_mm: (N, K, 3) annotated, NaN where missing, of training cases or of others like them.
-      found_mm: (M, K, 3) predictions of validation cases; NaN where nothing is annotated.
+      shapes_mm: (N, K, 3) annotated, NaN where missing, of training cases or of similar people.
+      found_mm: (M, K, 3) predictions of validation cases, NaN where nothing is annotated.
     """
     kept = np.unique(np.linspace(0, len(shapes_mm) - 1, min(len(shapes_mm), _MOST_SHAPES)))
     fitted = fit_shapes(shapes_mm[kept.astype(int)]) if len(shapes_mm) >= LEAST_SHAPES else None
@@ -142,14 +142,14 @@ def usual_shape(shapes_mm: np.ndarray, found_mm: np.ndarray) -> UsualShape | Non
 
 
 def shapes_of(found: Sequence[Found], spacing_mm: np.ndarray, decoder: str) -> np.ndarray:
-    """(N, K, 3) mm of predictions, in the prepared volumes."""
+    """(N, K, 3) predicted landmarks in mm of the prepared volumes."""
     return np.stack([np.asarray(f.prediction.positions_ijk[decoder]) for f in found]) * spacing_mm
 
 
 def save_shapes(
     usual: Mapping[str, UsualShape], landmarks: Sequence[str], step: int, workdir: Path
 ) -> None:
-    """The file that `load_shape` reads; of each decoder what is usual, with one model for all."""
+    """Write the file that `load_shape` reads: one model, and the distances of each decoder."""
     path = workdir / FILE
     if not usual:
         path.unlink(missing_ok=True)
@@ -171,7 +171,7 @@ def save_shapes(
 def load_shape(
     workdir: Path, landmarks: Sequence[str], step: int, decoder: str
 ) -> UsualShape | None:
-    """What is usual of the model of this step; None where there is no file.
+    """The usual shapes of the model of this step; None if there is no file.
 
     Raises:
       InputError: the file is damaged, or of another model.
@@ -204,6 +204,6 @@ def load_shape(
 
 
 def _with_none(table: np.ndarray, digits: int) -> list[list[float | None]]:
-    """JSON has no NaN."""
+    """NaN becomes None, since JSON has no NaN."""
     rows = np.round(table, digits)
     return [[float(v) if np.isfinite(v) else None for v in row] for row in rows]

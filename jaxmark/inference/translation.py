@@ -1,7 +1,7 @@
 """A jaxpr as a graph of another library, operation by operation; see `graph`.
 
-Where what is computed has a name of its own there (group normalisation, pooling, transposed
-convolution), that is taken instead of the parts that JAX makes of it.
+Functions for which libraries have one operation (group normalisation, pooling, transposed
+convolution) are translated whole, not as the parts of which JAX computes them.
 """
 
 import math
@@ -15,9 +15,9 @@ from jax.extend import core as jex
 from jaxmark.inference.graph import Array, Node, Operations, Unknown
 
 Value = Any  # a Node, or an array that does not depend on the graph's inputs
-# Elements of constants that are not kept where fewer stand for them.
-_LARGE = 4096
-# Of a translation, an equation and its inputs: what it makes, one or several.
+# A broadcast to more elements than this stays an operation of the graph.
+_MOST_ELEMENTS = 4096
+# (translation, equation, inputs) -> one output or several.
 Rule = Callable[..., Any]
 
 
@@ -25,19 +25,19 @@ Library = TypeVar("Library", bound=Operations)
 
 
 class Translation(Generic[Library]):
-    """From jaxprs to a library's graph.
+    """Translates jaxprs to a library's graph.
 
-    `more` are rules by the names of JAX's primitives, beside those of `RULES`.
+    `more`: name of a JAX primitive -> rule, in addition to `RULES`.
     """
 
     def __init__(self, to: Library, more: Mapping[str, Rule] | None = None):
         self.to, self._rules = to, {**RULES, **(more or {})}
 
     def translated(self, closed: Any, values: Sequence[Value]) -> list[Value]:
-        """What a closed jaxpr makes of nodes and arrays.
+        """The outputs of a closed jaxpr for these inputs, nodes or arrays.
 
         Raises:
-          Unknown: it holds an operation that is not translated.
+          Unknown: the jaxpr holds an operation that is not translated.
         """
         known: dict[Any, Value] = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
         known.update(zip(closed.jaxpr.invars, values, strict=True))
@@ -61,9 +61,9 @@ class Translation(Generic[Library]):
         return self.to.constant(np.ascontiguousarray(array).reshape(np.shape(array)))
 
     def at(self, value: Value, order: Sequence[int]) -> Array:
-        """A value's output with its axes in this order, or as they are if it has fewer.
+        """A value's output with its axes in this order, or unchanged if it has fewer axes.
 
-        Along some it may have one element that stands for all.
+        Along some axes it may have one element for all.
         """
         if isinstance(value, Node):
             return value.loose(order) if len(value.shape) == len(order) else value.plain
@@ -71,14 +71,14 @@ class Translation(Generic[Library]):
         return self.constant(array.transpose(order) if array.ndim == len(order) else array)
 
     def whole(self, value: Value, order: Sequence[int]) -> Array:
-        """As `at`, with all its elements."""
+        """As `at`, with all elements."""
         return value.turned(order) if isinstance(value, Node) else self.at(value, order)
 
     def _made(self, equation: Any, values: Sequence[Value]) -> Sequence[Value]:
-        """What an equation makes."""
+        """The outputs of an equation."""
         name, settings = equation.primitive.name, equation.params
         if name == "platform_index":
-            # The textbook's form, which stands for all platforms that have none of their own.
+            # None is the default, for platforms without a special form.
             return [settings["platforms"].index(None)]
         if name == "cond":
             return self.translated(settings["branches"][int(values[0])], values[1:])
@@ -98,8 +98,8 @@ class Translation(Generic[Library]):
         return made if isinstance(made, list) else [made]
 
     def _is_constant(self, name: str, shape: Sequence[int]) -> bool:
-        """Whether what does not depend on inputs is computed now: not what is the same all over."""
-        large = name == "broadcast_in_dim" and math.prod(shape) > _LARGE
+        """Whether an equation without graph inputs is computed now; a large broadcast is not."""
+        large = name == "broadcast_in_dim" and math.prod(shape) > _MOST_ELEMENTS
         return self.to.fixed(shape) and not large
 
 
@@ -108,7 +108,7 @@ def _literal(var: Any) -> np.ndarray:
 
 
 def _computed(equation: Any, values: Sequence[Value]) -> list[Value]:
-    """By JAX, now."""
+    """The outputs of an equation, computed by JAX now."""
     made = equation.primitive.bind(*(jnp.asarray(value) for value in values), **equation.params)
     return [
         np.asarray(array) for array in (made if equation.primitive.multiple_results else [made])
@@ -148,7 +148,7 @@ def _conv_transpose_2(by: Translation[Any], _: Any, x: Node, kernel: Value) -> N
 
 
 def _matmul(by: Translation[Any], _: Any, x: Value, weight: Value) -> Node:
-    """Products with a matrix (in, out); in space they are a convolution of one voxel."""
+    """Products with a matrix (in, out); for volumes a convolution with a kernel of one voxel."""
     x = by.node(x)
     shape = (
         *x.shape[:-1],
@@ -165,7 +165,7 @@ def _matmul(by: Translation[Any], _: Any, x: Value, weight: Value) -> Node:
     return Node(by.to, made, shape, order)
 
 
-# Functions by their own names: what libraries have an operation for.
+# Named functions for which libraries have one operation.
 NAMED: dict[str, Rule] = {
     "group_norm": _group_norm,
     "max_pool_2": _max_pool_2,
@@ -182,7 +182,7 @@ def _elementwise(by: Translation[Any], equation: Any, *values: Value) -> Node:
 
 
 def _order_of(values: Sequence[Value], axes: int) -> tuple[int, ...]:
-    """The order of so many axes that the largest of the values has."""
+    """The order of the axes of the largest value with this number of axes."""
     nodes = [value for value in values if isinstance(value, Node) and len(value.shape) == axes]
     if not nodes:
         return tuple(range(axes))
@@ -192,7 +192,7 @@ def _order_of(values: Sequence[Value], axes: int) -> tuple[int, ...]:
 
 
 def _repeated(values: Sequence[Value], axes: int) -> frozenset[int]:
-    """Axes along which each of the values has one element for all."""
+    """Axes along which every value has one element for all."""
     everywhere = frozenset(range(axes))
     for value in values:
         if isinstance(value, Node):
@@ -242,7 +242,7 @@ def _transpose(by: Translation[Any], equation: Any, x: Node) -> Node:
 def _concatenate(by: Translation[Any], equation: Any, *values: Value) -> Node:
     shape = equation.outvars[0].aval.shape
     order = _order_of(values, len(shape))
-    # `jnp.pad` joins empty ones, too.
+    # `jnp.pad` also joins empty arrays.
     filled = [value for value in values if 0 not in np.shape(value)]
     parts = [by.whole(value, order) for value in filled]
     axis = order.index(equation.params["dimension"])
@@ -277,7 +277,7 @@ def _pad(by: Translation[Any], equation: Any, x: Node, value: Value) -> Node:
 
 
 def _reshape(by: Translation[Any], equation: Any, x: Node) -> Node:
-    """Also a `squeeze`."""
+    """Rule for `reshape` and `squeeze`."""
     shape = equation.outvars[0].aval.shape
     return Node(by.to, by.to.reshape(x.plain, shape), shape)
 
@@ -312,7 +312,7 @@ def _convolution(by: Translation[Any], equation: Any, x: Value, kernel: Value) -
 
 
 def _dot_general(by: Translation[Any], equation: Any, first: Value, second: Value) -> Node:
-    """Products of matrices, one for each element of the batch axes where there are any."""
+    """Products of matrices, one for each element of the batch axes, if there are any."""
     contracted, batch = equation.params["dimension_numbers"]
     left, right = by.node(first), by.node(second)
     if not batch[0] and (list(contracted[0]), list(contracted[1])) == ([len(left.shape) - 1], [0]):
@@ -331,7 +331,7 @@ def _dot_general(by: Translation[Any], equation: Any, first: Value, second: Valu
 
 
 def _flattened(node: Node, *groups: Sequence[int]) -> Array:
-    """With axes in this order, and those of each group as one; without a first group none."""
+    """The array with its axes in this order, and the axes of each group flattened into one."""
     shape = [math.prod(node.shape[axis] for axis in group) for group in groups]
     order = [axis for group in groups for axis in group]
     return node.to.reshape(node.turned(order), shape if groups[0] else shape[1:])

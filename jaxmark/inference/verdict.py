@@ -1,4 +1,4 @@
-"""Is this a scan that the model can say anything of? Where it is not, its landmarks are hidden."""
+"""Decides whether the model is for a scan; if not, the scan is refused and its landmarks hidden."""
 
 import numpy as np
 
@@ -6,11 +6,12 @@ from jaxmark.core.calibration import unusual_above
 from jaxmark.inference.likeness import LEAST_CASES, Usual
 from jaxmark.inference.shapes import UsualShape
 
-# How probable each part of a verdict is in a good scan, at most; so is the verdict.
+# Largest probability of each reason, and so of a refusal, in a good scan.
 LEVEL = 0.001
-# Evidence so many times as far below the usual as a thousandth of good scans is says enough; of a
-# model for scans of any contrast, of which nothing but evidence and shape speaks.
-_NOTHING, _NOTHING_OF_ANY = 3.0, 2.0
+# Evidence alone refuses a scan if it lies this many times farther below the usual mean than the
+# limit of `LEVEL`. Models for scans of any contrast, which have no usual intensities, use the
+# second number.
+_FAR_BELOW, _FAR_BELOW_ANY_CONTRAST = 3.0, 2.0
 
 
 def verdict(
@@ -24,19 +25,19 @@ def verdict(
     usual: Usual | None,
     shape: UsualShape | None,
 ) -> tuple[str, str]:
-    """Why a scan is refused, and whether the network sees little of its landmarks; "" if not.
+    """Two lines: why the scan is refused, and that the network sees little; "" where not.
 
-    Refused is what is probably not one of the scans that the model is for, or not where it looks:
-    if the network sees next to nothing of the landmarks, or two of three agree: landmarks that lie
-    to each other as in nobody, a network that sees less of them than in any good scan, and other
-    intensities. A scan of another contrast may be read rightly, and one that is turned or cut
-    off shows less: where shapes are known they are one of the two.
+    A scan is refused if the network sees next to nothing of the landmarks, or if two of three
+    reasons agree: an arrangement of landmarks as in nobody, less evidence than in any good scan,
+    and other intensities. Where usual shapes are known, the arrangement must be one of the two: a
+    scan of another contrast may be predicted well, and a turned or cut scan has less evidence.
 
     Args:
       points_mm: (K, 3) as in `UsualShape.doubts`.
-      there: (K,) which landmarks are taken to be there, `inside` (K,) whose place lies within the
-        scan. Shapes are judged by what is both, or all that is there where that is less than half;
-        evidence by what is inside, since of nothing all seems to be absent.
+      there: (K,) landmarks that are predicted as present.
+      inside: (K,) landmarks whose position lies within the scan. Shapes are judged by landmarks
+        that are both; by all present ones if that is less than half of them. Evidence is judged by
+        landmarks inside: in an empty scan none is present.
       evidence: (K,) of the scan; `usual_evidence` (N, K) of the validation cases.
       profile: of the scan's intensities.
     """
@@ -51,19 +52,19 @@ def verdict(
         unlike = shape.unlikely_whole(np.where(judged[:, None], points_mm, np.nan))
     reasons = [reason for reason in (unlike, little, other) if reason]
     agree = len(reasons) > 1 and (bool(unlike) or shape is None)
-    if not (agree or times > (_NOTHING_OF_ANY if usual is None else _NOTHING)):
+    if not (agree or times > (_FAR_BELOW_ANY_CONTRAST if usual is None else _FAR_BELOW)):
         return "", little
     refused = (
-        f"probably not such a scan, or not in its place: {'; '.join(reasons)} (this is said of "
-        f"fewer than {1000 * LEVEL:g} in 1000 scans like the validation cases)"
+        f"probably not such a scan, or not in its place: {'; '.join(reasons)} (fewer than "
+        f"{1000 * LEVEL:g} in 1000 scans like the validation cases are refused)"
     )
     return refused, little
 
 
 def little_evidence(own: np.ndarray, usual: np.ndarray) -> tuple[str, float]:
-    """Of landmarks (J,), and of the same ones in N cases (N, J); "" of as much as is usual.
+    """A line if evidence `own` (J,) is less than usual, of the same landmarks in N cases (N, J).
 
-    Also how many times as far below their mean it is as the least that is usual.
+    Also how far it lies below the cases' mean, in units of the limit's distance; 0 if it is usual.
     """
     if len(usual) < LEAST_CASES:
         return "", 0.0

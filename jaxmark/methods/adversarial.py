@@ -1,8 +1,8 @@
 """Adversarial heatmap regression across modalities (Tan et al., ISBI 2023).
 
-A generator G, the network of `heatmap`, is trained on images; a discriminator D learns from the
-landmarks of the same people, and of others without images, what a configuration of landmarks looks
-like, and G is trained to deceive it. Equations are in the paper's order.
+A generator G, the network of `heatmap`, is trained on images. A discriminator D learns what a
+configuration of landmarks looks like, from the same people and from others without images. G is
+trained to deceive D. Equations are in the paper's order.
 """
 
 import dataclasses
@@ -53,35 +53,35 @@ from jaxmark.methods.optimizers import clipped, cosine_at_the_end
 from jaxmark.methods.views import augmented, draw_view, view_landmarks
 from jaxmark.models.discriminator import CellDiscriminator, HeatmapDiscriminator
 
-# A discriminator that is right this often and this sure (at chance its loss is 2 log 2 = 1.39), for
-# so many records in a row, is called saturated.
+# A discriminator is saturated if for this many records in a row its accuracy is at least, and its
+# loss at most, as follows. At chance the loss is 2 log 2 = 1.39.
 SATURATED_ACCURACY, SATURATED_LOSS, SATURATED_RECORDS = 0.995, 0.3, 5
 
 
 @dataclasses.dataclass
 class Adversarial(HeatmapRegression):
-    """Settings; those of the generator first. `steps` are those of pretraining.
+    """Settings; the generator's come first. `steps` is the length of pretraining.
 
-    The paper states which losses there are, Adam and its rate for all networks, and what D is
-    shown; weights, widths and schedule are ours. The stabilisers are off, as in the paper.
+    The paper states the losses, Adam and its rate for all networks, and D's input; weights, widths
+    and schedule are ours. The stabilisers are off, as in the paper.
     """
 
     adversarial_steps: int = setting(20_000, POSITIVE)
-    # Weight of the adversarial loss (Eq. 3); it is open in the paper.
+    # Weight of the adversarial loss (Eq. 3); the paper does not state it.
     lambda_adv: float = setting(1e-3, POSITIVE)
-    # Whose landmarks are real ones to D: "images" (the paper's D-MRA), or "both", also those of
-    # the unpaired cohort (D-MRA-CTA).
+    # Landmarks that D gets as real: "images", those of the training cases (the paper's D-MRA); or
+    # "both", these and those of the unpaired cohort (D-MRA-CTA).
     real: str = setting("both", either("images", "both"))
     # Share of the unpaired cohort among real heatmaps; the paper's union: 500 of 570.
     unpaired_share: float = setting(500 / 570, SHARE)
-    # True cases for each predicted one; with "cells" they cost next to nothing. The paper: 1.
+    # Real cases for each predicted one; with "cells" they take hardly any time. The paper: 1.
     real_sets: int = setting(1, POSITIVE)
-    # Show D the coordinate matrix and the distance map: the paper's dagger.
+    # D also gets the coordinate matrix and the distance map: the paper's dagger.
     positions: bool = True
-    # What D is shown. "heatmaps": the paper. "cells", ours: each heatmap's values, raised to the
-    # power `sharpness`, as a distribution over cells of at most `cell_mm`. True heatmaps are
-    # noiseless Gaussians: on heatmaps D tells predicted ones by their shape and looks no further.
-    # Cells leave it nothing but where landmarks are, and whether they are in one place.
+    # D's input. "heatmaps": the paper's. "cells", ours: each heatmap's values, raised to the power
+    # `sharpness`, as a distribution over cells of at most `cell_mm`. True heatmaps are noiseless
+    # Gaussians, so D recognises predicted heatmaps by the shape of their peaks alone. Cells hide
+    # this shape: they show only where a landmark is, and whether it is in one place.
     shown: str = setting("heatmaps", either("heatmaps", "cells"))
     cell_mm: float = setting(8.0, POSITIVE)
     sharpness: float = setting(2.0, POSITIVE)
@@ -93,10 +93,9 @@ class Adversarial(HeatmapRegression):
     rate_ratio: float = setting(1.0, POSITIVE)
     # Adam's first moment in D; the paper: its default.
     discriminator_beta1: float = setting(0.9, SHARE)
-    # D calls real heatmaps 1 minus this.
+    # D's target for real heatmaps is 1 minus this.
     label_smoothing: float = setting(0.0, SHARE)
-    # Weight of the squared gradient of D to what it is shown of real cases (Mescheder et al., ICML
-    # 2018).
+    # Weight of D's squared gradient to its input, on real cases (R1, Mescheder et al., ICML 2018).
     r1: float = setting(0.0, NOT_NEGATIVE)
 
     metrics: ClassVar[Mapping[str, str]] = {
@@ -178,10 +177,10 @@ class Adversarial(HeatmapRegression):
 class Critic(Protocol):
     """D as pure functions of its parameters: the logits of true and of predicted landmarks.
 
-    Heatmaps are made slab by slab and are never whole, neither true ones nor those of G's maps.
-    Each of the B predicted cases is paired with R true ones (`Adversarial.real_sets`). `shared`
-    (R B, K) are the landmarks that both cases of a pair have: all others are taken out of both, so
-    that absence tells D nothing.
+    Heatmaps, true and predicted, are made slab by slab; none is in memory as a whole. Each of the B
+    predicted cases is paired with R true ones (`Adversarial.real_sets`). `shared` (R B, K) marks
+    the landmarks that both cases of a pair have. The others are removed from both, so D can't learn
+    from absence.
     """
 
     def init(self, key: Array) -> Params:
@@ -189,13 +188,13 @@ class Critic(Protocol):
         ...
 
     def fake(self, d: Params, maps: Array, shared: Array) -> Array:
-        """Logits (R B,) of G(I), whose maps (B, X, Y, Z, K) G's head made."""
+        """Logits (R B,) of G(I), from the output (B, X, Y, Z, K) of G's head."""
         ...
 
     def real(self, d: Params, landmarks_ijk: Array, shared: Array) -> tuple[Array, Array]:
-        """Logits (R B,) of true landmarks, and the mean squared gradient to what D was shown.
+        """Logits (R B,) of true landmarks, and D's mean squared gradient to its input.
 
-        The latter is 0 where the settings don't ask for it.
+        The gradient is 0 unless the settings have `r1`.
         """
         ...
 
@@ -260,7 +259,7 @@ class CellCritic:
         self.settings, self.generator = settings, generator
         task = generator.task
         self._cell = cell_voxels(task.crop, task.spacing_mm, settings.cell_mm)
-        # The power of a Gaussian is a narrower one.
+        # A Gaussian to a power above 1 is a narrower Gaussian.
         narrow = settings.sigma_mm / math.sqrt(settings.sharpness)
         self._true_mass = gaussian_sum(task.crop, task.spacing_mm, narrow)
         self._net = CellDiscriminator(
@@ -312,10 +311,10 @@ class CellCritic:
 
 
 def _distribution(masses: Array, true_mass: float, shared: Array) -> Array:
-    """Masses (B, X, Y, Z, K) with a sum of 1 for each landmark that is shared, 0 for the others.
+    """Masses (B, X, Y, Z, K) normalised to a sum of 1 for shared landmarks, 0 for the others.
 
-    Under half of a true landmark's mass, the sum is less than 1: a heatmap that fades would
-    otherwise look the same to D and have a gradient that grows without bound.
+    A heatmap with less than half of a true landmark's mass keeps a sum under 1. With a sum of 1, D
+    could not see that it fades, and its gradient would grow without bound.
     """
     total = masses.sum((1, 2, 3), keepdims=True)
     return masses / jnp.maximum(total, true_mass / 2) * shared[:, None, None, None]
@@ -328,10 +327,10 @@ def adversarial_step(
     g_optimizer: optax.GradientTransformation,
     d_optimizer: optax.GradientTransformation,
 ) -> Callable[[State, Batch, Array], tuple[State, Metrics]]:
-    """A step of D and then one of G against the new D, with one pass through G and one back.
+    """A step of D, then one of G against the new D, with one pass forward and one back through G.
 
-    G's maps don't change while D learns, so what `jax.vjp` kept of the pass serves both: what the
-    new D and Eq. 2 ask of the maps is pulled back through it.
+    G's maps don't change while D learns, so one `jax.vjp` serves both steps: the gradients of Eq. 2
+    and of the new D to the maps are summed and pulled back through G once.
     """
     task = generator.task
 
@@ -380,7 +379,7 @@ def adversarial_step(
             "fake_accuracy": (fake < 0).mean(),
             "gradient_norm": optax.tree.norm(g_gradient),
             "discriminator_gradient_norm": optax.tree.norm(d_gradient),
-            # How much of what G's maps are asked to change comes from D.
+            # D's gradient to G's maps, relative to that of Eq. 2.
             "adversarial_to_heatmap_gradient": _norm(adv_gradient)
             / jnp.maximum(_norm(heat_gradient), 1e-30),
         }
@@ -395,10 +394,10 @@ def _norm(x: Array) -> Array:
 def real_landmarks(
     settings: Adversarial, task: Task, key: Array, batch: Batch
 ) -> tuple[Array, Array]:
-    """Landmarks (R B, K, 3) in voxels of the crop, and presence (R B, K), that are real ones to D.
+    """Landmarks (R B, K, 3) in voxels of the crop and presence (R B, K) that D gets as real.
 
-    Those of the batch or of the unpaired cohort, as the settings say, all in random views of their
-    own; R is `settings.real_sets`.
+    They come from the batch, or also from the unpaired cohort if `settings.real` is "both". Each
+    set gets a random view; R is `settings.real_sets`.
     """
     k_which, k_share, k_view = jax.random.split(key, 3)
     landmarks_ijk = jnp.tile(batch.landmarks_ijk, (settings.real_sets, 1, 1))
@@ -409,18 +408,19 @@ def real_landmarks(
         if sets is None:
             raise ValueError("training with real='both' needs Task.unpaired")
         which = jax.random.randint(k_which, (count,), 0, len(sets.present))
-        others = jax.random.uniform(k_share, (count, 1)) < settings.unpaired_share
-        theirs = jnp.asarray(sets.landmarks_ijk)[which]
-        landmarks_ijk = jnp.where(others[..., None], theirs, landmarks_ijk)
-        present = jnp.where(others, jnp.asarray(sets.present)[which], present)
+        unpaired = jax.random.uniform(k_share, (count, 1)) < settings.unpaired_share
+        unpaired_ijk = jnp.asarray(sets.landmarks_ijk)[which]
+        landmarks_ijk = jnp.where(unpaired[..., None], unpaired_ijk, landmarks_ijk)
+        present = jnp.where(unpaired, jnp.asarray(sets.present)[which], present)
     moved, present = view_landmarks(task, draw_view(task, k_view, count), landmarks_ijk, present)
     return moved, present
 
 
 def saturation(records: Sequence[Mapping[str, float]]) -> str | None:
-    """A warning where D has been right and sure of it lately: then it teaches G little.
+    """A warning if D is saturated: its accuracy is high and its loss low, so G learns little.
 
-    Right alone is no reason: a penalised D may tell all cases and still have a gradient of use.
+    High accuracy alone is no reason: a D with a penalty may recognise all cases and still have a
+    useful gradient.
     """
     last = records[-SATURATED_RECORDS:]
     for record in last:

@@ -1,20 +1,20 @@
 """Landmarks of pictures by a generative adversarial network (Kanakatte et al.).
 
-A generator G turns a picture into another one with a Gaussian spot at every landmark; a
-discriminator D tells (picture, true heatmap) from (picture, predicted heatmap). Equations are in
-the paper's order. It leaves four things open that matter:
+A generator G turns a picture into a heatmap with a Gaussian spot at every landmark. A discriminator
+D tells (picture, true heatmap) from (picture, predicted heatmap). Equations are in the paper's
+order: 1 to 3 for G, 4 to 6 and 8 for D, then 7. The paper leaves four important points open:
 
-- Eqs. 2, 4 and 5 as printed compare the picture with the heatmap, and D is in none of them. Read
-  here as least squares on D's verdict (Mao et al., ICCV 2017), which is the mean of its patches as
-  the paper says. `adversarial="printed"` is the printed form: D learns nothing, and G is pulled
-  towards the picture.
-- Eq. 7, as printed a term of D's loss, compares the true and the predicted heatmap. D is in neither
-  of them, so the term has no gradient in D. Read here as a term of G's loss, whose gradient it has;
-  `foreground` has the other readings.
-- All landmarks share one heatmap, which does not say whose spot is whose. `core.spots` says it by
-  the landmarks' configuration, a Gaussian that is learned from the training batches
-  (`core.point_distribution`) and kept with the statistics.
-- The rates of learning and dropout are "adjusted on the loss". Here: each network's are halved when
+- Eqs. 2, 4 and 5 as printed compare the picture with the heatmap and do not contain D. We read them
+  as least squares on D's verdict (Mao et al., ICCV 2017), the mean of its patches as the paper
+  says. `adversarial="printed"` is the printed form: D learns nothing, and G is pulled towards the
+  picture.
+- Eq. 7, printed as a term of D's loss, compares the true with the predicted heatmap. Neither
+  depends on D, so the term has no gradient in D. We read it as a term of G's loss; `foreground`
+  offers the other readings.
+- All landmarks share one heatmap, which does not tell which spot belongs to which landmark.
+  `core.spots` assigns them by the landmarks' configuration, a Gaussian that is learned from the
+  training batches (`core.point_distribution`) and kept with the statistics.
+- The learning and dropout rates are "adjusted on the loss". We halve both rates of a network when
   its own loss has not fallen for a while (`patience`).
 """
 
@@ -67,23 +67,23 @@ from jaxmark.methods.method import (
 from jaxmark.methods.views import augmented
 from jaxmark.models.cardiac_gan import PatchDiscriminator, UNetGenerator
 
-# Of the starting rates of learning and dropout, after however many halvings.
+# Learning and dropout rates are not halved below this share of their first values.
 LEAST_SCALE = 1 / 32
-# A loss that falls by less than this share has not fallen.
-_FALLS = 0.01
-# True heatmap from which on a pixel belongs to a spot.
-_SPOT = 0.01
+# A loss counts as lower only if it falls by at least this share.
+_LEAST_FALL = 0.01
+# A pixel belongs to a spot where the true heatmap exceeds this.
+_SPOT_HEIGHT = 0.01
 
 
 @dataclasses.dataclass
 class CardiacGAN:
     """Settings. The paper states depths, kernels, strides, variances, delta, Adam, its rate and
-    both dropouts; widths, steps, weights and all that is called ours are open there.
+    both dropouts. Widths, steps, weights and values called ours are not in the paper.
     """
 
     # The paper: 500 to 1500 epochs.
     steps: int = setting(20_000, POSITIVE)
-    # Of the encoder; the decoder mirrors it. The paper: four levels.
+    # Channels of the encoder's levels; the decoder mirrors them. The paper: four levels.
     widths: tuple[int, ...] = setting(
         (32, 64, 128, 256), positive_numbers("must be positive numbers of channels")
     )
@@ -93,36 +93,38 @@ class CardiacGAN:
     discriminator_widths: tuple[int, ...] = setting(
         (32, 64, 128, 256, 256, 256), positive_numbers("must be positive numbers of channels")
     )
-    # Of a spot, in pixels^2; 0: 7 for a single landmark and 5 for several, as in the paper.
+    # Variance of a spot, in pixels^2; 0: 7 for one landmark and 5 for several, as in the paper.
     variance: float = setting(0.0, NOT_NEGATIVE)
-    # Where Huber's loss of the heatmap (Eq. 3) turns from squares to lines, and its weight (Eq. 1).
-    # It is a mean over pixels of which few have a spot, hence the size: for 64 x 64 pixels a
-    # sixteenth weighs spots as this does for the paper's 256 x 256.
+    # Huber's loss of the heatmap (Eq. 3) is quadratic up to this error, then linear.
     huber_delta: float = setting(0.4, POSITIVE)
+    # Weight of Huber's loss (Eq. 1). It is large, since the loss is a mean over pixels and few of
+    # them have a spot. For 64 x 64 pixels a sixteenth weights spots as this does for 256 x 256.
     beta: float = setting(1e4, POSITIVE)
     # Eqs. 2, 4, 5: "least_squares" on D's verdict, or as "printed".
     adversarial: str = setting("least_squares", either("least_squares", "printed"))
     # Weight of the square within Eq. 7.
     alpha: float = setting(10.0, NOT_NEGATIVE)
-    # Where Eq. 7 counts. "generator": its two patches are those of the heatmaps, in G's loss.
-    # "discriminator": they are D's responses where the square is, against 1 for true heatmaps and 0
-    # for predicted ones, in D's loss, so that it has to look there. "printed": those of the
-    # heatmaps, in D's loss, where they change nothing but its value, by which D's rates are
-    # adjusted. "none": without, the paper's comparison.
+    # Where Eq. 7 is a term. "generator": in G's loss, comparing both heatmaps. "discriminator": in
+    # D's loss, comparing D's responses in the square with 1 for true heatmaps and with 0 for
+    # predicted ones, so that D has to look there. "printed": in D's loss, comparing both heatmaps;
+    # this changes only the loss's value, by which D's rates are adjusted. "none": no term, the
+    # paper's comparison.
     foreground: str = setting("generator", one_of("generator", "discriminator", "printed", "none"))
-    # The square: one a "picture", around all of its spots, as the paper seems to mean ("the size is
-    # decided on the run time"); or one a "spot" (ours: in between there is little foreground).
+    # The square of Eq. 7: one for each "picture", around all of its spots, as the paper seems to
+    # mean ("the size is decided on the run time"); or one for each "spot" (ours, since there is
+    # little foreground between spots).
     square: str = setting("picture", either("picture", "spot"))
     learning_rate: float = setting(2e-4, POSITIVE)
-    # Adam's first moment, of both networks; the paper: its default.
+    # Adam's first moment in both networks; the paper: Adam's default.
     beta1: float = setting(0.9, SHARE)
     dropout: float = setting(0.4, at_least(0), SHARE)
     discriminator_dropout: float = setting(0.6, at_least(0), SHARE)
-    # A network's loss is judged by its mean over so many steps; rate and dropout of the network are
-    # halved after so many of these without a new lowest one. 0: they stay.
+    # A network's loss is averaged over windows of this many steps.
     window: int = setting(100, POSITIVE)
+    # The network's learning and dropout rates are halved after this many windows without a new
+    # lowest mean; 0: never.
     patience: int = setting(20, NOT_NEGATIVE)
-    # Height from which on a local maximum of the heatmap is a spot; true ones have 1.
+    # A local maximum of the heatmap from this height on is a spot; true spots have height 1.
     least_height: float = setting(0.1, between(0, 1))
 
     decoders: ClassVar[tuple[str, ...]] = ("argmax", "contour", "subvoxel")
@@ -182,13 +184,13 @@ class CardiacGAN:
 
 
 def optimizer(settings: CardiacGAN) -> optax.GradientTransformationExtraArgs:
-    """Adam with a rate that is halved on a plateau of the loss, which each update is told."""
+    """Adam whose rate is halved on a plateau of the loss; each update gets the loss as `value`."""
     return optax.chain(
         optax.adam(settings.learning_rate, b1=settings.beta1),
         optax.contrib.reduce_on_plateau(
             factor=0.5,
             patience=settings.patience or np.iinfo(np.int32).max,
-            rtol=_FALLS,
+            rtol=_LEAST_FALL,
             accumulation_size=settings.window,
             min_scale=LEAST_SCALE,
         ),
@@ -196,12 +198,12 @@ def optimizer(settings: CardiacGAN) -> optax.GradientTransformationExtraArgs:
 
 
 def scale(opt_state: Any) -> Array:
-    """() what the plateau rule makes of a network's starting rates."""
+    """() the factor by which the plateau rule has scaled a network's first rates."""
     return jnp.asarray(opt_state[-1].scale)
 
 
 class Networks:
-    """G, D and what they are shown, as pure functions of their parameters."""
+    """G, D and their inputs, as pure functions of their parameters."""
 
     def __init__(self, settings: CardiacGAN, task: Task):
         self.settings, self.task = settings, task
@@ -211,7 +213,7 @@ class Networks:
         self._discriminator = PatchDiscriminator(settings.discriminator_widths, dtype=task.dtype)
 
     def init(self, key: Array) -> tuple[dict[str, Params], dict[str, Any]]:
-        """Parameters of both; statistics: G's normalisation and the configuration."""
+        """Parameters of both networks; statistics: G's normalisation and the configuration."""
         shape, nothing = self.task.crop[:2], jnp.zeros(())
         image, heatmap = jnp.zeros((1, *shape, 1)), jnp.zeros((1, *shape))
         keys = dict(
@@ -280,43 +282,38 @@ def verdict(responses: Array) -> Array:
     return responses.mean((1, 2))
 
 
-class Shown(NamedTuple):
-    """What both networks are shown in a step, and what is known of it."""
+class Pictures(NamedTuple):
+    """Pictures of a training step with their true heatmaps."""
 
     image: Array  # (B, X, Y, 1), I of the paper
     truth: Array  # (B, X, Y), GT_h
     square: Array  # (B, X, Y) bool: the foreground of Eq. 7
-    # (B,) bool. Of a picture in which nothing is known of some landmark, the true heatmap is not
-    # known either: it counts where there is a spot, and D is not shown it.
+    # (B,) bool: every landmark is known as present or absent. Else the true heatmap is known at its
+    # spots alone, and D does not learn from the picture.
     whole: Array
 
     @property
     def counted(self) -> Array:
         """(B, X, Y) bool: where the true heatmap is known."""
-        return self.whole[:, None, None] | (self.truth > _SPOT)
+        return self.whole[:, None, None] | (self.truth > _SPOT_HEIGHT)
 
 
-def shown(networks: Networks, view: Batch) -> Shown:
-    """Of a random view."""
+def pictures_of(networks: Networks, view: Batch) -> Pictures:
+    """The pictures of a random view."""
     whole = (view.present | view.absent).all(1)
-    return Shown(view.image[:, :, :, 0], networks.target(view), networks.square(view), whole)
-
-
-def foreground_loss(settings: CardiacGAN, seen: Shown, heatmap: Array) -> Array:
-    """FPL, Eq. 7, of G's heatmap GP_h (B, X, Y)."""
-    return square_and_absolute_loss(seen.truth, heatmap, settings.alpha, seen.square)
+    return Pictures(view.image[:, :, :, 0], networks.target(view), networks.square(view), whole)
 
 
 def generator_loss(
-    networks: Networks, seen: Shown, heatmap: Array, d: Params, rate: Array, key: Array
+    networks: Networks, seen: Pictures, heatmap: Array, d: Params, rate: Array, key: Array
 ) -> tuple[Array, tuple[Array, Array]]:
-    """G_L, Eq. 1, of GP_h (B, X, Y); A_L and L_L. `rate` is D's dropout."""
+    """G_L (Eq. 1) for G's heatmap GP_h (B, X, Y); A_L and L_L. `rate` is D's dropout."""
     settings = networks.settings
     if settings.adversarial == "printed":
         a_l = ((seen.image[..., 0] - heatmap) ** 2).mean()  # Eq. 2
     else:
         fake = networks.responses(d, seen.image, heatmap, rate, key)
-        a_l = least_squares_loss(verdict(fake), 1.0, seen.whole)
+        a_l = least_squares_loss(verdict(fake), 1.0, seen.whole)  # Eq. 2
     l_l = huber_loss(heatmap, seen.truth, settings.huber_delta, seen.counted)  # Eq. 3
     g_l = a_l + settings.beta * l_l
     if settings.foreground == "generator":
@@ -325,9 +322,14 @@ def generator_loss(
 
 
 def discriminator_loss(
-    networks: Networks, seen: Shown, heatmap: Array, d: Params, rate: Array, keys: Sequence[Array]
+    networks: Networks,
+    seen: Pictures,
+    heatmap: Array,
+    d: Params,
+    rate: Array,
+    keys: Sequence[Array],
 ) -> tuple[Array, tuple[Array, Array]]:
-    """MDL, Eq. 8, of GP_h (B, X, Y); D's verdicts (B,) on true and predicted heatmaps."""
+    """MDL (Eq. 8) for GP_h (B, X, Y); D's verdicts (B,) on true and predicted heatmaps."""
     settings = networks.settings
     real = networks.responses(d, seen.image, seen.truth, rate, keys[0])
     fake = networks.responses(d, seen.image, heatmap, rate, keys[1])
@@ -335,25 +337,30 @@ def discriminator_loss(
         drl = ((seen.image[..., 0] - seen.truth) ** 2).mean()  # Eq. 4
         dfl = ((seen.image[..., 0] - heatmap) ** 2).mean()  # Eq. 5
     else:
-        drl = least_squares_loss(verdict(real), 1.0, seen.whole)
-        dfl = least_squares_loss(verdict(fake), 0.0, seen.whole)
+        drl = least_squares_loss(verdict(real), 1.0, seen.whole)  # Eq. 4
+        dfl = least_squares_loss(verdict(fake), 0.0, seen.whole)  # Eq. 5
     loss = 0.5 * (drl + dfl)  # SDL, Eq. 6
     if settings.foreground == "printed":
         loss += foreground_loss(settings, seen, heatmap)
     elif settings.foreground == "discriminator":
         patches = patches_with(seen.square, real.shape[1:]) & seen.whole[:, None, None]
-        ends = ((real, 1.0), (fake, 0.0))
+        wanted = ((real, 1.0), (fake, 0.0))
         loss += 0.5 * sum(
-            square_and_absolute_loss(found, wanted, settings.alpha, patches)
-            for found, wanted in ends
+            square_and_absolute_loss(responses, target, settings.alpha, patches)
+            for responses, target in wanted
         )
     return loss, (verdict(real), verdict(fake))
+
+
+def foreground_loss(settings: CardiacGAN, seen: Pictures, heatmap: Array) -> Array:
+    """FPL (Eq. 7) for G's heatmap GP_h (B, X, Y)."""
+    return square_and_absolute_loss(seen.truth, heatmap, settings.alpha, seen.square)
 
 
 def training_step(
     networks: Networks, optimizers: Mapping[str, optax.GradientTransformationExtraArgs]
 ) -> Callable[[State, Batch, Array], tuple[State, Metrics]]:
-    """A step of D and then one of G against the new D, with one pass through G and one back."""
+    """A step of D, then one of G against the new D; one pass forward and one back through G."""
     settings = networks.settings
 
     def updated(name: str, gradient: Any, state: State, loss: Array) -> tuple[Params, Any]:
@@ -366,7 +373,7 @@ def training_step(
     def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
         k_view, k_g, k_real, k_fake, k_adv = jax.random.split(key, 5)
         view = augmented(networks.task, batch, k_view)
-        seen = shown(networks, view)
+        seen = pictures_of(networks, view)
         g_rate = settings.dropout * scale(state.optimizer["generator"])
         d_rate = settings.discriminator_dropout * scale(state.optimizer["discriminator"])
 
@@ -380,10 +387,10 @@ def training_step(
             has_aux=True,
         )(state.params["discriminator"])
         d, d_opt_state = updated("discriminator", d_gradient, state, d_loss)
-        (g_loss, (a_l, l_l)), asked = jax.value_and_grad(
+        (g_loss, (a_l, l_l)), heatmap_gradient = jax.value_and_grad(
             lambda h: generator_loss(networks, seen, h, d, d_rate, k_adv), has_aux=True
         )(heatmap)
-        (g_gradient,) = pull(asked)
+        (g_gradient,) = pull(heatmap_gradient)
         g, g_opt_state = updated("generator", g_gradient, state, g_loss)
 
         known = state.statistics["configuration"]
@@ -416,7 +423,7 @@ def training_step(
     return step
 
 
-# What goes from the device to the host beside the heatmap, where `landmarks_of` takes it out again.
+# Names of arrays that `picture_stage` passes from the device to `landmarks_of` on the host.
 _MEAN, _HEATMAP, _COVARIANCE = "configuration", "heatmap", "covariance"
 
 
@@ -454,10 +461,10 @@ def landmarks_of(found: Prediction, variance: float, least: float) -> Prediction
     """The landmarks of one picture, from its heatmap and the configuration of landmarks.
 
     "contour" is the centre of the contour around each landmark's spot, as in the paper; "argmax"
-    its brightest pixel; "subvoxel" its sub-pixel peak. A landmark without a spot is placed where
-    the others make it likely, or at the picture's edge where that is outside, with the score 0.
-    `score` is a spot's height, `evidence` what speaks for the spot against a stray one: its height
-    and its place among the others (`core.spots`).
+    the spot's brightest pixel; "subvoxel" its sub-pixel peak. A landmark without a spot gets the
+    position that is likely from the others, moved to the picture's edge if it is outside, and the
+    score 0. `score` is a spot's height. `evidence` rates the spot against a stray one, by its
+    height and its place among the others (`core.spots`).
     """
     heatmap = np.asarray(found.maps[_HEATMAP], np.float64)
     sigma = variance**0.5

@@ -1,12 +1,12 @@
-"""Two-stage cascade regression (Tan et al., 2019): coarse heatmaps, then a look at full resolution.
+"""Two-stage cascade regression (Tan et al., 2019): coarse heatmaps, then full-resolution patches.
 
 Primary prediction (section 2.1), `FirstStage`: a U-Net sees the whole volume, `factor` times
-smaller, and makes a heatmap of each of the N landmarks and one of the background (Eq. 1; the loss
-makes them). It is trained with the weighted squared error of its output and of three side paths
-(Eq. 2). The place S_0 of a landmark is its heatmap's maximum. Refinement (section 2.2),
-`SecondStage`: of each landmark a small network sees a patch of the full resolution around S_0 and
-regresses the displacement, S = S_0 + dS. First the one is trained, then the other.
-`PatchedFirstStage` is the ablation of section 3.2.
+smaller, and outputs N heatmaps of landmarks and one of the background (targets: Eq. 1, made in the
+loss). It is trained with the weighted squared error of its output and of three side paths (Eq. 2).
+The position S_0 of a landmark is the maximum of its heatmap.
+Refinement (section 2.2), `SecondStage`: for each landmark a small network sees a patch of the full
+resolution around S_0 and regresses the displacement, S = S_0 + dS. The first stage is trained, then
+the second. `PatchedFirstStage` is the ablation of section 3.2.
 """
 
 import dataclasses
@@ -61,13 +61,13 @@ from jaxmark.methods.method import (
 )
 from jaxmark.methods.optimizers import NOT_REFINED, adams, descent, refined, untrained
 from jaxmark.methods.views import augmented
-from jaxmark.models.blocks import append_coordinates, each
+from jaxmark.models.blocks import append_coordinates, for_each_landmark
 from jaxmark.models.cascade import DisplacementNet, SidePathUNet
 from jaxmark.models.unet import ResidualUNet
 
 # Decoders of the first stage alone.
 FIRST = ("stage1", "stage1_subvoxel")
-# The field that sets how many patches, or cases, a step takes.
+# The field with the number of cases of a training step on patches.
 REFINE_BATCH = "config.method.refine_batch"
 
 
@@ -75,20 +75,22 @@ REFINE_BATCH = "config.method.refine_batch"
 class Cascade:
     """Settings. The paper states the factor, patch, batch, Adam's rate, steps and side weights.
 
-    What has another comment is ours to choose. `config.augment` (the paper: none) changes the
-    volumes of the first stage and, each by itself, the patches of the second one; those are moved
-    by up to `reach_mm` instead of by `translation_voxels`, and never mirrored.
+    Values with another comment are ours. `config.augment` (the paper: none) changes the volumes of
+    the first stage and each patch of the second. Patches are moved by up to `reach_mm` instead of
+    `translation_voxels`, and never mirrored.
     """
 
-    # Of the two stages.
+    # Training steps of the first and of the second stage.
     steps: int = setting(11_250, POSITIVE)
     refine_steps: int = setting(45_000, NOT_NEGATIVE)
-    # How many voxels along each axis are one of the first stage; the paper: 4 coronary, 2 aorta.
+    # A voxel of the first stage has this many voxels of the volume along each axis; the paper: 4
+    # coronary, 2 aorta.
     factor: int = setting(4, POSITIVE)
-    # 0: the first stage sees the whole volume. Else, the paper's ablation, it sees patches of so
-    # many voxels a side (the paper: 48), and a landmark is at the highest response in all of them.
-    # The paper does not state their resolution; here it is the full one: such a patch shows "the
-    # context information around one landmark", and 77 mm of the smaller volume would show four.
+    # 0: the first stage sees the whole volume. Else, the paper's ablation, it sees patches of this
+    # many voxels a side (the paper: 48), and a landmark lies at the highest response of all. The
+    # paper does not state their resolution; here it is the full one. Such a patch shows "the
+    # context information around one landmark"; a patch of the smaller volume, 77 mm, would show
+    # four landmarks.
     first_patch: int = setting(0, NOT_NEGATIVE)
     # Ours, as are the height and width of the Gaussians.
     widths: tuple[int, ...] = setting(
@@ -101,26 +103,26 @@ class Cascade:
     # Three more channels of the first stage: each voxel's place in the volume, from -1 to 1; ours,
     # for registered cohorts.
     coordinates: bool = False
-    # "prediction": weights of the squared error are e to the power of the predicted values, as
-    # printed; "truth": of the true ones. "cross_entropy": of a softmax over all voxels (ours).
+    # Weights of the squared error. "prediction": e to the power of the predicted values, as
+    # printed; "truth": e to the power of the true values. "cross_entropy": no squared error but the
+    # cross-entropy of a softmax over all voxels (ours).
     weights: str = setting("prediction", either("prediction", "truth", "cross_entropy"))
     # Weights of the side paths' losses, the coarsest first.
     sides: tuple[float, ...] = (0.3, 0.6, 0.9)
     # Voxels a side of the second stage's patches, of the full resolution.
     patch: int = setting(64, POSITIVE)
-    # The farthest that the second stage moves a place, and in training how far from the landmark
-    # patches may be centred, along each axis; ours. About what the first stage errs.
+    # The second stage moves a landmark by at most this along each axis; in training, patches are
+    # centred up to this far from the landmark. Ours: about the error of the first stage.
     reach_mm: float = setting(6.0, POSITIVE)
     # "displacement" (the paper's), or "heatmap": a softmax over the patch's voxels (ours).
     refine: str = setting("displacement", either("displacement", "heatmap"))
-    # How often the second stage looks, each time around the place that it found before; the paper's
-    # outlook: more than once.
+    # Rounds of the second stage, each with a patch around the position of the round before; the
+    # paper suggests more than one for the future.
     looks: int = setting(1, POSITIVE)
-    # Each look sees eight patches, moved so many voxels both ways along each axis, and takes the
-    # mean of the places that it finds in them; 0: one patch, as in the paper. Ours; training is
-    # the same.
+    # Each round takes the mean position from eight patches, moved by this many voxels both ways
+    # along each axis; 0: from one patch, as in the paper. Ours; training is the same.
     shifted: int = setting(0, NOT_NEGATIVE)
-    # One network for all landmarks but for its last layer; ours, for few scans and many landmarks.
+    # All landmarks share one network except its last layer; ours, for few scans and many landmarks.
     shared: bool = False
     # Ours.
     refine_widths: tuple[int, ...] = setting(
@@ -131,13 +133,14 @@ class Cascade:
     refine_batch: int = setting(4, POSITIVE)
     learning_rate: float = setting(1e-3, POSITIVE)
     refine_learning_rate: float = setting(1e-3, POSITIVE)
-    # Share of each stage's steps over which the rate falls to zero along a cosine; the paper: 0.
+    # Last share of each stage's steps, over which the rate falls to zero along a cosine; the paper:
+    # 0.
     decay: float = setting(0.0, SHARE)
-    # Largest norm of a stage's gradient; 0: any, as in the paper.
+    # Gradients of a stage are clipped to this norm; 0: not, as in the paper.
     clip_norm: float = setting(0.0, NOT_NEGATIVE)
 
-    # "subvoxel": after the second stage. Of the first stage alone: "stage1", the voxel of the
-    # maximum, as in the paper, and "stage1_subvoxel", from which the second one starts.
+    # "subvoxel": after the second stage. After the first stage: "stage1", the voxel of the maximum,
+    # as in the paper, and "stage1_subvoxel", from which the second stage starts.
     decoders: ClassVar[tuple[str, ...]] = ("subvoxel", "stage1", "stage1_subvoxel")
     metrics: ClassVar[Mapping[str, str]] = {
         "loss": LOSS,
@@ -186,7 +189,7 @@ class Cascade:
             )
 
     def build(self, task: Task) -> Method:
-        """The method for volumes of `task.crop`, whose sides factor 2^(levels - 1) must divide."""
+        """The method for volumes of `task.crop`; factor 2^(levels - 1) must divide its sides."""
         check(self, "config.method", task)
         first = PatchedFirstStage(self, task) if self.first_patch else FirstStage(self, task)
         second = SecondStage(self, task)
@@ -237,7 +240,7 @@ class Cascade:
 class FirstStage:
     """Heatmaps of the whole volume, `factor` times smaller."""
 
-    # Of its phase; None: `config.train.batch`.
+    # Cases of a training step; None: `config.train.batch`.
     batch: int | None = None
     batch_field = "config.train.batch"
 
@@ -249,7 +252,7 @@ class FirstStage:
 
     @staticmethod
     def _seen_by(settings: Cascade, task: Task) -> Task:
-        """The task on those voxels that the network sees."""
+        """The task on the network's input."""
         return task.coarser(settings.factor)
 
     def read(self, case: PreparedCase, rng: np.random.Generator) -> HostBatch:
@@ -264,7 +267,7 @@ class FirstStage:
         return append_coordinates(image) if self.settings.coordinates else image
 
     def loss(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
-        """Eq. 2: the error of the heatmaps, and of those of the side paths."""
+        """Eq. 2: the error of the heatmaps plus the weighted errors of the side paths."""
         view = augmented(self.task, batch, key)
         features, sides = self._net.apply(params, self._seen(view.image), method="features")
         head = self._head(params)
@@ -280,11 +283,11 @@ class FirstStage:
     ) -> Array:
         """L_mse on voxels `times` as long as those of the first stage."""
         settings, task = self.settings, self.task
-        # Centres of voxels: the first of the coarser ones lies between those of the finer.
+        # Coordinates count voxel centres, which differ between the two grids.
         points = (view.landmarks_ijk + 0.5) / times - 0.5
         place: dict[str, Any] = {
             "spacing_mm": [times * s for s in task.spacing_mm],
-            # Narrower than a voxel a Gaussian may fall between them.
+            # A Gaussian narrower than a voxel could fall between voxels.
             "sigma_mm": max(settings.sigma_mm, 0.5 * times * max(task.spacing_mm)),
             "absent": view.absent,
             "slab_voxels": task.slab_voxels,
@@ -308,7 +311,7 @@ class FirstStage:
         return lambda x: jnp.asarray(self._net.apply(params, x, method="heatmaps"))
 
     def found(self, variables: Variables, image: Array) -> Prediction:
-        """Landmarks in what the network sees, (B, X, Y, Z, 1), in voxels of it."""
+        """Landmarks in the network's input (B, X, Y, Z, 1), in voxels of this input."""
         params = variables.params["coarse"]
         features, _ = self._net.apply(params, self._seen(image), method="features")
         head = self._head(params)
@@ -328,7 +331,7 @@ class FirstStage:
 
     @property
     def stage(self) -> Stage:
-        """The first look of a prediction; positions come back in voxels of the full resolution."""
+        """The first stage of a prediction; `finish` returns voxels of the full resolution."""
         factor = self.settings.factor
         margin = np.array(self._whole.margin, np.float32)
 
@@ -359,7 +362,7 @@ class PatchedFirstStage(FirstStage):
 
     @staticmethod
     def _seen_by(settings: Cascade, task: Task) -> Task:
-        # Patches are moved alone, when they are cut.
+        # The only change in training is the random place at which a patch is cut.
         still = dataclasses.replace(
             task.augment, translation_voxels=0, rotation_degrees=0.0, scale=0.0, flip=0.0
         )
@@ -367,7 +370,7 @@ class PatchedFirstStage(FirstStage):
         return dataclasses.replace(task, crop=(side,) * 3, margin=(0, 0, 0), augment=still)
 
     def read(self, case: PreparedCase, rng: np.random.Generator) -> HostBatch:
-        """A patch anywhere in the volume, or, every other time, one with a landmark inside."""
+        """A random patch of the volume; with probability 1/2 one that holds a landmark."""
         side, margin = self.settings.first_patch, np.array(self._whole.margin)
         points = case.landmarks_ijk
         room = np.maximum(np.array(self._whole.crop) - side, 0)
@@ -384,7 +387,7 @@ class PatchedFirstStage(FirstStage):
 
     @property
     def stage(self) -> Stage:
-        """The patches side by side; of each landmark the highest response counts."""
+        """A stage over patches that cover the volume; each landmark takes its highest response."""
         side = self.settings.first_patch
         corners = covering(self._whole.crop, side) + np.array(self._whole.margin)
 
@@ -394,33 +397,33 @@ class PatchedFirstStage(FirstStage):
             }
 
         def run(variables: Variables, arrays: Mapping[str, Array]) -> Prediction:
-            def of_one(images: Array) -> Prediction:
+            def in_patch(images: Array) -> Prediction:
                 return self.found(variables, images.astype(jnp.float32))
 
             # (N, B, ...), one patch of each volume at a time.
-            of_all = jax.lax.map(of_one, arrays["image"].swapaxes(0, 1))
+            in_all = jax.lax.map(in_patch, arrays["image"].swapaxes(0, 1))
             moved = {
                 name: ijk + jnp.asarray(corners, jnp.float32)[:, None, None]
-                for name, ijk in of_all.positions_ijk.items()
+                for name, ijk in in_all.positions_ijk.items()
             }
-            of_all = of_all.replace(positions_ijk=moved)
-            best = jnp.argmax(of_all.score, axis=0)
+            in_all = in_all.replace(positions_ijk=moved)
+            best = jnp.argmax(in_all.score, axis=0)
 
             def chosen(values: Array) -> Array:
                 index = best[None, ..., None] if values.ndim == 4 else best[None]
                 return jnp.take_along_axis(values, index, axis=0)[0]
 
-            return jax.tree.map(chosen, of_all)
+            return jax.tree.map(chosen, in_all)
 
         return Stage(run, read)
 
 
 class SecondStage:
-    """A patch of the full resolution around each landmark, and a network for each."""
+    """One network for each landmark, on a patch of the full resolution around it."""
 
     def __init__(self, settings: Cascade, task: Task):
         self.settings = settings
-        # Of the patches: what lies around them is for views that are turned or larger.
+        # The task on patches; their margin is for views that are turned or enlarged.
         self.task = dataclasses.replace(
             task,
             crop=(settings.patch,) * 3,
@@ -435,14 +438,11 @@ class SecondStage:
 
     @property
     def side(self) -> int:
-        """Voxels a side of what is read for training: a patch and what lies around it."""
+        """Voxels a side that are read for training: a patch with its margin."""
         return self.settings.patch + 2 * self.task.margin[0]
 
     def init(self, key: Array) -> Params:
-        """Parameters, with an axis over the landmarks before all others.
-
-        Where networks share their bodies, those have no such axis.
-        """
+        """Parameters with a first axis over the landmarks; a shared body has no such axis."""
         keys = jax.random.split(key, len(self.task.landmarks))
         shape = jnp.zeros((1, *(self.settings.patch,) * 3, 1))
         parts = jax.vmap(self._net.init, (0, None))(keys, shape)["params"]
@@ -451,7 +451,7 @@ class SecondStage:
         return {"params": parts}
 
     def loss(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
-        """The Euclidean distance that is left, in mm; or the cross-entropy of the heatmap."""
+        """The Euclidean distance to the landmark in mm, or the cross-entropy of the heatmap."""
         view = self.views(batch, key)
         # (B, K, n, n, n, 1) to (K, B, n, n, n, 1).
         features = self._features(params, view.image.swapaxes(0, 1))
@@ -461,7 +461,7 @@ class SecondStage:
             loss = distance_loss(moved * spacing, view.landmarks_ijk * spacing, view.present)
             return loss, {"distance_mm": loss}
 
-        def of_one(last: Params, features: Array, points: Array, present: Array) -> Array:
+        def landmark_loss(last: Params, features: Array, points: Array, present: Array) -> Array:
             return heatmap_cross_entropy(
                 features,
                 points[:, None],
@@ -474,13 +474,13 @@ class SecondStage:
 
         known = view.landmarks_ijk.swapaxes(0, 1), view.present.swapaxes(0, 1)
         arguments = (params["params"]["last"], features, *known)
-        losses = each(of_one, *arguments, platform=self.task.platform)
+        losses = for_each_landmark(landmark_loss, *arguments, platform=self.task.platform)
         return losses.mean(), {}
 
     def positions(self, params: Params, patches: Array) -> tuple[Array, Array]:
-        """Patches (K, B, n, n, n, 1) -> landmarks (B, K, 3) in voxels of each patch.
+        """Patches (K, B, n, n, n, 1) -> landmarks (B, K, 3) in voxels of each patch, and spreads.
 
-        And the spread (B, K) mm of the heatmaps there; 0 where there are none.
+        The spreads (B, K) of the heatmaps are in mm; 0 for "displacement", which has no heatmaps.
         """
         return self._positions(params, self._features(params, patches))
 
@@ -502,25 +502,25 @@ class SecondStage:
         )
 
     def _features(self, params: Params, patches: Array) -> Array:
-        """(K, B, n, n, n, 1) -> what each landmark's last layers see, (K, B, ..., C)."""
+        """(K, B, n, n, n, 1) -> the input of each landmark's last layers, (K, B, ..., C)."""
         body = params["params"]["body"]
 
-        def of_one(body: Params, images: Array) -> Array:
+        def body_features(body: Params, images: Array) -> Array:
             return jnp.asarray(
                 self._net.apply({"params": {"body": body}}, images, method="features")
             )
 
         if self.settings.shared:
-            found = of_one(body, patches.reshape(-1, *patches.shape[2:]))
+            found = body_features(body, patches.reshape(-1, *patches.shape[2:]))
             return found.reshape(*patches.shape[:2], *found.shape[1:])
-        return each(of_one, body, patches, platform=self.task.platform)
+        return for_each_landmark(body_features, body, patches, platform=self.task.platform)
 
     def _positions(self, params: Params, features: Array) -> tuple[Array, Array]:
-        """As `positions`, of features (K, B, ..., C)."""
+        """`positions` from features (K, B, ..., C)."""
         settings, spacing = self.settings, jnp.asarray(self.task.spacing_mm)
         middle, reach = (settings.patch - 1) / 2, settings.reach_mm / spacing
 
-        def of_one(last: Params, features: Array) -> tuple[Array, Array]:
+        def position(last: Params, features: Array) -> tuple[Array, Array]:
             if settings.refine == "displacement":
                 moved = middle + self._last(last)(features) * reach
                 return moved, jnp.zeros(moved.shape[:1])
@@ -536,7 +536,7 @@ class SecondStage:
             return inside, found.spread_mm[:, 0]
 
         last = params["params"]["last"]
-        moved, spread_mm = each(of_one, last, features, platform=self.task.platform)
+        moved, spread_mm = for_each_landmark(position, last, features, platform=self.task.platform)
         return moved.swapaxes(0, 1), spread_mm.swapaxes(0, 1)
 
     def _last(self, last: Params) -> Callable[[Array], Array]:
@@ -545,7 +545,7 @@ class SecondStage:
 
     @property
     def stage(self) -> Stage:
-        """Another look around what was found; the volume stays on the host."""
+        """One round of the second stage, around earlier positions; the volume stays on the host."""
         side, k = self.settings.patch, len(self.task.landmarks)
         shift = self.settings.shifted
         # (J, 3) voxels.
@@ -569,7 +569,7 @@ class SecondStage:
 
         def run(variables: Variables, arrays: Mapping[str, Array]) -> Prediction:
             b, j = arrays["image"].shape[0], len(shifts)
-            # (B, K, J, n, n, n, 1) to (K, B J, n, n, n, 1), as if there were more volumes.
+            # (B, K, J, n, n, n, 1) to (K, B J, n, n, n, 1): shifted patches become volumes.
             patches = arrays["image"].swapaxes(0, 1).astype(jnp.float32)
             patches = patches.reshape(k, b * j, *patches.shape[3:])
             in_patch, fine_mm = self.positions(variables.params["fine"], patches)
@@ -581,7 +581,7 @@ class SecondStage:
                 **{name: arrays[name] for name in FIRST},
                 "subvoxel": jnp.where(refine, moved, arrays["found"]),
             }
-            # Whether it is the right patch, and where in it.
+            # Uncertainty of the first stage and of the second: of the patch, and within it.
             spread_mm = jnp.hypot(arrays["spread_mm"], jnp.where(refine, fine_mm, 0.0))
             return Prediction(positions, arrays["score"], arrays["evidence"], spread_mm=spread_mm)
 
@@ -596,9 +596,10 @@ def read_patches(
     reach_mm: float,
     spacing_mm: tuple[float, float, float],
 ) -> HostBatch:
-    """A patch near each landmark, (K, n, n, n, 1), and the landmark in its voxels.
+    """A patch near each landmark, (K, n, n, n, 1), and the landmark in voxels of the patch.
 
-    Its middle is anywhere within `reach_mm` along each axis: where the first stage may have put it.
+    The patch's middle lies within `reach_mm` of the landmark along each axis, as if the first stage
+    had found it there.
     """
     volume = case.volume
     points = np.nan_to_num(case.landmarks_ijk)

@@ -1,12 +1,11 @@
 """Landmarks of a structure that may lie anywhere in a scan, turned and of any size.
 
-Ours. A coarse network sees the whole scan and makes a heatmap of each landmark. The typical shape
-of the landmarks is moved, turned and scaled onto the maxima; single ones that are far off have
-little say in it. So the structure is found, and its pose. A fine network then sees a crop in that
-pose, where all people look alike, and finds the landmarks; the shape can be fitted to these and the
-crop be cut once more. Both are the network of `heatmap`, each trained by itself: the coarse one
-first, on whole scans; the fine one on crops in the true pose, changed at random by about what the
-coarse one errs.
+Ours. A coarse network sees the whole scan and makes a heatmap of each landmark. A robust fit moves,
+turns and scales the landmarks' typical shape onto the maxima, which gives the structure's pose. A
+fine network then sees a crop in that pose, where all people look alike, and finds the landmarks.
+The fit and the fine network can be repeated from these. Both networks are those of `heatmap`. The
+coarse one is trained first, on whole scans; then the fine one, on crops in the true pose, changed
+at random by about the coarse network's error.
 """
 
 import dataclasses
@@ -40,7 +39,7 @@ from jaxmark.core.intensities import stretched
 from jaxmark.core.pose import pose_of
 from jaxmark.data.cases import HostBatch, Volume, read_coarse, read_posed
 from jaxmark.data.chunks import Chunks
-from jaxmark.methods.heatmap import Generator, HeatmapRegression, Usual
+from jaxmark.methods.heatmap import Generator, HeatmapRegression, LandmarkPrior
 from jaxmark.methods.method import (
     GRADIENT,
     LOSS,
@@ -60,58 +59,59 @@ from jaxmark.methods.method import (
 from jaxmark.methods.optimizers import NOT_REFINED, adams, descent, refined, untrained
 from jaxmark.methods.views import augmented
 
-# Of a landmark's place, however sure it is, along each axis: people differ from the typical shape.
-_LEAST_DOUBT_MM = 1.5
-# After so many looks the best of several poses is known; of all but the best few after the first.
-_TRIES = 2
-_KEPT = 3
+# Least standard deviation of a landmark along each axis in the fit of the typical shape, from which
+# people differ.
+_LEAST_SD_MM = 1.5
+# With `apart_mm` this many looks see several poses: the first all, the second the best of them.
+_LOOKS_AT_SEVERAL_POSES = 2
+_POSES_KEPT = 3
 
 
 @dataclasses.dataclass
 class CoarseToFine:
-    """Settings. `config.augment` is what the coarse network has to bear; lengths are mm."""
+    """Settings. `config.augment` changes the volumes of the coarse network; lengths are mm."""
 
-    # Of the coarse network and the fine one.
+    # Training steps of the coarse and of the fine network.
     steps: int = setting(1500, POSITIVE)
     fine_steps: int = setting(3000, POSITIVE)
-    # How many voxels of the prepared volume are one of the coarse network, along each axis.
+    # A voxel of the coarse network has this many voxels of the prepared volume along each axis.
     factor: int = setting(4, POSITIVE)
     widths: tuple[int, ...] = setting(
         (16, 32, 64, 64), positive_numbers("needs positive numbers of channels")
     )
     sigma_mm: float = setting(5.0, POSITIVE)
     learning_rate: float = setting(1e-3, POSITIVE)
-    # The crop that the fine network sees, around the middle of the typical shape. Of the circle,
-    # 64 x 56 x 48 mm cut off ends of arteries in many people.
+    # Voxels of the fine network's crop, around the middle of the typical shape. For the circle of
+    # Willis, 64 x 56 x 48 mm cut off ends of arteries in many people.
     crop: tuple[int, int, int] = setting((64, 56, 48), VOXELS)
     spacing_mm: float = setting(1.0, POSITIVE)
     fine_widths: tuple[int, ...] = setting(
         (16, 32, 64), positive_numbers("needs positive numbers of channels")
     )
     fine_sigma_mm: float = setting(2.0, POSITIVE)
-    # Standard deviation along each axis, of where the fine network takes a landmark to be before it
-    # sees anything: about the typical shape. 0: anywhere.
+    # Standard deviation, along each axis, of the fine network's prior of a landmark around its
+    # place in the typical shape. 0: no prior.
     usual_mm: float = setting(0.0, NOT_NEGATIVE)
     fine_learning_rate: float = setting(1e-3, POSITIVE)
     fine_batch: int = setting(2, POSITIVE)
-    # How far crops are from the true pose in training: voxels along each axis, degrees, share of
-    # the size.
+    # Random changes of the true pose in training: voxels along each axis, degrees, share of the
+    # size.
     shift: int = setting(6, at_least(0))
     turn_degrees: float = setting(12.0, NOT_NEGATIVE)
     resize: float = setting(0.12, NOT_NEGATIVE)
-    # How often the fine network looks, each time at a crop around what it found before.
+    # Rounds of the fine network ("looks"), each with a crop around the landmarks of the one before.
     looks: int = setting(2, POSITIVE)
-    # How far apart the poses lie, mm along each axis, that the first look tries, and the best of
-    # them the second; 0: the coarse network's alone. See `FineNetwork.starts`.
+    # The first look tries poses this far apart, in mm along each axis, and the second the best of
+    # them; 0: the coarse network's pose alone. See `FineNetwork.starts`.
     apart_mm: float = setting(0.0, NOT_NEGATIVE)
-    # Later looks also see each crop in a mirror: for structures whose sides look alike.
+    # Later looks also see each crop mirrored: for structures whose sides look alike.
     mirror: bool = False
-    # Share of each network's steps over which its rate falls to zero along a cosine.
+    # Last share of each network's steps, over which its rate falls to zero along a cosine.
     decay: float = setting(0.5, SHARE)
-    # Largest norm of a network's gradient; 0: any.
+    # Gradients of a network are clipped to this norm; 0: not.
     clip_norm: float = setting(0.0, NOT_NEGATIVE)
 
-    # "coarse": of the coarse network alone.
+    # "coarse": the positions of the coarse network.
     decoders: ClassVar[tuple[str, ...]] = ("subvoxel", "argmax", "coarse")
     metrics: ClassVar[Mapping[str, str]] = {"loss": LOSS, "gradient_norm": GRADIENT}
 
@@ -139,7 +139,7 @@ class CoarseToFine:
         yield from coarsely_divisible(task.crop, task.margin, self.factor, len(self.widths))
 
     def build(self, task: Task) -> Method:
-        """The method for volumes of `task.crop`, whose sides factor 2^(levels - 1) must divide."""
+        """The method for volumes of `task.crop`; factor 2^(levels - 1) must divide its sides."""
         check(self, "config.method", task)
         coarse, fine = CoarseNetwork(self, task), FineNetwork(self, task)
         rates = {
@@ -187,7 +187,7 @@ class CoarseNetwork:
             widths=settings.widths, head=0, loss="cross_entropy", sigma_mm=settings.sigma_mm
         )
         self._generator = Generator(kind, self.task)
-        # People in any pose, where training is on a stream.
+        # A stream draws people in any pose.
         self.draw = None
         if task.drawing is not None:
             x, y, z = (n + 2 * m for n, m in zip(self.task.crop, self.task.margin, strict=True))
@@ -203,7 +203,7 @@ class CoarseNetwork:
 
     @property
     def stage(self) -> Stage:
-        """Where the landmarks are, about, in voxels of the prepared volume."""
+        """The approximate landmarks, in voxels of the prepared volume."""
 
         def read(volume: Volume, earlier: Prediction | None) -> HostBatch:
             return {"image": volume.coarse(self._factor)[..., None]}
@@ -240,11 +240,11 @@ class FineNetwork:
                 scale=settings.resize,
             ),
         )
-        # mm of the typical shape; without one there is no training, and no prediction either.
+        # Zeros where the task has no typical shape: enough to make parameters.
         self.shape_mm = np.zeros((len(task.landmarks), 3))
         if task.shape_mm is not None:
             self.shape_mm = task.shape_mm
-        # What is read for training: a crop and what lies around it.
+        # Training reads a crop with its margin.
         x, y, z = (n + 2 * m for n, m in zip(settings.crop, margin, strict=True))
         self.grid = centred((x, y, z), self.task.spacing_mm)
         self._crop = centred(settings.crop, self.task.spacing_mm)
@@ -253,14 +253,14 @@ class FineNetwork:
             head=0,
             loss="cross_entropy",
             sigma_mm=settings.fine_sigma_mm,
-            # In its pose a voxel's place tells much.
+            # In a posed crop a voxel's place says much about a landmark.
             coordinates=True,
         )
-        usual = Usual(self.shape_mm, settings.usual_mm) if settings.usual_mm else None
-        self._generator = Generator(kind, self.task, usual)
-        # One function for all looks that are alike: it is compiled once.
+        prior = LandmarkPrior(self.shape_mm, settings.usual_mm) if settings.usual_mm else None
+        self._generator = Generator(kind, self.task, prior)
+        # All looks of one kind share a function, so that it is compiled once.
         self._runs = {see: functools.partial(self._run, mirror=see) for see in (False, True)}
-        # People who lie as the typical shape does.
+        # A stream draws people in the pose of the typical shape.
         self.draw = None
         if task.drawing is not None:
             self.draw = task.drawing(self.grid.shape, self.task.spacing_mm, 0.0, 0.0)
@@ -274,10 +274,10 @@ class FineNetwork:
         return heatmap_loss(self._generator, params, batch, key), {}
 
     def starts(self, volume: Volume, coarse: Prediction) -> list[np.ndarray]:
-        """(4, 4) poses in LPS mm to begin with.
+        """The first poses, (4, 4) each, in LPS mm.
 
-        They are what the coarse network says; with `apart_mm` also the six around it, and the
-        typical shape upright in the middle of the scan.
+        The coarse network's pose; with `apart_mm` also six moved from it, and the typical shape
+        upright in the middle of the scan.
         """
         first, apart_mm = self._pose(volume, coarse), self._settings.apart_mm
         if not apart_mm:
@@ -287,27 +287,29 @@ class FineNetwork:
         return [first, *around, compose_affine(np.eye(3), middle_mm(volume))]
 
     def _pose(self, volume: Volume, found: Prediction) -> np.ndarray:
-        """(4, 4) the typical shape's pose by what was found of its landmarks."""
+        """(4, 4) the typical shape's pose, fitted to the landmarks found."""
         points_mm = apply_affine(volume.ijk_to_lps, np.asarray(found.positions_ijk["subvoxel"]))
-        # Along each axis. Of a landmark that is not there, anything may be the maximum.
-        doubt_mm = np.maximum(np.asarray(found.spread_mm) / math.sqrt(3), _LEAST_DOUBT_MM)
-        return pose_of(self.shape_mm, points_mm, doubt_mm, middle_mm(volume))
+        # Along each axis. The maximum of an absent landmark may lie anywhere.
+        sd_mm = np.maximum(np.asarray(found.spread_mm) / math.sqrt(3), _LEAST_SD_MM)
+        return pose_of(self.shape_mm, points_mm, sd_mm, middle_mm(volume))
 
     def _poses(self, volume: Volume, found: Prediction) -> list[np.ndarray]:
         """`_pose` of one prediction, or of each of several."""
         if np.asarray(found.evidence).ndim == 1:
             return [self._pose(volume, found)]
-        return [self._pose(volume, _row(found, number)) for number in range(len(found.evidence))]
+        return [
+            self._pose(volume, _selected(found, number)) for number in range(len(found.evidence))
+        ]
 
     @property
     def looks(self) -> tuple[Stage, ...]:
-        """Each at crops around what the look before found; see `_look`."""
+        """The rounds of the fine network; see `_look`."""
         looks = self._settings.looks
-        tries = min(_TRIES, looks) if self._settings.apart_mm else 1
+        tries = min(_LOOKS_AT_SEVERAL_POSES, looks) if self._settings.apart_mm else 1
         return tuple(
             self._look(
                 self.starts if number == 1 else self._poses,
-                keep=1 if number >= tries else _KEPT,
+                keep=1 if number >= tries else _POSES_KEPT,
                 mirror=self._settings.mirror and number > tries,
             )
             for number in range(1, looks + 1)
@@ -322,16 +324,16 @@ class FineNetwork:
     ) -> Stage:
         """A look at the crops of S poses; positions come back in voxels of the prepared volume.
 
-        What it says has a further axis, (S, K, ...). Of the poses those go on to the next look for
-        which most speaks, by the mean evidence of all landmarks: `keep` of them, or all if they are
-        fewer. Of a single one the further axis goes.
+        The prediction has a first axis over poses, (S, K, ...). The next look gets the `keep` poses
+        with the highest mean evidence over all landmarks, or all if there are fewer. `keep=1`
+        removes the axis.
         """
 
         def read(volume: Volume, earlier: Prediction | None) -> HostBatch:
             assert earlier is not None
             poses = poses_of(volume, earlier)
             if np.asarray(earlier.evidence).ndim == 1:
-                earlier = _rows([earlier] * len(poses))
+                earlier = _stacked([earlier] * len(poses))
             to_volume = np.linalg.inv(volume.ijk_to_lps) @ np.stack(poses) @ self._crop.ijk_to_lps
             return {
                 "image": np.stack(
@@ -343,12 +345,12 @@ class FineNetwork:
 
         def finish(found: Prediction) -> Prediction:
             best = np.argsort(-found.evidence.mean(1), kind="stable")[:keep]
-            return _row(found, best[0] if keep == 1 else best)
+            return _selected(found, best[0] if keep == 1 else best)
 
         return Stage(self._runs[mirror], read, finish)
 
     def _run(self, variables: Variables, arrays: Mapping[str, Any], *, mirror: bool) -> Prediction:
-        """What `_look` runs on the device, of crops (B, S, X, Y, Z, 1)."""
+        """The part of `_look` on the device, for crops (B, S, X, Y, Z, 1)."""
         cases, starts, *crop = arrays["image"].shape
         image = stretched(arrays["image"].reshape(cases * starts, *crop))
         found = self._generator.predict(variables.params["fine"], image, mirror=mirror)
@@ -369,18 +371,18 @@ def middle_mm(volume: Volume) -> np.ndarray:
     return apply_affine(volume.ijk_to_lps, (np.array(volume.shape) - 1) / 2)
 
 
-def _rows(predictions: Sequence[Prediction]) -> Prediction:
-    """Several of one volume, with a first axis over them."""
-    return jax.tree.map(lambda *rows: np.stack(rows), *predictions)
+def _stacked(predictions: Sequence[Prediction]) -> Prediction:
+    """Several predictions of one volume as one, with a first axis over them."""
+    return jax.tree.map(lambda *parts: np.stack(parts), *predictions)
 
 
-def _row(predictions: Prediction, number: int | np.ndarray) -> Prediction:
-    """One of several of one volume, or several."""
+def _selected(predictions: Prediction, number: int | np.ndarray) -> Prediction:
+    """One or several of stacked predictions, by their numbers."""
     return jax.tree.map(lambda x: x[number], predictions)
 
 
 def heatmap_loss(generator: Generator, params: Params, batch: Batch, key: Array) -> Array:
-    """Of a random view of the volumes, whose contrast is stretched as in prediction."""
+    """The loss on a random view of the volumes, with contrast stretched as in prediction."""
     view = augmented(generator.task, batch, key)
     features = generator.features(params, stretched(view.image))
     return generator.loss(
@@ -393,7 +395,7 @@ def heatmap_loss(generator: Generator, params: Params, batch: Batch, key: Array)
 
 
 def border(settings: CoarseToFine) -> tuple[int, int, int]:
-    """Voxels around a crop that its largest, most turned and farthest view reaches, about."""
+    """About how many voxels around a crop its largest, most turned and farthest view reaches."""
     angle = math.radians(settings.turn_degrees)
     grown = (1 + settings.resize) * (math.cos(angle) + math.sin(angle)) - 1
     return (settings.shift + math.ceil(grown * max(settings.crop) / 2),) * 3

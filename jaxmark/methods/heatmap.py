@@ -49,7 +49,7 @@ from jaxmark.models.unet import ResidualUNet
 
 @dataclasses.dataclass
 class HeatmapRegression:
-    """Settings. The paper states alpha, Adam and its rate; the others are ours to choose."""
+    """Settings. The paper states alpha, Adam and its learning rate; all other values are ours."""
 
     steps: int = setting(20_000, POSITIVE)
     widths: tuple[int, ...] = setting(
@@ -57,18 +57,18 @@ class HeatmapRegression:
     )
     # Channels of a 1^3 layer before the last; 0: none. See ResidualUNet.
     head: int = setting(64, NOT_NEGATIVE)
-    # Give the network each voxel's place in the volume: for cohorts that are registered. Paper: no.
+    # Give the network each voxel's place in the volume: for registered cohorts. Paper: no.
     coordinates: bool = False
-    # Keep fewer activations for the gradient and compute them twice: for cards with little memory.
+    # Keep fewer activations for the gradient and compute them twice: for GPUs with little memory.
     remat: bool = False
     # "weighted_l2" (Eq. 2) or "cross_entropy" (of a softmax over all voxels; ours).
     loss: str = setting("weighted_l2", either("weighted_l2", "cross_entropy"))
     sigma_mm: float = setting(1.5, POSITIVE)
     alpha: float = setting(1000.0, POSITIVE)
     learning_rate: float = setting(1e-4, POSITIVE)
-    # Share of the steps over which the rate falls to zero along a cosine at the end; the paper: 0.
+    # Last share of the steps, over which the rate falls to zero along a cosine; the paper: 0.
     decay: float = setting(0.0, SHARE)
-    # Largest norm of a network's gradient, longer ones are shortened; 0: any, as in the paper.
+    # Gradients of a network are clipped to this norm; 0: not, as in the paper.
     clip_norm: float = setting(0.0, NOT_NEGATIVE)
 
     decoders: ClassVar[tuple[str, ...]] = ("argmax", "subvoxel")
@@ -111,8 +111,8 @@ class HeatmapRegression:
         )
 
 
-class Usual(NamedTuple):
-    """Where landmarks usually lie."""
+class LandmarkPrior(NamedTuple):
+    """A Gaussian for each landmark: where it usually lies."""
 
     means_mm: np.ndarray  # (K, 3) from the middle of the crop
     sd_mm: float  # along each axis
@@ -121,12 +121,12 @@ class Usual(NamedTuple):
 class Generator:
     """The network, its loss and its decoding, as pure functions of its parameters.
 
-    With `usual`, for the cross-entropy, the network's logits are added to those of Gaussians where
-    landmarks usually lie. Then it has to learn only what an image says beyond that.
+    With a `prior`, for the cross-entropy alone, the network's logits are added to the logarithm of
+    the prior. The network then learns only what the image adds to the prior.
     """
 
-    def __init__(self, settings: HeatmapRegression, task: Task, usual: Usual | None = None):
-        self.settings, self.task, self._usual = settings, task, usual
+    def __init__(self, settings: HeatmapRegression, task: Task, prior: LandmarkPrior | None = None):
+        self.settings, self.task, self._prior = settings, task, prior
         self._net = ResidualUNet(
             settings.widths,
             len(task.landmarks),
@@ -139,7 +139,7 @@ class Generator:
             "sigma_mm": settings.sigma_mm,
             "slab_voxels": task.slab_voxels,
         }
-        # L_heat of Eq. 2, or the cross-entropy in its place; see there.
+        # L_heat of Eq. 2, or the cross-entropy in its place.
         self.loss: Callable[..., Array] = functools.partial(
             weighted_heatmap_loss, alpha=settings.alpha, **place
         )
@@ -152,41 +152,41 @@ class Generator:
         return self._net.init(key, self.task.squeezed(jnp.zeros((1, *self.task.crop, channels))))
 
     def features(self, params: Params, image: Array) -> Array:
-        """Volumes (B, X, Y, Z, 1) -> what the head makes heatmaps of, voxel by voxel."""
+        """Volumes (B, X, Y, Z, 1) -> features, from which the head makes heatmaps by voxels."""
         image = self.task.squeezed(image)
         image = append_coordinates(image) if self.settings.coordinates else image
-        made = self.task.restored(jnp.asarray(self._net.apply(params, image, method="features")))
-        if self._usual is None:
-            return made
-        # In their own float32: in 16 bits a millimetre would be lost.
-        where = jnp.broadcast_to(self._places, (*made.shape[:-1], 4))
-        return jnp.concatenate([made.astype(jnp.float32), where], -1)
+        found = self.task.restored(jnp.asarray(self._net.apply(params, image, method="features")))
+        if self._prior is None:
+            return found
+        # Places are float32: 16 bits can't tell millimetres apart.
+        where = jnp.broadcast_to(self._places, (*found.shape[:-1], 4))
+        return jnp.concatenate([found.astype(jnp.float32), where], -1)
 
     def head(self, params: Params) -> Head:
         """Features to heatmaps, or with the cross-entropy to logits of a softmax."""
 
-        def made(x: Array) -> Array:
+        def last_layers(x: Array) -> Array:
             return jnp.asarray(self._net.apply(params, x, method="heatmaps"))
 
-        if self._usual is None:
-            return made
-        usual = functools.partial(
+        if self._prior is None:
+            return last_layers
+        log_prior = functools.partial(
             log_gaussians,
-            means_mm=jnp.asarray(self._usual.means_mm, jnp.float32),
-            sd_mm=self._usual.sd_mm,
+            means_mm=jnp.asarray(self._prior.means_mm, jnp.float32),
+            sd_mm=self._prior.sd_mm,
             shape=self.task.crop,
             spacing_mm=self.task.spacing_mm,
         )
-        return lambda x: made(x[..., :-4]) + usual(x[..., -4:])
+        return lambda x: last_layers(x[..., :-4]) + log_prior(x[..., -4:])
 
     @property
     def _places(self) -> Array:
         return places(self.task.crop, self.task.spacing_mm)
 
     def maps(self, params: Params, image: Array) -> Array:
-        """What the head makes of volumes (B, X, Y, Z, 1), whole: (B, X, Y, Z, K).
+        """Volumes (B, X, Y, Z, 1) -> the head's whole output (B, X, Y, Z, K) in `task.dtype`.
 
-        In the network's arithmetic; between features and maps nothing is whole.
+        The head runs slab by slab: its hidden layer is never in memory as a whole.
         """
         head, features = self.head(params), self.features(params, image)
         slabs = map_slabs(
@@ -197,9 +197,9 @@ class Generator:
         return join_slabs(slabs)
 
     def heatmaps(self, maps: Array) -> Callable[[Array], Array]:
-        """Slabs of maps to heatmaps whose peaks should be 1, whatever the loss.
+        """A function from slabs of `maps` to heatmaps whose peaks should be 1, for either loss.
 
-        `maps` are whole: a softmax has to run over all of them.
+        `maps` must be whole: the softmax runs over all voxels.
         """
         if self.settings.loss != "cross_entropy":
             return lambda slab: slab.astype(jnp.float32)
@@ -215,8 +215,8 @@ class Generator:
     def predict(self, params: Params, image: Array, *, mirror: bool = False) -> Prediction:
         """Landmarks of volumes (B, X, Y, Z, 1).
 
-        With `mirror` each is also seen in a mirror, left and right exchanged, and the mean of both
-        answers counts: of logits, which makes it the geometric mean of both softmaxes.
+        With `mirror` the network also sees each volume with left and right exchanged, and the mean
+        of both outputs is decoded; for logits this is the geometric mean of the softmaxes.
         """
         features, head = self.features(params, image), self.head(params)
         if mirror:
@@ -234,7 +234,7 @@ class Generator:
         return Prediction(positions, score, evidence, spread_mm=spread_mm)
 
     def _mean_head(self, head: Head) -> Head:
-        """Of features beside those of the mirror image: the mean of what `head` makes of both."""
+        """A head for features of the image and its mirror image: the mean of both outputs."""
         mirrored = np.asarray(self.task.scheme.mirrored)
 
         def mean(x: Array) -> Array:

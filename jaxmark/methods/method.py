@@ -1,6 +1,7 @@
-"""What a method is: all that training, inference and reports know of one.
+"""The interface of a method: training, inference and reports use nothing else of it.
 
-A module of this package is one paper: a settings dataclass with a function `build(task) -> Method`.
+Each module of a method implements one paper: a settings dataclass whose `build(task)` returns the
+`Method`.
 """
 
 import dataclasses
@@ -23,38 +24,39 @@ from jaxmark.data.chunks import Chunks
 Params = Mapping[str, Any]
 Metrics = dict[str, Array]
 
-# What a logged number is, which decides how it is drawn.
+# The kind of a logged number; it decides how curves are drawn.
 LOSS, SHARE, GRADIENT, LENGTH_MM = "loss", "share", "gradient", "length_mm"
 
 # What a method may need of a cohort beside images and landmarks; see `Settings.needs`.
 UNPAIRED = "unpaired"  # another cohort's landmarks, `Task.unpaired`
 SEGMENTS = "segments"  # which segments each case has, `Batch.targets`
-LABEL_MAPS = "label_maps"  # where they are: implies SEGMENTS
-SHAPE = "shape"  # the typical shape of its landmarks, `Task.shape_mm`
-# `Chunks` may be among them, too: prepared images that are read in parts.
+LABEL_MAPS = "label_maps"  # a label of every voxel; implies SEGMENTS
+SHAPE = "shape"  # the typical shape of the landmarks, `Task.shape_mm`
+# `Chunks` is a need, too: prepared images that are read in parts.
 Need = str | Chunks
 
 # Names in `Batch.targets`.
 SEGMENTATION = "segmentation"  # (B, X, Y, Z) uint8: 0, or 1 + index of the segment
 SEGMENTS_PRESENT = "segments_present"  # (B, S) bool
-SEGMENTS_ABSENT = "segments_absent"  # (B, S) bool: known not to be there; else nothing is known
-# What images are drawn from, see `config.Appearance`: (B, X, Y, Z) uint8, `core.tissues`.
+SEGMENTS_ABSENT = "segments_absent"  # (B, S) bool: known to be missing
+# `core.tissues.TARGET` is a name, too: (B, X, Y, Z) uint8, from which images are drawn, see
+# `config.Appearance`.
 
 # Probability that arteries fork at a landmark: a name in `Prediction.probabilities`.
 FORKS = "forks"
 
-# All that a method may tell of segments; see `Method.tells`.
+# What a method may predict beside landmarks; see `Method.tells`.
 TOLD = frozenset({SEGMENTATION, SEGMENTS_PRESENT, FORKS})
 
-# What a target of a batch is, which decides how it moves with the image.
+# The kind of a target of a batch; it decides how the target moves with the image.
 LABELS = "labels"  # (B, X, Y, Z) uint8: 0, or 1 + index of the segment
-BY_SEGMENT = "by_segment"  # (B, S): a value of each segment
-BY_LANDMARK = "by_landmark"  # (B, K): a value of each landmark
+BY_SEGMENT = "by_segment"  # (B, S): one value for each segment
+BY_LANDMARK = "by_landmark"  # (B, K): one value for each landmark
 
 
 @dataclasses.dataclass(frozen=True)
 class LandmarkSets:
-    """Landmarks of people without images, in the volumes of those with."""
+    """Landmarks of people without images, in the grid of the prepared volumes."""
 
     landmarks_ijk: np.ndarray  # (U, K, 3) float32 in voxels of a volume with its margin; 0: absent
     present: np.ndarray  # (U, K) bool
@@ -62,7 +64,7 @@ class LandmarkSets:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a method has to find, in what volumes, on what devices. Shapes are voxels (X, Y, Z)."""
+    """Which landmarks to find, in which volumes, on which devices. Shapes are voxels (X, Y, Z)."""
 
     scheme: Scheme
     crop: tuple[int, int, int]
@@ -73,14 +75,14 @@ class Task:
     platform: str = "cpu"
     # Arithmetic of the networks; parameters, losses and decoding are always float32.
     dtype: DTypeLike = jnp.float32
-    # Share of the landmarks whose state is known that are there, in the training cases.
+    # In the training cases: share of present landmarks among those known as present or absent.
     presence: float = 0.5
     # Another cohort's landmarks, for methods that learn from them.
     unpaired: LandmarkSets | None = None
     # (K, 3) the landmarks' typical shape, its bounding box around 0; for methods that need it.
     shape_mm: np.ndarray | None = None
-    # Where training is on a stream: makes a phase's `draw`, as `CirclePhantom.drawing` does. Phases
-    # without one of their own get that of the prepared volumes' shape.
+    # For training on a stream: makes a phase's `draw`, as `CirclePhantom.drawing` does. A phase
+    # without a `draw` gets one for volumes of the prepared shape.
     drawing: Callable[..., Callable[[int], HostBatch]] | None = None
     # What `Batch.targets` holds: name -> LABELS, BY_SEGMENT or BY_LANDMARK.
     targets: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -92,24 +94,24 @@ class Task:
 
     @property
     def planar(self) -> bool:
-        """Whether volumes are pictures, one voxel along Z: then networks are 2-D."""
+        """Whether volumes are pictures, one voxel along Z; networks are 2-D then."""
         return self.crop[2] == 1
 
     @property
     def axes(self) -> int:
-        """Axes that a network sees: 3, or 2 of pictures."""
+        """Axes of a network's input: 3, or 2 for pictures."""
         return 2 if self.planar else 3
 
     def squeezed(self, volumes: Array) -> Array:
-        """Volumes (B, X, Y, Z, C) as networks take them: pictures are (B, X, Y, C) there."""
+        """Volumes (B, X, Y, Z, C) as a network's input; pictures become (B, X, Y, C)."""
         return volumes[:, :, :, 0] if self.planar else volumes
 
-    def restored(self, made: Array) -> Array:
-        """The inverse of `squeezed`, of what a network made."""
-        return made[:, :, :, None] if self.planar else made
+    def restored(self, output: Array) -> Array:
+        """A network's output with the axis Z that `squeezed` removed."""
+        return output[:, :, :, None] if self.planar else output
 
     def coarser(self, factor: int) -> "Task":
-        """The same on voxels `factor` times as long, which divide the crop and the margins."""
+        """The same task on voxels `factor` times as long; `factor` divides crop and margins."""
         moves = self.augment.translation_voxels // factor
         (x, y, z), (a, b, c), (dx, dy, dz) = self.crop, self.margin, self.spacing_mm
         return dataclasses.replace(
@@ -122,7 +124,7 @@ class Task:
 
     @property
     def slab_voxels(self) -> int:
-        """Voxels, about, that are made into heatmaps at a time: see `core.slabs`."""
+        """About how many voxels become heatmaps at a time; see `core.slabs`."""
         return slab_voxels(self.platform)
 
 
@@ -130,18 +132,18 @@ class Task:
 class Batch:
     """Volumes with their margin, as they come from the host; or random views of them."""
 
-    # (B, X + 2 margin, Y + 2 margin, Z + 2 margin, 1) float16; a view: the crop. Where appearance
-    # is drawn: the share of each voxel that lies in arteries, uint8 of which 255 is all, or float.
+    # (B, X + 2 margin, Y + 2 margin, Z + 2 margin, 1) float16; a view has the crop's shape. Where
+    # appearance is drawn: the share of each voxel that lies in arteries, uint8 (255: all) or float.
     image: Array
     landmarks_ijk: Array  # (B, K, 3) float32 in voxels of `image`; 0 where not present
     present: Array  # (B, K) bool: annotated
-    absent: Array  # (B, K) bool: known not to be there; of others nothing is known
+    absent: Array  # (B, K) bool: known to be absent; neither present nor absent: unknown
     targets: Mapping[str, Array] = struct.field(default_factory=dict)  # see `Task.targets`
 
 
 @struct.dataclass
 class Variables:
-    """All that prediction needs of a trained state."""
+    """The part of a trained state that prediction needs."""
 
     params: dict[str, Any]
     statistics: dict[str, Any] = struct.field(default_factory=dict)
@@ -165,32 +167,33 @@ class State:
 
 @struct.dataclass
 class Prediction:
-    """What a stage says of a batch of volumes; on the host, of one: without the first axis.
+    """The output of a stage for a batch of volumes; on the host for one volume, without axis B.
 
-    Positions and maps are in voxels of the stage's volumes, and after `Stage.finish` of the
-    prepared ones. `Method.tells` names those maps and probabilities that are there: the map
-    SEGMENTATION, uint8, and the probabilities SEGMENTS_PRESENT (B, S) and FORKS (B, K).
+    Positions and maps are in voxels of the stage's input; `Stage.finish` converts them to voxels of
+    the prepared volume. `Method.tells` names the maps and probabilities that a method predicts: the
+    map SEGMENTATION, uint8, and the probabilities SEGMENTS_PRESENT (B, S) and FORKS (B, K).
     """
 
     positions_ijk: dict[str, Array]  # decoder -> (B, K, 3)
     score: Array  # (B, K): peak of the heatmap, near 1 for a certain landmark
-    evidence: Array  # (B, K): how much speaks for presence; calibrated later, on validation cases
+    evidence: Array  # (B, K): larger for a present landmark; calibrated on validation cases
     maps: dict[str, Array] = struct.field(default_factory=dict)  # (B, X, Y, Z) by name
     probabilities: dict[str, Array] = struct.field(default_factory=dict)  # (B, N) by name
-    # (B, K): how far the heatmap lies about the position, in mm of the volume; None: the method
-    # does not tell. Calibrated later: where it is larger, so is the radius.
+    # (B, K): spread of the heatmap around the position, in mm of the volume; None: the method has
+    # none. The calibrated radius grows with it.
     spread_mm: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A stretch of training. `step(state, batch, key)` is pure; the loop jits and shards it.
+    """A part of training: `steps` calls of one `step`.
 
-    Its metrics are scalars; `loss` is one of them. `read(case, rng)` makes one case's part of a
-    `Batch`; phases that read alike, in batches of one size, go on with each other's order of cases.
-    `draw(number)`, where there is one, makes an endless supply of synthetic cases, which the phase
-    sees instead; see `data.stream`. `alarm` looks at the records of the phase so far, means of the
-    metrics since the record before, and returns a line for the user, if there is reason for one.
+    `step(state, batch, key)` is pure; the loop jits and shards it. Its metrics are scalars, `loss`
+    among them. `read(case, rng)` makes one case's part of a `Batch`. Phases with the same `read`
+    and batch size continue one order of cases. `draw(number)`, if given, makes a synthetic case;
+    the phase trains on such cases alone, see `data.stream`. `alarm(records)` gets the log of the
+    phase so far, each record the means of the metrics since the last one; it returns a warning or
+    None.
     """
 
     name: str
@@ -204,17 +207,17 @@ class Phase:
 
 
 def read_image(volume: Volume, earlier: Prediction | None) -> HostBatch:
-    """The whole prepared image, for a stage that begins with it."""
+    """The whole prepared image as a stage's input."""
     return {"image": volume.image()[..., None]}
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A network's part of prediction, with what the host does before and after it.
+    """One network of a prediction, with the host's work before and after it.
 
-    `read(volume, earlier)` makes one volume's arrays, `earlier` being what the stage before said of
-    it; `run(variables, arrays)` is pure, takes them in batches, and is jitted and sharded;
-    `finish(prediction)` gets one volume's part on the host.
+    `read(volume, earlier)` makes one volume's arrays on the host; `earlier` is the prediction of
+    the stage before. `run(variables, arrays)` is pure, gets batches of these arrays, and is jitted
+    and sharded. `finish(prediction)` converts one volume's prediction on the host.
     """
 
     run: Callable[[Variables, Mapping[str, Array]], Prediction]
@@ -225,7 +228,7 @@ class Stage:
 def whole_volume_stage(
     task: Task, predict: Callable[[Variables, Array], Prediction]
 ) -> tuple[Stage]:
-    """The only stage of a method that looks at the crop, (B, X, Y, Z, 1), as a whole."""
+    """The single stage of a method whose network gets the whole crop, (B, X, Y, Z, 1)."""
     x, y, z = (slice(m, -m or None) for m in task.margin)
 
     def run(variables: Variables, arrays: Mapping[str, Array]) -> Prediction:
@@ -245,10 +248,9 @@ def whole_volume_stage(
 class Method:
     """How a state is made, trained and used.
 
-    `tells` is what its predictions hold beside landmarks: of SEGMENTATION, SEGMENTS_PRESENT, FORKS.
-    `notes(batch)` are lines to be read before training with such a batch starts. `learned(params)`
-    are numbers (K,) that the method has learned of each landmark, by a name that ends in their
-    unit.
+    `tells`: what predictions hold beside landmarks, a subset of `TOLD`. `notes(batch)`: lines to
+    print before training with `batch` cases a step. `learned(params)`: name -> (K,) one learned
+    number for each landmark; the name ends in the unit.
     """
 
     init: Callable[[Array], State]
@@ -269,19 +271,19 @@ class Settings(Protocol):
 
     # Ways from heatmaps to positions; the names in `Prediction.positions_ijk`.
     decoders: ClassVar[tuple[str, ...]]
-    # What the steps' metrics are: LOSS, SHARE, GRADIENT, LENGTH_MM; others are not drawn.
+    # Metric -> LOSS, SHARE, GRADIENT or LENGTH_MM; metrics without a kind are not drawn.
     metrics: ClassVar[Mapping[str, str]]
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the method needs of a cohort: of UNPAIRED, SEGMENTS, LABEL_MAPS, SHAPE and `Chunks`.
+        """What the method needs of a cohort: UNPAIRED, SEGMENTS, LABEL_MAPS, SHAPE or `Chunks`.
 
-        Prediction needs none but the last.
+        Prediction needs `Chunks` alone.
         """
         ...
 
     def misfits(self, task: Task) -> Iterable[Problem]:
-        """Fields that don't fit the task, and why."""
+        """Each field that does not fit the task, with the reason."""
         ...
 
     def build(self, task: Task) -> Method:

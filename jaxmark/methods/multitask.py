@@ -1,9 +1,9 @@
 """Landmarks, artery segments and anatomical variants from one network (Tan et al., ISBI 2022).
 
-A residual U-Net shared by four branches: heatmaps, a segmentation into the scheme's segments and
-background, and two classifications: which segments exist, and at which landmarks arteries fork. A
-segment that is missing leaves its ends on smooth stretches of vessel, so that the two must agree;
-Eq. 1 makes them.
+Four branches share a residual U-Net: heatmaps, a segmentation into the scheme's segments and
+background, and two classifications: which segments exist, and at which landmarks arteries fork.
+Where a segment is missing, arteries do not fork at its ends; so the two classifications must agree,
+which is the loss of Eq. 1.
 """
 
 import dataclasses
@@ -71,47 +71,49 @@ from jaxmark.models.multitask import MultitaskUNet
 class Multitask:
     """Settings. The paper states the tasks and their losses, Adam, its rate and betas, 150 epochs.
 
-    Weights of the tasks, widths, sigma and all that has another comment are ours to choose. A task
-    of weight 0 has no branch, and what it would learn from is not read.
+    Weights of the tasks, widths and sigma are ours; comments name what else is. A task of weight 0
+    has no branch, and its annotations are not read.
     """
 
     steps: int = setting(7_500, POSITIVE)  # 150 epochs of the paper's 50 scans
     widths: tuple[int, ...] = setting(
         (16, 32, 64, 128), positive_numbers("and head need positive numbers of channels")
     )
-    # Channels of a 1^3 layer before the last of each branch by voxels; 0: none.
+    # Channels of a 1^3 layer before the last layer of each branch with voxels; 0: none.
     head: int = setting(64, NOT_NEGATIVE)
-    # Give the network each voxel's place in the volume: for cohorts that are registered. Paper: no.
+    # Give the network each voxel's place in the volume: for registered cohorts. Paper: no.
     coordinates: bool = False
     # Keep fewer activations for the gradient and compute them twice.
     remat: bool = False
     sigma_mm: float = setting(1.5, POSITIVE)
     # "balanced_l2" (the paper's) or "cross_entropy" (of a softmax over all voxels; ours).
     heatmap_loss: str = setting("balanced_l2", either("balanced_l2", "cross_entropy"))
-    # Power of the ratio of background to foreground voxels that weighs the squared error, Dice and
-    # the cross-entropy of labels; the paper: 1. 0: all voxels alike.
+    # Squared error, Dice and the cross-entropy of labels are weighted by the ratio of background to
+    # foreground voxels to this power; the paper: 1. 0: all voxels alike.
     balance: float = setting(1.0, NOT_NEGATIVE)
     # Weights of the tasks in the sum of losses; the heatmaps' is 1.
     segmentation: float = setting(1.0, NOT_NEGATIVE)
     fork_attributes: float = setting(0.1, NOT_NEGATIVE)
     segment_attributes: float = setting(0.1, NOT_NEGATIVE)
     consistency: float = setting(0.1, NOT_NEGATIVE)
-    # Regression of the vessels' axes: the method that the paper compares with; its own: 0.
+    # Regression of the vessels' axes, the method that the paper compares with. The paper's own: 0.
     orientation: float = setting(0.0, NOT_NEGATIVE)
     # Cross-entropy added to Dice; the paper: 0.
     label_cross_entropy: float = setting(0.0, NOT_NEGATIVE)
-    # What the classifications look at: "features" (four parallel branches, the paper's), or also
-    # "labels": how much the segmentation has found of each segment (ours).
+    # Input of the classifications: "features" (four parallel branches, the paper's), or "labels":
+    # the features and how much of each segment the segmentation finds (ours).
     attributes_from: str = setting("features", either("features", "labels"))
-    # What a missing segment, and a landmark without a fork, weighs; the paper states none: 1.
+    # Weight of a missing segment, and of a landmark without a fork, in the cross-entropies; the
+    # paper states none: 1.
     rare: float = setting(1.0, POSITIVE)
-    # What Eq. 1 derives of segments: "hard" (yes or no, no gradient) or "soft" (probabilities).
+    # How Eq. 1 derives forks from segments: "hard" (yes or no, no gradient) or "soft"
+    # (probabilities).
     derived: str = setting("hard", either("hard", "soft"))
     learning_rate: float = setting(1e-4, POSITIVE)
     beta1: float = setting(0.5, SHARE)
-    # Share of the steps over which the rate falls to zero along a cosine at the end; the paper: 0.
+    # Last share of the steps, over which the rate falls to zero along a cosine; the paper: 0.
     decay: float = setting(0.0, SHARE)
-    # Largest norm of the gradient, a longer one is shortened; 0: any, as in the paper.
+    # Gradients are clipped to this norm; 0: not, as in the paper.
     clip_norm: float = setting(0.0, NOT_NEGATIVE)
 
     decoders: ClassVar[tuple[str, ...]] = ("argmax", "subvoxel")
@@ -158,7 +160,7 @@ class Multitask:
                 "is added to the loss of segmentation, which is 0",
             )
         if self.attributes_from == "labels" and not self.segmentation:
-            yield "attributes_from", "is 'labels', which nothing finds: segmentation is 0"
+            yield "attributes_from", "'labels' needs the segmentation, whose weight is 0"
 
     def misfits(self, task: Task) -> Iterator[Problem]:
         """See `Settings`."""
@@ -238,7 +240,7 @@ class Network:
         return lambda *args: jnp.asarray(self._net.apply(params, *args, method=name))
 
     def features(self, params: Params, image: Array) -> Array:
-        """Volumes (B, X, Y, Z, 1) -> what all branches share."""
+        """Volumes (B, X, Y, Z, 1) -> the features that all branches share."""
         image = append_coordinates(image) if self.settings.coordinates else image
         return self._branch(params, "features")(image)
 
@@ -258,8 +260,8 @@ class Network:
             dice = weighted_dice_loss(sums, balance=settings.balance)
             losses["dice_loss"] = settings.segmentation, dice
             if settings.label_cross_entropy:
-                nats = segmentation_cross_entropy(sums, balance=settings.balance)
-                losses["label_cross_entropy"] = settings.label_cross_entropy, nats
+                entropy = segmentation_cross_entropy(sums, balance=settings.balance)
+                losses["label_cross_entropy"] = settings.label_cross_entropy, entropy
             found = self.evidence(sums.peak, sums.predicted)
         if settings.orientation:
             axes = self.orientation_loss(params, features, view.targets[SEGMENTATION])
@@ -269,7 +271,10 @@ class Network:
         return total, {name: value for name, (_, value) in losses.items()}
 
     def heatmap_loss(self, params: Params, features: Array, view: Batch) -> Array:
-        """L2 to the Gaussians of Eq. 2, weighted by background to foreground; or in its place."""
+        """Squared error to the Gaussians of Eq. 2, weighted by background to foreground voxels.
+
+        The settings may choose the cross-entropy instead.
+        """
         settings, task = self.settings, self.task
         loss: Callable[..., Array] = functools.partial(
             balanced_heatmap_loss, balance=settings.balance
@@ -288,11 +293,11 @@ class Network:
         )
 
     def evidence(self, peak: Array, predicted: Array) -> tuple[Array, Array] | None:
-        """What the segmentation found, for forks (B, K, 2) and for segments (B, S, 2).
+        """How much of each segment the segmentation found: for forks (B, K, 2), segments (B, S, 2).
 
-        Of a segment: the logarithms of its largest probability, and of its expected volume in
-        voxels. Of a landmark: of what meets it there and may be missing, that of which there is
-        least. `peak` and `predicted` (B, 1 + S) are of `SegmentationSums`.
+        A segment has two numbers: the logarithms of its largest probability and of its expected
+        volume in voxels. A landmark gets the least of these over the segments that meet it and may
+        be missing. `peak` and `predicted` (B, 1 + S) are those of `SegmentationSums`.
         """
         if self.settings.attributes_from != "labels":
             return None
@@ -300,7 +305,7 @@ class Network:
         segments = jnp.stack([jnp.log(peak[:, 1:] + 1e-6), jnp.log1p(predicted[:, 1:])], axis=-1)
         meets = scheme.incidence & scheme.may_be_missing[:, None]
         least = jnp.where(meets[..., None], segments[:, :, None], jnp.inf).min(1)
-        # Nothing that may be missing meets the landmark.
+        # 0 where every segment that meets the landmark always exists.
         return jnp.where(meets.any(0)[:, None], least, 0.0), segments
 
     def attributes(
@@ -325,14 +330,14 @@ class Network:
         """Weight and cross-entropy of the two classifications, and of their agreement (Eq. 1)."""
         settings, scheme = self.settings, self.task.scheme
         losses: dict[str, tuple[float, Array]] = {}
-        rated = functools.partial(attribute_loss, rare=settings.rare)
+        entropy = functools.partial(attribute_loss, rare=settings.rare)
         forks, segments = self.attributes(params, features, found)
         if segments is not None:
-            loss = rated(segments, view.targets[SEGMENTS_PRESENT], view.targets[SEGMENTS_ABSENT])
+            loss = entropy(segments, view.targets[SEGMENTS_PRESENT], view.targets[SEGMENTS_ABSENT])
             losses["segment_loss"] = settings.segment_attributes, loss
         if forks is not None:
             known = view.targets[SEGMENTS_PRESENT], view.targets[SEGMENTS_ABSENT]
-            loss = rated(forks, *scheme.forks(*known))
+            loss = entropy(forks, *scheme.forks(*known))
             losses["fork_loss"] = settings.fork_attributes, loss
         if settings.consistency and forks is not None and segments is not None:
             derived = self.derived_forks(segments)
@@ -341,18 +346,18 @@ class Network:
         return losses
 
     def derived_forks(self, segment_logits: Array) -> Array:
-        """y~_l of Eq. 1, (B, K) in [0, 1]: no segment is missing that meets the landmark."""
+        """y~_l of Eq. 1, (B, K) in [0, 1]: 1 where all segments that meet the landmark exist."""
         scheme = self.task.scheme
         if self.settings.derived == "hard":
-            # What cannot be missing is there, whatever the network says.
+            # Segments that cannot be missing exist, even if the network predicts otherwise.
             there = (segment_logits > 0) | ~scheme.may_be_missing
             return scheme.forks(there, ~there)[0].astype(jnp.float32)
         meets = jnp.asarray(scheme.incidence & scheme.may_be_missing[:, None], jnp.float32)
-        # Of independent segments: the product of their probabilities.
+        # The product of the segments' probabilities, as if they were independent.
         return jnp.exp(jax.nn.log_sigmoid(segment_logits) @ meets)
 
     def orientation_loss(self, params: Params, features: Array, labels: Array) -> Array:
-        """1 - cos^2 to the vessels' axes: the task of the method that the paper compares with."""
+        """1 - cos^2 of the angle to the vessels' axes: the method that the paper compares with."""
         inside = labels > 0
         return orientation_loss(
             features,
@@ -378,7 +383,7 @@ class Network:
         found = None
         if settings.segmentation:
             slabs, highest, sums = map_slabs(
-                lambda slab, _: _surveyed(self._branch(params, "labels")(slab)),
+                lambda slab, _: _labels_and_classes(self._branch(params, "labels")(slab)),
                 features,
                 voxels=task.slab_voxels,
             )
@@ -391,8 +396,8 @@ class Network:
         return Prediction(positions, score, evidence, maps, probabilities, spread_mm)
 
 
-def _surveyed(logits: Array) -> tuple[Array, Array, Array]:
-    """A slab's labels, and each class's largest probability and their sum (B, C)."""
+def _labels_and_classes(logits: Array) -> tuple[Array, Array, Array]:
+    """A slab's labels (B, X, Y, Z); the maximum and sum of each class's probability (B, C)."""
     probability = jax.nn.softmax(logits)
     labels = jnp.argmax(logits, axis=-1).astype(jnp.uint8)
     return labels, probability.max((1, 2, 3)), probability.sum((1, 2, 3))

@@ -1,12 +1,12 @@
 """Regression and classification by patches, global to local (Noothout et al., IEEE TMI 2020).
 
-Patches of 8 voxels of the whole volume say whether they hold a landmark, and how far away it is;
-the landmark is where they say, on average, weighted by the probability that they hold it. Around
-that place a small network for each landmark does the same with patches of 2 voxels. First the
-global network is trained, then, with it fixed, the local ones.
+For each patch of 8 voxels a side, a global network predicts whether the patch holds a landmark, and
+the displacement to it. The landmark's position is the mean of the patches' votes, weighted by the
+probability that they hold it. Around this position a small local network for each landmark does the
+same with patches of 2 voxels. The global network is trained first and then stays fixed.
 
-Displacements are in voxels, which is ours to choose. So is the scale of the losses: both are means
-over patches and landmarks.
+Two choices are ours: displacements are in voxels, and both losses are means over patches and
+landmarks.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ from jaxmark.methods.method import (
 )
 from jaxmark.methods.optimizers import clipped, cosine_at_the_end, descent
 from jaxmark.methods.views import augmented
-from jaxmark.models.blocks import each
+from jaxmark.models.blocks import for_each_landmark
 from jaxmark.models.noothout import GLOBAL_STRIDE, LOCAL_STRIDE, LocalPatchNet, PatchResNet
 
 # Loss of a network's parameters: cross-entropy and displacement error (`vote_losses`).
@@ -54,11 +54,11 @@ Losses = Callable[[Params, Batch, Array], tuple[Array, Array]]
 
 @dataclasses.dataclass
 class RegressionClassification:
-    """Settings. Defaults are what is reported of the authors' code, which was not at hand to check;
-    what is said to be ours is a choice.
+    """Settings. Defaults are those reported of the authors' code, which was not available to check
+    them; values called ours are choices.
     """
 
-    # Of the global network, then of the local ones; ours.
+    # Training steps of the global network, then of the local ones; ours.
     steps: int = setting(20_000, POSITIVE)
     local_steps: int = setting(20_000, POSITIVE)
     # Channels of the first convolution; channels and residual blocks of each stage.
@@ -68,29 +68,29 @@ class RegressionClassification:
         positive_numbers("needs at least two positive numbers of channels", least=2),
     )
     blocks: tuple[int, ...] = (3, 4, 6, 3)
-    # Channels of a 1^3 layer before the last one of either head, of all networks; 0: none. Ours.
+    # Channels of a 1^3 layer before the last layer of both heads in all networks; 0: none. Ours.
     head: int = setting(128, NOT_NEGATIVE)
-    # Channels of the local networks' 3^3 layers: the first at full resolution. Ours.
+    # Channels of the local networks' 3^3 layers; the first has full resolution. Ours.
     local_widths: tuple[int, ...] = setting(
         (16, 32, 32), positive_numbers("must be positive numbers of channels")
     )
-    # Voxels of the cubes that the global network is trained on, drawn at random from each volume;
-    # where the crop is smaller, its side.
+    # Voxels a side of the random cubes that the global network is trained on; a smaller crop is
+    # used whole.
     chunk: int = setting(72, POSITIVE)
-    # Voxels of the cubes that the local networks see.
+    # Voxels a side of the cubes that the local networks see.
     local_crop: int = setting(16, POSITIVE)
-    # In training, how far from the landmark such a cube may be, along each axis; ours. It should be
-    # as far as the global network errs.
+    # In training such a cube is centred up to this far from the landmark along each axis; ours. It
+    # should be about the global network's error.
     jitter_voxels: float = setting(4.0, NOT_NEGATIVE)
-    # Weight of the cross-entropy; that of the displacements' error is 1.
+    # Weight of the cross-entropy; the displacements' error has weight 1.
     class_weight: float = setting(8.0, NOT_NEGATIVE)
-    # Of AMSGrad, for the global network and for the local ones.
+    # AMSGrad's rates for the global network and for the local ones.
     learning_rate: float = setting(1e-3, POSITIVE)
     local_learning_rate: float = setting(1e-3, POSITIVE)
-    # Share of each phase's steps over which the rate falls to zero along a cosine at the end; the
-    # paper: 0.
+    # Last share of each phase's steps, over which the rate falls to zero along a cosine; the paper:
+    # 0.
     decay: float = setting(0.0, SHARE)
-    # Largest norm of a stage's gradient; 0: any, as in the paper.
+    # Gradients of a stage are clipped to this norm; 0: not, as in the paper.
     clip_norm: float = setting(0.0, NOT_NEGATIVE)
 
     decoders: ClassVar[tuple[str, ...]] = ("argmax", "subvoxel")
@@ -130,7 +130,7 @@ class RegressionClassification:
         yield from divisible(task.crop, GLOBAL_STRIDE, why)
 
     def build(self, task: Task) -> Method:
-        """The method for volumes of `task.crop`, whose sides 8 must divide."""
+        """The method for volumes of `task.crop`; 8 must divide its sides."""
         check(self, "config.method", task)
         stages = Stages(self, task)
         rates = {
@@ -147,7 +147,7 @@ class RegressionClassification:
                 step=jnp.zeros((), jnp.int32),
                 params=params,
                 optimizer={name: optimizers[name].init(params[name]) for name in optimizers},
-                # Whether the local networks' word counts: not before they are trained.
+                # 1 when the local networks are trained; until then their output is ignored.
                 statistics={"refine": jnp.zeros(())},
             )
 
@@ -180,9 +180,9 @@ class Stages:
         self._local = LocalPatchNet(settings.local_widths, settings.head, dtype=task.dtype)
 
     def init(self, key: Array) -> dict[str, Params]:
-        """Parameters: `global`, and `local` with an axis over the landmarks before all others."""
+        """Parameters: `global`, and `local` with a first axis over the landmarks."""
         k_global, k_local = jax.random.split(key)
-        # Convolutions don't ask how large the volume is.
+        # The parameters of convolutions do not depend on the volume's size.
         volume = jnp.zeros((1, *(GLOBAL_STRIDE,) * self.task.axes, 1))
         keys = jax.random.split(k_local, len(self.task.landmarks))
         return {
@@ -193,7 +193,7 @@ class Stages:
     def global_votes(self, params: Params, image: Array) -> tuple[Array, Array]:
         """Logits and displacements of all landmarks from volumes (B, X, Y, Z, 1).
 
-        Here and below, pictures are without Z, and places in them two numbers.
+        Here and below, arrays of pictures have no Z, and positions in them have two coordinates.
         """
         logits, votes = self._global.apply(params, image)
         return jnp.asarray(logits), jnp.asarray(votes)
@@ -203,10 +203,12 @@ class Stages:
     ) -> tuple[Array, Array, Array]:
         """Logits and displacements of each landmark's crop, and the crop's first voxel (B, K, 3).
 
-        `centres_ijk` (B, K, 3) are where each landmark is looked for, in voxels of `image`.
+        `centres_ijk` (B, K, 3) are the crops' centres, in voxels of `image`.
         """
         crops, first = cut_crops(image, centres_ijk, self.settings.local_crop)
-        logits, votes = each(self._local.apply, params, crops, platform=self.task.platform)
+        logits, votes = for_each_landmark(
+            self._local.apply, params, crops, platform=self.task.platform
+        )
         # From (K, B, x, y, z, 1) to (B, x, y, z, K).
         return jnp.moveaxis(logits[..., 0], 0, -1), jnp.moveaxis(votes[..., 0, :], 0, -2), first
 
@@ -228,7 +230,7 @@ class Stages:
     def local_losses(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
         """`vote_losses` of the local networks on crops near the landmarks, in random views.
 
-        Only of what is present: there is no place at which to look for what is absent.
+        Only present landmarks count: an absent landmark has no position for a crop.
         """
         k_view, k_jitter = jax.random.split(key)
         view = augmented(self.task, batch, k_view)
@@ -244,10 +246,9 @@ class Stages:
     def predict(self, variables: Variables, image: Array) -> Prediction:
         """Landmarks of volumes (B, X, Y, Z, 1).
 
-        This method has no voxel of a maximum: "argmax" is the voxel that the position lies in.
-        Presence is what the global network says, which alone has seen volumes without a landmark:
-        `evidence` is the largest of its patches' logits, `score` the probability that it stands
-        for.
+        There is no heatmap with a maximum: "argmax" is the voxel that holds the position. Presence
+        comes from the global network, since only it has seen volumes without a landmark:
+        `evidence` is its largest logit of all patches, `score` the sigmoid of this logit.
         """
         params, image = variables.params, self.task.squeezed(image)
         logits, votes = self.global_votes(params["global"], image)
@@ -266,7 +267,7 @@ class Stages:
 def stage_step(
     name: str, class_weight: float, losses: Losses, optimizer: optax.GradientTransformation
 ) -> Callable[[State, Batch, Array], tuple[State, Metrics]]:
-    """A step of the network `name`; the other one stays as it is."""
+    """A training step of the network `name`; the other one stays as it is."""
 
     def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         entropy, error = losses(params, batch, key)
@@ -280,9 +281,9 @@ def stage_step(
 
 
 def random_chunks(key: Array, image: Array, landmarks_ijk: Array, side: int) -> tuple[Array, Array]:
-    """A cube of `side` voxels anywhere in each volume, or the volume's side if that is less.
+    """A random cube of `side` voxels from each volume, or of the volume's side if that is less.
 
-    Volumes are (B, X, Y, Z, C); landmarks come back in voxels of the chunks. Of pictures, a square.
+    Volumes are (B, X, Y, Z, C); landmarks come back in voxels of the cubes. Pictures give squares.
     """
     shape = image.shape[1:-1]
     size = tuple(min(side, n) for n in shape)
@@ -296,10 +297,10 @@ def random_chunks(key: Array, image: Array, landmarks_ijk: Array, side: int) -> 
 
 
 def cut_crops(image: Array, centres_ijk: Array, side: int) -> tuple[Array, Array]:
-    """Cubes of `side` voxels around places (B, K, 3) of volumes (B, X, Y, Z, C).
+    """Cubes of `side` voxels around positions (B, K, 3) of volumes (B, X, Y, Z, C).
 
-    Their middle is within half a voxel of the place, or of the volume's edge where the place lies
-    beyond; edges are repeated outside.
+    A cube's middle lies within half a voxel of its position, or of the volume's edge for a position
+    outside. Voxels outside of the volume repeat its edge.
 
     Returns:
       Crops (K, B, side, side, side, C), and their first voxels (B, K, 3), whole numbers.

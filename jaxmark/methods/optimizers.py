@@ -1,4 +1,4 @@
-"""Optimisers, learning rates, and the step of one network, which methods share."""
+"""Optimisers, learning rates and the training step of one network, shared by methods."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from jaxmark.methods.method import Batch, Metrics, Params, State
 
 
 def clipped(norm: float, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The optimiser of gradients of at most this norm; 0: of any."""
+    """The optimiser after clipping gradients to this norm; 0: no clipping."""
     return optax.chain(optax.clip_by_global_norm(norm), optimizer) if norm else optimizer
 
 
@@ -33,9 +33,9 @@ def nesterov(rate: optax.ScalarOrSchedule, momentum: float = 0.99) -> optax.Grad
 
 
 def decayed(decay: float, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The optimiser of a loss to which half the squared norm of all kernels times `decay` is added.
+    """The optimiser of a loss plus `decay` times half the squared norm of all kernels.
 
-    Biases, scales and what else is learned do not decay.
+    Biases, scales and other parameters do not decay.
     """
     return optax.chain(
         optax.add_decayed_weights(decay, mask=kernels) if decay else optax.identity(), optimizer
@@ -59,13 +59,13 @@ def adams(
     }
 
 
-# Statistics of a method whose second network moves what the first one found. 0: it is not trained,
-# and moves nothing. 1: it is.
+# Statistics of a method whose second network refines the first one's landmarks. 0: the second
+# network is not trained yet, and its output is ignored. 1: it is trained.
 NOT_REFINED = {"refine": 0.0}
 
 
 def refined(statistics: dict[str, Any]) -> dict[str, Any]:
-    """After a step of the second network; see `NOT_REFINED`."""
+    """The statistics after a step of the second network; see `NOT_REFINED`."""
     return {"refine": jnp.ones_like(statistics["refine"])}
 
 
@@ -74,7 +74,7 @@ def untrained(
     optimizers: Mapping[str, optax.GradientTransformation],
     statistics: Mapping[str, float],
 ) -> State:
-    """The state before the first step, of networks with an optimiser each."""
+    """The state before the first step, for networks with one optimiser each."""
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -91,8 +91,8 @@ def descent(
 ) -> Callable[[State, Batch, Array], tuple[State, Metrics]]:
     """A training step of the network `name`; a state's other networks stay as they are.
 
-    `loss(params, batch, key)` returns what falls, and metrics beside it. `statistics` are those
-    after the step.
+    `loss(params, batch, key)` returns the loss and further metrics. `statistics` maps a state's
+    statistics to those after the step.
     """
 
     def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:

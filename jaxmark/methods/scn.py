@@ -1,8 +1,8 @@
 """SpatialConfiguration-Net (Payer et al., Medical Image Analysis 54, 2019).
 
-One network in two parts that are multiplied, trained end to end by a summed squared error against
-Gaussians whose widths are learned, too, one for each landmark. The numbers are those of the
-authors' public code; `recipe="later"` is what the same authors did for the VerSe 2020 challenge.
+One network with two parts, whose outputs are multiplied. It is trained end to end with a summed
+squared error against Gaussians; the width of each landmark's Gaussian is learned, too. Defaults are
+those of the authors' public code; `recipe="later"` is their code for the VerSe 2020 challenge.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ from jaxmark.system.memory import nbytes
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What the authors' code has; fields as in `SpatialConfiguration`."""
+    """Values of the authors' code; fields as in `SpatialConfiguration`."""
 
     filters: int
     downsample: int
@@ -86,55 +86,56 @@ RECIPES = {
 
 @dataclasses.dataclass
 class SpatialConfiguration:
-    """Settings. None: the recipe's own, `RECIPES`; all other values are the same in both.
+    """Settings. None: the value of the recipe in `RECIPES`; all other values are equal in both.
 
-    Lengths in voxels are of the authors' isotropic grids of 2 mm. Where voxels have unequal sides,
-    the side of a cube of the same volume counts, or of pictures that of a square of the same area.
+    Lengths in voxels are stated for the authors' isotropic grids of 2 mm. A voxel with unequal
+    sides counts as a cube of its volume; a pixel counts as a square of its area.
     """
 
-    # "2019" or "later": the networks (see `SpatialConfigurationNet`) and what is None below.
+    # "2019" or "later": chooses the networks (see `SpatialConfigurationNet`) and the values of all
+    # fields below that are None.
     recipe: str = setting("2019", either(*RECIPES))
-    # The code: 40,000 and 50,000, batch 1.
+    # The authors' code: 40,000 in "2019" and 50,000 in "later", batch 1.
     steps: int = setting(40_000, POSITIVE)
     filters: int | None = setting(None, POSITIVE)
     levels: int = setting(4, POSITIVE)
-    # Voxels a side that the spatial part sees as one.
+    # The spatial part's input is averaged over blocks of this many voxels a side.
     downsample: int | None = setting(None, POSITIVE)
-    # Levels of the spatial part's U-Net, of "later" alone. The code: as many as `levels`.
+    # Levels of the spatial part's U-Net, in "later" alone. The code: as many as `levels`.
     spatial_levels: int = setting(4, POSITIVE)
     dropout: float | None = setting(
         None, Bound(lambda value: 0 <= value < 1, "{} is not in [0, 1)")
     )
     # Mirror volumes at their borders instead of padding with zeros.
     reflect: bool | None = None
-    # Compute activations anew for the gradient, level by level: for cards with little memory.
+    # Compute activations again for the gradient, level by level: for GPUs with little memory.
     remat: bool = False
     # "nesterov" (momentum 0.99) or "adam".
     optimizer: str | None = setting(None, either("nesterov", "adam"))
     learning_rate: float | None = setting(None, POSITIVE)
-    # The rate at the end as a share of that at the start, along an exponential.
+    # The rate falls exponentially to this share of its first value.
     final_rate: float | None = setting(None, POSITIVE)
-    # Half the squared norm of all kernels, times this, is added to what is minimised.
+    # This times half the squared norm of all kernels is added to the loss.
     weight_decay: float | None = setting(None, NOT_NEGATIVE)
-    # Largest norm of a gradient; 0: any. The code of 2019 has none; that of "later" clips at twice
-    # a moving average.
+    # Gradients are clipped to this norm; 0: not. The code of 2019 does not clip; that of "later"
+    # clips at twice a moving average.
     clip_norm: float = setting(0.0, NOT_NEGATIVE)
-    # Width of all target Gaussians at the start; None: 4 or 3 voxels.
+    # First width of all target Gaussians; None: 4 voxels in "2019", 3 in "later".
     sigma_mm: float | None = setting(None, POSITIVE)
     learn_sigma: bool | None = None
-    # A target's sum over all voxels, so that narrow ones are high; 0: all have height 1. To be
-    # learned, a width needs a sum: of targets of one height the narrowest costs least.
+    # A target's sum over all voxels, so that narrow targets are high; 0: all have height 1. Learned
+    # widths need a sum: among targets of one height the narrowest has the least loss.
     target_sum: float | None = setting(None, NOT_NEGATIVE)
-    # Half the sum of the squared widths (in voxels) of the landmarks that are present, times this,
-    # is added to the loss.
+    # This times half the sum of the squared widths (in voxels) of the present landmarks is added to
+    # the loss.
     sigma_penalty: float = setting(100.0, NOT_NEGATIVE)
     # Learning rate of the widths as a multiple of the network's; the code: 1. Adam's steps are as
-    # long as its rate, however steep the loss: at 3e-4 voxels a step a width hardly moves.
+    # long as its rate, whatever the gradient: at 3e-4 voxels a step a width hardly moves.
     sigma_rate: float = setting(1.0, POSITIVE)
-    # No width gets smaller: such a Gaussian would fall between voxels. Ours; the code has no bound.
+    # Least width: a narrower Gaussian could fall between voxels. Ours; the code has no bound.
     min_sigma_voxels: float = setting(0.5, POSITIVE)
-    # Of the mean shift for sub-voxel positions; None: the width at the start. The code has the
-    # voxel of the maximum.
+    # Width of the mean shift for sub-voxel positions; None: the first width of the targets. The
+    # code takes the voxel of the maximum.
     decode_sigma_mm: float | None = setting(None, POSITIVE)
 
     decoders: ClassVar[tuple[str, ...]] = ("argmax", "subvoxel")
@@ -157,8 +158,8 @@ class SpatialConfiguration:
         if recipe.learn_sigma and not recipe.target_sum:
             yield (
                 "learn_sigma",
-                "needs a config.method.target_sum: of targets of one height the narrowest costs "
-                "least",
+                "needs a config.method.target_sum: among targets of one height the narrowest has "
+                "the least loss",
             )
 
     def misfits(self, task: Task) -> Iterator[Problem]:
@@ -179,7 +180,7 @@ class SpatialConfiguration:
             yield from divisible(task.crop, size, why)
 
     def build(self, task: Task) -> Method:
-        """The method for volumes of `task.crop`, whose sides must fit levels and `downsample`."""
+        """The method for volumes of `task.crop`; its sides must fit `levels` and `downsample`."""
         check(self, "config.method", task)
         model = ScaledHeatmaps(self, task)
         optimizer = model.optimizer()
@@ -236,7 +237,7 @@ class ScaledHeatmaps:
         }
 
     def optimizer(self) -> optax.GradientTransformation:
-        """Of the network and, in voxels, of the widths."""
+        """The optimiser of the network and of the widths, which are in voxels."""
         rate = optax.exponential_decay(
             self.recipe.learning_rate, self.settings.steps, self.recipe.final_rate
         )
@@ -245,7 +246,7 @@ class ScaledHeatmaps:
         return clipped(self.settings.clip_norm, optimizer)
 
     def in_voxels(self, params: Params) -> dict[str, Any]:
-        """Widths in voxels, as in the code: its rates and penalty are for these."""
+        """Parameters with widths in voxels: the code's rates and penalty are for voxels."""
         return {**params, "sigma_mm": params["sigma_mm"] / self.voxel_mm}
 
     def in_mm(self, params: Params) -> dict[str, Any]:
@@ -256,17 +257,17 @@ class ScaledHeatmaps:
     def heatmaps(
         self, params: Params, image: Array, key: Array | None = None
     ) -> tuple[Array, Array, Array]:
-        """Heatmaps, local and spatial ones (B, X, Y, Z, K); dropout is on where there is a key.
+        """Heatmaps, their local and their spatial factors (B, X, Y, Z, K); a key turns dropout on.
 
-        They are there as a whole: the spatial part looks at all local ones before any product is
-        known. Beside features of 64 channels, K are few.
+        They can't be made slab by slab: the spatial part needs all local heatmaps before any
+        product is known. K channels are little memory beside features of 64 channels.
         """
         image = self.task.squeezed(image)
         if key is None:
-            made: Any = self._net.apply(params["scn"], image)
+            outputs: Any = self._net.apply(params["scn"], image)
         else:
-            made = self._training_net.apply(params["scn"], image, rngs={"dropout": key})
-        heatmaps, local, spatial = map(self.task.restored, made)
+            outputs = self._training_net.apply(params["scn"], image, rngs={"dropout": key})
+        heatmaps, local, spatial = map(self.task.restored, outputs)
         return heatmaps, local, spatial
 
     def height(self, sigma: Array) -> Array:
@@ -287,8 +288,8 @@ class ScaledHeatmaps:
     ) -> tuple[Array, Array]:
         """Half the summed squared error, and the penalty on the widths; means over the batch.
 
-        Absent landmarks have an empty target. In the code, those that nobody annotated have, too;
-        here they leave the sum.
+        Absent landmarks have an empty target. Landmarks without annotation are left out of the sum;
+        in the authors' code they have an empty target, too.
         """
         sigma = params["sigma_mm"]
         if not self.recipe.learn_sigma:
@@ -306,7 +307,7 @@ class ScaledHeatmaps:
         return {"sigma_mm": params["sigma_mm"]} if self.recipe.learn_sigma else {}
 
     def predict(self, params: Params, image: Array) -> Prediction:
-        """Landmarks of volumes (B, X, Y, Z, 1); the score is the height relative to the target."""
+        """Landmarks of volumes (B, X, Y, Z, 1); the score is the peak relative to the target's."""
         heatmaps, _, _ = self.heatmaps(params, image)
         peak, fine, score, evidence, spread_mm = decode(
             heatmaps / self.height(params["sigma_mm"]),
@@ -323,7 +324,7 @@ class ScaledHeatmaps:
 def training_step(
     model: ScaledHeatmaps, optimizer: optax.GradientTransformation
 ) -> Callable[[State, Batch, Array], tuple[State, Metrics]]:
-    """A step of network and widths together."""
+    """A training step of network and widths together."""
 
     def step(state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
         k_view, k_dropout = jax.random.split(key)
@@ -359,20 +360,20 @@ class Memory:
     """Bytes that a training step needs, in parts."""
 
     parameters: int  # with their gradients and the optimiser's state
-    kept: int  # what the forward pass leaves for the backward pass
-    working: int  # at the time of the largest layer
+    kept: int  # activations that the forward pass keeps for the backward pass
+    working: int  # arrays of the largest layer while it runs
 
     @property
     def total(self) -> int:
-        """All at once."""
+        """The sum of all parts."""
         return self.parameters + self.kept + self.working
 
 
 def training_memory(settings: SpatialConfiguration, task: Task, batch: int) -> Memory:
-    """What a training step of `batch` volumes will need, without compiling or computing it.
+    """The memory of a training step of `batch` volumes, estimated without compiling it.
 
-    Parameters and what is kept are exact for JAX's own graph (a compiler may still merge or
-    recompute some). The rest is `WORKING_LAYERS`.
+    `parameters` and `kept` are exact for JAX's own graph (a compiler may still merge or recompute
+    some). `working` is fitted, see `WORKING_LAYERS`.
     """
     model = ScaledHeatmaps(settings, task)
     k = len(task.landmarks)
@@ -380,7 +381,7 @@ def training_memory(settings: SpatialConfiguration, task: Task, batch: int) -> M
     state = jax.eval_shape(lambda p: model.optimizer().init(model.in_voxels(p)), params)
     image = jax.ShapeDtypeStruct((batch, *task.crop, 1), jnp.float32)
 
-    # On a CPU, XLA merges what `remat` computes again with the first time, and saves nothing.
+    # On a CPU, XLA merges the second computation of `remat` with the first, and saves nothing.
     def left_behind(params: Params, image: Array) -> Any:
         return jax.vjp(lambda p: model.heatmaps(p, image, jax.random.key(0))[0], params)[1]
 
@@ -393,14 +394,14 @@ def training_memory(settings: SpatialConfiguration, task: Task, batch: int) -> M
     )
 
 
-# Results of a layer at full resolution that the backward pass has in hand beside those that are
-# kept: gradients, padded and rearranged copies, heatmaps. As XLA counts for a CPU in float32 (11 to
-# 15 and 4 to 6 at five sizes); a compiler that convolves in place needs fewer.
+# Arrays of the size of a full-resolution layer's output that the backward pass holds beside those
+# kept: gradients, padded and rearranged copies, heatmaps. XLA counted 11 to 15 and 4 to 6 on a CPU
+# in float32 at five sizes; a compiler that convolves in place needs fewer.
 WORKING_LAYERS = {"2019": 13, "later": 6}
 
 
 def memory_notes(settings: SpatialConfiguration, task: Task, batch: int) -> tuple[str, ...]:
-    """A line for people before training: what a step will need, and what would make it less."""
+    """A line to print before training: the memory of a step, and which settings reduce it."""
     # The working part is fitted to a CPU's compiler.
     about = "about" if task.platform == "cpu" else "at most about"
     line = (
@@ -408,14 +409,14 @@ def memory_notes(settings: SpatialConfiguration, task: Task, batch: int) -> tupl
         f"{resolved(settings).filters} filters needs {about} "
         f"{training_memory(settings, task, batch).total / 1e9:.2g} GB"
     )
-    # The compiler's counts for an H100: 8.3 GB, 4.6 with it; of the other recipe 4.0 and 4.5.
+    # The compiler's counts for an H100: "later" 8.3 GB, with remat 4.6; "2019" 4.0 and 4.5.
     if not settings.remat and settings.recipe == "later":
         line += "; config.method.remat=True nearly halves that, but not on a CPU"
     return (line + "; fewer config.method.filters need less in proportion",)
 
 
 def resolved(settings: SpatialConfiguration) -> Recipe:
-    """The recipe with what the settings have instead."""
+    """The recipe, overridden by those of the settings that are not None."""
     names = [field.name for field in dataclasses.fields(Recipe) if field.name != "sigma_voxels"]
     given = {name: getattr(settings, name) for name in names}
     own = {name: value for name, value in given.items() if value is not None}

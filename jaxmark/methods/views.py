@@ -23,12 +23,12 @@ from jaxmark.system.errors import InputError
 
 
 def draw_view(task: Task, key: Array, count: int) -> View:
-    """Random views of so many volumes, as `config.Augment` has them."""
+    """Random views of `count` volumes, drawn as `config.Augment` says."""
     most = task.augment.translation_voxels
     return random_view(
         key,
         count,
-        # There is nowhere to go along an axis without a margin.
+        # Along an axis without a margin views can't move.
         translation_voxels=[min(most, margin) for margin in task.margin],
         rotation_degrees=task.augment.rotation_degrees,
         scale=task.augment.scale,
@@ -42,9 +42,9 @@ def draw_view(task: Task, key: Array, count: int) -> View:
 def view_landmarks(
     task: Task, view: View, landmarks_ijk: Array, *masks: Array
 ) -> tuple[Array, ...]:
-    """Landmarks (B, K, 3) in voxels of the views' crops, and masks (B, K) of them.
+    """Landmarks (B, K, 3) in voxels of the views' crops, and their masks (B, K).
 
-    Those of pictures lie in the picture's plane, however far above it a file puts them.
+    Landmarks of pictures are put into the picture's plane, k = 0.
     """
     mirrored = task.scheme.mirrored
     moved = view_points(
@@ -61,11 +61,11 @@ def view_landmarks(
 
 
 def augmented(task: Task, batch: Batch, key: Array) -> Batch:
-    """A random view of every case: volumes of the crop's shape, and all else as it lies there.
+    """A random view of every case: the image (float32), landmarks and targets in the crop's shape.
 
-    The image is float32. In a mirror image right and left are exchanged: landmarks, what is known
-    of them, labels and values of segments. With `config.Appearance` the image is drawn from the
-    share of arteries and the tissues that the batch holds; the view has no tissues any more.
+    A mirrored view exchanges right and left in landmarks, their masks, labels and values of
+    segments. With `config.Appearance` the image is drawn from the batch's shares of arteries and
+    its tissues; the view has no tissues.
     """
     drawn = task.augment.appearance.drawn
     if drawn and TARGET not in batch.targets:
@@ -109,9 +109,10 @@ def augmented(task: Task, batch: Batch, key: Array) -> Batch:
 def _with_appearance(
     task: Task, key: Array, lumen: Array, tissues: Array, landmarks_ijk: Array, present: Array
 ) -> tuple[Array, Array, Array]:
-    """Images of a view's label maps, which landmarks (B, K) are still present, which are strangers.
+    """Images drawn from a view's label maps, present landmarks (B, K), and strangers (B, 1).
 
-    The last are (B, 1). A landmark that is absent is so in every field of view.
+    A landmark outside of the drawn field of view is no longer present. A landmark that is absent
+    stays absent. For strangers see `config.Appearance.strangers`.
     """
     settings = task.augment.appearance
     last = jnp.array(task.crop) - 1

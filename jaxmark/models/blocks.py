@@ -1,8 +1,7 @@
 """Layers shared by the networks.
 
-Volumes are `(B, X, Y, Z, C)`, pictures `(B, X, Y, C)`: what a network is shown makes its layers 3-D
-or 2-D. A volume of one plane is still a volume, so that on every level a network is what it is on
-the finest.
+Volumes are `(B, X, Y, Z, C)`, pictures `(B, X, Y, C)`; the input's number of axes makes a network's
+layers 3-D or 2-D. A volume of one plane is still a volume: layers stay 3-D on every level.
 """
 
 import math
@@ -30,9 +29,9 @@ def coordinates(shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Array:
 
 
 def append_coordinates(x: Array) -> Array:
-    """`x` with a channel more for each axis, `coordinates`.
+    """`x` and its `coordinates`, one more channel for each axis.
 
-    A convolution sees the same everywhere (Liu et al., NeurIPS 2018); with these it may know where.
+    Convolutions can't tell places apart; coordinates let them (Liu et al., NeurIPS 2018).
     """
     place = coordinates(x.shape[1:-1], x.dtype)
     return jnp.concatenate([x, jnp.broadcast_to(place, (len(x), *place.shape))], axis=-1)
@@ -46,12 +45,12 @@ class Conv(nn.Module):
     bias: bool = True
     dtype: DTypeLike = jnp.float32
     initializer: Initializer = kernel_init
-    # Outside of the volume is its mirror image instead of zeros.
+    # Pad with the volume's mirror image instead of zeros.
     reflect: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        # Layers of one voxel work on arrays with any number of axes, with the same parameters.
+        # Layers with kernels of one voxel have one shape of parameters for any number of axes.
         axes = 3 if self.kernel == 1 else x.ndim - 2
         shape = (self.kernel,) * axes + (x.shape[-1], self.features)
         convolve = conv_reflect if self.reflect else conv_same
@@ -71,7 +70,7 @@ class Up(nn.Module):
     def __call__(self, x: Array) -> Array:
         axes = x.ndim - 2
         kernel = self.param("kernel", kernel_init, (*(2,) * axes, x.shape[-1], self.features))
-        # Each output voxel sees one kernel tap, not eight: scale He's variance for that.
+        # Each output voxel sees one tap of the kernel, not eight, so He's deviation is scaled.
         kernel = kernel * math.sqrt(2**axes)
         return conv_transpose_2(x.astype(self.dtype), kernel.astype(self.dtype))
 
@@ -88,10 +87,7 @@ class Norm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions and a shortcut (He et al. 2016), which a layer of one voxel widens.
-
-    Kernels have 3 voxels a side.
-    """
+    """Two 3^3 convolutions and a shortcut (He et al. 2016); a 1^3 layer widens the shortcut."""
 
     features: int
     dtype: DTypeLike = jnp.float32
@@ -108,7 +104,7 @@ class ResidualBlock(nn.Module):
 
 
 class Pointwise(nn.Module):
-    """Layers of one voxel on arrays `(..., C)`: one, or two with a rectifier between."""
+    """Layers with kernels of one voxel on `(..., C)`: one, or two with a rectifier between."""
 
     features: int
     hidden: int = 0
@@ -118,19 +114,19 @@ class Pointwise(nn.Module):
     def __call__(self, x: Array) -> Array:
         if self.hidden:
             x = relu(Conv(self.hidden, kernel=1, dtype=self.dtype)(x))
-        # Heatmaps are nearly everywhere 0, and start so: a network that first has to unlearn He's
-        # random ones doesn't find the landmarks again with a squared error.
+        # Heatmaps are nearly everywhere 0, so they start near 0. From He's larger start a network
+        # with a squared error first learns to output 0, and then does not find the landmarks.
         small = nn.initializers.normal(1e-3)
         last = Conv(self.features, kernel=1, dtype=self.dtype, initializer=small)
-        # They are what loss and decoding see: in full precision.
+        # Loss and decoding need full precision.
         return last(x).astype(jnp.float32)
 
 
-def each(function: Callable[..., Any], *stacked: Any, platform: str) -> Any:
-    """`function` of every slice of the arguments' first axes, results stacked: K networks as one.
+def for_each_landmark(function: Callable[..., Any], *stacked: Any, platform: str) -> Any:
+    """Map `function` over the first axis of all arguments: K networks run as one.
 
-    A `vmap`; on the platforms "cpu" and "onnx" one after another, where convolutions with a kernel
-    for each slice are three times slower than K plain ones.
+    This is a `vmap`. On the platforms "cpu" and "onnx" it is a loop: there, batched convolutions
+    with a kernel for each slice are three times slower than K plain ones.
     """
     if platform in ("cpu", "onnx"):
         return jax.lax.map(lambda arguments: function(*arguments), stacked)

@@ -1,7 +1,7 @@
 """The two networks of the cardiac GAN (Kanakatte et al.), on pictures `(B, X, Y, C)`.
 
-What a layer is, the paper says of the encoder alone: 3 x 3, stride 2, He's normal kernels, batch
-normalisation, leaky rectifier. Widths and all that is called ours below are left open there.
+The paper describes the layers of the encoder alone: 3 x 3, stride 2, He's normal kernels, batch
+normalisation, leaky rectifier. Widths, and choices called ours below, are not in the paper.
 """
 
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ from jaxmark.core.conv import conv_doubled, conv_halving, conv_same
 from jaxmark.core.normalization import leaky_relu
 from jaxmark.models.blocks import kernel_init
 
-# Of the leaky rectifiers; ours.
+# Slope of the leaky rectifiers; ours.
 SLOPE = 0.2
 
 
 class UNetGenerator(nn.Module):
     """U-Net: one picture in, one picture with a spot at every landmark out.
 
-    The encoder halves the sides once for each of `widths`. At the bottom stand feature filters.
-    The decoder doubles the sides by repetition and convolves with stride 1 what it gets beside what
-    the encoder had at that size. The encoder has nothing at full size, so that the last skip
-    connection brings the picture itself (ours): edges are sharp there alone.
+    The encoder halves the sides once for each of `widths`; feature filters follow. The decoder
+    doubles the sides by repetition, concatenates the encoder's features of that size, and convolves
+    with stride 1. The encoder has no layer at full size, so the last skip connection is the picture
+    itself (ours): only there edges are sharp.
 
-    Dropout, of rate `dropout`, follows the bottom alone (ours): nearer to the output it is noise in
-    the heatmap.
+    Dropout of rate `dropout` follows the feature filters alone (ours): nearer to the output it is
+    noise in the heatmap.
     """
 
     widths: Sequence[int]
@@ -55,20 +55,21 @@ class UNetGenerator(nn.Module):
         widths = [self.widths[0], *self.widths[:-1]]
         for width, skip in zip(widths[::-1], skips[::-1], strict=True):
             x = Layer(width, dtype=self.dtype)(x, train, skip)
-        # A heatmap is nearly everywhere 0, and starts so.
+        # A heatmap is nearly everywhere 0, so it starts near 0.
         small = nn.initializers.normal(1e-3)
         return Conv(1, dtype=self.dtype, initializer=small)(x)[..., 0].astype(jnp.float32)
 
 
 class PatchDiscriminator(nn.Module):
-    """(image, heatmap) to a response a patch: 1 where the heatmap is true, 0 where predicted.
+    """(image, heatmap) to one response for each patch: 1 for a true heatmap, 0 for a predicted one.
 
     Layers of stride 2 as in the generator's encoder, one for each of `widths`, and a 1 x 1
     convolution (PatchGAN, Isola et al., CVPR 2017). Six layers make 4 x 4 patches of 256 x 256
-    pixels. The first layer is not normalised, which would hide how high a spot is; dropout follows
-    the last layer alone (both ours): of rate 0.6 after several, it leaves D nothing to tell by.
+    pixels. Two choices are ours. The first layer has no normalisation, which would hide the height
+    of a spot. Dropout follows the last layer alone: at rate 0.6 after several layers D could not
+    tell the heatmaps apart.
 
-    It is never used but to train: its normalisation is that of each batch.
+    D is used in training alone, so it always normalises by the batch.
     """
 
     widths: Sequence[int]
@@ -85,12 +86,12 @@ class PatchDiscriminator(nn.Module):
 
 
 class FeatureFilter(nn.Module):
-    """One block of the feature-filter enhancing block, which the paper names and does not describe.
+    """One block of the feature-filter enhancing block, which the paper names but does not describe.
 
-    It is to select the few features that matter, to need few parameters and to regularise. Ours: a
-    residual bottleneck of half the channels (He et al., CVPR 2016) whose result is weighed channel
-    by channel, by numbers from 0 to 1 that the means of all channels decide (squeeze and
-    excitation, Hu et al., CVPR 2018). What is weighed 0 passes unchanged.
+    The paper wants it to select the few features that matter, with few parameters, and to
+    regularise. Ours: a residual bottleneck of half the channels (He et al., CVPR 2016). Each of its
+    output channels has a weight from 0 to 1, computed from the means of all channels (squeeze and
+    excitation, Hu et al., CVPR 2018). A channel of weight 0 passes the block unchanged.
     """
 
     dtype: DTypeLike = jnp.float32
@@ -120,7 +121,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool, skip: Array | None = None) -> Array:
-        """In training with the means of the batch, else with the running ones."""
+        """Normalise with the batch's statistics in training, else with the running ones."""
         bias = not self.normalised
         x = Conv(self.features, self.kernel, self.halving, bias, self.dtype)(x, skip)
         if self.normalised:
@@ -129,9 +130,9 @@ class Layer(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution that keeps the sides or halves them; parameters are those of `nn.Conv`.
+    """A convolution that keeps the sides or halves them; it has the parameters of `nn.Conv`.
 
-    With a `skip` it doubles them: it sees `x` with every pixel repeated, and `skip` beside it.
+    With a `skip` it doubles them: its input is `x` with every pixel repeated, and `skip`.
     """
 
     features: int
@@ -158,7 +159,7 @@ class Conv(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout whose rate may change while a step is compiled once."""
+    """Dropout whose rate is an array: it may change without a new compilation."""
 
     @nn.compact
     def __call__(self, x: Array, rate: Array | None) -> Array:

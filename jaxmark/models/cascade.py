@@ -15,10 +15,10 @@ from jaxmark.models.blocks import Conv, Pointwise, Up
 class SidePathUNet(nn.Module):
     """U-Net of plain convolutions with rectifiers, and heatmaps on its coarser levels as well.
 
-    Two 3^3 convolutions a level, maxima on the way down, deconvolutions on the way up (the paper
-    draws them and states no widths). Input `(B, X, Y, Z, 1)` with sides that `2 ** (levels - 1)`
-    divides. Returns `channels` heatmaps, and those of the side paths: of up to three coarser levels
-    of the way up, the coarsest first, each on its own level's voxels, where the paper enlarges
+    Two 3^3 convolutions a level, max-pooling on the way down, deconvolutions on the way up (the
+    paper draws them and states no widths). Input `(B, X, Y, Z, 1)`; `2 ** (levels - 1)` divides its
+    sides. Returns `channels` heatmaps and those of the side paths: up to three coarser levels of
+    the way up, the coarsest first. Side paths stay on their level's voxels; the paper enlarges
     them.
     """
 
@@ -62,10 +62,10 @@ class SidePathUNet(nn.Module):
         return self._from_empty(self.last, features)
 
     def _from_empty(self, layer: Pointwise, features: Array) -> Array:
-        """Heatmaps that start where most voxels end: no landmark, and a background of 1.
+        """Heatmaps plus those of an empty volume: landmarks 0, background 1.
 
-        A bias alone takes a thousand of Adam's steps from 0 to 1; meanwhile the background's error
-        drives the features, and most rectifiers die.
+        Without this, Adam needs a thousand steps to move the background's bias from 0 to 1.
+        Meanwhile its error drives the features, and most rectifiers die.
         """
         empty = jnp.zeros(self.channels).at[-1].set(1.0)
         return layer(features) + empty
@@ -85,10 +85,10 @@ class Level(nn.Module):
 
 
 class DisplacementNet(nn.Module):
-    """Patches `(B, n, n, n, 1)` to displacements `(B, 3)` in units of the largest that is allowed.
+    """Patches `(B, n, n, n, 1)` to displacements `(B, 3)` in units of the largest one allowed.
 
-    A 3^3 convolution with a rectifier and maxima for each width, and two dense layers. The last
-    starts at zero, and a hyperbolic tangent keeps what it says under 1 (the paper restricts the
+    For each width a 3^3 convolution, a rectifier and max-pooling; then two dense layers. The last
+    starts at zero, and a hyperbolic tangent keeps its output under 1 (the paper restricts the
     change "in a small range" and does not say how).
     """
 

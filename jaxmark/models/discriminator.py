@@ -1,4 +1,4 @@
-"""Discriminators: CNNs that tell where landmarks truly are from where they were predicted."""
+"""Discriminators: CNNs that tell true landmarks from predicted ones."""
 
 from collections.abc import Sequence
 
@@ -17,12 +17,12 @@ class HeatmapDiscriminator(nn.Module):
     It never sees an image. The paper says "CNN architecture" and a scalar output; the layers are
     ours: a convolution of 2 voxels a side and stride 2, and `Verdict`.
 
-    It comes in two halves: `stem`, the first convolution, is linear and works on any even number of
-    planes, so heatmaps need never be whole; `judge` takes what the stem made of all of them.
+    It has two halves. `stem`, the first convolution, is linear and takes any even number of planes,
+    so heatmaps are never in memory as a whole. `judge` takes the stem's output for all planes.
     """
 
     landmarks: int
-    # 3, or 2 of pictures: all arrays are without Z then.
+    # 3; or 2 for pictures, whose arrays have no Z.
     axes: int = 3
     widths: Sequence[int] = (32, 64, 64)
     hidden: int = 64
@@ -47,20 +47,21 @@ class HeatmapDiscriminator(nn.Module):
         return conv_strided_2(heatmaps.astype(self.dtype), kernel)
 
     def judge(self, x: Array) -> Array:
-        """What the stem made of all planes -> logits (B,) float32."""
+        """The stem's output for all planes -> logits (B,) float32."""
         if self.positions:
             place = positions([2 * n for n in x.shape[1:-1]]).astype(self.dtype)
             kernel = self.kernel[..., self.landmarks :, :].astype(self.dtype)
-            # Once a case: else a kernel's gradient would first be summed over cases as a volume,
-            # which then travels from device to device.
+            # One copy for each case: with one for all, the gradient would be a volume summed over
+            # cases, and so over devices.
             x = x + conv_strided_2(jnp.broadcast_to(place, (len(x), *place.shape)), kernel)
         return self.verdict(nn.leaky_relu(x + self.bias.astype(self.dtype), SLOPE))
 
     def squared_input_gradient(self, gradient: Array) -> Array:
-        """|d logit / d heatmaps|^2 (B,) from `gradient`, that to the stem's result.
+        """|d logit / d heatmaps|^2 (B,) from `gradient`, the gradient to the stem's output.
 
         The stem is linear and its blocks don't overlap, so the gradient to the heatmaps is the
-        kernel times that of each block, and its square a quadratic form: no volume of K channels.
+        kernel times each block's gradient. Its square is a quadratic form of the latter, which
+        needs no volume of K channels.
         """
         kernel = self.kernel[..., : self.landmarks, :].reshape(-1, self.widths[0])
         gradient = gradient.astype(jnp.float32)
@@ -81,7 +82,7 @@ class CellDiscriminator(nn.Module):
     @nn.compact
     def __call__(self, cells: Array) -> Array:
         """(B, X, Y, Z, K) or (B, X, Y, K), sums over cells 1 or 0, to logits (B,) float32."""
-        # A landmark fills a few of thousands of cells: a scale at which a network gets going.
+        # A landmark fills few of thousands of cells; this scale lets training start.
         x = 4 * cells.astype(self.dtype)
         if self.positions:
             place = positions(x.shape[1:-1]).astype(self.dtype)
@@ -90,14 +91,14 @@ class CellDiscriminator(nn.Module):
         return Verdict(self.widths[1:], self.hidden, dtype=self.dtype)(x)
 
 
-# Of the leaky rectifiers.
+# Slope of the leaky rectifiers.
 SLOPE = 0.2
 
 
 class Verdict(nn.Module):
-    """A volume to one logit: each width halves every side, then comes a hidden layer over the rest.
+    """A volume to one logit: each width halves every side, then a dense hidden layer follows.
 
-    Leaky rectifiers, and no normalisation: it would hide how high what is shown is.
+    It has leaky rectifiers and no normalisation, which would hide the height of heatmaps.
     """
 
     widths: Sequence[int]
@@ -134,7 +135,7 @@ class Strided(nn.Module):
 def positions(shape: Sequence[int]) -> Array:
     """(X, Y, Z, 4): coordinates from -1 to 1, and the distance from the centre, 1 at the corners.
 
-    Of pictures (X, Y, 3). Tan et al. 2023 name both and leave their scale open.
+    For pictures (X, Y, 3). Tan et al. 2023 name both and do not state their scale.
     """
     place = coordinates(shape)
     distance = jnp.linalg.norm(place, axis=-1, keepdims=True) / jnp.sqrt(float(len(shape)))

@@ -17,9 +17,9 @@ from jaxmark.models.unet import UNetBody
 class MultitaskUNet(nn.Module):
     """A shared body and a branch a task; a count of 0 leaves a branch out.
 
-    Input `(B, X, Y, Z, C)`; X, Y and Z must be multiples of `2 ** (levels - 1)`. Branches by voxels
-    (`heatmaps`, `labels`, `axes`) work on any part of the features and give float32 channels last;
-    those of attributes look at all of them and give logits `(B, count)`. The paper draws the
+    Input `(B, X, Y, Z, C)`; X, Y and Z must be multiples of `2 ** (levels - 1)`. Branches of voxels
+    (`heatmaps`, `labels`, `axes`) take any part of the features and return float32, channels last.
+    Branches of attributes take all features and return logits `(B, count)`. The paper draws the
     branches and describes none: their layers are ours.
     """
 
@@ -29,7 +29,7 @@ class MultitaskUNet(nn.Module):
     orientation: bool = False
     fork_attributes: int = 0
     segment_attributes: int = 0
-    # Numbers that speak for each attribute, beside the features; 0: none.
+    # Numbers of evidence for each attribute, beside the features; 0: none.
     evidence: int = 0
     head: int = 0
     dtype: DTypeLike = jnp.float32
@@ -89,12 +89,12 @@ class MultitaskUNet(nn.Module):
 
 
 class AttributeBranch(nn.Module):
-    """Features of a volume to a logit for each attribute, each looking at a place of its own.
+    """Features of a volume to one logit for each attribute, which has its own attention map.
 
-    Down by a factor of 2 `depth` times with maxima, which keep thin vessels; then each attribute
-    has a softmax over the voxels, and a linear layer on the features that it picks. Coordinates are
-    among them: right and left look alike. `evidence` (B, count, E), if there is any, adds a linear
-    function of what else is known of each attribute, which starts as its sum.
+    Max-pooling, which keeps thin vessels, halves the sides `depth` times. Then each attribute has a
+    softmax over the voxels and a linear layer on the features averaged with it. Coordinates are
+    among the features, since right and left look alike. `evidence` (B, count, E), if given, adds a
+    linear function of these numbers, which starts as their sum.
     """
 
     count: int
@@ -107,7 +107,7 @@ class AttributeBranch(nn.Module):
         x = features
         for level in range(self.depth):
             x = max_pool_2(x)
-            # Where there are few voxels: on finer levels a block would cost as much as the U-Net.
+            # Only where voxels are few: on finer levels a block takes as long as the U-Net.
             if level == 1 or level == self.depth - 1:
                 x = ResidualBlock(self.width, dtype=self.dtype)(append_coordinates(x))
         if not self.depth:
@@ -124,5 +124,5 @@ class AttributeBranch(nn.Module):
             return logits
         slope = self.param("slope", nn.initializers.constant(0.1), (self.count, evidence.shape[-1]))
         offset = self.param("offset", nn.initializers.zeros, (self.count,))
-        # Adam moves every parameter at the same pace; these few have the farthest to go.
+        # Adam moves all parameters at one pace; these few have the farthest to go.
         return logits + 10 * ((evidence * slope).sum(-1) + offset)

@@ -1,10 +1,9 @@
-"""Networks of Noothout et al. (IEEE TMI 2020): a volume in, what each of its patches says out.
+"""Networks of Noothout et al. (IEEE TMI 2020): a volume to votes of all its patches.
 
 Both return logits `(B, x, y, z, K)` and displacements `(B, x, y, z, K, 3)` in float32, see
-`core/patches`; of pictures `(B, x, y, K)` and `(B, x, y, K, 2)`. Where a ResNet has batch
-normalisation there is one of groups of channels (ours): no case depends on the others of its batch.
-Its statistics are those of whatever is shown, so a network trained on chunks sees other ones in
-whole volumes.
+`core/patches`; for pictures `(B, x, y, K)` and `(B, x, y, K, 2)`. Group normalisation replaces the
+batch normalisation of a ResNet (ours), so no case depends on the others of its batch. Its
+statistics are those of the input: a network trained on chunks gets others from whole volumes.
 """
 
 from collections.abc import Sequence
@@ -25,8 +24,8 @@ GLOBAL_STRIDE, LOCAL_STRIDE = 8, 2
 class PatchResNet(nn.Module):
     """All landmarks in a whole volume, by patches of 8 voxels: ResNet-34 in 3-D, narrower.
 
-    A 7^3 convolution with stride 2, then stages of residual blocks; before the first and the second
-    one a mean over 2 x 2 x 2 halves every side. Input `(B, X, Y, Z, C)`, sides multiples of 8.
+    A 7^3 convolution with stride 2, then stages of residual blocks. Before each of the first two
+    stages a mean over 2 x 2 x 2 halves every side. Input `(B, X, Y, Z, C)`, sides multiples of 8.
     """
 
     landmarks: int
@@ -99,7 +98,7 @@ def over_blocks(kernel: Array) -> Array:
 
 
 class PatchHeads(nn.Module):
-    """Two heads of layers of one voxel: logits (..., K) and displacements (..., K, 3 or 2)."""
+    """Two heads with 1^3 layers: logits (..., K) and displacements (..., K, 3 or 2)."""
 
     landmarks: int
     hidden: int = 0

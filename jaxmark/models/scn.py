@@ -1,8 +1,8 @@
-"""SpatialConfiguration-Net: what a landmark looks like, times where it can be.
+"""SpatialConfiguration-Net: the look of a landmark, times the places where it can be.
 
-Payer et al., Medical Image Analysis 54 (2019), and its two public implementations by the authors:
-that of the paper, and the one for the VerSe 2020 challenge. Layers, paddings and initial weights
-are those of the code; where they differ here, the docstrings say so.
+Payer et al., Medical Image Analysis 54 (2019), and two public implementations by the authors: of
+the paper, and for the VerSe 2020 challenge. Layers, paddings and initial weights are those of the
+code; docstrings name the differences.
 """
 
 from typing import Any
@@ -17,9 +17,9 @@ from jaxmark.core.conv import avg_pool, upsample_2
 from jaxmark.core.normalization import leaky_relu
 from jaxmark.models.blocks import Conv
 
-# Of the leaky rectifiers.
+# Slope of the leaky rectifiers.
 SLOPE = 0.1
-# Of the layers that make heatmaps: these are nearly everywhere 0, and start so.
+# For layers that make heatmaps: these are nearly everywhere 0, so they start near 0.
 small_init = nn.initializers.truncated_normal(1e-3)
 
 
@@ -28,7 +28,7 @@ class Layer(nn.Module):
 
     features: int
     kernel: int = 3
-    # What is outside of the volume: its mirror image, else zeros.
+    # Pad with the volume's mirror image, else with zeros.
     reflect: bool = False
     dtype: DTypeLike = jnp.float32
 
@@ -39,7 +39,7 @@ class Layer(nn.Module):
 
 
 class DownAndAcross(nn.Module):
-    """Two layers with dropout between, and a third for what goes across to the way up."""
+    """Two layers with dropout between, and a third for the skip connection to the way up."""
 
     filters: int
     dropout: float
@@ -58,10 +58,10 @@ class DownAndAcross(nn.Module):
 
 
 class AddingUNet(nn.Module):
-    """The U-Net of the paper: the same width on every level, no layers and no widths on the way up.
+    """The U-Net of the paper: the same width on every level, and no layers on the way up.
 
     Sides must be multiples of `2 ** (levels - 1)`. Up-sampling repeats the edges, as the authors'
-    does where channels are last; with channels first theirs has zeros beyond them.
+    does with channels last; with channels first the authors' pads with zeros.
     """
 
     filters: int
@@ -76,7 +76,7 @@ class AddingUNet(nn.Module):
     def __call__(self, x: Array) -> Array:
         """(B, X, Y, Z, C) to (B, X, Y, Z, filters)."""
         kind = nn.remat(DownAndAcross) if self.remat else DownAndAcross
-        # Zeros outside, whatever the others have: so it is in the code.
+        # This layer pads with zeros, even with `reflect`, as in the authors' code.
         x = Layer(self.filters, dtype=self.dtype)(x)
         across = []
         for level in range(self.levels):
@@ -98,7 +98,7 @@ class AddingUNet(nn.Module):
 
 
 class Repeated(nn.Module):
-    """So many layers, dropout behind each."""
+    """`repeats` layers with dropout after each."""
 
     filters: int
     repeats: int
@@ -116,7 +116,9 @@ class Repeated(nn.Module):
 
 
 class ConcatenatingUNet(nn.Module):
-    """The later U-Net: layers on the way down and up, on the lowest level both; `repeats` each.
+    """The later U-Net: `repeats` layers on each level of the way down and of the way up.
+
+    The lowest level has both.
 
     Sides must be multiples of `2 ** (levels - 1)`.
     """
@@ -159,10 +161,11 @@ class ConcatenatingUNet(nn.Module):
 
 
 class SpatialConfigurationNet(nn.Module):
-    """Volumes to heatmaps, the product of local ones and of where the others say that they may be.
+    """Volumes to heatmaps: local heatmaps times spatial ones, made from all local heatmaps.
 
-    Local heatmaps have the volume's resolution and many peaks; the spatial part sees nothing but
-    them, averaged over blocks of `downsample` voxels a side, and is interpolated back (cubic).
+    Local heatmaps have the volume's resolution and many peaks. The spatial part's only input is
+    local heatmaps, averaged over blocks of `downsample` voxels a side; its output is interpolated
+    back (cubic).
 
     - `recipe="2019"`: `AddingUNet`; linear local heatmaps by a 3^3 convolution; three layers of
       7^3, a convolution of 7^3, tanh, then interpolation.
@@ -180,7 +183,7 @@ class SpatialConfigurationNet(nn.Module):
     reflect: bool
     # Whether dropout is on; it asks for a random key named "dropout".
     training: bool = False
-    # Compute layers anew for the gradient instead of keeping what they made, level by level.
+    # Compute layers again for the gradient, level by level, instead of keeping their outputs.
     remat: bool = False
     dtype: DTypeLike = jnp.float32
 
@@ -188,7 +191,7 @@ class SpatialConfigurationNet(nn.Module):
     def __call__(self, image: Array) -> tuple[Array, Array, Array]:
         """(B, X, Y, Z, C) to heatmaps, local and spatial ones, (B, X, Y, Z, K) float32 each.
 
-        Or all without Z. Sides must be multiples of what `multiples` says.
+        Pictures have no Z. For the sides see `multiples`.
         """
         shared: dict[str, Any] = {
             "dropout": self.dropout,
@@ -232,7 +235,7 @@ class SpatialConfigurationNet(nn.Module):
 
 
 def multiples(recipe: str, levels: int, downsample: int, spatial_levels: int) -> tuple[int, int]:
-    """What sides must be multiples of: for the local part, and for the spatial one."""
+    """The numbers that must divide all sides: for the local part, and for the spatial part."""
     spatial = 1 if recipe == "2019" else 2 ** (spatial_levels - 1)
     return 2 ** (levels - 1), downsample * spatial
 
@@ -240,7 +243,7 @@ def multiples(recipe: str, levels: int, downsample: int, spatial_levels: int) ->
 def upsample_cubic(x: Array, factor: int) -> Array:
     """`factor` times the voxels a side, by Keys' cubic convolution (a = -1/2).
 
-    Half-pixel centres; beyond the edges no voxels, and weights that still sum to 1.
+    Half-pixel centres. At the edges, weights of voxels outside are dropped and the rest sums to 1.
     """
     b, *sides, c = x.shape
     return jax.image.resize(x, (b, *(factor * n for n in sides), c), "cubic")

@@ -1,4 +1,4 @@
-"""The residual U-Net that turns a volume or a picture into one heatmap a landmark."""
+"""The residual U-Net: a volume or a picture to one heatmap for each landmark."""
 
 from collections.abc import Sequence
 
@@ -14,20 +14,20 @@ from jaxmark.models.blocks import Pointwise, ResidualBlock, Up
 class ResidualUNet(nn.Module):
     """U-Net with a residual block on every level and long skip connections (Tan et al. 2023).
 
-    Widths, depth and normalisation are open in the paper. `head` channels of a layer of one voxel
-    with a rectifier stand before the last one: without them, all heatmaps are linear mixtures of
-    the `widths[0]` channels of the finest level, too few to keep more landmarks than that apart.
+    The paper states no widths, depth or normalisation. Before the last layer comes a 1^3 layer with
+    `head` channels and a rectifier. Without it, all heatmaps are linear mixtures of the `widths[0]`
+    channels of the finest level, which can't separate more landmarks than channels.
 
     Input `(B, X, Y, Z, C)`, output `(B, X, Y, Z, out_channels)` in float32; pictures have no Z.
-    Sides must be multiples of `2 ** (levels - 1)`. The two halves are there by themselves:
-    `features`, and `heatmaps`, which works on voxels one by one and so on any part of the volume.
+    Sides must be multiples of `2 ** (levels - 1)`. Both halves can be called: `features`, and
+    `heatmaps`, which treats each voxel by itself and so takes any part of the volume.
     """
 
     widths: Sequence[int]
     out_channels: int
     head: int = 0
     dtype: DTypeLike = jnp.float32
-    # Compute the activations of residual blocks anew for the gradient instead of keeping them.
+    # Compute activations of residual blocks again for the gradient instead of keeping them.
     remat: bool = False
 
     def setup(self) -> None:
@@ -58,7 +58,7 @@ class UNetBody(nn.Module):
         block = 2 ** (len(self.widths) - 1)
         if any(n % block for n in x.shape[1:-1]):
             raise ValueError(f"volume {x.shape[1:-1]} has a side that is not a multiple of {block}")
-        # Under its own name, so that parameters are the same either way.
+        # Explicit names: parameters are the same with and without `remat`.
         kind = nn.remat(ResidualBlock) if self.remat else ResidualBlock
         widths = [*self.widths, *reversed(self.widths[:-1])]
         blocks = [

@@ -1,10 +1,10 @@
-"""Two scans brought together by their landmarks alone, as files.
+"""Alignment of two scans by their landmarks alone, written as files.
 
 ```
 output/<moving>_on_<fixed>.nii.gz   the moving scan on the fixed scan's own grid
 output/transform.tfm                ITK's: fixed to moving, LPS mm; rigid, similarity, affine
-output/displacement.mha             instead of it for a thin-plate spline, on the fixed scan's grid
-output/residuals.csv                the pairs of landmarks, and how far they are apart
+output/displacement.mha             the map for a thin-plate spline, on the fixed scan's grid
+output/residuals.csv                the pairs of landmarks with their distances
 output/checkerboard.png             both scans on three planes, before and after
 output/alignment.json               written last: kind, matrix, figures, what was left out and why
 ```
@@ -42,15 +42,15 @@ from jaxmark.system.files import replacing, write_json, write_text_atomic
 
 SCHEMA_VERSION = 1
 TRANSFORM, DISPLACEMENT = "transform.tfm", "displacement.mha"
-# A pair with less of its weight left is worth a word.
-_LITTLE_TRUST = 0.25
-# What is said of many is said of so many by name.
-_NAMED = 5
-# Heads of people differ less in size.
+# A pair whose robust weight fell below this share gets a warning.
+_LOW_WEIGHT = 0.25
+# Messages name this many landmarks, and count the others.
+_MOST_NAMED = 5
+# A map that stretches lengths beyond these gets a warning: heads differ less in size.
 _LEAST_STRETCH, _MOST_STRETCH = 0.5, 2.0
-# Nodes of the fixed grid that are looked at for folds.
-_NODES = 40_000
-# Nodes of a displacement field: 1.2 MB of float32 a 100,000.
+# Nodes of the fixed grid that are checked for folds.
+_FOLD_NODES = 40_000
+# Nodes of a displacement field: 100,000 are 1.2 MB of float32.
 _FIELD_NODES = 10_000_000
 # Pixels along the longer side of a plane of the picture.
 _PIXELS = 400
@@ -62,16 +62,17 @@ class Side:
 
     path: Path
     scan: Scan
-    points: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # (3,) LPS mm: usable
-    # Of each, mm^2 along each axis; empty: nothing is known.
+    # Usable landmarks: (3,) LPS mm.
+    points: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    # Variance of each in mm^2 along each axis; empty: unknown.
     variance: dict[str, float] = dataclasses.field(default_factory=dict)
     left_out: dict[str, str] = dataclasses.field(default_factory=dict)  # landmark -> why
-    source: str = ""  # of the landmarks
+    source: str = ""  # landmark file or model
     doubts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def with_prediction(self, found: ScanLandmarks, model: str) -> "Side":
-        """With the landmarks that a trained model found; hidden ones are left out."""
+        """This side with the landmarks that a trained model found, without hidden ones."""
         left_out = found.why_hidden()
         used = ~np.isin(found.landmarks, [*left_out])
         names = [name for name in found.landmarks if name not in left_out]
@@ -88,16 +89,16 @@ class Side:
 
     @property
     def name(self) -> str:
-        """What files are called by."""
+        """The name for files."""
         path = self.path.absolute()
         return case_name(path) or path.name
 
 
 def read_side(given: tuple[Path, Path | None]) -> Side:
-    """A scan and, where there is one, its landmark file.
+    """Read a scan and, if given, its landmark file.
 
     Raises:
-      InputError: either cannot be read; the scan's name makes no file's name; the landmark file
+      InputError: either cannot be read; the scan's name can't be a file's name; the landmark file
         states no frame.
     """
     path, file = given
@@ -110,8 +111,8 @@ def read_side(given: tuple[Path, Path | None]) -> Side:
     if not content.says_unit:
         raise InputError(
             file,
-            "states no coordinate frame; a table does in names of columns, as x_lps_mm, or in a "
-            "line '# frame: LPS' above them",
+            "states no coordinate frame; a table states it in names of columns, such as x_lps_mm, "
+            "or in a line '# frame: LPS' above them",
         )
     points, left_out = {}, {}
     for name, xyz in in_lps(content).items():
@@ -138,7 +139,7 @@ class Alignment:
     fixed_mm: np.ndarray  # (K, 3)
     moving_mm: np.ndarray  # (K, 3)
     fit: Fit
-    leave_one_out_mm: np.ndarray  # (K,), NaN where the others determine no map
+    leave_one_out_mm: np.ndarray  # (K,) error by a map from the others; NaN if they are too few
     left_out: dict[str, str]  # landmark -> why
     folded: float  # share of the fixed grid that the map folds or mirrors
     doubts: tuple[str, ...]
@@ -155,17 +156,17 @@ class Alignment:
 
     @property
     def interpolates(self) -> bool:
-        """Whether the map goes through all landmarks, whatever their trust."""
+        """Whether the map goes through all landmarks, whatever their weights."""
         return self.kind == "thin_plate" and self.fit.smoothing is None
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was guessed or repaired when the scans were read, a line each."""
+        """Lines that say what was guessed or repaired when the scans were read."""
         sides = (self.fixed, self.moving)
         return tuple(f"{side.path}: {note}" for side in sides for note in side.notes)
 
     def rms_mm(self, distances_mm: np.ndarray) -> float:
-        """Root of the mean square, weighted as the fit; NaN where a distance is not known."""
+        """Root mean square with the weights of the fit; NaN if a distance is unknown."""
         return float(np.sqrt(self.fit.weights @ distances_mm**2))
 
     def summary(self, folder: Path) -> str:
@@ -190,8 +191,8 @@ def align_sides(fixed: Side, moving: Side, kind: Kind) -> Alignment:
     names = tuple(name for name in fixed.points if name in moving.points)
     left_out = _left_out(fixed, moving)
     if len(names) < LEAST_PAIRS[kind]:
-        why = "; ".join(f"{name!r}: {reason}" for name, reason in [*left_out.items()][:_NAMED])
-        more = f" and {len(left_out) - _NAMED} more" * (len(left_out) > _NAMED)
+        why = "; ".join(f"{name!r}: {reason}" for name, reason in [*left_out.items()][:_MOST_NAMED])
+        more = f" and {len(left_out) - _MOST_NAMED} more" * (len(left_out) > _MOST_NAMED)
         raise InputError(
             moving.path,
             f"has {len(names)} usable landmarks in common with {fixed.path}, and a map that is "
@@ -201,7 +202,7 @@ def align_sides(fixed: Side, moving: Side, kind: Kind) -> Alignment:
     moving_mm = np.stack([moving.points[name] for name in names])
     variance = None
     if fixed.variance or moving.variance:
-        # What a person placed errs little beside what a network found.
+        # Landmarks of a file count as exact beside predicted ones.
         variance = np.array(
             [fixed.variance.get(name, 0.0) + moving.variance.get(name, 0.0) for name in names]
         )
@@ -232,14 +233,14 @@ def write_alignment(alignment: Alignment, folder: Path) -> None:
     fixed, moving = alignment.fixed, alignment.moving
     transform, grid = alignment.fit.transform, fixed.scan
     shape = grid.voxels.shape
-    # Of an earlier map of the other sort.
+    # Remove the other kind of file, of an earlier map.
     (folder / (DISPLACEMENT if transform.is_linear else TRANSFORM)).unlink(missing_ok=True)
     image = warp(moving.scan, shape, grid.ijk_to_lps, transform)
     write_scan(folder / f"{moving.name}_on_{fixed.name}.nii.gz", image, grid.ijk_to_lps)
     if transform.is_linear:
         write_transform(folder / TRANSFORM, transform.matrix)
     else:
-        # Every voxel, but of very large scans.
+        # Every voxel, except in very large scans.
         step = _step(grid, _FIELD_NODES)
         x, y, z = ((n - 1 + step - 1) // step + 1 for n in shape)
         field_grid = grid.ijk_to_lps @ np.diag([step, step, step, 1.0])
@@ -263,20 +264,20 @@ def _left_out(fixed: Side, moving: Side) -> dict[str, str]:
 
 
 def _folded(transform: Transform, grid: Scan) -> float:
-    """Share of the grid's nodes where the map turns the inside out."""
-    step = _step(grid, _NODES)
+    """Share of the grid's nodes where the determinant of the map's Jacobian is not positive."""
+    step = _step(grid, _FOLD_NODES)
     x, y, z = (-(-n // step) for n in grid.voxels.shape)
     nodes = slices_of((x, y, z), grid.ijk_to_lps @ np.diag([step, step, step, 1.0]))
     return float(np.mean([np.linalg.det(transform.jacobian(p)) <= 0 for p in nodes]))
 
 
 def _step(grid: Scan, nodes: int) -> int:
-    """Every so many voxels along each axis are about `nodes` of them, or all."""
+    """Step in voxels along each axis that leaves about `nodes` nodes of the grid, at least 1."""
     return max(1, round((grid.voxels.size / nodes) ** (1 / 3)))
 
 
 def _doubts(alignment: Alignment) -> Iterator[str]:
-    """What the user should know, a line each."""
+    """Warnings for the user, one line each."""
     if alignment.fixed.path.resolve() == alignment.moving.path.resolve():
         yield f"{alignment.fixed.path}: is both the fixed and the moving scan"
     for side in (alignment.fixed, alignment.moving):
@@ -287,16 +288,16 @@ def _doubts(alignment: Alignment) -> Iterator[str]:
             yield f"{side.path}: {beside} of {len(ijk)} landmarks lie outside of the scan"
     voxel_mm = float(alignment.moving.scan.spacing_mm.max())
     alone_mm = alignment.leave_one_out_mm
-    far = (alignment.fit.trust < _LITTLE_TRUST) & (alone_mm > voxel_mm)
-    for k in np.flatnonzero(far)[:_NAMED]:
+    far = (alignment.fit.trust < _LOW_WEIGHT) & (alone_mm > voxel_mm)
+    for k in np.flatnonzero(far)[:_MOST_NAMED]:
         share = 100 * alignment.fit.trust[k]
         yield (
             f"landmark {alignment.landmarks[k]!r} is {alone_mm[k]:.1f} mm from where the others "
             "place it"
             + (f"; {share:.0f} % of its weight count" if not alignment.interpolates else "")
         )
-    if far.sum() > _NAMED:
-        yield f"so are {far.sum() - _NAMED} more: see residuals.csv"
+    if far.sum() > _MOST_NAMED:
+        yield f"so are {far.sum() - _MOST_NAMED} more: see residuals.csv"
     linear = alignment.fit.transform.matrix[:3, :3]
     stretch = np.linalg.svd(linear, compute_uv=False)
     if np.linalg.det(linear) < 0:
@@ -308,7 +309,7 @@ def _doubts(alignment: Alignment) -> Iterator[str]:
 
 
 def _table(alignment: Alignment) -> str:
-    """CSV with a row a pair; lengths in mm, positions in each scan's own LPS mm."""
+    """CSV with one row for each pair; lengths in mm, positions in each scan's own LPS mm."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     places = [f"{scan}_{axis}_lps_mm" for scan in ("fixed", "moving") for axis in "xyz"]
@@ -401,7 +402,7 @@ def _plane(
     """A plane along two LPS axes, as large as the scan's bounding box.
 
     Returns:
-      (4, 4) its voxels -> LPS mm, its shape (W, H, 1), and (left, right, low, high) in mm.
+      (4, 4) voxels of the plane -> LPS mm, its shape (W, H, 1), and (left, right, low, high) in mm.
     """
     corners = np.indices((2, 2, 2)).reshape(3, 8).T * (np.array(scan.voxels.shape) - 1)
     box = apply_affine(scan.ijk_to_lps, corners)
@@ -420,7 +421,7 @@ def _plane(
 
 
 def _shown(scan: Scan, plane: np.ndarray) -> np.ndarray:
-    """(W, H) in [0, 1] by percentiles of the scan, below the few brightest: vessels, bone."""
+    """(W, H) in [0, 1], scaled by percentiles of the scan that ignore its brightest voxels."""
     low, high = np.percentile(scan.voxels[::2, ::2, ::2], (0.5, 98.0))
     return np.clip((plane[:, :, 0] - low) / max(high - low, 1e-9), 0, 1)
 

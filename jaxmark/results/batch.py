@@ -1,15 +1,15 @@
 """Raw scans in, landmark files out: one scan or a folder of them, at the pace of the devices.
 
 Processes read, register and resample scans ahead of the network, and write and draw behind it. A
-scan that fails is reported and the others go on; a second start does what is not done.
+scan that fails is reported, and the others continue. A second start predicts only unfinished scans.
 
 ```
 output/<case>.mrk.json, .fcsv, .csv, .png   landmarks in the scan's own LPS mm, and a picture
-output/<case>.seg.nrrd, .attributes.json    of models that know of segments, as
-output/segmentations/<case>.nii.gz          `data.label_map_files` and `predictions` say
+output/<case>.seg.nrrd, .attributes.json    for models that predict segments, see
+output/segmentations/<case>.nii.gz          `data.label_map_files` and `predictions`
 output/batch/landmarks.csv, attributes.csv  all cases in one table
-output/batch/batch.json                     what failed and why, and how fast it was
-output/batch/cases/<case>.json              written last: what was made of which scan by which model
+output/batch/batch.json                     failures with reasons, and the pace
+output/batch/cases/<case>.json              written last: scan, model and results of the case
 output/batch/.prepared-*/                   images in chunks, each until its case is written
 ```
 """
@@ -71,27 +71,27 @@ from jaxmark.system.parallel import ahead, worker_pool
 from jaxmark.system.processes import from_primary, gather, own_share, primary
 
 SCHEMA_VERSION = 1
-# Starting processes costs about as much as preparing so many scans.
+# Starting processes takes as long as preparing about this many scans.
 _SCANS_WORTH_PROCESSES = 4
-# What is said of many is said of so many by name.
-_NAMED = 5
-# What is wrong with one file's disk is wrong with the next one's.
+# Notes are printed for this many scans, and counted for the others.
+_MOST_NOTED = 5
+# After one of these errors the next file can't be written either.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-# In the folder `batch`; what tells processes apart follows.
+# Folder in `batch`; a random end, different in each process, follows.
 _STORE = ".prepared-"
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a batch."""
+    """The outcome of a batch."""
 
     written: int
     skipped: int  # done by an earlier run
     failures: dict[str, InputError]
     seconds: float
-    # The disk was full, or otherwise at fault: the last failure says how; the rest was not tried.
+    # An error of the disk, the last failure, ended the batch; the rest was not tried.
     stopped: bool = False
-    refused: tuple[str, ...] = ()  # of those written: probably no such scans, all hidden
+    refused: tuple[str, ...] = ()  # written scans that the model refused: all landmarks hidden
 
     def summary(self, folder: Path) -> str:
         """One line for a terminal."""
@@ -111,14 +111,15 @@ class Outcome:
 
 
 def scans_at(path: Path, series: str = "", *, planar: bool = False) -> dict[str, Path]:
-    """Name -> scan: the scan at `path`, or all below it; says what is left out and passed over.
+    """Name -> scan: the scan at `path`, or all below it; prints what is left out or skipped.
 
     Args:
-      series: of DICOM series below a folder those alone that are called so: `search_below`.
-      planar: pictures are looked for, not volumes.
+      series: below a folder, take only DICOM series of this name; see `search_below`.
+      planar: search for pictures instead of volumes.
 
     Raises:
-      InputError: there is nothing, or no scan, or one slice of a series, or no series so called.
+      InputError: there is nothing at `path`, no scan, one slice of a series, or no series of this
+        name.
     """
     if not path.exists():
         raise InputError(path, "no such file or folder (--input)")
@@ -133,7 +134,7 @@ def scans_at(path: Path, series: str = "", *, planar: bool = False) -> dict[str,
     left_out = [f"{folder}: {what}" for folder, what in found.left_out.items()]
     known = [*found.scans.values(), *found.left_out, *found.other_series]
     if planar:
-        # Frames lie in files, and files of a cine in its folder.
+        # A cine's scans are frames: their files, and the folders of these, are known, too.
         known += [scan.parent for scan in found.scans.values()]
     over = passed_over(path, known, below=True, readable_ones=PICTURES if planar else EXTENSIONS)
     if not found.scans:
@@ -153,7 +154,7 @@ def scans_at(path: Path, series: str = "", *, planar: bool = False) -> dict[str,
 
 
 def _other_series(folders: dict[Path, str], series: str) -> str:
-    """What is said of folders without the series that is meant, and what to do about them."""
+    """A message about folders without the wanted series, and how to predict them."""
     held = named([f"{folder}: {what}" for folder, what in folders.items()])
     every = "config.data.series; --config.data.series= predicts all"
     return f"no DICOM volume that is {series!r} ({every}): {held}"
@@ -162,13 +163,13 @@ def _other_series(folders: dict[Path, str], series: str) -> str:
 def predict_scans(model: TrainedModel, sources: dict[str, Path], folder: Path) -> Outcome:
     """Find and write the landmarks of raw scans, case name -> path.
 
-    A line on stderr for each scan that fails and each that is doubtful. A disk that is full or
-    fails ends the batch; what is done stays done. Several processes divide the scans, and each gets
-    the outcome of all; their model is on devices of their own.
+    Prints a line on stderr for each failed and each doubtful scan. An error of the disk ends the
+    batch; written cases stay. Several processes divide the scans, each with the model on its own
+    devices, and each gets the outcome of all.
 
     Raises:
       InputError: the output folder, or the first case, cannot be written; a process was killed.
-      OSError: all cases are written, the tables of the batch cannot be.
+      OSError: all cases are written, but the tables of the batch cannot be.
     """
     begin = time.monotonic()
     try:
@@ -176,7 +177,7 @@ def predict_scans(model: TrainedModel, sources: dict[str, Path], folder: Path) -
     except OSError as error:
         raise InputError(folder, f"cannot be written: {error.strerror} (--output)") from error
     if primary():
-        # Of a run that was killed.
+        # Remove folders of a killed run.
         for stale in (folder / "batch").glob(f"{_STORE}*"):
             shutil.rmtree(stale, ignore_errors=True)
     agreed = from_primary("scans", {name: str(path) for name, path in sources.items()})
@@ -200,14 +201,14 @@ def predict_scans(model: TrainedModel, sources: dict[str, Path], folder: Path) -
                 table = folder / "batch" / ATTRIBUTES
                 write_segments_table(finished, model.scheme, tells, folder, table)
         except OSError:
-            # A line of its own has been printed for it.
+            # A line has been printed for it already.
             if not stopped:
                 raise
     return outcome
 
 
 class _Share:
-    """The scans of a batch that this process predicts, and what becomes of them."""
+    """This process's part of a batch: its scans and their outcome."""
 
     def __init__(
         self,
@@ -219,23 +220,23 @@ class _Share:
         some_done: bool,
     ):
         self._model, self._todo, self._folder = model, todo, folder
-        # Of this process alone.
+        # A folder for this process alone.
         self._store = folder / "batch" / f"{_STORE}{uuid.uuid4().hex[:8]}"
-        # The other processes have the same ones.
+        # These failures are the same in all processes.
         self._failures = dict(bad_names)
         self._some_done = some_done
         self._written: set[str] = set()
         self._refused: set[str] = set()
-        # Of those that are with the network.
+        # Scans on their way through the network.
         self._prepared: dict[str, tuple[PreparedScan, ...]] = {}
         self._stopped = False
         self._noted = 0  # scans with notes
 
     def predict(self) -> None:
-        """Everything to do, in parallel: prepare, find, write. Shows a bar."""
+        """Prepare, predict and write all scans in parallel, with a progress bar."""
         data = self._model.experiment.data
         workers = data.workers if len(self._todo) >= _SCANS_WORTH_PROCESSES else 1
-        # Scans in work: enough that no process waits for the next.
+        # Scans in work: enough that no process has to wait.
         depth = data.workers or os.cpu_count() or 1
         # An image in chunks is a quarter of a gigabyte on the disk.
         depth *= 2 if self._model.frame.chunks is None else 1
@@ -258,14 +259,14 @@ class _Share:
                     self._bar.update()
                 else:
                     self._fail_to_write(writing.case.name, problem)
-            if self._noted > _NAMED:
-                more = f"{self._noted - _NAMED} more scans have notes: see batch/cases/<case>.json"
-                self._bar.write(f"note: {more}", file=sys.stderr)
+            if self._noted > _MOST_NOTED:
+                more = f"{self._noted - _MOST_NOTED} more scans have notes"
+                self._bar.write(f"note: {more}: see batch/cases/<case>.json", file=sys.stderr)
 
     def with_others(self) -> tuple[set[str], dict[str, InputError], bool, tuple[str, ...]]:
-        """What all processes have written, what failed and why, whether a disk stopped them.
+        """Written scans, failures, whether a disk error stopped the batch, refused scans.
 
-        Last, which of those written are probably no scans that the model is for.
+        These are of all processes together.
         """
         results = gather(
             "results",
@@ -286,7 +287,7 @@ class _Share:
     def _scans(
         self, pool: Executor | None, depth: int
     ) -> Iterator[tuple[str, tuple[PreparedScan, ...]]]:
-        """Scans as the model takes them; those that can't be prepared have failed."""
+        """Prepared scans for the model; scans that can't be prepared become failures."""
         model = self._model
         names = itertools.takewhile(lambda _: not self._stopped, self._todo)
         size_mm = model.experiment.data.pixel_size_mm
@@ -305,7 +306,7 @@ class _Share:
                 yield name, result
 
     def _writings(self, pool: Executor | None, depth: int) -> Iterator["_Writing"]:
-        """What the network found, as jobs for `_write`."""
+        """The network's predictions as jobs for `_write`."""
         model = self._model
         for case in model.find(self._scans(pool, depth)):
             prepared, scan = self._prepared.pop(case.name), self._todo[case.name]
@@ -316,9 +317,9 @@ class _Share:
             yield _Writing(model.identity, scan, case, prepared, self._folder, picture)
 
     def _say_notes(self, scan: Path, notes: Sequence[str]) -> None:
-        """Of the first scans with any; all are in the records."""
+        """Print the notes of the first scans that have any; records have the notes of all."""
         self._noted += bool(notes)
-        if notes and self._noted <= _NAMED:
+        if notes and self._noted <= _MOST_NOTED:
             self._bar.write(printable(f"note: {scan}: {'; '.join(notes)}"), file=sys.stderr)
 
     def _fail(self, name: str, error: InputError) -> None:
@@ -331,7 +332,7 @@ class _Share:
         of_the_disk = problem.errno in _DISK_ERRORS
         if of_the_disk and not (self._written or self._some_done):
             raise refusal
-        # Those that were on their way fail as well: once is enough.
+        # Scans on their way fail as well, but one message is enough.
         if not self._stopped:
             self._fail(name, refusal)
         self._stopped = self._stopped or of_the_disk
@@ -342,8 +343,8 @@ class _Preparing:
     preparations: tuple[Path, ...]  # the folders of the model's frames
     model: str
     scan: Path
-    home: Path  # where the image is stored, if it is; its last part is the case's name
-    pixel_size_mm: float  # of a picture that does not state it
+    home: Path  # where the image may be stored; its last part is the case's name
+    pixel_size_mm: float  # for a picture that does not state it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -358,7 +359,7 @@ class _Writing:
 
 @functools.lru_cache(maxsize=1)
 def _frames_of(preparations: tuple[Path, ...], model: str) -> tuple[Frame, ...]:
-    """Read once in each process; another model in the same folder has another frame."""
+    """The frames, read once in each process; `model` tells models in one folder apart."""
     return load_frames(preparations)
 
 
@@ -371,7 +372,7 @@ def _bad_name(name: str, path: Path) -> InputError | None:
 
 
 def _prepare(job: _Preparing) -> tuple[PreparedScan, ...] | InputError:
-    """Whatever is wrong with one scan must not end the batch."""
+    """Prepare a scan; any error is returned, since it must not end the batch."""
     path, frames = job.scan, _frames_of(job.preparations, job.model)
     try:
         if frames[0].chunks is None:
@@ -389,7 +390,7 @@ def _prepare(job: _Preparing) -> tuple[PreparedScan, ...] | InputError:
 
 
 def _write(job: _Writing) -> OSError | None:
-    """What keeps the results of a case from being written, if anything; then none of them stays."""
+    """Write all results of a case; on an error keep none of them, and return the error."""
     case, folder = job.case, job.folder
     try:
         write_markups(case, folder, fcsv=True)
@@ -467,7 +468,7 @@ def _describe(job: _Writing) -> dict[str, Any]:
 
 
 def _is_done(model: TrainedModel, name: str, path: Path, folder: Path) -> bool:
-    """Whether this scan, as it is now, was predicted by this model; what is stale is deleted."""
+    """Whether this model predicted this scan in its present state; delete outdated results."""
     tells = model.predictor.tells
     record, *files = _files(folder, name, tells)
     try:
@@ -482,14 +483,14 @@ def _is_done(model: TrainedModel, name: str, path: Path, folder: Path) -> bool:
     if same and all(file.is_file() for file in files if picture or file.suffix != ".png"):
         return True
     if record.exists():
-        # The model of the record may have told more.
+        # The model of the record may have predicted more than this one.
         for file in _files(folder, name, TOLD):
             file.unlink(missing_ok=True)
     return False
 
 
 def read_record(path: Path, landmarks: Sequence[str]) -> dict[str, Any]:
-    """What a batch wrote last of a case, `batch/cases/<case>.json`.
+    """The record of a case, `batch/cases/<case>.json`.
 
     Raises:
       InputError: it is missing, damaged, or of other landmarks.
@@ -513,16 +514,16 @@ def read_record(path: Path, landmarks: Sequence[str]) -> dict[str, Any]:
 
 
 def _read_in_mm(path: Path) -> dict[str, Any]:
-    """A record with the names that lengths have in mm, whatever their unit."""
+    """A record whose lengths have the names for mm, in any unit."""
     tree = read_json(path, SCHEMA_VERSION)
     picture = tree.get("picture")
     return _renamed(from_unit, tree, picture["unit"]) if isinstance(picture, dict) else tree
 
 
 def _renamed(rename: Callable[[Any, str], Any], tree: dict[str, Any], unit: str) -> dict[str, Any]:
-    """A record by `in_unit` or `from_unit`; landmarks keep their names, however these end.
+    """A record renamed by `in_unit` or `from_unit`, except names of landmarks.
 
-    The size of a picture's pixels is in mm in any unit.
+    The size of a picture's pixels is always in mm.
     """
     found: dict[str, Any] = rename(tree, unit)
     if "picture" in tree:
@@ -535,7 +536,7 @@ def _renamed(rename: Callable[[Any, str], Any], tree: dict[str, Any], unit: str)
 def _write_batch(
     outcome: Outcome, done: Sequence[str], sources: dict[str, Path], folder: Path
 ) -> None:
-    """The table of all cases that are done, and what became of the batch."""
+    """Write the tables of all finished cases, and the outcome of the batch."""
     records = {name: _read_in_mm(_record(folder, name)) for name in done}
     planes = {
         name: Plane(tree["picture"]["unit"], tree["picture"]["pixel_mm"])
@@ -584,7 +585,7 @@ def _write_batch(
 
 
 def _hidden(tree: dict[str, Any]) -> dict[str, str | None]:
-    """Landmark -> why it is hidden, of a record; None: it is not. Older ones say less."""
+    """Landmark -> why a record hides it; None: it does not. Older records have fewer reasons."""
     presence = {name: row["presence"] for name, row in tree["landmarks"].items()}
     outside, refused = tree.get("outside", []), bool(tree.get("refused"))
     why = why_hidden(presence, tree.get("untrained", []), outside, refused=refused)
@@ -596,7 +597,7 @@ def _record(folder: Path, name: str) -> Path:
 
 
 def _files(folder: Path, name: str, tells: Collection[str]) -> list[Path]:
-    """What is written of a case: its record, and then what is for people."""
+    """Files of a case: the record first, then those for users."""
     ends = (".mrk.json", ".fcsv", ".csv", ".png")
     files = [_record(folder, name), *(folder / f"{name}{end}" for end in ends)]
     return [*files, *segment_files(folder, name, tells)]

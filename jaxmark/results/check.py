@@ -1,4 +1,4 @@
-"""What `--mode=check` writes: a table of suspicions, a page with pictures, and a summary."""
+"""Writes the results of `--mode=check`: a table of suspicions, a page and a summary."""
 
 import csv
 import dataclasses
@@ -25,9 +25,9 @@ from jaxmark.system.messages import counted
 
 SCHEMA_VERSION = 1
 TABLE, PAGE, SUMMARY = "suspicions.csv", "index.html", "summary.json"
-# Rows with pictures, and lines on the terminal.
+# Number of rows with pictures, and of lines on the terminal.
 PICTURES, LINES = 20, 10
-# Kind -> what it means, as the page explains it.
+# Kind -> its explanation on the page.
 KINDS = {
     "outside": "A point lies outside of its scan.",
     "air": "A point lies far from where it is expected, and the scan shows nothing there.",
@@ -38,7 +38,7 @@ KINDS = {
     "frame": "The points fit with x and y negated: LPS and RAS mixed up.",
     "axes": "The points fit with axes in another order, or counted from the other end.",
     "size": "All points together are larger or smaller than in any other case.",
-    "shape": "The points lie to each other as in no other case: many are wrong, or names are.",
+    "shape": "The points are arranged as in no other case: many points or names are wrong.",
     "other case": "The points fit this scan as those of another case.",
     "misplaced": "The points do not fit the scan, as a whole, in any way that was tried.",
     "doubled scan": "Two cases have the same scan.",
@@ -48,7 +48,7 @@ KINDS = {
     "no landmarks": "There is a scan without landmarks.",
     "no scan": "There are landmarks without a scan.",
 }
-# Kind -> its sentence; "turned" is a frame that no reading of the points explains.
+# Kind -> its sentence; "turned" is a wrong frame that no other reading of the points explains.
 _SENTENCES = {
     "outside": "landmark {first} lies outside of its scan",
     "air": "landmark {first} lies {off} from where it is expected, in air or background",
@@ -61,7 +61,7 @@ _SENTENCES = {
     "turned": "the case is turned by {detail} degrees from the others: another frame?",
     "axes": "the points fit the scan when read otherwise",
     "size": "all points together are {detail} times the usual size",
-    "shape": "the points lie to each other as in no other case: half of them are over {off} off",
+    "shape": "the points are arranged as in no other case: half of them are over {off} off",
     "other case": "the landmarks of {other} fit this scan, its own do not",
     "misplaced": "the points do not fit the scan as a whole",
     "doubled scan": "the scan is that of {other}",
@@ -69,8 +69,8 @@ _SENTENCES = {
     "distance": "landmarks {first} and {second} are {detail} {unit} apart",
     "missing": "lacks {points} that others have: {few}",
 }
-# Kind -> what has to be known for the rest of its sentence, and that rest.
-_RESTS = {
+# Kind -> (the value it needs, the end of its sentence), left out where the value is unknown.
+_ENDS = {
     "outside": ("off", "; it is expected {off} away"),
     "units": ("detail", ": {detail}"),
     "axes": ("detail", ": {detail}"),
@@ -80,7 +80,7 @@ _RESTS = {
 
 
 def words(row: Suspicion, annotated: Annotated, unit: str) -> str:
-    """The row in a plain sentence."""
+    """The row as a sentence."""
     names = [repr(annotated.names[k]) for k in row.landmarks]
     first, second = [*names, "", ""][:2]
     known = {
@@ -94,14 +94,14 @@ def words(row: Suspicion, annotated: Annotated, unit: str) -> str:
         "unit": unit,
     }
     kind = "turned" if row.kind == "frame" and not known["off"] else row.kind
-    needed, rest = _RESTS.get(kind, ("", ""))
+    needed, rest = _ENDS.get(kind, ("", ""))
     sentence = _SENTENCES[kind] + (rest if known.get(needed) else "")
     return sentence.format(**known)
 
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """Where the results are, and what they say in short."""
+    """Folder and summary of the written results."""
 
     folder: Path
     summary: dict[str, Any]
@@ -111,7 +111,7 @@ class Written:
 def write_check(
     annotated: Annotated, rows: Sequence[Suspicion], folder: Path, unit: str, workers: int = 1
 ) -> Written:
-    """`suspicions.csv`, `index.html` and `summary.json`.
+    """Write `suspicions.csv`, `index.html` and `summary.json`.
 
     Args:
       rows: in the order of suspicion.
@@ -154,13 +154,13 @@ def write_check(
 def read_predictions(
     workdirs: Sequence[Path], annotated: Annotated, decoder: str, unit: str
 ) -> Predictions:
-    """What runs have predicted, by models that were trained without these cases.
+    """Predictions of this cohort's cases by runs that were trained without them.
 
-    Tables `predictions/landmarks_<decoder>.csv` of work dirs, and of the folds of a
-    cross-validation, `folds/*` in them. Of several predictions of a case the last one counts.
+    Reads `predictions/landmarks_<decoder>.csv` of work dirs, and of a cross-validation's `folds/*`
+    in them. Of several predictions of a case the last one counts.
 
     Raises:
-      InputError: there is no such table, or one is damaged, or none is of a case of this cohort.
+      InputError: there is no such table, or one is damaged, or none has a case of this cohort.
     """
     shape = annotated.absent.shape
     points, radius = np.full((*shape, 3), np.nan), np.full(shape, np.nan)
@@ -237,7 +237,7 @@ def _page(
         if png is not None
     )
     met = [[kind, text] for kind, text in KINDS.items() if kind in summary["kinds"]]
-    # Where a point is expected is for programs, and in the pictures.
+    # The page leaves out the expected positions: pictures show them, and the table has them.
     head = [*columns[:5], columns[5].replace("off_", "off, "), columns[-1]]
 
     def rows_of(some: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""Several evaluated runs on the same cases in one table, with what is known of the differences."""
+"""Several evaluated runs on the same cases in one table, with tests of their differences."""
 
 import dataclasses
 import itertools
@@ -23,7 +23,7 @@ from jaxmark.system.files import write_json, write_text_atomic
 SCHEMA_VERSION = 1
 
 
-# What is compared of segments: mean Dice of those that the truth has, and shares told rightly.
+# Measures of segments: mean Dice of those that the truth has, and shares of right predictions.
 SEGMENT_MEASURES = {
     "dice": "Dice",
     "segments_right": "segments told rightly",
@@ -35,15 +35,15 @@ class Published(TypedDict):
     """A paper's figures of a method."""
 
     mre_mm: float
-    # The paper's "SD", whatever it is of.
+    # The paper's "SD", which may be over points, scans or landmarks.
     sd_mm: float | None
-    # Per cent at each of its thresholds.
+    # Success rates in per cent at the paper's thresholds.
     sdr: list[float]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method: its runs, which differ in their seeds alone, averaged."""
+    """A method: the mean of its runs, which differ only in their seeds."""
 
     label: str
     # Means over the runs of the figures of `metrics.summarize`.
@@ -54,15 +54,16 @@ class Row:
     # (N, K), NaN where absent: means over the runs.
     error_mm: np.ndarray
     confused: np.ndarray
-    # `metrics.paired_comparison` with the reference, of errors and of confusions; None for itself.
+    # `metrics.paired_comparison` with the reference, for errors and for confusions; None for the
+    # reference itself.
     error_test: dict[str, Any] | None = None
     confusion_test: dict[str, Any] | None = None
-    # By the names of `SEGMENT_MEASURES`: means over the runs, (N, S) or (N, K), NaN where there is
-    # nothing to measure. Empty of methods that know of no segments.
+    # Name in `SEGMENT_MEASURES` -> means over the runs, (N, S) or (N, K), NaN where there is
+    # nothing to measure. Empty for methods without segments.
     segments: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    # By the same names, with the first row that has them; none of that row itself.
+    # The same names -> test against the first row that has the measure; not in that row.
     segment_tests: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    # Names of the N cases, the same ones in all rows.
+    # Names of the N cases, the same in all rows.
     cases: tuple[str, ...] = ()
 
 
@@ -78,12 +79,12 @@ class Pair:
 
 
 def compare(rows: Mapping[str, Sequence[Path]], reference: str) -> list[Row]:
-    """The work dirs of each method, evaluated already, compared with those of `reference`.
+    """Compare methods, label -> evaluated work dirs, with the method `reference`.
 
-    What is measured of segments is compared with the first row that measures it: the reference may
-    know of none.
+    Measures of segments are compared with the first row that has them, since the reference may have
+    none.
 
-    Raises InputError where a run is not evaluated, or on other points than the first one.
+    Raises InputError where a run is not evaluated, or on other points than the first run.
     """
     loaded = {
         label: [read_points(folder / "evaluation") for folder in rows[label]] for label in rows
@@ -119,9 +120,9 @@ def check_same_points(folder: Path, points: Points, first: Points) -> None:
 
 
 def pairs(rows: Sequence[Row]) -> list[Pair]:
-    """Every two rows compared on the same points, with p values adjusted for so many tests.
+    """All pairs of rows compared on the same points, with p values adjusted for their number.
 
-    With fewer than two scans nothing can be tested, and there are none.
+    Fewer than two scans can't be tested and give no pairs.
     """
     both = list(itertools.combinations(rows, 2))
     tests = [metrics.paired_comparison(a.error_mm, b.error_mm, 0) for a, b in both]
@@ -153,7 +154,7 @@ def _row(label: str, runs: Sequence[Points], folders: Sequence[Path]) -> Row:
 def _segments(
     folders: Sequence[Path], summaries: Sequence[Mapping[str, Any]]
 ) -> dict[str, np.ndarray]:
-    """What the runs of a method measured of segments, averaged; what one of them lacks is left out.
+    """Measures of segments averaged over a method's runs; only measures that all runs have.
 
     Raises:
       InputError: a table is missing or damaged, or two runs' are not of the same cases.
@@ -207,7 +208,7 @@ def _segments_tested(row: Row, first_with: Mapping[str, Row]) -> Row:
 
 
 def _mean(trees: Sequence[Any]) -> Any:
-    """Trees of one shape -> one with the mean of each number; other leaves are the first's."""
+    """Trees of one shape -> the mean of each number; other leaves are the first tree's."""
     first = trees[0]
     if isinstance(first, dict):
         return {key: _mean([tree[key] for tree in trees]) for key in first}
@@ -229,8 +230,8 @@ def write_comparison(
 ) -> Path:
     """Write `index.html` and `table.json` into `folder`, and return the page's path.
 
-    `published` are a paper's figures, label -> figures; `more` tables stand behind those of
-    `tables`; `words` are what the tables come to, a line each, before them.
+    `published`: label -> a paper's figures. `more`: tables after those of `tables`. `words`: lines
+    before the tables that say their results.
     """
     published = published or {}
     unit = unit_of(rows[0].summary)
@@ -261,7 +262,7 @@ def write_comparison(
     return folder / "index.html"
 
 
-# Title, what it means, header, lines.
+# Title, meaning, header, lines.
 Table = tuple[str, str, list[str], list[list[str]]]
 
 
@@ -328,7 +329,7 @@ def _differences(rows: Sequence[Row]) -> Table:
 
 
 def _segment_tables(rows: Sequence[Row]) -> list[Table]:
-    """Of what rows have measured of segments; none where that is nothing."""
+    """Tables of the measures of segments; empty if no row has any."""
     shown = [name for name in SEGMENT_MEASURES if any(name in row.segments for row in rows)]
     if not shown:
         return []
@@ -360,7 +361,7 @@ def _segment_tables(rows: Sequence[Row]) -> list[Table]:
     return found
 
 
-# Column -> where a summary has the figure: {"share" or "mean": ..., "interval": ...}.
+# Column -> function that finds the figure in a summary: {"share" or "mean": ..., "interval": ...}.
 _SUMMARIES: dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any] | None]] = {
     "clDice of the tree (%)": lambda s: s["segmentation"]["tree"]["cldice"],
     "balanced accuracy, segments (%)": lambda s: s["attributes"]["segments"]["may_change"][
@@ -374,7 +375,7 @@ _SUMMARIES: dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any] | None]] =
 
 
 def _in_percent(find: Callable[[Mapping[str, Any]], Mapping[str, Any] | None], summary: Any) -> str:
-    """A figure with its interval; a dash where a method does not say such things."""
+    """A figure with its interval; a dash where a method does not have it."""
     try:
         figure = find(summary) or {}
     except (KeyError, TypeError):

@@ -1,7 +1,7 @@
-"""The aligned cohort at a glance: every prepared case beside the others, with the same marks.
+"""The aligned cohort at a glance: all prepared cases side by side, with the same marks.
 
-Beside the mean landmarks a case's own are drawn: where it is annotated, and where others are; and
-its label map, where the method learns from it.
+Each case shows the cohort's mean landmarks, its own landmarks, and its label map if the method
+learns from it.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ from jaxmark.system.files import replacing, write_text_atomic
 from jaxmark.system.parallel import parallel, worker_pool
 
 TABLE = "cases.csv"
-# More would be too small to see, and too large to open.
+# Sheets with more cases would be too small to see, and too large to open.
 _CASES_A_SHEET = 60
-# Of a larger cohort so many are drawn, if all are not asked for.
+# A larger cohort is drawn up to this number, unless `everything` is set.
 MOST_CASES = 200
 _SHEETS_WORTH_PROCESSES = 4
 _BACKGROUND, _BRIGHT = 5, 99.9
@@ -31,11 +31,11 @@ def write_contact_sheets(
 ) -> list[Path]:
     """Write `cases.csv` and `contact_sheet_<n>.png` of the prepared cohort; doubtful cases first.
 
-    Sheets that are there and belong to the same table are not drawn again.
+    Existing sheets of the same table are not drawn again.
 
     Args:
-      everything: of all cases; else of `MOST_CASES` at most.
-      workers: processes that draw, 0: one a CPU core.
+      everything: draw all cases; else at most `MOST_CASES`.
+      workers: processes that draw; 0: one for each CPU core.
     """
     names = [name for split in SPLITS for name in prepared.splits[split]]
     doubtful = prepared.doubts()
@@ -51,7 +51,7 @@ def write_contact_sheets(
     spacing_mm = np.linalg.norm(prepared.frame.grid_to_common[:3, :3], axis=0).tolist()
     marks = _mean_landmarks(prepared.split("train"))
     if (chunks := prepared.cases[names[0]].chunks) is not None:
-        # Of large images the coarse form is drawn.
+        # Large images are drawn in their coarse form.
         spacing_mm = [chunks.overview_factor * length for length in spacing_mm]
         marks = (marks + 0.5) / chunks.overview_factor - 0.5
     count = f"{len(shown):,} of {len(names):,}" if len(shown) < len(names) else f"{len(names):,}"
@@ -65,14 +65,14 @@ def write_contact_sheets(
         )
         for number, (path, page) in enumerate(zip(sheets, pages, strict=True), start=1)
     ]
-    # Starting processes costs about as much as drawing a few sheets.
+    # Starting processes takes as long as drawing a few sheets.
     with worker_pool(workers if len(jobs) >= _SHEETS_WORTH_PROCESSES else 1, len(jobs)) as pool:
         if len(jobs) < _SHEETS_WORTH_PROCESSES:
             for job in jobs:
                 _draw(job)
         else:
             parallel(pool, _draw, jobs, "drawing contact sheets", unit="sheet")
-    # Last: it says that the sheets are whole.
+    # Written last: the table shows that the sheets are whole.
     write_text_atomic(file, table)
     return sheets
 
@@ -80,7 +80,7 @@ def write_contact_sheets(
 @dataclasses.dataclass(frozen=True)
 class _Sheet:
     path: Path
-    # With whether it is doubtful.
+    # Cases, each with whether it is doubtful.
     cases: list[tuple[PreparedCase, bool]]
     spacing_mm: list[float]
     marks: np.ndarray
@@ -122,7 +122,7 @@ def _tile(case: PreparedCase, doubtful: bool) -> pictures.Tile:
 
 
 def _mean_landmarks(train: list[PreparedCase]) -> np.ndarray:
-    """(K', 3) voxels: of the landmarks that any training case has."""
+    """(K', 3) voxels: the means of the landmarks that any training case has."""
     ijk = np.stack([case.landmarks_ijk for case in train])
     seen = np.isfinite(ijk).all(-1)
     total = np.where(seen[..., None], ijk, 0).sum(0)

@@ -1,4 +1,4 @@
-"""What is drawn of doubtful annotations: planes through a point, or a look through the scan."""
+"""Pictures of doubtful annotations: planes through a point, or projections of the scan."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,12 +14,13 @@ from jaxmark.data.scans import Scan
 from jaxmark.results.figures.doubts import View, doubt
 from jaxmark.system.parallel import parallel, worker_pool
 
-# Pixels along a side of a plane; voxels along the longest side of a scan that is looked through.
-_PIXELS, _COARSE = 160, 128
-# A plane reaches so far from its middle, as a share of the points' extent, and at least so far
-# beyond the two places that it has to show.
+# Pixels along a side of a plane; voxels along the longest side of a projected scan.
+_PLANE_PIXELS, _PROJECTED_VOXELS = 160, 128
+# Half a plane's side: this share of the points' extent, and at least this many times the distance
+# of the two places that it shows from its middle.
 _REACH, _BEYOND = 0.2, 1.6
-# What is horizontal, vertical and looked along; x grows to the left, y to the back, z to the head.
+# Name, horizontal axis, vertical axis, axis of sight; x grows to the left, y to the back, z to the
+# head.
 _VIEWS = (("coronal", 0, 2, 1), ("sagittal", 1, 2, 0), ("axial", 0, 1, 2))
 
 
@@ -35,10 +36,10 @@ class _Job:
 def pictures_of(
     annotated: Annotated, rows: Sequence[Suspicion], unit: str, workers: int
 ) -> list[bytes | None]:
-    """A PNG for each row, None where there is nothing to show.
+    """A PNG for each row, or None where there is nothing to show.
 
     Args:
-      unit: of pictures' worlds; "": mm, of volumes or pictures.
+      unit: the unit of positions on pictures; "": mm.
     """
     planar = (
         np.isfinite(annotated.points_mm).any()
@@ -71,24 +72,24 @@ def _draw(job: _Job) -> bytes | None:
 def _planes(
     scan: Scan, every: np.ndarray, points: np.ndarray, expected: np.ndarray, unit: str
 ) -> list[View]:
-    """Through the expected place of the first point, or else the point itself; both are shown."""
+    """Planes through the expected place of the first point, or else the point; both are drawn."""
     middle = points[0] if np.isnan(expected[0]).any() else (points[0] + expected[0]) / 2
     known = every[np.isfinite(every).all(-1)]
     extent = np.percentile(known, 90, axis=0) - np.percentile(known, 10, axis=0)
     reach = _REACH * float(extent.max())
     away = np.nan_to_num(np.abs(np.concatenate([points[:1], expected[:1]]) - middle))
     reach = max(reach, _BEYOND * float(away.max()), 3 * float(scan.spacing_mm.min()))
-    step = 2 * reach / (_PIXELS - 1)
+    step = 2 * reach / (_PLANE_PIXELS - 1)
     views = []
     for name, across, upright, along in _chosen(scan):
         at = middle.copy()
-        # Where it should be there is something to see.
+        # The expected place has structure to see; the point's may have none.
         at[along] = points[0, along] if np.isnan(expected[0]).any() else expected[0, along]
         grid = np.zeros((4, 4))
         grid[across, 0] = grid[upright, 1] = grid[along, 2] = step
         grid[:3, 3], grid[3, 3] = at, 1.0
         grid[[across, upright], 3] -= reach
-        image = resample(scan, (_PIXELS, _PIXELS, 1), grid)[..., 0]
+        image = resample(scan, (_PLANE_PIXELS, _PLANE_PIXELS, 1), grid)[..., 0]
         centre = middle[[across, upright]]
         lims = (centre[0] - reach, centre[0] + reach, centre[1] - reach, centre[1] + reach)
         plane = [across, upright]
@@ -99,12 +100,12 @@ def _planes(
 
 
 def _through(scan: Scan, points: np.ndarray, unit: str) -> list[View]:
-    """All points of a case on looks through the scan."""
+    """All points of a case on projections of the scan."""
     corners = apply_affine(
         scan.ijk_to_lps, np.indices((2, 2, 2)).reshape(3, 8).T * (np.array(scan.voxels.shape) - 1)
     )
     low, high = corners.min(0), corners.max(0)
-    step = max(float((high - low).max()) / (_COARSE - 1), 1e-6)
+    step = max(float((high - low).max()) / (_PROJECTED_VOXELS - 1), 1e-6)
     n = np.maximum(np.ceil((high - low) / step).astype(int) + 1, 1)
     grid = np.diag([step, step, step, 1.0])
     grid[:3, 3] = low

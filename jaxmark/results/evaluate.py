@@ -1,4 +1,4 @@
-"""Predictions against the truth: what is measured as tables, figures as `summary.json`."""
+"""Predictions against the truth: tables of measurements, and figures in `summary.json`."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -35,16 +35,18 @@ def evaluate(
     more: Mapping[str, Any] | None = None,
     other_thresholds: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """Score predictions, and predictions that need no network, and write both to `folder`.
+    """Score predictions and the baselines `floors`; write both to `folder`, return the summary.
 
-    `floors` names baseline positions, (N, K, 3) or (K, 3) LPS mm, such as "mean_position": a method
-    that is not far below them has learned nothing. `points.csv` has a row a point, and after the
-    columns of `Points` one `error_<floor>_mm` for each floor. `summary.json` has the figures of
-    `metrics.summarize`, and the same ones of each floor under `floors`. With `promised`, the
-    coverage that radii are stated for, it also has `coverage` and `presence`, of that module;
-    without, these are None. `more` figures, by name, stand behind them. Returns that summary. Of
-    pictures it also has their `unit`, and under `also` the main figures in the other unit, with
-    `other_thresholds`; where the unit is the pixel, names in files end in _px.
+    `floors`: name, such as "mean_position", -> positions that need no network, (N, K, 3) or (K, 3)
+    LPS mm. A method whose errors are not far below them has learned nothing.
+
+    `points.csv` has one row for each point: the columns of `Points`, then one `error_<floor>_mm`
+    for each floor. `summary.json` has the figures of `metrics.summarize`, and the same for each
+    floor under `floors`; then `coverage` and `presence` of that module, None unless `promised`, the
+    coverage of the radii, is given; then `more` figures by name. For pictures it also has `unit`
+    and, under `also`, the main figures in the other unit, with `other_thresholds`. If the unit is
+    the pixel, names in files end in _px.
+
     Raises ValueError for a position that is not finite at a present landmark.
     """
     positions = {
@@ -77,10 +79,9 @@ def evaluate_cases(
 ) -> dict[str, Any]:
     """Score the table `predictions` of prepared cases against their landmarks; see `evaluate`.
 
-    The floors are those of `floors_of`. What the method `tells` of segments of the `scheme`
-    (`Method.tells`), label maps and attributes beside that table, is scored as well: see
-    `measures`. `workers` are processes for that, 0: one a CPU core. `unit` is that of pictures'
-    points, "": they are scans.
+    The floors are those of `floors_of`. `tells` names predictions of segments of the `scheme`
+    (`Method.tells`); their files beside the table are scored as well, see `measures`, by `workers`
+    processes (0: one for each CPU core). `unit` is that of points on pictures; "" for scans.
 
     Raises InputError for predictions that lack a case, and for cases without any landmark.
     """
@@ -107,7 +108,7 @@ def evaluate_segments(
     folder: Path,
     workers: int,
 ) -> dict[str, Any]:
-    """Figures of segments, and their tables; None of what is not told or has no truth."""
+    """Figures of segments, and their tables; None for what has no prediction or no truth."""
     maps = None
     if SEGMENTATION in tells:
         maps = segmentation.measure(cases, scheme, predictions, workers)
@@ -144,7 +145,7 @@ def headline(summary: Mapping[str, Any]) -> str:
 
 
 def segments_headline(summary: Mapping[str, Any]) -> str:
-    """What is to be known of segments, in one line."""
+    """The figures of segments in one line."""
     parts = []
     if (maps := summary["segmentation"]) is not None:
         overlap, tree = maps["dice"]["mean"], maps["tree"]["cldice"]["mean"]
@@ -166,5 +167,5 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def unit_of(summary: Mapping[str, Any]) -> str:
-    """Of the lengths in a summary."""
+    """The unit of the lengths in a summary."""
     return str(summary.get("unit", "mm"))

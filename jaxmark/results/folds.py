@@ -1,4 +1,4 @@
-"""A cross-validation's figures: of all out-of-fold cases, of each fold, and of the ensemble."""
+"""A cross-validation's figures: for all out-of-fold cases, each fold, and the ensemble."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -16,19 +16,19 @@ from jaxmark.results.measures.tables import write_rows
 from jaxmark.results.page import chart, interval, mm, p_value, table
 from jaxmark.training.records import METRICS, read_records
 
-# In the folder of an evaluation.
+# File in the folder of an evaluation.
 TABLE = "folds.csv"
 
 
 def write_folds(fold_of: Mapping[str, int], folder: Path) -> None:
-    """Which fold each case was in: `folds.csv`."""
+    """Write `folds.csv`: the fold of each case."""
     write_rows(folder / TABLE, ["case", "fold"], list(fold_of.items()))
 
 
 def fold_figures(points: Points, fold_of: Mapping[str, int]) -> dict[str, Any]:
-    """MRE of each fold's cases, by a model that was trained on the others', as JSON types.
+    """MRE of each fold's cases, by a model that was trained on the other folds, as JSON types.
 
-    `mean_mm` and `sd_mm` are over folds, None where one has no annotated point.
+    `mean_mm` and `sd_mm` are over folds, None if one has no annotated point.
     """
     errors, folds = points.error_mm(), np.array([fold_of[case] for case in points.cases])
     rows: list[dict[str, Any]] = []
@@ -54,10 +54,10 @@ def fold_figures(points: Points, fold_of: Mapping[str, int]) -> dict[str, Any]:
 
 
 def ensemble_figures(ensemble: Points, folds_mm: Sequence[np.ndarray]) -> dict[str, Any]:
-    """The ensemble on the test cases beside its folds, as JSON types.
+    """The ensemble compared with its folds on the test cases, as JSON types.
 
     Args:
-      ensemble: its points.
+      ensemble: the ensemble's points.
       folds_mm: (N, K) errors of each fold's model alone on the same points.
     """
     errors = ensemble.error_mm()
@@ -72,7 +72,7 @@ def ensemble_figures(ensemble: Points, folds_mm: Sequence[np.ndarray]) -> dict[s
 
 
 def folds_section(summary: Mapping[str, Any], workdir: Path, kinds: Mapping[str, str]) -> str:
-    """HTML: each fold's error, and its training; nothing of what is no cross-validation."""
+    """HTML: each fold's error and training; empty if the run is no cross-validation."""
     found = summary.get("folds")
     if found is None:
         return ""
@@ -92,14 +92,14 @@ def folds_section(summary: Mapping[str, Any], workdir: Path, kinds: Mapping[str,
     for row in found["rows"]:
         log = read_records(fold_folder(workdir, row["fold"]) / METRICS)
         if curves := charts.training_curves(log, kinds, unit):
-            drawn = chart(curves, f"What was logged over steps of fold {row['fold']}")
+            drawn = chart(curves, f"Logged numbers over the steps of fold {row['fold']}")
             title = f"Training of fold {row['fold']}"
             body += f"<details><summary>{title}</summary>{drawn}</details>\n"
     return body
 
 
 def ensemble_section(summary: Mapping[str, Any]) -> str:
-    """HTML: the ensemble on the test cases; nothing where there are none."""
+    """HTML: the ensemble on the test cases; empty if there are none."""
     found = summary.get("ensemble")
     if found is None:
         return ""

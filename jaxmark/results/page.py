@@ -1,4 +1,4 @@
-"""What a page of results is made of: a frame that fetches nothing, tables, charts, numbers."""
+"""Parts of a page of results: a frame that fetches nothing, tables, charts, numbers."""
 
 import base64
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Code:
-    """What a page runs: a script at its end, and those that this one may add to the page."""
+    """A page's scripts: one at its end, and those that this one may add to the page."""
 
     script: str
     added: tuple[bytes, ...] = ()
@@ -25,9 +25,9 @@ def page(
     sections: Iterable[tuple[str, str]],
     code: Code | None = None,
 ) -> str:
-    """A whole page: titles are text, `lead`, `facts` and the bodies of sections HTML.
+    """A whole page. Titles are text; `lead`, `facts` and the bodies of sections are HTML.
 
-    Sections without a body are left out. Without `code` nothing can run in it.
+    Sections without a body are left out. Without `code` no script can run in the page.
     """
     return _PAGE.substitute(
         name=escape(name),
@@ -45,7 +45,7 @@ def page(
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> str:
-    """An HTML table of text; every cell is escaped, and `numbers` are columns set to the right."""
+    """An HTML table of text; every cell is escaped, and the columns `numbers` align right."""
     right = set(numbers)
 
     def line(tag: str, cells: Sequence[str]) -> str:
@@ -64,13 +64,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[
 
 
 def chart(svg: bytes, alt: str) -> str:
-    """A picture that is part of the page."""
+    """A picture inside the page."""
     uri = data_uri(svg, "image/svg+xml")
     return f'<img class="chart" src="{uri}" alt="{escape(alt)}">\n'
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """Content of a MIME type as an address that holds it."""
+    """Content of a MIME type as a data URI."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
@@ -85,7 +85,7 @@ def percent(share: float | None) -> str:
 
 
 def p_value(value: float | None) -> str:
-    """A probability, of which three decimals say enough."""
+    """A probability with three decimals."""
     return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
@@ -96,7 +96,7 @@ def interval(test: Mapping[str, Any]) -> str:
 
 
 def data_block(name: str, kind: str, content: str) -> str:
-    """Text of a MIME type that a script finds by its name. The page neither shows nor runs it.
+    """Text of a MIME type that a script finds by its name; the page neither shows nor runs it.
 
     Raises ValueError for a name that is no word, and for content that could end the block.
     """
@@ -106,9 +106,9 @@ def data_block(name: str, kind: str, content: str) -> str:
 
 
 def _policy(code: Code | None) -> str:
-    """What a browser holds the page to: nothing is fetched, and nothing else than `code` runs.
+    """The page's Content-Security-Policy: it fetches nothing, and only `code` runs.
 
-    Scripts are named by their hashes. What is not named falls under default-src: a script can't
+    Scripts are named by their hashes. Everything else falls under default-src: a script can't
     connect to anything, start workers, or compile text or WebAssembly.
     """
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

@@ -1,4 +1,4 @@
-"""Files of predictions: points and segments for 3D Slicer, tables, what a model has learned."""
+"""Files of predictions: points and segments for 3D Slicer, tables, and learned numbers."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,19 +27,19 @@ from jaxmark.results.measures.units import in_unit
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import read_json, write_json
 
-# In the folder of a split's predictions.
+# File in the folder of a split's predictions.
 LEARNED = "learned.json"
-# The last columns of a table of predictions: words.
+# The last columns of a table of predictions; they hold words.
 HIDDEN, DOUBTS = "hidden", "doubts"
 ATTRIBUTES_VERSION = 1
 # The table of all cases.
 ATTRIBUTES = "attributes.csv"
-# Of the points in 3D Slicer: seen on bright vessels and on dark brain.
+# Colour of the points in 3D Slicer: visible on bright vessels and on dark brain.
 COLOR = (0.30, 1.0, 0.42)
 
 
 def write_markups(case: ScanLandmarks, folder: Path, *, fcsv: bool) -> None:
-    """`<case>.mrk.json` and, if asked for, `<case>.fcsv`, which 3D Slicer opens."""
+    """Write `<case>.mrk.json` and, with `fcsv`, `<case>.fcsv`, which 3D Slicer opens."""
     points, words, hidden = case.points(), case.descriptions(), case.hidden
     markups = folder / f"{case.name}.mrk.json"
     write_mrk_json(markups, points, descriptions=words, hidden=hidden, color=COLOR)
@@ -48,12 +48,12 @@ def write_markups(case: ScanLandmarks, folder: Path, *, fcsv: bool) -> None:
 
 
 def attributes_file(folder: Path, case: str) -> Path:
-    """Where it says which segments a case has."""
+    """The file that says which segments a case has."""
     return folder / f"{case}.attributes.json"
 
 
 def segment_files(folder: Path, case: str, tells: Collection[str]) -> tuple[Path, ...]:
-    """All that `write_segments` writes, of a method that tells this (`Method.tells`)."""
+    """All files that `write_segments` writes for a method that tells this (`Method.tells`)."""
     if not tells:
         return ()
     maps = (slicer_file(folder, case), label_map_file(folder, case))
@@ -63,10 +63,10 @@ def segment_files(folder: Path, case: str, tells: Collection[str]) -> tuple[Path
 def write_segments(
     case: str, segments: ScanSegments, folder: Path, doubts: Sequence[str] = ()
 ) -> None:
-    """A case's label map on its scan's own grid and its attributes; see `segment_files`.
+    """Write a case's label map on its scan's own grid, and its attributes; see `segment_files`.
 
-    Two files of one map: 3D Slicer's holds names and colours, the other one is what nnU-Net and
-    other tools, and jaxmark itself, take.
+    The map has two files: one with names and colours for 3D Slicer; one that nnU-Net, other tools
+    and jaxmark itself read.
     """
     names = [segment.name for segment in segments.scheme.segments]
     labels, grid = segments.labels, segments.grid
@@ -78,9 +78,9 @@ def write_segments(
 
 
 def attributes_of(case: str, segments: ScanSegments, doubts: Sequence[str]) -> dict[str, Any]:
-    """What is known of a case's segments and of where arteries fork, as JSON types.
+    """Probabilities of a case's segments and of forks at its landmarks, as JSON types.
 
-    null is what the method does not tell.
+    null for what the method does not predict.
     """
     scheme, sizes = segments.scheme, segments.sizes
     present, forks = _shortest(segments.present), _shortest(segments.forks)
@@ -107,9 +107,9 @@ def attributes_of(case: str, segments: ScanSegments, doubts: Sequence[str]) -> d
 def write_split_segments(
     cases: Sequence[str], scheme: Scheme, tells: Collection[str], folder: Path
 ) -> None:
-    """`write_segments_table` of a split's predictions, beside their label maps.
+    """Write the table of `write_segments_table` for a split, beside its label maps.
 
-    Not among the landmarks: the folder may be another cohort's.
+    It is not beside the landmarks, whose folder may become another cohort's input.
     """
     write_segments_table(cases, scheme, tells, folder, folder / LABEL_MAPS_FOLDER / ATTRIBUTES)
 
@@ -117,10 +117,10 @@ def write_split_segments(
 def write_segments_table(
     cases: Sequence[str], scheme: Scheme, tells: Collection[str], folder: Path, table: Path
 ) -> None:
-    """What `write_segments` has written of cases into `folder`, in one table.
+    """Collect the attributes that `write_segments` wrote into `folder` in one table.
 
-    A row a case: the variant in words, and each segment's probability. Also `dataset.json`, which
-    says what the labels are, of methods that tell label maps.
+    It has one row for each case: the variant in words, and each segment's probability. For methods
+    with label maps also write `dataset.json`, which names the labels.
     """
     names = [segment.name for segment in scheme.segments]
     rows = []
@@ -135,7 +135,7 @@ def write_segments_table(
 
 
 def _shortest(probabilities: np.ndarray | None) -> list[float] | None:
-    """The floats of the fewest digits that stand for numbers of the network's precision."""
+    """The numbers with the fewest digits that keep the network's precision."""
     return None if probabilities is None else [float(str(share)) for share in probabilities]
 
 
@@ -144,7 +144,7 @@ def _finite(value: float) -> float | None:
 
 
 class StatedAttributes(NamedTuple):
-    """What a file of attributes says; None is what the method did not tell."""
+    """The content of a file of attributes; None for what the method did not predict."""
 
     present: np.ndarray | None  # (S,) probability of each segment
     forks: np.ndarray | None  # (K,) probability that arteries fork at each landmark
@@ -153,7 +153,7 @@ class StatedAttributes(NamedTuple):
 
 
 def read_predicted_attributes(path: Path, scheme: Scheme) -> StatedAttributes:
-    """What `write_segments` wrote of a case's attributes.
+    """A case's attributes as `write_segments` wrote them.
 
     Raises:
       InputError: the file is missing, damaged, or of another scheme.
@@ -178,14 +178,14 @@ def read_predicted_attributes(path: Path, scheme: Scheme) -> StatedAttributes:
             found.append(values)
         words = [tree["variant"], *tree["doubts"]]
         if not all(isinstance(word, str) for word in words):
-            raise ValueError("a word that is no text")
+            raise ValueError("a value that is no text")
         return StatedAttributes(found[0], found[1], words[0], tuple(words[1:]))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(path, f"lacks a field or has a wrong one ({error!r})") from error
 
 
 def write_predictions(path: Path, cases: Iterable[ScanLandmarks]) -> None:
-    """One table of any number of cases."""
+    """Write one table of any number of cases."""
     listed = list(cases)
     unit = listed[0].unit if listed else "mm"
     columns = {
@@ -211,16 +211,16 @@ def write_predictions(path: Path, cases: Iterable[ScanLandmarks]) -> None:
 def doubts_by_landmark(
     landmarks: Sequence[str], doubts: Sequence[str], untrained: Sequence[str]
 ) -> dict[str, str | None]:
-    """Landmark -> what is doubtful about it: the scan's doubts, and that it was never trained."""
+    """Landmark -> its doubts: those of the scan, and that no training case has the landmark."""
     return {
         name: "; ".join([*[UNTRAINED] * (name in untrained), *doubts]) or None for name in landmarks
     }
 
 
 def write_learned(method: Method, params: Params, landmarks: Sequence[str], folder: Path) -> str:
-    """What the method has learned of each landmark, as `learned.json`; a line for a person.
+    """Write numbers that the method learned of each landmark to `learned.json`; return a summary.
 
-    Neither is there for a method that learns no such thing.
+    Without such numbers there is no file, and the summary is empty.
     """
     learned = {name: np.asarray(v, float) for name, v in method.learned(params).items()}
     if not learned:
@@ -241,9 +241,9 @@ def write_learned(method: Method, params: Params, landmarks: Sequence[str], fold
 
 
 def read_learned(folder: Path, landmarks: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Number -> landmark -> value, as `write_learned` wrote it; nothing where there is no file.
+    """Number -> landmark -> value, as `write_learned` wrote it; empty if there is no file.
 
-    Raises InputError where it is damaged or of other landmarks.
+    Raises InputError if it is damaged or of other landmarks.
     """
     path = folder / LEARNED
     if not path.exists():
@@ -269,9 +269,9 @@ def write_split(
     untrained: Sequence[str] = (),
     planes: Mapping[str, Plane] | None = None,
 ) -> None:
-    """Predictions of a cohort's split; of pictures with their `planes`, by case.
+    """Write the predictions of a cohort's split, by all decoders with a calibration.
 
-    `untrained` landmarks are hidden. See `write_cases`; decoders are those with a calibration.
+    `planes`: case -> plane of its picture. `untrained` landmarks are hidden. See `write_cases`.
     """
     cases = {
         name: cases_of(found, landmarks, name, calibration, untrained, planes)
@@ -288,7 +288,7 @@ def cases_of(
     untrained: Sequence[str] = (),
     planes: Mapping[str, Plane] | None = None,
 ) -> list[ScanLandmarks]:
-    """What a network found in prepared cases, with what the calibration says of it."""
+    """Predictions of prepared cases with their calibration."""
     known = planes or {}
     return [
         ScanLandmarks.of(
@@ -299,9 +299,9 @@ def cases_of(
 
 
 def write_cases(cases: Mapping[str, Sequence[ScanLandmarks]], decoder: str, folder: Path) -> None:
-    """Landmarks of prepared cases by decoder.
+    """Write landmarks of prepared cases, decoder -> cases.
 
-    A `<case>.mrk.json` each, with the decoder asked for, and for every decoder one table,
+    Each case gets `<case>.mrk.json` by `decoder`; every decoder gets one table,
     `landmarks_<decoder>.csv`.
     """
     for name, listed in cases.items():

@@ -26,7 +26,7 @@ from jaxmark.training.records import METRICS, SPEED, read_records
 
 _PACKAGES = ("jaxmark", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy")
 _WORST_POINTS = 10
-# In a work dir.
+# Path in a work dir.
 PAGE = Path("report") / "index.html"
 
 _FIGURES = (
@@ -48,13 +48,14 @@ def write_report(
 ) -> Path:
     """Write `workdir/report/index.html` and return its path.
 
-    Reads `config.json`, `evaluation/` and, where they are there, `logs/` and
-    `predictions/learned.json` of the work dir, and of a cross-validation the logs of its folds.
-    `overlays` are the cases to show, usually those of `overlay_cases`; `kinds` says what the
-    log's numbers are, as a method's `metrics` do; `label_cases` are those to show with their label
-    maps, of a method that knows of segments. With a `viewer` the page holds the voxels of
-    `overlays` that are volumes, and shows them in it where a browser can, else their pictures.
-    The page refers to nothing outside itself. Raises InputError for a missing or damaged file.
+    Reads `config.json`, `evaluation/` and, if they exist, `logs/` and `predictions/learned.json` of
+    the work dir, and the logs of a cross-validation's folds. `overlays` are the cases to show,
+    usually those of `overlay_cases`; `kinds` are a method's `metrics`, the kinds of the log's
+    numbers; `label_cases` are cases to show with label maps. With a `viewer` the page holds the
+    voxels of `overlays` that are volumes, and a browser that can shows them in it; else it shows
+    pictures. The page refers to nothing outside itself.
+
+    Raises InputError for a missing or damaged file.
     """
     config = read_json(workdir / "config.json")
     summary = read_summary(workdir / "evaluation")
@@ -93,8 +94,8 @@ def write_report(
         ),
         ("Segmentation", segmentation_section(summary.get("segmentation"), label_cases)),
         ("Anatomical variants", variants_section(summary.get("attributes"), workdir)),
-        ("What was learned of each landmark", _learned(summary, learned)),
-        ("What the predictions promise", _promises(summary, points)),
+        ("Numbers learned of each landmark", _learned(summary, learned)),
+        ("Radii and presence: were they right?", _promises(summary, points)),
         (
             f"The {_WORST_POINTS} worst points",
             _worst_points_table(points, planar="unit" in summary),
@@ -113,7 +114,7 @@ def write_report(
 
 
 def _lead(summary: Mapping[str, Any]) -> str:
-    """The one sentence that a reader in a hurry takes away."""
+    """The main result in one sentence."""
     mre = summary["mre_mm"]
     unit = unit_of(summary)
     text = f"<strong>{mm(mre)} {unit}</strong> mean radial error"
@@ -178,7 +179,7 @@ def _figures_table(
 
 
 def _also_rows(summary: Mapping[str, Any]) -> list[list[str]]:
-    """The figures of pictures in their other unit, of the method alone."""
+    """The method's figures on pictures in their other unit."""
     also, floors = summary.get("also"), [""] * len(summary["floors"])
     if not also:
         return []
@@ -215,8 +216,8 @@ def _promises(summary: Mapping[str, Any], points: Points) -> str:
     if known is not None:
         auc = "–" if known["auc"] is None else f"{known['auc']:.3f}"
         parts.append(
-            f"<p>Presence, of {known['n_present']} landmarks that are there and "
-            f"{known['n_absent']} that are not: area under the ROC curve {auc}, right at 0.5 in "
+            f"<p>Presence of {known['n_present']} present and {known['n_absent']} absent "
+            f"landmarks: area under the ROC curve {auc}, right at 0.5 in "
             f"{percent(known['accuracy'])}, Brier score {known['brier']:.3f} (stating the overall "
             f"share each time: {known['brier_base']:.3f}).</p>\n"
         )
@@ -231,8 +232,8 @@ def _promises(summary: Mapping[str, Any], points: Points) -> str:
 
 
 def _by_radius(kept: Mapping[str, Any], points: Points) -> str:
-    """How often radii held the truth where the method was sure, and where it was not."""
-    # Earlier versions did not measure it.
+    """How often small, middle and large radii held the truth."""
+    # Evaluations of earlier versions lack it.
     thirds = kept.get("by_radius")
     if not thirds or not kept["n_points"]:
         return ""
@@ -249,7 +250,7 @@ def _by_radius(kept: Mapping[str, Any], points: Points) -> str:
 
 
 def _learned(summary: Mapping[str, Any], learned: Mapping[str, Mapping[str, float]]) -> str:
-    """Numbers that a method learned of each landmark, beside how well it finds it."""
+    """Numbers that a method learned of each landmark, beside the landmark's error."""
     from scipy.stats import spearmanr  # half a second, so only where it is needed
 
     if not learned:
@@ -270,7 +271,7 @@ def _learned(summary: Mapping[str, Any], learned: Mapping[str, Mapping[str, floa
 
 
 def _training(log: Sequence[Mapping[str, Any]], curves: bytes | None) -> str:
-    """Curves of the log, and under them what it warned of."""
+    """Curves of the log, and its warnings below."""
     if not curves:
         return ""
     warnings = [
@@ -278,11 +279,11 @@ def _training(log: Sequence[Mapping[str, Any]], curves: bytes | None) -> str:
         for r in log
         if r["kind"] == "warning"
     ]
-    return chart(curves, "What was logged over steps") + "".join(warnings)
+    return chart(curves, "Logged numbers over the steps") + "".join(warnings)
 
 
 def _cases(figures: str, viewed: Viewer | None) -> str:
-    """The viewer, and pictures for where there is none."""
+    """The viewer, and pictures for browsers without it."""
     if viewed is None:
         return figures
     return f'{viewed.html}<div class="viewer-pictures">\n{figures}</div>\n'

@@ -1,4 +1,4 @@
-"""What a report says of segments: label maps, which segments people have, where arteries fork."""
+"""A report's sections on segments: label maps, presence of segments, and forks of arteries."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -15,12 +15,12 @@ from jaxmark.system.messages import counted
 
 # Longer lists of cases are cut.
 _MOST_CASES = 100
-# Of label maps, with decimals.
+# Measure of label maps, number of decimals.
 _MEASURES = (("dice", 3), ("cldice", 3), ("betti0_error", 2))
 
 
 def segmentation_section(found: Mapping[str, Any] | None, label_cases: Sequence[LabelCase]) -> str:
-    """HTML of the figures of `measures.segmentation`, with cases to be shown; empty without any."""
+    """HTML of the figures of `measures.segmentation`, with example cases; empty without figures."""
     if found is None:
         return ""
     means = [
@@ -32,9 +32,9 @@ def segmentation_section(found: Mapping[str, Any] | None, label_cases: Sequence[
     ]
     note = (
         f"Means of {counted(found['n_scans'], 'scan')}, each on its own grid; in brackets the 95 % "
-        "interval, whole scans drawn with replacement. Dice: voxels in common, as a share. clDice: "
-        "how much of the centrelines lies in the other map. Betti-0 error: by how many connected "
-        "pieces the two differ. Segments that the truth does not have are no part of the means: "
+        "interval, whole scans drawn with replacement. Dice: share of voxels in common. clDice: "
+        "share of the centrelines inside the other map. Betti-0 error: difference of the numbers "
+        "of connected pieces. Means leave out segments that the truth does not have; "
         f"{found['n_invented']} of these have predicted voxels."
     )
     head = ["segment", "scans", "Dice", "clDice", "Betti-0 error", "volume, true (mm³)"]
@@ -99,7 +99,7 @@ def variants_section(found: Mapping[str, Any] | None, workdir: Path) -> str:
 
 
 def _segments(found: Mapping[str, Any], told: Attributes) -> str:
-    """Which segments are told wrongly, with their probabilities, and in which cases."""
+    """Wrong predictions of segments, with their probabilities and cases."""
     parts = [_confusions(found)]
     rows = [
         (row["name"], told.probability[known, a], told.true[known, a])
@@ -153,7 +153,7 @@ def _confusions(found: Mapping[str, Any]) -> str:
 
 
 def _missing(told: Attributes) -> str:
-    """Cases that lack a segment, or are said to."""
+    """Cases where a segment is missing, truly or by the prediction."""
     rows = []
     for n, a in np.argwhere(told.known & (~told.true | ~told.said)):
         lacks, said = not told.true[n, a], not told.said[n, a]

@@ -1,4 +1,4 @@
-"""Which cases a report shows, and what is drawn of them."""
+"""The cases that a report shows, with their images."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from jaxmark.results.measures.segmentation import Maps, predicted_labels, true_l
 
 @dataclass(frozen=True)
 class OverlayCase:
-    """A prepared case to be shown with its landmarks; arrays as `pictures.overlay` takes them."""
+    """A prepared case to show with its landmarks; arrays as for `pictures.overlay`."""
 
     name: str
     image: np.ndarray
@@ -25,8 +25,8 @@ class OverlayCase:
     predicted_ijk: np.ndarray
     origin_mm: np.ndarray | None = None
     label: str = ""  # such as "best"
-    doubts: tuple[str, ...] = ()  # a line each
-    ijk_to_lps: np.ndarray | None = None  # (4, 4): voxels of `image` -> mm of the scan's own world
+    doubts: tuple[str, ...] = ()  # one line each
+    ijk_to_lps: np.ndarray | None = None  # (4, 4): voxels of `image` -> LPS mm of the scan
     # (X, Y, Z) uint8: the predicted label map, 0, or 1 + index into the segments' names
     labels: np.ndarray | None = None
     segments: tuple[str, ...] = ()
@@ -34,7 +34,7 @@ class OverlayCase:
 
 @dataclass(frozen=True)
 class LabelCase:
-    """A prepared case to be shown with its label maps, true and predicted, both on its grid."""
+    """A prepared case to show with its true and predicted label maps, both on its grid."""
 
     title: str
     image: np.ndarray
@@ -47,23 +47,23 @@ class LabelCase:
 def choose_cases(points: Points) -> list[tuple[str, str]]:
     """Labels and names of the best, the median and the worst case by mean error; no case twice.
 
-    Cases without a present landmark are left out, so there may be none.
+    Cases without a present landmark are left out; the list may be empty.
     """
     rows = zip(points.error_mm(), points.cases, strict=True)
     return _best_to_worst((np.nanmean(r), case) for r, case in rows if np.isfinite(r).any())
 
 
-# Of cases that are neither the best, the median nor the worst.
+# Number of further cases that are shown because they are doubtful.
 _MOST_DOUBTFUL = 2
 
 
 def doubtful_cases(
     points: Points, doubts: Mapping[str, Sequence[str]], others: Sequence[str]
 ) -> list[tuple[str, tuple[str, ...]]]:
-    """At most two cases that are none of the `others`, and what is doubtful about each.
+    """At most two cases beside the `others`, with what is doubtful about each.
 
-    First those with `doubts` of their preparation, then those of the largest mean radius; where no
-    radius is stated, those of the lowest mean score. They may have no annotated landmark.
+    Cases with `doubts` of their preparation come first, then cases with the largest mean radius; if
+    no radius is stated, with the lowest mean score. They may have no annotated landmark.
     """
     large = {
         case: float(row[np.isfinite(row)].mean())
@@ -89,7 +89,7 @@ def doubtful_cases(
 
 
 def _best_to_worst(scored: Iterable[tuple[float, str]]) -> list[tuple[str, str]]:
-    """Of numbers that are small for good cases, and the cases' names."""
+    """Labels and names, from pairs of a number that is small for good cases, and a name."""
     ranked = [case for _, case in sorted(scored)]
     if len(ranked) < 2:
         return [("only", case) for case in ranked]
@@ -108,7 +108,7 @@ def overlay_cases(
 ) -> list[OverlayCase]:
     """The cases of `choose_cases` and of `doubtful_cases`, with their prepared images.
 
-    With the label maps of these `segments` in the folder `predictions`, where it is given.
+    `predictions`: a folder with label maps of these `segments`, to show as well.
 
     Raises:
       InputError: a prepared image or a label map is missing or damaged.
@@ -133,7 +133,7 @@ def overlay_cases(
                 image=image,
                 spacing_mm=np.linalg.norm(place[:3, :3], axis=0).tolist(),
                 truth_ijk=apply_affine(to_ijk, case.landmarks_mm),
-                # What has no truth is not shown beside it.
+                # Predictions without a true position are not drawn.
                 predicted_ijk=np.where(
                     case.present[:, None], apply_affine(to_ijk, points.predicted_mm[row]), np.nan
                 ),
@@ -149,7 +149,7 @@ def overlay_cases(
 
 
 def title_of(case: OverlayCase, points: Points) -> str:
-    """Of a case that is shown: why it is, its name, and its mean error."""
+    """A shown case's label, name and mean error."""
     label = f"{case.label[:1].upper()}{case.label[1:]} case: " if case.label else ""
     title = label + case.name
     row = points.error_mm()[points.cases.index(case.name)]

@@ -1,13 +1,13 @@
-"""Orbax checkpoints: one folder a step, with separate items, so that each reader takes its part.
+"""Orbax checkpoints: one folder a step, with separate items, so that readers load only some.
 
-`params` and, of a method that has any, `statistics` (all that prediction needs), `optimizer`,
-`iterator` (the data streams' states) and `meta` (the whole config, and more). Writing is
-asynchronous, and a folder with its final name is whole. The newest ones and the best on validation
-are kept.
+The items: `params` and, if a method has any, `statistics` (both are all that prediction needs),
+`optimizer`, `iterator` (the data streams' states) and `meta` (the whole config, and more). Writing
+is asynchronous, and a folder with its final name is whole. The newest checkpoints and the best on
+validation are kept.
 
-What a disk does to a file later is not seen by Orbax, so `meta` holds a digest of every item. A
-checkpoint that cannot be read, or is not what was saved, is damaged: the next best is taken, and a
-warning says so.
+Orbax does not notice when a disk changes a file later, so `meta` holds a digest of every item. A
+checkpoint is damaged if it cannot be read or differs from its digests. Then a warning names it, and
+the next best is read.
 """
 
 import contextlib
@@ -37,34 +37,34 @@ from jaxmark.system.messages import warn
 from jaxmark.system.processes import check_alike, from_primary
 
 FOLDER = "checkpoints"
-# Where training puts what it found damaged, so that its step can be saved again.
+# Training moves damaged checkpoints here, so that it can save their steps again.
 DAMAGED = "damaged_checkpoints"
 
-# Of `meta`. Before 3, statistics lay among the parameters, and there was one stream of batches.
+# Version of `meta`. Before 3, statistics were among the parameters, and there was one stream.
 SCHEMA_VERSION = 3
 
 T = TypeVar("T")
 
 
 class DamagedError(InputError):
-    """A checkpoint can't be read, or is not what was saved."""
+    """A checkpoint can't be read, or differs from what was saved."""
 
 
 class Checkpoints:
-    """The checkpoints of a work dir, to be read; steps of what is being written don't count."""
+    """Reads the checkpoints of a work dir; unfinished ones don't count."""
 
     def __init__(self, workdir: Path):
         self.folder = workdir.absolute() / FOLDER
         self._damaged = workdir.absolute() / DAMAGED
 
     def steps(self) -> list[int]:
-        """Ascending."""
+        """Steps of all finished checkpoints, ascending."""
         if not self.folder.is_dir():
             return []
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What was saved beside the arrays, with its `mre_mm` and `digests`."""
+        """The item `meta`, which includes `mre_mm` and `digests`."""
         saved = self._item(step, "meta", ocp.args.JsonRestore())
         try:
             meta = dict(saved["meta"])
@@ -76,13 +76,13 @@ class Checkpoints:
         return meta
 
     def public_meta(self, step: int, public: Callable[[dict[str, Any]], dict[str, Any]]) -> bytes:
-        """The file of `meta` for others: its config as `public` has it, and no case by name."""
+        """The file of `meta` to share, with `public(config)` and without names of cases."""
         meta = self.meta(step)
         meta = {**meta, "config": public(meta["config"]), "data": {}, "recent": []}
         return json.dumps({"meta": meta, "digest": tree_digest(meta)}).encode()
 
     def variables(self, step: int, abstract: Variables, mesh: Mesh) -> Variables:
-        """What prediction needs alone, onto whatever devices `mesh` has."""
+        """Read only what prediction needs, onto the devices of `mesh`."""
         if not abstract.statistics:
             return Variables(params=self._arrays(step, "params", abstract.params, mesh))
         if self.meta(step)["schema_version"] < 3:
@@ -113,7 +113,7 @@ class Checkpoints:
         return state, iterator
 
     def errors_mm(self) -> dict[int, float]:
-        """Step -> its validation error; infinite where it was not validated, or can't be read."""
+        """Step -> validation error; infinite for a step without validation or a damaged one."""
         known = dict.fromkeys(self.steps(), math.inf)
         for step in known:
             with contextlib.suppress(DamagedError):
@@ -122,15 +122,15 @@ class Checkpoints:
         return known
 
     def best_first(self) -> list[int]:
-        """Steps by their validation error, then those that were not validated, newest first."""
+        """Steps by validation error, then steps without validation, newest first."""
         errors = self.errors_mm()
         return sorted(errors, key=lambda step: (errors[step], -step))
 
     def first_whole(self, steps: Iterable[int], read: Callable[[int], T]) -> tuple[int, T] | None:
-        """The first step that `read` finds whole, and what it read; None without any step.
+        """The first step that `read` can read, and its result; None if there are no steps.
 
         Raises:
-          InputError: all are damaged, or processes disagree about it.
+          InputError: all checkpoints are damaged, or processes find different steps whole.
         """
         tried = False
         for step in steps:
@@ -144,12 +144,12 @@ class Checkpoints:
             return step, found
         if tried:
             raise InputError(
-                self.folder, "all checkpoints are damaged; to begin anew use another --workdir"
+                self.folder, "all checkpoints are damaged; use another --workdir to start again"
             )
         return None
 
     def set_aside_after(self, step: int) -> None:
-        """Move what is newer than the step out of the way; it was found damaged."""
+        """Move checkpoints newer than the step to `DAMAGED`."""
         for newer in self.steps():
             if newer > step:
                 self._damaged.mkdir(exist_ok=True)
@@ -170,7 +170,7 @@ class Checkpoints:
         try:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
                 found = reader.restore(folder, ocp.args.Composite(**{item: args}))[item]
-        except Exception as error:  # whatever TensorStore, zlib or JSON make of a broken file
+        except Exception as error:  # TensorStore, zlib and JSON raise many types for a broken file
             problem = f"is damaged: {item} cannot be read ({one_line(error)})"
             raise DamagedError(folder, problem) from error
         if found is None:
@@ -185,9 +185,9 @@ class Checkpoints:
 def load_variables(
     workdir: Path, which: str, init: Callable[[jax.Array], State], mesh: Mesh
 ) -> tuple[int, Variables]:
-    """The step and variables of a work dir's "best" checkpoint on validation, or the "last" one.
+    """The step and variables of a work dir's "best" checkpoint on validation, or of its "last".
 
-    `init` is the method's, which knows how they lie.
+    `init` is the method's; it gives the tree and shapes of the variables.
     """
     checkpoints = Checkpoints(workdir)
     abstract = jax.eval_shape(init, jax.random.key(0)).variables
@@ -203,7 +203,7 @@ def load_variables(
 
 @dataclasses.dataclass
 class KeepNewestAndBest:
-    """Orbax's preservation policy; errors are not asked of files, which may be damaged."""
+    """Orbax's preservation policy; validation errors are in memory, since files may be damaged."""
 
     newest: int
     errors_mm: dict[int, float]
@@ -214,7 +214,7 @@ class KeepNewestAndBest:
         *,
         context: policies.PreservationContext,
     ) -> Sequence[bool]:
-        """Of checkpoints in ascending order."""
+        """Whether to keep each of the checkpoints, which are in ascending order."""
         steps = [checkpoint.step for checkpoint in checkpoints]
         validated = [step for step in steps if math.isfinite(self.errors_mm.get(step, math.inf))]
         best = min(validated, key=lambda step: (self.errors_mm[step], -step), default=None)
@@ -222,13 +222,13 @@ class KeepNewestAndBest:
 
 
 class Writer:
-    """Writes the checkpoints of a run; only one at a time may."""
+    """Writes the checkpoints of a run; a work dir may have one writer at a time."""
 
     def __init__(self, workdir: Path, *, keep: int):
         self._errors_mm = Checkpoints(workdir).errors_mm()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=KeepNewestAndBest(keep, self._errors_mm),
-            # What a run that was killed had begun to write.
+            # Removes unfinished folders of a killed run.
             cleanup_tmp_directories=True,
         )
         self.folder = workdir.absolute() / FOLDER
@@ -270,7 +270,7 @@ class Writer:
             )
 
     def wait(self) -> None:
-        """Returns when everything is written.
+        """Return when everything is written.
 
         Raises:
           UnwritableError: the last checkpoint could not be written.
@@ -279,7 +279,7 @@ class Writer:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait until everything is written, and end.
+        """Wait until everything is written, then close.
 
         Raises:
           UnwritableError: the last checkpoint could not be written.
@@ -287,13 +287,13 @@ class Writer:
         with self._failing():
             self._manager.wait_until_finished()
             self._manager.close()
-        # After a failure answers may still come.
+        # After a failure, TensorStore's threads may still raise.
         if not self._failed:
             sys.unraisablehook = self._hook
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
-        """In this block what TensorStore or the disk has to say becomes one line."""
+        """Turn errors of TensorStore and of the disk into one UnwritableError of one line."""
         try:
             yield
         except (OSError, ValueError) as error:
@@ -319,7 +319,7 @@ def tree_digest(tree: Any) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """What matters of messages that go on over pages."""
+    """The important part of an error whose message may have pages."""
     text = " ".join(str(error).split())
     if "RESOURCE_EXHAUSTED" in text:
         return os.strerror(errno.ENOSPC)
@@ -327,9 +327,10 @@ def one_line(error: Exception) -> str:
 
 
 def _without_late_answers(hook: Callable[[Any], None], failure: Any) -> None:
-    """A hook for exceptions that nobody can catch, of threads of TensorStore.
+    """A `sys.unraisablehook` that hides exceptions of TensorStore's threads after a failure.
 
-    They answer an event loop that a failure has closed, and would print a trace for each array.
+    The threads call an event loop that the failure has closed, and would print a trace for each
+    array.
     """
     if str(failure.exc_value) != "Event loop is closed":
         hook(failure)

@@ -1,4 +1,4 @@
-"""The training loop: any method, any number of devices, stopped and continued at will."""
+"""The training loop: for any method, on any number of devices; it can stop and continue."""
 
 import contextlib
 import dataclasses
@@ -35,8 +35,8 @@ from jaxmark.training.streams import Streams, batch_size
 
 
 @dataclasses.dataclass(frozen=True)
-class Taken:
-    """What a step said (scalars by name), and which cases it saw."""
+class StepRecord:
+    """The metrics of one training step (scalars by name), and the numbers of its cases."""
 
     metrics: Mapping[str, Any]
     cases: tuple[int, ...]
@@ -55,11 +55,11 @@ def train(
 ) -> None:
     """Train through all phases, or continue from the newest checkpoint; returns when all is saved.
 
-    `unpaired` are those of the method's task: a run must not go on with others.
+    `unpaired` are the landmarks of the method's task: a run must not continue with others.
 
     Raises:
       InputError: a batch does not divide over the devices, or does not fit into their memory; the
-        newest checkpoint is of other landmarks, data or settings; all checkpoints are damaged.
+        newest checkpoint has other landmarks, data or settings; all checkpoints are damaged.
       FloatingPointError: a loss or parameter is not finite.
       Interrupted: SIGTERM or SIGINT came; all steps so far are saved.
     """
@@ -84,7 +84,7 @@ def train(
     predictor = Predictor(method, experiment.predict.batch, mesh)
     for line in method.notes(settings.batch):
         say(line)
-    # Closed in the reverse order, whatever happens: the writer waits for what it has begun.
+    # The stack closes all in the reverse order; the writer first finishes its checkpoint.
     with contextlib.ExitStack() as stack:
         streams = stack.enter_context(Streams(phases, cases, experiment, start.streams))
         writer = Writer(workdir, keep=settings.keep_checkpoints)
@@ -110,10 +110,10 @@ def train(
             return validate(predictor, variables, validation, experiment.predict.decoder)
 
         def save(state: State, mre_mm: float | None) -> None:
-            # What the log says must be there when the checkpoint is.
+            # The log must be on the disk before a checkpoint that continues it.
             records.sync()
-            # State and streams are of the same moment: all batches so far, no more.
-            since = {"recent": [dataclasses.asdict(taken) for taken in log.recent]}
+            # State and streams belong to the same step: all batches so far, no more.
+            since = {"recent": [dataclasses.asdict(record) for record in log.recent]}
             writer.save(state, streams.states(), {**meta, **since}, mre_mm)
 
         run = Run(
@@ -141,7 +141,7 @@ def train(
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What all phases of a run share."""
+    """The parts of a run that all phases share."""
 
     method: Method
     experiment: Experiment
@@ -152,12 +152,12 @@ class Run:
     log: "Log"
     validate: Callable[[Variables], float | None]
     save: Callable[[State, float | None], None]
-    saved: Callable[[], None]  # waits until all that is being saved is
+    wait_saved: Callable[[], None]  # returns when the last checkpoint is written
     stop: Stops
 
 
 def run_phase(run: Run, phase: Phase, last: int, state: State) -> State:
-    """Train through one phase, to the run's step `last`, with its log, validations, checkpoints."""
+    """Train through one phase, up to step `last`, with log, validations and checkpoints."""
     log, settings = run.log, run.experiment.train
     memory = step_demand(run.method, phase, run.experiment, run.cases, run.mesh)
     if phase.draw is None:
@@ -166,8 +166,8 @@ def run_phase(run: Run, phase: Phase, last: int, state: State) -> State:
     with memory.watched():
         batch, drawn = _next_batch(batches, run.mesh)
     log.compiling(phase.name)
-    # Meanwhile there is nothing to lose: the phase before has ended with a checkpoint.
-    run.saved()
+    # A signal may end the process while it compiles: the phase before ended with a checkpoint.
+    run.wait_saved()
     run.stop.hold(False)
     with memory.watched():
         step = sharded_step(phase.step, run.mesh).lower(state, batch, run.key).compile()
@@ -177,19 +177,19 @@ def run_phase(run: Run, phase: Phase, last: int, state: State) -> State:
     while log.step < last:
         with memory.watched():
             state, metrics = step(state, batch, run.key)
-        log.took(Taken(metrics, drawn))
+        log.add(StepRecord(metrics, drawn))
         stop = run.stop.after(log.step)
         due = log.step % settings.validate_every == 0 or log.step == last
         logged = due or log.step % settings.log_every == 0
         if logged or stop:
-            # Before every checkpoint too: what is not finite must not be saved.
+            # Also before every checkpoint: values that are not finite must not be saved.
             with memory.watched():
                 log.check(None if phase.draw else run.cases)
         if logged:
             log.line()
         if due or stop:
             check_parameters(state.variables, phase.name, log.step)
-            # The log of a run that is stopped here and continued has this validation as well.
+            # A run that stops here has this validation in its log, as if it had not stopped.
             mre_mm = run.validate(state.variables) if due else None
             stop = stop or run.stop.now()
             log.validated(mre_mm)
@@ -203,7 +203,7 @@ def run_phase(run: Run, phase: Phase, last: int, state: State) -> State:
 
 
 def _next_batch(batches: Iterator[HostBatch], mesh: Mesh) -> tuple[Batch, tuple[int, ...]]:
-    """A batch on its way to the devices, and which cases it is of."""
+    """A batch on its way to the devices, and the numbers of its cases."""
     host = next(batches)
     drawn = tuple(map(int, host.pop(CASE)))
     return Batch(**put_batch(mesh, host)), drawn
@@ -211,18 +211,18 @@ def _next_batch(batches: Iterator[HostBatch], mesh: Mesh) -> tuple[Batch, tuple[
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Where a run begins or goes on."""
+    """Where a run begins or continues."""
 
     step: int
     state: State
     streams: Mapping[str, Any]  # see `Streams`
-    recent: list[Taken]  # since the last line of the log
+    recent: list[StepRecord]  # since the last line of the log
 
 
 def resume(
     method: Method, experiment: Experiment, meta: Mapping[str, Any], workdir: Path, mesh: Mesh
 ) -> Start | None:
-    """The newest whole checkpoint, which must be of this run's `meta`; None without any."""
+    """The newest whole checkpoint, which must fit this run's `meta`; None if there is none."""
     checkpoints = Checkpoints(workdir)
     abstract = jax.eval_shape(method.init, jax.random.key(0))
 
@@ -230,7 +230,7 @@ def resume(
         saved = checkpoints.meta(step)
         check_continues(saved, meta, experiment, checkpoints.folder)
         state, streams = checkpoints.state(step, abstract, mesh)
-        recent = [Taken(t["metrics"], tuple(t["cases"])) for t in saved["recent"]]
+        recent = [StepRecord(t["metrics"], tuple(t["cases"])) for t in saved["recent"]]
         return Start(step, state, streams, recent)
 
     found = checkpoints.first_whole(from_primary("steps", checkpoints.steps()[::-1]), read)
@@ -248,57 +248,57 @@ def ends(phases: Sequence[Phase]) -> list[int]:
 
 
 class Log:
-    """Counts steps, and says of them what people should know: in the log and on the bar."""
+    """Counts steps, and writes metrics, pace and alarms to the log and the progress bar."""
 
     def __init__(
         self,
         records: Records,
         bar: "tqdm[Any]",
-        recent: Sequence[Taken],
+        recent: Sequence[StepRecord],
         step: int,
         unit: str = "mm",
     ):
         self.step = step
-        # Of errors.
+        # Unit of validation errors.
         self._unit = unit
-        # Those since the last line.
+        # Steps since the last line of the log.
         self.recent = list(recent)
         self._records, self._bar = records, bar
 
     def compiling(self, what: str) -> None:
-        """Before the first step of a program, which takes seconds to compile."""
+        """Say on the bar that a program is being compiled, which takes seconds."""
         self._bar.set_description(f"compiling {what}")
 
     def begin(self, phase: Phase, batch: int) -> None:
-        """Steps are of this phase from now on, and take so many cases each."""
+        """Begin a phase, whose steps take `batch` cases each."""
         self._phase, self._batch = phase, batch
-        # A baseline's only phase is no pretraining of anything.
+        # The only phase of a method is shown as "train", even if its name is "pretrain".
         self._bar.set_description("train" if phase.steps == self._bar.total else phase.name)
-        # What was compiled is no part of the steps' pace.
+        # The bar's pace must not count the time of compiling.
         self._bar.unpause()
-        # Records of this phase so far, and what they alarmed of.
+        # Records of this phase so far, and the alarm at the last of them.
         self._past: list[Mapping[str, Any]] = [
             r for r in self._records.past if r["kind"] == "train" and r["phase"] == phase.name
         ]
         self._alarm = phase.alarm(self._past) or "" if self._past else ""
         self._start_clock()
 
-    def took(self, taken: Taken) -> None:
-        """One step; it may still be computing."""
-        self.recent.append(taken)
+    def add(self, record: StepRecord) -> None:
+        """Count one step; the device may still be computing it."""
+        self.recent.append(record)
         self.step += 1
         self._bar.update()
 
     def check(self, cases: Sequence[PreparedCase] | None) -> None:
-        """Wait for all steps; FloatingPointError where one of them was not finite.
+        """Wait for all steps; FloatingPointError where a metric of one is not finite.
 
-        `cases` are those that steps number; None: of a stream, where the number is all there is.
+        `cases` name the cases that steps have by number; None: cases of a stream have no names.
         """
         self.recent = fetched(self.recent)
         check_finite(self.recent, self._phase.name, self.step, cases)
 
     def line(self) -> None:
-        """Means of the steps since the line before, and an alarm once when it begins."""
+        """Write the means since the last line, and an alarm if there was none at the last line."""
         values = means(self.recent)
         rate = (self.step - self._since) * self._batch / (time.monotonic() - self._clock)
         self._records.write("train", self._phase.name, self.step, **values)
@@ -314,7 +314,7 @@ class Log:
         self._start_clock()
 
     def validated(self, mre_mm: float | None) -> None:
-        """A validation error, if there is one."""
+        """Write the validation error, if there is one."""
         if mre_mm is not None:
             self._records.write("validation", self._phase.name, self.step, mre_mm=mre_mm)
             self._bar.write(f"step {self.step}: validation MRE {mre_mm:.3f} {self._unit}")
@@ -327,7 +327,7 @@ class Log:
 def check_continues(
     saved: Mapping[str, Any], wanted: Mapping[str, Any], experiment: Experiment, where: Path
 ) -> None:
-    """InputError where a checkpoint's `meta` is of other landmarks, settings or data."""
+    """InputError where a checkpoint's `meta` has other landmarks, settings or data."""
     if saved["landmarks"] != wanted["landmarks"]:
         raise InputError(where, "is of other landmarks; use another --workdir")
     check_same(saved["config"], experiment, where)
@@ -351,16 +351,16 @@ def validate(
     return float(np.nanmean(errors))
 
 
-def fetched(steps: Sequence[Taken]) -> list[Taken]:
-    """The same steps with numbers of this host, all fetched at once."""
+def fetched(steps: Sequence[StepRecord]) -> list[StepRecord]:
+    """The same steps with metrics on this host, all fetched at once."""
     metrics = jax.device_get([dict(step.metrics) for step in steps])
     return [
-        Taken({name: float(value) for name, value in found.items()}, step.cases)
+        StepRecord({name: float(value) for name, value in found.items()}, step.cases)
         for found, step in zip(metrics, steps, strict=True)
     ]
 
 
-def means(steps: Sequence[Taken]) -> dict[str, float]:
+def means(steps: Sequence[StepRecord]) -> dict[str, float]:
     """The mean of each metric over some steps."""
     return {
         name: float(np.mean([step.metrics[name] for step in steps])) for name in steps[0].metrics
@@ -368,7 +368,7 @@ def means(steps: Sequence[Taken]) -> dict[str, float]:
 
 
 def check_finite(
-    steps: Sequence[Taken], phase: str, last: int, cases: Sequence[PreparedCase] | None
+    steps: Sequence[StepRecord], phase: str, last: int, cases: Sequence[PreparedCase] | None
 ) -> None:
     """FloatingPointError that names the first bad step, its terms and its cases.
 

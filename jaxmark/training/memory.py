@@ -1,4 +1,4 @@
-"""What a step of training needs of a device's memory, before it is used."""
+"""The memory of a device that a training step needs, counted before it runs."""
 
 import dataclasses
 import functools
@@ -17,18 +17,18 @@ from jaxmark.system.memory import Demand, batch_shapes, bytes_at_once
 from jaxmark.training.sharding import sharded_step
 from jaxmark.training.streams import batch_size
 
-# Fields of methods whose smaller values need less.
-_NARROWER = ("widths", "filters", "patch", "refine_widths")
+# Fields of methods that reduce the memory when they are smaller.
+_SIZE_FIELDS = ("widths", "filters", "patch", "refine_widths")
 
 
 def step_bytes(method: Method, phase: Phase, case: HostBatch, batch: int, mesh: Mesh) -> int:
-    """What a step of a phase needs on each device at once, by the compiler's count.
+    """Bytes that a phase's step needs on each device at once, by the compiler's count.
 
-    Weights, optimiser, batch and all between. It compiles the step and allocates nothing.
+    They hold weights, optimiser, batch and activations. The step is compiled; nothing is allocated.
 
     Args:
       case: arrays of one case as `Phase.read` makes them, or their shapes.
-      batch: cases of all devices together, which the devices divide.
+      batch: cases of all devices together; the number of devices divides it.
     """
     return bytes_at_once(_lowered(method, phase, batch_shapes(case, batch), mesh).compile())
 
@@ -40,7 +40,7 @@ def step_demand(
     cases: Sequence[PreparedCase],
     mesh: Mesh,
 ) -> Demand:
-    """A phase's step on batches of these cases, or of those that the phase draws."""
+    """The demand of a phase's step on batches of these cases, or of cases that the phase draws."""
     return Demand(
         field=phase.batch_field,
         batch=batch_size(phase, experiment.train),
@@ -60,18 +60,18 @@ def case_shapes(phase: Phase, case: PreparedCase) -> HostBatch:
 
 
 def needs_less(method: Any, platform: str) -> str:
-    """Which other settings need less, of a method's settings dataclass, in words."""
+    """A phrase that names the other settings that reduce the memory of a method."""
     known = {field.name for field in dataclasses.fields(method)}
     fields = ["a smaller config.data.crop", "a larger config.data.spacing_mm"]
-    # On a CPU, XLA merges what is computed again with the first time, and saves nothing.
+    # On a CPU, XLA merges the second computation of `remat` with the first, and saves nothing.
     if platform != "cpu" and getattr(method, "remat", True) is False:
         fields.insert(0, "config.method.remat=True")
-    fields += [f"smaller config.method.{name}" for name in _NARROWER if name in known]
+    fields += [f"smaller config.method.{name}" for name in _SIZE_FIELDS if name in known]
     return f"{', '.join(fields[:-1])} or {fields[-1]} needs less"
 
 
 def _lowered(method: Method, phase: Phase, batch: HostBatch, mesh: Mesh) -> jax.stages.Lowered:
-    """The step on the shapes of a batch, as `loop` compiles it."""
+    """The step lowered for the shapes of a batch, as `loop` compiles it."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(method.init, key)
     return sharded_step(phase.step, mesh).lower(state, Batch(**batch), key)

@@ -1,4 +1,4 @@
-"""What a model was trained on: told from the data itself, wherever its files lie."""
+"""Which data a model was trained on: fingerprints of the data itself, whatever its paths."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ from jaxmark.methods.method import LandmarkSets
 from jaxmark.system.errors import InputError
 from jaxmark.training.checkpoints import Checkpoints, DamagedError
 
-# Of `image_levels`; registration on another machine rounds differently.
+# Tolerance of `image_levels`: registration on another machine rounds differently.
 _LEVEL_TOLERANCE = 0.01
 
 
@@ -27,9 +27,9 @@ def provenance(
     *,
     streamed: bool = False,
 ) -> dict[str, Any]:
-    """What a checkpoint keeps of the run that it belongs to, as JSON types.
+    """The part of a checkpoint's `meta` that identifies its run, as JSON types.
 
-    Of cases that are drawn while training (`streamed`), settings and recipe tell all.
+    Settings and the recipe's version identify cases that are drawn in training (`streamed`).
     """
     data = fingerprint(cases, unpaired)
     if streamed:
@@ -43,22 +43,23 @@ def provenance(
 
 
 def fingerprint(cases: Sequence[PreparedCase], unpaired: LandmarkSets | None) -> dict[str, str]:
-    """What is learned from -> a digest: names and landmarks, to a thousandth of a millimetre; of
-    methods that know segments also which there are, and how many voxels each has.
+    """A digest each of the training cases and of the unpaired landmarks.
 
-    Of where files lie and when they were written it knows nothing.
+    It covers names and landmarks, to a thousandth of a millimetre. For methods with segments it
+    also covers which segments exist and how many voxels each has. Paths and times of files do not
+    count.
     """
     training, others = hashlib.sha256(), hashlib.sha256()
     for case in cases:
         training.update(case.name.encode())
         for numbers in (case.landmarks_mm, case.ijk_to_lps):
-            # Minus zero is zero.
+            # Adding zero turns minus zero into zero.
             training.update((np.round(np.nan_to_num(numbers), 3) + 0.0).tobytes())
         training.update(case.present.tobytes() + case.absent.tobytes())
         if case.segments is not None:
             known = case.segments
             training.update(known.present.tobytes() + known.absent.tobytes())
-            # Of the label map as someone made it: on another machine it is resampled otherwise.
+            # Voxels of the original label map: another machine resamples slightly differently.
             training.update(repr(known.voxels).encode())
     if unpaired is not None:
         others.update((np.round(unpaired.landmarks_ijk, 3) + 0.0).tobytes())
@@ -84,7 +85,7 @@ def check_data(
     where: Path,
     than: str = "than those that are there now",
 ) -> None:
-    """InputError where a checkpoint's `data`, a `fingerprint`, is another one than that wanted."""
+    """InputError where a checkpoint's `data` differs from the wanted `fingerprint`."""
     for what, value in wanted.items():
         if saved.get(what) != value:
             raise InputError(where, f"is of other {what} {than}; use another --workdir")
@@ -97,18 +98,18 @@ def check_moved(
     unpaired: LandmarkSets | None,
     changes: Sequence[str],
 ) -> str:
-    """A line that the data at other paths is what the model in a work dir was trained on.
+    """Check that the data at new paths is the training data of the model in a work dir; say so.
 
     Args:
-      changes: the paths, in words, as of `config.moved`.
+      changes: the changed paths in words, from `config.moved`.
 
     Raises:
-      InputError: it is other data.
+      InputError: the data is different.
     """
     checkpoints = Checkpoints(workdir)
     paths = "; ".join(changes)
     for step in reversed(checkpoints.steps()):
-        # Whoever needs this checkpoint says so.
+        # Damage is reported where the checkpoint is used.
         with contextlib.suppress(DamagedError):
             saved = checkpoints.meta(step)
             break

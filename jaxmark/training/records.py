@@ -1,7 +1,7 @@
 """The log of a run: JSON lines in `logs/`, and TensorBoard if asked for.
 
-`metrics.jsonl` has what training is a function of, and is the same to the last bit however often a
-run was stopped; `speed.jsonl` has what the machine made of it.
+`metrics.jsonl` has losses, errors and warnings; it is the same to the last bit however often a run
+was stopped. `speed.jsonl` has the pace, which depends on the machine.
 """
 
 import json
@@ -16,10 +16,10 @@ METRICS, SPEED = "logs/metrics.jsonl", "logs/speed.jsonl"
 
 
 class Lines:
-    """A file of records that is appended to; later ones than `resume_step` are dropped first."""
+    """A file to append records to; at the start it drops records after `resume_step`."""
 
     def __init__(self, path: Path, resume_step: int, write: bool):
-        # What the run had written when it was stopped, up to the step it resumes from.
+        # Records of the earlier run, up to the step from which this one continues.
         self.past = [r for r in read_records(path) if r["step"] <= resume_step]
         self._path = path
         self._file: BinaryIO | None = None
@@ -28,18 +28,18 @@ class Lines:
             self._file = path.open("ab", buffering=0)
 
     def write(self, record: dict[str, Any]) -> None:
-        """One line, at once."""
+        """Write one line, without a buffer."""
         if self._file is not None:
             with naming(self._path, self._path):
                 self._file.write(json.dumps(record).encode() + b"\n")
 
     def sync(self) -> None:
-        """Returns when all lines are on the disk."""
+        """Return when all lines are on the disk."""
         if self._file is not None:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Of the file."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
 
@@ -47,7 +47,7 @@ class Lines:
 class Records:
     """Appends records of a run that continues from `resume_step`.
 
-    With `write` False, of a process that is not the primary, nothing is written.
+    Processes other than the primary pass `write=False`, and write nothing.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class Records:
         self._show(kind, step, values)
 
     def write_speed(self, phase: str, step: int, volumes_per_s: float) -> None:
-        """How fast the steps since the record before were."""
+        """Write the pace of the steps since the last record."""
         values = {"volumes_per_s": volumes_per_s}
         self._speed.write({"kind": "speed", "phase": phase, "step": step, **values})
         self._show("speed", step, values)
 
     def sync(self) -> None:
-        """Returns when all metrics are on the disk."""
+        """Return when all metrics are on the disk."""
         self._metrics.sync()
 
     def close(self) -> None:
@@ -102,8 +102,8 @@ class Records:
 def read_records(path: Path) -> list[dict[str, Any]]:
     """Records of a training log, one JSON object a line; none where there is no log.
 
-    A run that was killed while it wrote leaves half a line at the end, which is passed over.
-    Raises InputError for any other line that is no record.
+    A killed run may leave half a line at the end, which is skipped. Raises InputError for any other
+    line that is no record.
     """
     if not path.exists():
         return []

@@ -1,4 +1,4 @@
-"""The streams of batches that the phases of a method read."""
+"""The streams of batches for the phases of a method."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +15,11 @@ from jaxmark.methods.method import Phase
 
 
 class Streams(contextlib.AbstractContextManager["Streams"]):
-    """Batches of all phases. Phases that read alike, in batches of one size, share a stream.
+    """Batches of all phases. Phases with the same `read`, `draw` and batch size share a stream.
 
-    Streams are named by numbers, in the order in which phases begin with them. What a stream gives
-    is a function of the run's seed and its number; for the first one it is the seed alone. Where a
-    phase draws its cases, processes do it, which end when the context does.
+    Streams have numbers, in the order in which phases begin them. A stream's batches depend on the
+    run's seed and the stream's number; those of the first on the seed alone. Processes draw the
+    cases of phases with a `draw`; they end with the context.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Streams(contextlib.AbstractContextManager["Streams"]):
         self._iterator: Any = None
 
     def of(self, phase: Phase) -> Iterator[HostBatch]:
-        """The phase's batches from where its stream has come to; the others wait."""
+        """The phase's batches, from the current position of its stream; other streams wait."""
         number = self._kinds.index(self._kind(phase))
         if str(number) != self._name:
             self._states = self.states()
@@ -50,7 +50,7 @@ class Streams(contextlib.AbstractContextManager["Streams"]):
         return self._iterator
 
     def states(self) -> dict[str, Any]:
-        """Where each stream that was begun has come to, as JSON types."""
+        """The position of each stream that was begun, as JSON types."""
         if self._iterator is None:
             return dict(self._states)
         return {**self._states, self._name: self._iterator.get_state()}
@@ -59,7 +59,7 @@ class Streams(contextlib.AbstractContextManager["Streams"]):
         self._processes.__exit__(*error)  # type: ignore[arg-type]
 
     def _begin(self, phase: Phase, seed: int) -> Any:
-        """The first batches of a stream."""
+        """A new stream."""
         shared = {
             "batch": batch_size(phase, self._settings),
             "threads": self._settings.loader_threads,
@@ -67,7 +67,7 @@ class Streams(contextlib.AbstractContextManager["Streams"]):
             "process": jax.process_index(),
             "processes": jax.process_count(),
         }
-        # Those of the stream before.
+        # End the processes of the stream before.
         self._processes.close()
         if phase.draw is None:
             return training_batches(self._cases, seed=seed, read=phase.read, **shared)

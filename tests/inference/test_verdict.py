@@ -143,7 +143,7 @@ def test_strangers_are_refused_and_hidden_wherever_one_looks(model, tmp_path, ca
     assert "hidden in 4 of them, which are probably no such scans: box" in outcome.summary(out)
     said = [line for line in capsys.readouterr().err.splitlines() if "probably not such" in line]
     assert len(said) == 4 and all(
-        "fewer than 1 in 1000 scans like the validation cases)" in line for line in said
+        "fewer than 1 in 1000 scans like the validation cases are refused)" in line for line in said
     )
     rows = list(csv.DictReader((out / "batch" / "landmarks.csv").read_text().splitlines()))
     for row in rows:
@@ -200,7 +200,7 @@ def test_points_out_of_shape_and_exchanged_sides_are_named(model):
     moved = spots.copy()
     moved[6] += [0, 0, 16]
     (line,) = said(moved)
-    assert line.startswith("front: lies where the other landmarks make it unlikely (of 1 % of")
+    assert line.startswith("front: lies where the other landmarks make it unlikely (1 % of good")
     # What is not judged is not named.
     assert said(moved, np.arange(8) != 6) == []
     swapped = spots.copy()
@@ -209,7 +209,7 @@ def test_points_out_of_shape_and_exchanged_sides_are_named(model):
     (line,) = said(spots[mirrored])
     assert line.startswith("the landmarks lie as if right and left are exchanged (distance")
     (line,) = said(rng.normal(0, 20, (8, 3)))
-    assert line.startswith("the landmarks lie to each other as in none of the validation cases")
+    assert line.startswith("the landmarks are arranged as in none of the validation cases")
     # Nothing is known of so few.
     assert said(rng.normal(0, 20, (8, 3)), np.arange(8) < 4) == []
 

@@ -14,7 +14,7 @@ from jaxmark.core.pose import pose_of
 from jaxmark.data.cases import PreparedCase, read_posed, save_case
 from jaxmark.inference.predictor import Predictor
 from jaxmark.methods.coarse_to_fine import CoarseToFine, FineNetwork
-from jaxmark.methods.heatmap import Generator, HeatmapRegression, Usual
+from jaxmark.methods.heatmap import Generator, HeatmapRegression, LandmarkPrior
 from jaxmark.methods.method import Batch, Prediction, Task
 from jaxmark.system.devices import data_mesh
 
@@ -131,7 +131,7 @@ def test_with_a_mirror_a_mirrored_scan_gives_the_mirrored_answer():
     task = dataclasses.replace(TASK, scheme=scheme, shape_mm=None)
     kind = HeatmapRegression(widths=(4, 8), head=6, loss="cross_entropy", sigma_mm=2.0)
     symmetric = np.array([[-6.0, 1, 2], [6, 1, 2], [0, -3, 4]])
-    for usual in (None, Usual(symmetric, 8.0)):
+    for usual in (None, LandmarkPrior(symmetric, 8.0)):
         generator = Generator(kind, task, usual)
         params = generator.init(jax.random.key(0))
         image = jax.random.uniform(jax.random.key(1), (1, *CROP, 1))
@@ -148,7 +148,7 @@ def test_with_a_mirror_a_mirrored_scan_gives_the_mirrored_answer():
 
 def test_a_network_that_knows_nothing_says_where_landmarks_usually_lie():
     kind = HeatmapRegression(widths=(4, 8), head=0, loss="cross_entropy", sigma_mm=2.0)
-    generator = Generator(kind, TASK, Usual(SHAPE_MM, 2.0))
+    generator = Generator(kind, TASK, LandmarkPrior(SHAPE_MM, 2.0))
     params = jax.tree.map(np.zeros_like, generator.init(jax.random.key(0)))
     found = generator.predict(params, np.ones((1, *CROP, 1), np.float32))
     usual_ijk = SHAPE_MM + (np.array(CROP) - 1) / 2

@@ -202,7 +202,7 @@ def test_where_little_is_found_of_a_segment_it_is_probably_missing():
         ({"widths": (4, 4, 4, 4, 4)}, r"config\.data\.crop: \(16, 16, 8\) .* multiple of 16"),
         (
             {**OFF, "attributes_from": "labels"},
-            r"config\.method\.attributes_from: is 'labels', which nothing finds",
+            r"config\.method\.attributes_from: 'labels' needs the segmentation",
         ),
         ({"derived": "maybe"}, r"config\.method\.derived: 'maybe'"),
     ],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxmark.models.blocks import each
+from jaxmark.models.blocks import for_each_landmark
 from jaxmark.models.noothout import LocalPatchNet, PatchResNet, Stem
 
 
@@ -113,7 +113,7 @@ def test_stacked_networks_are_so_many_separate_ones(platform):
         return (logits**2).mean() + jnp.sin(votes).mean()
 
     def total(params, x):
-        values = each(loss, params, x, platform=platform)
+        values = for_each_landmark(loss, params, x, platform=platform)
         return values.sum(), values
 
     gradients, values = jax.jit(jax.grad(total, has_aux=True))(stacked, x)

@@ -21,9 +21,9 @@ def per_landmark_bars(
 ) -> bytes:
     """SVG: each landmark's mean radial error with one standard deviation on either side.
 
-    `per_landmark` are rows of `metrics.summarize`, `floors` those of baselines, drawn as ticks.
-    Rows keep their order, which holds left and right together; each adds to the height. Lengths of
-    this and other charts are in the `unit`.
+    `per_landmark` are rows of `metrics.summarize`; `floors` are those of baselines, drawn as ticks.
+    Rows keep their order, in which left and right are neighbours; each adds to the height. Lengths
+    in this and other charts are in the `unit`.
     """
     rows = np.arange(len(per_landmark))
     mean = _column(per_landmark, "mre_mm")
@@ -44,8 +44,8 @@ def per_landmark_bars(
             floor_reach.append(np.nanmax(where, initial=0.0))
         axes.set_yticks(rows, [f"{row['name']}" for row in per_landmark], fontsize=9)
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        # One gross mistake must not squeeze all other bars: arrows mark whiskers that go on. Nor
-        # must a floor far above; the nearest one is shown whole.
+        # Neither one gross error nor a far baseline may squeeze all bars: arrows mark longer
+        # whiskers, and only the nearest baseline is shown whole.
         end = 1.08 * float(np.nanmax([*reach, min(floor_reach, default=0.0), 0.1]))
         axes.set_xlim(0, end)
         beyond = rows[np.nan_to_num(mean + spread) > end]
@@ -65,7 +65,7 @@ def per_landmark_bars(
         axes.set_xlabel(f"radial error ({unit})")
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(
-            # Patches come last by default.
+            # Bars come last by default.
             handles[-1:] + handles[:-1],
             labels[-1:] + labels[:-1],
             loc="outside upper left",
@@ -102,13 +102,13 @@ def landmark_dots(methods: Mapping[str, Sequence[Mapping[str, Any]]], unit: str 
 
 
 def errors_by_radius(errors_mm: np.ndarray, radius_mm: np.ndarray, unit: str = "mm") -> bytes:
-    """SVG: each point's error over the radius that was stated for it, on logarithmic axes.
+    """SVG: each point's error over its stated radius, on logarithmic axes.
 
-    Both of any shape; points without error or radius are left out. A point above the line lies
-    outside of its radius.
+    Both arrays have any one shape; points without error or radius are left out. A point above the
+    line lies outside of its radius.
     """
     both = np.isfinite(errors_mm) & np.isfinite(radius_mm)
-    # Nearer than a hundredth is exact for any purpose.
+    # Smaller values are drawn as 0.01.
     errors, radii = np.maximum(errors_mm[both], 0.01), np.maximum(radius_mm[both], 0.01)
     held = errors <= radii
     ends = np.array([radii.min() / 1.2, radii.max() * 1.2]) if radii.size else np.array([0.1, 1.0])
@@ -138,13 +138,13 @@ def sdr_curve(
 ) -> bytes:
     """SVG: share of points found within a radius, over all radii, with the thresholds marked.
 
-    Errors are mm of any shape, NaN where absent; `floors` those of baselines. The radius is
-    logarithmic: a good method, a baseline and a gross mistake differ by factors of ten.
+    Errors are mm of any shape, NaN where absent; `floors` are errors of baselines. The radius axis
+    is logarithmic: a good method, a baseline and a gross error differ by factors of ten.
     """
     curves = {"this method": errors_mm, **{_words(name): floor for name, floor in floors.items()}}
     points = {name: np.sort(e[np.isfinite(e)]) for name, e in curves.items()}
     everything = np.concatenate([*points.values(), np.asarray(thresholds_mm, float), [1.0]])
-    # Errors below a tenth of a millimetre are below what annotators agree on.
+    # Annotators do not agree to a tenth of a millimetre, so the axis starts there at the earliest.
     least = float(np.clip(np.quantile(everything, 0.005), 0.1, 1.0))
     most = max(float(everything.max()), 10 * least)
     with matplotlib.rc_context(STYLE):
@@ -154,7 +154,7 @@ def sdr_curve(
             axes.axvline(threshold, color="#aaaaaa", lw=0.9, ls=(0, (2, 2)))
             axes.text(threshold, 1.015, f"{threshold:g}", ha="center", va="bottom", size=9)
         colors, dashes = cycle((METHOD, *FLOORS)), chain("-", cycle(("--", "-.", ":")))
-        # Where names stand: at heights of their own, or those of two like curves would collide.
+        # Each name has its own height, so that names of similar curves do not collide.
         heights = np.linspace(0.6, 0.3, len(points))
         rows = zip(points.items(), colors, dashes, heights, strict=False)
         for (name, errors), color, dash, height in rows:
@@ -183,10 +183,10 @@ def sdr_curve(
         return rendered(figure, "svg")
 
 
-# What a log's numbers of one kind are drawn in: title, and how the axis is divided.
+# Kind of a log's numbers -> its panel's title, and the scale of its axis.
 _PANELS = {
     LOSS: ("training loss", "log"),
-    SHARE: ("cases told rightly", "percent"),
+    SHARE: ("cases classified correctly", "percent"),
     GRADIENT: ("gradient", "log"),
     LENGTH_MM: ("length (mm)", "linear"),
 }
@@ -195,12 +195,12 @@ _PANELS = {
 def training_curves(
     records: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], unit: str = "mm"
 ) -> bytes | None:
-    """SVG: what was logged over all phases' steps, raw and smoothed, and the validation error.
+    """SVG: logged numbers over all phases' steps, raw and smoothed, and the validation error.
 
     `records` are the lines of a log: `kind` "train" with numbers, "validation" with `mre_mm`, and
-    "warning", drawn as a line; all with `phase` and `step`. `kinds` says what the numbers are, as
-    a method's `metrics` do; those of one kind share a panel, and others are not drawn. None where
-    there is nothing to draw.
+    "warning", drawn as a line; all with `phase` and `step`. `kinds`, a method's `metrics`, gives
+    the kind of each number. Numbers of one kind share a panel; numbers without a kind are not
+    drawn. None if there is nothing to draw.
     """
     series, validations, starts = _series(records, kinds)
     panels = {kind: curves for kind, curves in series.items() if curves}
@@ -248,7 +248,7 @@ def _words(name: str) -> str:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Moving mean over about a thirtieth of the curve."""
+    """The moving mean over about a thirtieth of the curve."""
     window = np.ones(2 * (len(values) // 60) + 1)
     weight = np.convolve(np.ones(len(values)), window, "same")
     return np.convolve(values, window, "same") / weight
@@ -260,14 +260,14 @@ Curve = tuple[np.ndarray, np.ndarray]
 def _series(
     records: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]
 ) -> tuple[dict[str, dict[str, list[Curve]]], list[Curve], dict[str, int]]:
-    """Curves by kind and name, validations, one curve a phase, and each phase's first step.
+    """Curves by kind and name, validation curves, and each phase's first step; a curve a phase.
 
-    Phases that count their steps from zero are laid end to end.
+    Phases that count their steps from zero are joined end to end.
     """
     lines: dict[str, dict[tuple[str, int], Mapping[str, Any]]] = {}
     for record in records:
         if record.get("kind") in ("train", "validation"):
-            # A resumed run repeats steps: what it wrote last is what it went on with.
+            # A resumed run repeats steps; the last record of a step is the valid one.
             phase = lines.setdefault(str(record.get("phase", "")), {})
             phase[record["kind"], int(record["step"])] = record
     panels: dict[str, dict[str, list[Curve]]] = {kind: {} for kind in _PANELS}
@@ -299,7 +299,7 @@ def _curve(lines: Mapping[int, Mapping[str, Any]], name: str, *, positive: bool)
 
 
 def _draw_curves(axes: Axes, curves: Mapping[str, Sequence[Curve]], scale: str) -> None:
-    """Lines of several names, each of one piece a phase."""
+    """Draw lines of several names, each with one piece for each phase."""
     logarithmic = scale == "log"
     for color, (name, phases) in zip(cycle(LINES), curves.items(), strict=False):
         for part, (steps, values) in enumerate(phases):
@@ -316,14 +316,14 @@ def _draw_curves(axes: Axes, curves: Mapping[str, Sequence[Curve]], scale: str) 
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
     if len(curves) > 1:
-        # Beside the panel: within it there is no place that is free in every run.
+        # Beside the panel, since no place inside is free in every run.
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _name_beside(
     axes: Axes, name: str, place: tuple[float, float], color: str, *, right: bool = True
 ) -> None:
-    """The name of a curve, to the right or the left of one of its points."""
+    """Write a curve's name to the right or the left of one of its points."""
     axes.annotate(
         name,
         place,
@@ -332,7 +332,7 @@ def _name_beside(
         ha="left" if right else "right",
         va="center",
         color=color,
-        # May stand beside the panel.
+        # The name may lie beside the panel.
         annotation_clip=False,
     )
 

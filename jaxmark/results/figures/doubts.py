@@ -1,4 +1,4 @@
-"""Pictures of doubtful annotations: where a point is, and where it is expected."""
+"""Pictures of doubtful annotations: annotated and expected positions of points."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from jaxmark.results.figures.style import PREDICTION, STYLE, TRUTH, rendered
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A plane of a scan, or a look through it, with points on it."""
+    """A plane or a projection of a scan, with points on it."""
 
     name: str
-    axes: tuple[str, str]  # what is horizontal, and vertical
+    axes: tuple[str, str]  # labels of the horizontal and the vertical axis
     image: np.ndarray  # (W, H)
     extent: tuple[float, float, float, float]  # left, right, low, high
     annotated: np.ndarray  # (P, 2)
-    expected: np.ndarray  # (P, 2); NaN: not known
+    expected: np.ndarray  # (P, 2); NaN: unknown
     downwards: bool  # the vertical axis grows downwards
 
 

@@ -16,13 +16,13 @@ from matplotlib.patches import Rectangle
 
 from jaxmark.results.figures.style import MARK, OWN, PREDICTION, STYLE, TRUTH, rendered
 
-# Of the names below a picture with numbered points.
+# Columns of names below a picture with numbered points.
 _KEY_COLUMNS = 6
 
-# Around a scan that fills little of its volume.
+# Margin around a scan that fills little of its volume.
 _RIM_VOXELS = 4
 
-# Of the colours of segments.
+# Columns of the key of segments' colours.
 _COLOR_COLUMNS = 10
 
 
@@ -41,16 +41,16 @@ def overlay(
 ) -> bytes:
     """PNG, 1400 pixels wide: three maximum intensity projections with landmarks on them.
 
-    A picture (X, Y, 1) is shown as it is, x to the right and y downwards, in one panel. Its axes
-    count as tables of its landmarks do: `origin_mm` (3,) is where the first voxel lies. Those of a
-    volume count from there.
+    A picture (X, Y, 1) is shown in one panel, x to the right and y downwards. Its axes have the
+    positions of its tables of landmarks: `origin_mm` (3,) is the position of the first voxel. Axes
+    of a volume count from the first voxel.
 
     `image` (X, Y, Z), x towards the patient's left, y towards the back, z towards the head;
-    `predicted_ijk`, `truth_ijk` (K, 3) voxels, NaN for what is not to be drawn. With `names` points
-    are numbered and a key stands below; `faint` (K,) are drawn as rings. `segments` are translucent
-    colours below the points, in each view the one nearest to who looks. Views as a radiologist has
-    them: the patient's right is on the left of the coronal and axial ones, the head is up, the face
-    is on the left of the sagittal and at the top of the axial one. All are drawn to one scale.
+    `predicted_ijk`, `truth_ijk` (K, 3) voxels; NaN is not drawn. With `names` points are numbered,
+    with a key below; `faint` (K,) points are rings. `segments` are translucent colours below the
+    points; each view shows the segment nearest to the viewer. Views are those of radiology: the
+    patient's right is on the left of the coronal and axial views, the head is up, the face is on
+    the left of the sagittal and at the top of the axial view. All have one scale.
     """
     image = np.nan_to_num(np.asarray(image, np.float32))
     planar = image.shape[2] == 1
@@ -67,7 +67,7 @@ def overlay(
     # (name, horizontal axis, vertical axis)
     views = [("", 0, 1)] if planar else [("coronal", 0, 2), ("sagittal", 1, 2), ("axial", 0, 1)]
 
-    # Inches: the panels share what the margins leave of the width.
+    # Inches: the panels share the width between the margins.
     key_rows = -(-len(names) // _KEY_COLUMNS)
     width, left, gap, top, bottom = 14.0, 0.65, 0.7, 0.75, 0.55
     drawn = [] if segments is None else segments.drawn()
@@ -77,13 +77,13 @@ def overlay(
     room = width - left - gap * (len(views) - 1) - 0.25
     widest = sum(size_mm[across] for _, across, _ in views)
     highest = max(size_mm[upright] for _, _, upright in views)
-    # A long and thin volume would become a picture of several screens.
+    # Without a limit a long and thin volume would fill several screens.
     scale = min(room / widest, 10.0 / highest)
     height = highest * scale + top + bottom + key_height
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
-        # A picture has the width for itself.
+        # A picture takes the whole width.
         x = left + planar * (room - widest * scale) / 2
         for name, across, upright in views:
             panel = size_mm[across] * scale, size_mm[upright] * scale
@@ -110,7 +110,7 @@ def overlay(
                 axes.set_title(name, loc="left")
         for number, name in enumerate(names):
             x, y = _entry(figure, left, key_height, number, key_rows, _KEY_COLUMNS)
-            # The legend says what is meant; more would not fit.
+            # Short, for lack of space; the legend explains it.
             absent = " (absent?)" * bool(faint[number])
             figure.text(x, y, f"{number + 1}  {_shortened(name)}{absent}", size=9, va="center")
         for number, (name, color) in enumerate(drawn):
@@ -142,7 +142,7 @@ class Segmentation:
 
 
 def segment_colors(count: int) -> np.ndarray:
-    """(count, 3) RGB in [0, 1]: hues that neighbours in a list, such as R and L, do not share."""
+    """(count, 3) RGB in [0, 1]; neighbours in the list, such as R and L, have different hues."""
     golden = (np.sqrt(5) - 1) / 2
     return np.array(
         [
@@ -158,13 +158,13 @@ class Tile:
 
     title: str
     axial: np.ndarray  # (X, Y) maximum intensity projections, in [0, 1]; or a picture
-    coronal: np.ndarray | None  # (X, Z); None of a picture
+    coronal: np.ndarray | None  # (X, Z); None for a picture
     doubtful: bool
-    own_ijk: np.ndarray | None = None  # (K, 3) voxels: its own landmarks, NaN for what it lacks
+    own_ijk: np.ndarray | None = None  # (K, 3) voxels: its own landmarks, NaN where missing
     # (X, Y) and (X, Z) uint8: its label map by `seen_labels`.
     labels: tuple[np.ndarray, np.ndarray] | None = None
-    segments: int = 0  # how many there are
-    registered: bool = False  # its title has the quality of the registration
+    segments: int = 0  # number of segments
+    registered: bool = False  # the title has the quality of the registration
 
 
 _SHEET_QUALITY = "number: quality of the registration; "
@@ -180,11 +180,11 @@ _LABEL_OPACITY = 0.5
 def contact_sheet(
     tiles: Sequence[Tile], spacing_mm: Sequence[float], marks_ijk: np.ndarray, title: str
 ) -> bytes:
-    """PNG: cases beside each other in one grid, axial and coronal, the same marks on all.
+    """PNG: a grid of cases, axial and coronal, with the same marks on all.
 
-    `marks_ijk` (K, 3) voxels, such as the mean landmarks: where cases are aligned, the anatomy
-    under them is the same. A case's own landmarks are rings around them, or elsewhere. Doubtful
-    cases have a red frame. Views as in `overlay`.
+    `marks_ijk` (K, 3) voxels, such as the mean landmarks: in aligned cases they mark the same
+    anatomy. A case's own landmarks are rings, which should lie around them. Doubtful cases have a
+    red frame. Views as in `overlay`.
     """
     nx, ny = tiles[0].axial.shape
     planar = tiles[0].coronal is None
@@ -242,7 +242,7 @@ def contact_sheet(
 
 
 def _draw_tile(axes: Axes, tile: Tile, places: Sequence[tuple[float, float, float, float]]) -> None:
-    """The two views of a case, and its labels, at these extents; of a picture it alone."""
+    """Draw the two views of a case with its labels at these extents; a picture has one view."""
     views = [tile.axial.T, *([] if tile.coronal is None else [tile.coronal.T[::-1]])]
     for view, extent in zip(views, places, strict=True):
         axes.imshow(view, cmap="gray", extent=extent, vmin=0, vmax=1)
@@ -253,9 +253,9 @@ def _draw_tile(axes: Axes, tile: Tile, places: Sequence[tuple[float, float, floa
 
 
 def seen_labels(labels: np.ndarray, through: int) -> np.ndarray:
-    """A label map (X, Y, Z) along an axis: of each line the label nearest to who looks, or 0.
+    """A label map (X, Y, Z) seen along an axis: on each line the label nearest to the viewer, or 0.
 
-    One looks from the left, from the front, and from below, as in `overlay`.
+    Views are from the left, from the front and from below, as in `overlay`.
     """
     depth = np.moveaxis(labels, through, 0)[:: -1 if through == 0 else 1]
     first = (depth > 0).argmax(axis=0)
@@ -263,7 +263,7 @@ def seen_labels(labels: np.ndarray, through: int) -> np.ndarray:
 
 
 def _tint(labels: np.ndarray, count: int) -> np.ndarray:
-    """(H, W) uint8 -> (H, W, 4): the colours of `count` segments, and nothing where there is 0."""
+    """(H, W) uint8 -> (H, W, 4): the colours of `count` segments; 0 is transparent."""
     colors = np.zeros((256, 4))
     colors[1 : count + 1, :3], colors[1 : count + 1, 3] = segment_colors(count), _LABEL_OPACITY
     return colors[labels]
@@ -277,17 +277,17 @@ class Plane:
     across: int  # LPS axis that is horizontal
     upright: int  # LPS axis that is vertical
     extent_mm: tuple[float, float, float, float]  # left, right, low, high
-    # (W, H) in [0, 1]: the fixed scan; the moving one as it lies, and mapped
+    # (W, H) in [0, 1]: the fixed scan; the moving scan before and after mapping.
     fixed: np.ndarray
     before: np.ndarray
     after: np.ndarray
-    # (K, 2) mm: landmarks of the fixed scan; those of the moving one as they lie, and mapped
+    # (K, 2) mm: landmarks of the fixed scan; of the moving scan before and after mapping.
     fixed_mm: np.ndarray
     before_mm: np.ndarray
     after_mm: np.ndarray
 
 
-# Of the moving scan on a checkerboard: white is this.
+# Colour of the moving scan's white on a checkerboard.
 _MOVING_TINT = np.array([1.0, 0.82, 0.5])
 
 _SQUARES = 8  # along the shorter side of a plane
@@ -296,8 +296,8 @@ _SQUARES = 8  # along the shorter side of a plane
 def checkerboard(planes: Sequence[Plane], title: str, rows: tuple[str, str]) -> bytes:
     """PNG, 1400 pixels wide: squares of the fixed scan (grey) and of the moving one (yellow).
 
-    A row before and one after the alignment, with the titles `rows`. All landmarks are projected
-    onto each plane, the pairs joined by lines. Views as in `overlay`.
+    One row is before the alignment and one after, with the titles `rows`. All landmarks are
+    projected onto each plane, and lines join the pairs. Views as in `overlay`.
     """
     width, left, gap, top, bottom, between = 14.0, 0.65, 0.7, 0.95, 0.55, 1.0
     sizes = np.array(
@@ -339,16 +339,16 @@ def checkerboard(planes: Sequence[Plane], title: str, rows: tuple[str, str]) -> 
 def _entry(
     figure: Figure, left: float, top: float, number: int, rows: int, columns: int
 ) -> tuple[float, float]:
-    """Where an entry of a key stands, column by column, as shares; `left`, `top` in inches."""
+    """The position of an entry of a key, column by column, as shares; `left`, `top` in inches."""
     width, height = figure.get_size_inches()
     column, row = divmod(number, rows)
     return (left + column * (width - left) / columns) / width, (top - 0.2 * row - 0.1) / height
 
 
 def box_of_scan(image: np.ndarray, points_ijk: np.ndarray) -> tuple[slice, ...]:
-    """Of a prepared volume (X, Y, Z) what the scan fills, with the points (K, 3) and a rim.
+    """The box of a prepared volume (X, Y, Z) that holds the scan and the points (K, 3), with a rim.
 
-    Around a scan it is constant. All of it where that is not the most.
+    A volume is constant around its scan. A box of half the volume or more becomes the whole volume.
     """
     everything = tuple(slice(0, n) for n in image.shape)
     there = image != image[0, 0, 0]
@@ -417,7 +417,7 @@ def _mark(
     *,
     numbered: bool,
 ) -> None:
-    """Predictions (K, 2) in a panel's millimetres; truth, and the error between them, if known."""
+    """Draw predictions (K, 2) in a panel's millimetres; if known, truth and a line of the error."""
     axes.autoscale(False)
     if truth_mm is not None:
         for start, end in np.stack([truth_mm, predicted_mm], axis=1):
@@ -427,7 +427,7 @@ def _mark(
     axes.scatter(sure[:, 0], sure[:, 1], s=12, color=PREDICTION, linewidths=0, zorder=4)
     axes.plot(unsure[:, 0], unsure[:, 1], "o", ms=5, mfc="none", mec=PREDICTION, mew=0.9, zorder=4)
     if numbered:
-        # Up and to the right of the point, whichever way the axis runs.
+        # Up and to the right of the point, for either direction of the axis.
         low, high = axes.get_ylim()
         aside = 0.008 * (high - low)
         for number, (x, y) in enumerate(predicted_mm, start=1):
@@ -435,7 +435,7 @@ def _mark(
 
 
 def _name_sides(axes: Axes, across: int, upright: int) -> None:
-    """Letters at the four sides of a plane along two LPS axes, and the axes' names.
+    """Write letters at the four sides of a plane along two LPS axes, and the axes' names.
 
     The head is up; in an axial plane, the face.
     """
@@ -462,7 +462,7 @@ def _name_sides(axes: Axes, across: int, upright: int) -> None:
 
 
 def _name_axes(axes: Axes, unit: str) -> None:
-    """Of a picture: y grows downwards."""
+    """Name the axes of a picture; y grows downwards."""
     axes.invert_yaxis()
     axes.set_xlabel(f"x ({unit})", labelpad=2)
     axes.set_ylabel(f"y ({unit})", labelpad=2)
@@ -495,7 +495,7 @@ def _dot(label: str, color: str, size: float, fill: str) -> Line2D:
 
 
 def _title_within(figure: Figure, x: float, y: float, title: str, room_px: float) -> None:
-    """A title that ends before `room_px` from the left, cut off if it has to be."""
+    """A title that ends before `room_px` from the left; a longer one is cut off."""
     text = figure.text(x, y, title, size=13, weight="bold", va="center")
     renderer = FigureCanvasAgg(figure).get_renderer()
     begin_px = x * figure.bbox.width

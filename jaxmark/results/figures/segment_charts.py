@@ -13,7 +13,7 @@ from jaxmark.results.figures.style import FLOORS, METHOD, STYLE, TRUTH, rendered
 def overlap_bars(per_segment: Sequence[Mapping[str, Any]]) -> bytes:
     """SVG: each segment's mean Dice as a bar and clDice as a tick.
 
-    `per_segment` are rows of `measures.segmentation.figures`; those that no case has are left out.
+    `per_segment`: rows of `measures.segmentation.figures`. Segments that no case has are left out.
     """
     shown = [row for row in per_segment if row["n"]]
     rows = np.arange(len(shown))
@@ -34,10 +34,10 @@ def overlap_bars(per_segment: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def probability_dots(rows: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> bytes:
-    """SVG: predicted probabilities of attributes, a dot a case, apart by the truth.
+    """SVG: predicted probabilities of attributes, one dot for each case.
 
-    `rows` of name, probabilities (N,) and truth (N,) bool, of cases whose truth is known. What is
-    true lies above its line, what is false below it.
+    `rows`: name, probabilities (N,) and truth (N,) bool of cases whose truth is known. Dots of true
+    attributes lie above the line of their row, those of false ones below.
     """
     places = np.arange(len(rows))
     with matplotlib.rc_context(STYLE):
@@ -76,7 +76,7 @@ def probability_dots(rows: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> byte
 
 
 def _spread(shares: np.ndarray) -> np.ndarray:
-    """(N,) in 0.08 to 0.38: dots of like probabilities beside each other, not on each other."""
+    """(N,) offsets in 0.08 to 0.38 that separate dots of similar probabilities."""
     order = np.argsort(shares, kind="stable")
     away = np.empty(len(shares))
     away[order] = 0.08 + 0.1 * (np.arange(len(shares)) % 4)

@@ -1,7 +1,7 @@
-"""How all figures look, and how they become bytes.
+"""The style of all figures, and their conversion to bytes.
 
-Only matplotlib's object interface is used: no window system, and no state that outlives a call.
-Charts are SVG with a transparent ground, so that a page can show them on its own.
+Only matplotlib's object interface is used: no window system, and no state between calls. Charts are
+SVG with a transparent background, so that they fit a page's own.
 """
 
 import io
@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
+# Okabe and Ito's colours, which all kinds of colour vision can distinguish.
 METHOD = "#0072b2"
 
 FLOORS = ("#d55e00", "#8a8a8a", "#cc79a7", "#009e73")
@@ -18,7 +18,7 @@ LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 INK = "#333333"
 
-# Truth is dark and large, prediction light and small: size and brightness tell them apart as well.
+# Truth is dark and large, prediction light and small: they also differ in size and brightness.
 TRUTH = "#f0282d"
 
 PREDICTION = "#4dff6a"
@@ -28,7 +28,7 @@ MARK = "#00c8ff"
 OWN = "#ffd166"
 
 
-# The type of a key is a list of all that matplotlib knows, which a plain dict is not.
+# Any: matplotlib's type of a key lists all names that it knows, and does not take a plain dict.
 STYLE: Any = {
     "font.size": 10,
     "axes.edgecolor": "#999999",
@@ -45,7 +45,7 @@ STYLE: Any = {
     "ytick.color": "#666666",
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
-    # Names come from data: a dollar sign in one is no formula.
+    # Names come from data: a dollar sign is no formula.
     "text.parse_math": False,
     # The same figures give the same bytes.
     "svg.hashsalt": "jaxmark",

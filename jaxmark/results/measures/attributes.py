@@ -1,4 +1,4 @@
-"""Which segments people have and where arteries fork, as it is predicted and as it is."""
+"""Presence of segments and forks of arteries: predictions against the truth."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,11 +28,11 @@ class Attributes:
     names: tuple[str, ...]
     probability: np.ndarray  # (N, A)
     true: np.ndarray  # (N, A) bool
-    known: np.ndarray  # (N, A) bool: of others the truth is not known
+    known: np.ndarray  # (N, A) bool: where the truth is known
 
     @property
     def said(self) -> np.ndarray:
-        """(N, A) bool: what is predicted; 0.5 decides."""
+        """(N, A) bool: the prediction; 0.5 decides."""
         return self.probability >= 0.5
 
     def right(self) -> np.ndarray:
@@ -43,9 +43,9 @@ class Attributes:
 def measure(
     cases: Sequence[PreparedCase], scheme: Scheme, predictions: Path
 ) -> dict[str, Attributes]:
-    """Attributes by their kind, of prepared cases and of the files in the folder `predictions`.
+    """Attributes by kind, from prepared cases and from files in the folder `predictions`.
 
-    A kind that these do not state is left out.
+    A kind that the files do not state is left out.
 
     Raises:
       InputError: a file is missing, damaged, or of another scheme.
@@ -74,18 +74,17 @@ def measure(
 
 
 def figures(told: dict[str, Attributes], scheme: Scheme) -> dict[str, Any]:
-    """All figures, in JSON types; None of a kind that `told` lacks.
+    """All figures, in JSON types; None for a kind that `told` lacks.
 
     `segments` and `landmarks`: `metrics.attributes` over `all` and over those that `may_change`
-    (segments that may be missing, and landmarks where they meet), and rows of each one (`each`):
-    `name`, `may_change`, `n_true`, `n_false`, `right_true`, `right_false`. `self_consistency`: how
-    often the predicted fork is the one that follows from the predicted segments, over landmarks
-    that may change.
+    (segments that may be missing, and landmarks where they meet), and a row for each in `each`:
+    `name`, `may_change`, `n_true`, `n_false`, `right_true`, `right_false`. `self_consistency`:
+    share of predicted forks that agree with the predicted segments, over landmarks that may change.
     """
     segments, landmarks = told.get(SEGMENT), told.get(LANDMARK)
     consistency = None
     if segments is not None and landmarks is not None:
-        # What cannot be missing is there, whatever is said.
+        # Segments that cannot be missing exist, even if the prediction says otherwise.
         there = segments.said | ~scheme.may_be_missing
         follows = scheme.landmark_attributes(there) == landmarks.said
         counted = np.broadcast_to(scheme.may_change, follows.shape)
@@ -117,7 +116,7 @@ def _of_kind(told: Attributes, may_change: np.ndarray) -> dict[str, Any]:
 
 
 def write_attributes(told: dict[str, Attributes], folder: Path) -> None:
-    """`attributes.csv`: a row a case and attribute."""
+    """Write `attributes.csv`: one row for each case and attribute."""
     words = {state: word for word, state in _TRUTHS.items()}
     rows = []
     for kind, of in told.items():
@@ -130,7 +129,7 @@ def write_attributes(told: dict[str, Attributes], folder: Path) -> None:
 
 
 def read_attributes_table(folder: Path) -> dict[str, Attributes]:
-    """What `write_attributes` wrote; InputError where it is missing or damaged."""
+    """Read the table of `write_attributes`; InputError if it is missing or damaged."""
     with about_damage(folder / ATTRIBUTES):
         rows = read_rows(folder / ATTRIBUTES, _COLUMNS)
         of_kind = {kind: [r for r in rows if r[2] == kind] for kind in (SEGMENT, LANDMARK)}
@@ -145,5 +144,5 @@ def _parse(rows: list[list[str]]) -> Attributes:
     states = np.array([_TRUTHS[row[3]] for row in rows]).reshape(shape)
     probability = np.array([float(row[4]) for row in rows]).reshape(shape)
     if not ((probability >= 0) & (probability <= 1)).all():
-        raise ValueError("a probability that is none")
+        raise ValueError("a probability outside of [0, 1]")
     return Attributes(cases, names, probability, true=states == 1, known=states >= 0)

@@ -29,11 +29,11 @@ _COLUMNS = ("case", "landmark", *_PREDICTED, *_TRUE, "error_mm", *_STATED)
 class Points:
     """Predicted and true positions of K landmarks in N cases, LPS millimetres of each scanner.
 
-    `truth_mm`, `predicted_mm` (N, K, 3), `present` (N, K) bool: annotated; `absent` (N, K) bool:
-    known not to be there; `score` (N, K) as the method gives it; `presence` (N, K) the stated
-    probability, NaN where none is, and `radius_mm` (N, K) the stated radius, infinite where none
-    is. Truth is meaningless where not present. Raises ValueError for other shapes, for no points,
-    and for a case or a landmark named twice.
+    `truth_mm`, `predicted_mm` (N, K, 3); `present` (N, K) bool: annotated; `absent` (N, K) bool:
+    known to be absent; `score` (N, K) of the method; `presence` (N, K) the stated probability, NaN
+    for none; `radius_mm` (N, K) the stated radius, infinite for none. Truth is meaningless where
+    not present. Raises ValueError for other shapes, for no points, and for a case or a landmark
+    named twice.
     """
 
     cases: tuple[str, ...]
@@ -45,9 +45,9 @@ class Points:
     score: np.ndarray
     presence: np.ndarray
     radius_mm: np.ndarray
-    # Of all lengths here; "px" of pictures whose pixel size does not count.
+    # Unit of all lengths here; "px" for pictures without a pixel size.
     unit: str = "mm"
-    # (N, 2) between columns and between rows of pictures, where all are known.
+    # (N, 2) size of pictures' pixels, between columns and between rows; None if one is unknown.
     pixel_mm: np.ndarray | None = None
 
     def __post_init__(self) -> None:
@@ -77,9 +77,9 @@ def points_of(
     predictions: Path,
     unit: str = "",
 ) -> Points:
-    """The table `predictions` of prepared cases beside their landmarks.
+    """The points of the table `predictions` with the landmarks of prepared cases.
 
-    `unit` is that of pictures' points, "mm" or "px"; "": they are scans.
+    `unit` is that of points on pictures, "mm" or "px"; "" for scans.
 
     Raises InputError for predictions that lack a case, and for cases without any landmark.
     """
@@ -115,11 +115,11 @@ def points_of(
 def floors_of(
     train: Sequence[PreparedCase], cases: Sequence[PreparedCase]
 ) -> dict[str, np.ndarray]:
-    """Baseline positions of prepared cases: the mean ones of the training cases `train`.
+    """Baseline positions of prepared cases: the mean positions in the training cases `train`.
 
-    In millimetres of the scanner ("mean_position"), and, where cases were registered, in the
-    prepared grid, from which each case's registration carries them to its scan
-    ("mean_position_registered").
+    "mean_position" is the mean in millimetres of the scanner. If cases were registered,
+    "mean_position_registered" is the mean in the prepared grid, mapped to each scan by its
+    registration.
     """
     mean_mm = _mean_position([case.landmarks_mm for case in train])
     mean_ijk = _mean_position([case.landmarks_ijk for case in train])
@@ -139,7 +139,7 @@ def figures(
 ) -> dict[str, Any]:
     """All figures of predictions, as `evaluate.evaluate` writes them; `floors` (N, K, 3).
 
-    Thresholds are in the points' unit, the other ones in the other unit of pictures.
+    `thresholds` are in the points' unit, `other_thresholds` in the other unit of pictures.
     """
 
     def of(predicted_mm: np.ndarray) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def figures(
 
 
 def _also(points: Points, thresholds: Sequence[float]) -> dict[str, Any] | None:
-    """The main figures of pictures in their other unit; None where it is not known."""
+    """The main figures of pictures in their other unit; None if the pixel size is unknown."""
     if points.pixel_mm is None:
         return None
     unit = "px" if points.unit == "mm" else "mm"
@@ -184,7 +184,7 @@ def _also(points: Points, thresholds: Sequence[float]) -> dict[str, Any] | None:
 
 
 def write_points(points: Points, floors: Mapping[str, np.ndarray], folder: Path) -> None:
-    """`points.csv`: a row a point, at the end an `error_<floor>_mm` for each floor (N, K, 3)."""
+    """Write `points.csv`: a row for each point, ending with `error_<floor>_mm` for each floor."""
     floor_errors = {
         name: metrics.radial_error_mm(points.truth_mm, floor, points.present)
         for name, floor in floors.items()
@@ -192,12 +192,12 @@ def write_points(points: Points, floors: Mapping[str, np.ndarray], folder: Path)
     write_text_atomic(folder / POINTS, _to_csv(points, floor_errors))
 
 
-# Columns of a table of predictions, and what an empty cell says.
+# Column of a table of predictions -> value of an empty cell.
 _EMPTY = {"score": np.nan, "presence": np.nan, "radius_mm": np.inf}
 
 
 def read_stated(path: Path, unit: str = "") -> dict[str, dict[tuple[str, str], float]]:
-    """Column -> (case, landmark) -> number, of a table that `read_table` has accepted."""
+    """Column -> (case, landmark) -> number, from a table that `read_table` has accepted."""
     with path.open(newline="", encoding="utf-8") as file:
         try:
             rows = list(csv.DictReader(file))
@@ -215,7 +215,7 @@ def read_stated(path: Path, unit: str = "") -> dict[str, dict[tuple[str, str], f
 
 
 def _mean_position(positions: Sequence[np.ndarray]) -> np.ndarray:
-    """(K, 3) mean over cases; a landmark that no case has is put at the middle of the others."""
+    """(K, 3) mean over cases; a landmark that no case has gets the middle of the others."""
     stacked = np.stack(positions)
     seen = ~np.isnan(stacked[..., :1])
     mean = np.where(seen, stacked, 0).sum(0) / np.maximum(seen.sum(0), 1)
@@ -224,7 +224,7 @@ def _mean_position(positions: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def read_points(folder: Path) -> Points:
-    """The points that were written, bit for bit; truth is NaN where a landmark is absent.
+    """The points of `points.csv`, bit for bit; truth is NaN where a landmark is absent.
 
     Raises InputError for a missing or damaged file.
     """
@@ -277,7 +277,7 @@ def _read_table(path: Path) -> tuple[Points, dict[str, np.ndarray]]:
 
 
 def _named(column: str, unit: str) -> str:
-    """A column's name, of points in this unit."""
+    """A column's name for points in this unit."""
     return in_unit(column, unit).replace("_lps_px", "_px")
 
 
@@ -294,7 +294,7 @@ def _parse(header: list[str], rows: list[list[str]]) -> tuple[Points, dict[str, 
     states = np.array([row[_COLUMNS.index("state")] for row in rows]).reshape(shape)
     if not np.isin(states, ("present", "absent", "")).all():
         raise ValueError("a state is not 'present', 'absent' or empty")
-    # Of the columns behind the names, this one is no number.
+    # All columns behind the names are numbers, except this one.
     del (header := [*header])[_COLUMNS.index("state")]
     rows = [[*row[: _COLUMNS.index("state")], *row[_COLUMNS.index("state") + 1 :]] for row in rows]
     numbers = np.array([[float(cell) if cell else np.nan for cell in row[2:]] for row in rows])

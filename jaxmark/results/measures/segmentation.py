@@ -18,20 +18,20 @@ from jaxmark.system.errors import InputError
 from jaxmark.system.parallel import parallel, worker_pool
 
 MAPS = "segmentation.csv"
-# What has any label, in the column of segments.
+# Name of all labels together, in the column of segments.
 TREE = "all segments"
 _MEASURES = ("dice", "cldice", "betti0_error")
 _VOLUMES = ("volume_true_mm3", "volume_predicted_mm3")
 _COLUMNS = ("case", "segment", *_MEASURES, *_VOLUMES)
-# Starting processes costs about as much as comparing so many cases.
+# Starting processes takes as long as comparing about this many cases.
 _CASES_WORTH_PROCESSES = 12
 
 
 @dataclasses.dataclass(frozen=True)
 class Maps:
-    """Measures of `core.segmentation` of S segments in N cases; the last column is of all together.
+    """Measures of `core.segmentation`: S segments in N cases; the last column is all together.
 
-    `values` (N, S + 1) by the names of the table's columns; NaN where neither map has the segment.
+    `values`: name of the table's column -> (N, S + 1), NaN where neither map has the segment.
     """
 
     cases: tuple[str, ...]
@@ -39,7 +39,7 @@ class Maps:
     values: dict[str, np.ndarray]
 
     def of_present(self, measure: str) -> np.ndarray:
-        """(N, S) a measure, NaN where the truth lacks the segment."""
+        """(N, S) values of a measure, NaN where the truth lacks the segment."""
         there = self.values["volume_true_mm3"][:, :-1] > 0
         return np.where(there, self.values[measure][:, :-1], np.nan)
 
@@ -47,10 +47,10 @@ class Maps:
 def measure(
     cases: Sequence[PreparedCase], scheme: Scheme, predictions: Path, workers: int
 ) -> Maps | None:
-    """Compare the label maps in the folder `predictions` with those that someone made.
+    """Compare the label maps in the folder `predictions` with the true ones.
 
     Returns:
-      None where no case has one.
+      None if no case has a true map.
 
     Raises:
       InputError, or an ExceptionGroup of them: a label map is missing, damaged, or not on the grid
@@ -81,9 +81,9 @@ class _Job:
 
 
 def true_labels(segments: CaseSegments) -> np.ndarray:
-    """(X, Y, Z) uint8 on the scan's own grid; InputError where there is no map, or a damaged one.
+    """(X, Y, Z) uint8 on the scan's own grid; InputError for a missing or damaged map.
 
-    Labels that are none of the scheme's are background.
+    Labels that the scheme does not have become background.
     """
     if segments.source is None:
         raise ValueError("a case without a label map")
@@ -91,7 +91,7 @@ def true_labels(segments: CaseSegments) -> np.ndarray:
 
 
 def predicted_labels(path: Path, grid: Grid, count: int) -> np.ndarray:
-    """(X, Y, Z) uint8: what prediction wrote of a case; InputError where it did not."""
+    """(X, Y, Z) uint8: a case's predicted map; InputError if the file is missing or damaged."""
     if not path.exists():
         raise InputError(path, "no such file: run --mode=predict")
     return labels_on_grid(path, range(1, count + 1), grid)
@@ -112,11 +112,11 @@ def _compare(job: _Job) -> dict[str, np.ndarray]:
 def figures(maps: Maps) -> dict[str, Any]:
     """Means over cases, in JSON types.
 
-    `dice`, `cldice` and `betti0_error` over the segments that the truth has, `tree` the same of all
-    segments together; each a `mean` with its `interval`, as in `metrics.average`. `n_scans`,
-    `n_present`: segments that the truth has; `n_invented`: that the prediction alone has.
-    `per_segment`: rows of `name`, `n`, the three means over cases that have the segment, its mean
-    volumes there, and `n_invented`.
+    `dice`, `cldice` and `betti0_error` are over the segments that the truth has, `tree` has the
+    same for all segments together; each is a `mean` with its `interval`, as in `metrics.average`.
+    `n_scans`; `n_present`: segments that the truth has; `n_invented`: segments that only the
+    prediction has. `per_segment`: rows of `name`, `n`, the three means over cases that have the
+    segment, its mean volumes there, and `n_invented`.
     """
     truth, predicted = (maps.values[name][:, :-1] > 0 for name in _VOLUMES)
     invented = predicted & ~truth
@@ -140,7 +140,7 @@ def figures(maps: Maps) -> dict[str, Any]:
 
 
 def write_maps(maps: Maps, folder: Path) -> None:
-    """`segmentation.csv`: a row a case and segment, and one of all segments together."""
+    """Write `segmentation.csv`: a row for each case and segment, and one for all together."""
     rows = []
     for n, case in enumerate(maps.cases):
         for s, segment in enumerate((*maps.segments, TREE)):
@@ -150,7 +150,7 @@ def write_maps(maps: Maps, folder: Path) -> None:
 
 
 def read_maps(folder: Path) -> Maps:
-    """What `write_maps` wrote; InputError where it is missing or damaged."""
+    """Read the table of `write_maps`; InputError if it is missing or damaged."""
     with about_damage(folder / MAPS):
         rows = read_rows(folder / MAPS, _COLUMNS)
         cases, segments = cases_and_names(rows)

@@ -1,4 +1,4 @@
-"""Tables of what was measured: CSV with the same columns each time, read back as it was written."""
+"""Tables of measurements: CSV with fixed columns; reading gives back the written values."""
 
 import contextlib
 import csv
@@ -12,7 +12,7 @@ from jaxmark.system.files import read_bytes, write_text_atomic
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Writes a table; Python's floats get the fewest digits that give the same float back."""
+    """Write a table; Python's floats get the fewest digits that give the same float back."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -22,7 +22,7 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 
 @contextlib.contextmanager
 def about_damage(path: Path) -> Iterator[None]:
-    """In this block a ValueError becomes an InputError which says that the file is damaged."""
+    """In this block a ValueError becomes an InputError that calls the file damaged."""
     try:
         yield
     except InputError:
@@ -51,7 +51,7 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[list[str]]:
 
 
 def cases_and_names(rows: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What stands in the first two columns; ValueError unless each pair has its row, in order."""
+    """The values of the first two columns; ValueError unless all pairs have a row, in order."""
     cases = tuple(dict.fromkeys(row[0] for row in rows))
     names = tuple(dict.fromkeys(row[1] for row in rows))
     if [tuple(row[:2]) for row in rows] != [(case, name) for case in cases for name in names]:

@@ -1,10 +1,10 @@
-"""Files of results that are counted in pixels: names that end in _mm end in _px there."""
+"""Names in files of results: where lengths are pixels, names end in _px instead of _mm."""
 
 from typing import Any
 
 
 def in_unit(tree: Any, unit: str) -> Any:
-    """JSON types, or a name, as they are written: in px each name's "_mm" is "_px"."""
+    """JSON types, or a name, for a file: with the unit px each name's "_mm" becomes "_px"."""
     return _renamed(tree, "_mm", "_px") if unit == "px" else tree
 
 
@@ -22,7 +22,7 @@ def _renamed(tree: Any, old: str, new: str) -> Any:
 
 
 def _inside(value: Any, old: str, new: str) -> Any:
-    """Of values names are changed, texts are not."""
+    """A value with renamed keys; texts stay."""
     if isinstance(value, dict):
         return _renamed(value, old, new)
     return [_inside(item, old, new) for item in value] if isinstance(value, list) else value

@@ -1,7 +1,7 @@
 """The viewer of a report: NiiVue and the shown scans, as part of the page.
 
-`viewer.js` is what the page runs. It adds NiiVue to the page, which is there gzipped, so that the
-page is half as large. `niivue/` is as npm has it; its version is in `version.json`.
+The page runs `viewer.js`, which adds NiiVue. NiiVue is gzipped in the page, which halves the page's
+size. `niivue/` is an unchanged copy from npm; `version.json` has its version.
 """
 
 import base64
@@ -30,16 +30,16 @@ _GZIP = "application/gzip"
 
 @dataclass(frozen=True)
 class Viewer:
-    """A part of a page, and what the page runs for it."""
+    """A part of a page, and its scripts."""
 
     html: str
     code: Code
 
 
 def viewer_of(points: Points, cases: Sequence[OverlayCase]) -> Viewer | None:
-    """A viewer of those cases that are volumes and whose place is known; None where none is.
+    """A viewer of the cases that are volumes with a known place; None if there are none.
 
-    Each case has the K landmarks of `points`, which must hold it.
+    `points` must hold each case, with its K landmarks.
     """
     shown = [case for case in cases if case.image.shape[2] > 1 and case.ijk_to_lps is not None]
     if not shown:
@@ -57,7 +57,7 @@ def viewer_of(points: Points, cases: Sequence[OverlayCase]) -> Viewer | None:
             blocks.append(data_block(f"viewer-labels-{number}", _GZIP, _packed(labels)))
         known.append(_case(case, volume, points, row))
     tree = {"schema_version": 1, "truth": TRUTH, "prediction": PREDICTION, "cases": known}
-    # Names come from data: none may end the block.
+    # Names come from data, and must not end the block.
     text = json_text(tree).replace("<", "\\u003c")
     blocks.append(data_block("viewer-data", "application/json", text))
     code = Code(
@@ -76,7 +76,7 @@ def _volume(case: OverlayCase, points: Points, row: int) -> ViewedVolume:
 
 
 def _case(case: OverlayCase, volume: ViewedVolume, points: Points, row: int) -> dict[str, Any]:
-    """What `viewer.js` knows of a case, as JSON types; positions are voxels of its volume."""
+    """The data of a case for `viewer.js`, as JSON types; positions are voxels of its volume."""
     to_ijk = np.linalg.inv(volume.ijk_to_lps)
     truth = apply_affine(to_ijk, points.truth_mm[row])
     predicted = apply_affine(to_ijk, points.predicted_mm[row])
@@ -170,11 +170,11 @@ _HTML = """<p id="viewer-problem" class="viewer-note" hidden></p>
 <p class="viewer-note"><strong>Left of the axial and coronal pictures is the patient’s
 right.</strong> The face is at the top of the axial and on the left of the sagittal one. Slices lie
 along the prepared volume; positions are of the scan.</p>
-<p class="viewer-note">A landmark of the list moves the crosshair to its true place, and when chosen
-again to the predicted one, around which the stated radius is. Marks in a slice are full, up to
-three voxels away faint; those of the chosen landmark are always there, as rings where they are
-farther away. Left button: crosshair; in the MIP it turns. Right button: contrast and brightness.
-Double-click: contrast as at first. Wheel, after a click: through the slices.</p>
+<p class="viewer-note">Choose a landmark in the list to move the crosshair to its true position;
+choose it again for the predicted position. The circle is the stated radius. Marks in the slice are
+full, marks up to three voxels away are faint; marks of the chosen landmark always show, as rings if
+they are farther away. Left button: crosshair; in the MIP it turns the view. Right button: contrast
+and brightness. Double-click: first contrast. Wheel, after a click: next slices.</p>
 <details class="viewer-note"><summary>Shown by NiiVue {version}: licences</summary>
 <pre>{licences}</pre></details>
 </div>

@@ -1,4 +1,4 @@
-"""A scan as a viewer in a page takes it: small, 8 bits a voxel, in a NIfTI file."""
+"""A scan for the viewer of a page: small, 8 bits a voxel, in a NIfTI file."""
 
 import gzip
 import math
@@ -11,11 +11,11 @@ from jaxmark.core.geometry import compose_affine
 from jaxmark.data.multiscale import coarse
 from jaxmark.results.figures.pictures import box_of_scan
 
-# Larger volumes are shown coarsely: a page holds several, and is mailed.
+# Larger volumes are shown coarsely: a page holds several, and people mail it.
 MOST_VOXELS = 8_000_000
-# Of intensities: black and white of the first look. Vessels fill less than 1 % of a scan.
+# Percentiles that are black and white at first. Vessels fill less than 1 % of a scan.
 _WINDOW_PERCENT = (1.0, 99.8)
-# What is brighter is cut off: single voxels would take the levels of all others.
+# Brighter voxels are cut off: a few of them would take most of the levels.
 _BRIGHTEST_PERCENT = 99.99
 _WHITE = 255
 
@@ -25,13 +25,13 @@ class ViewedVolume:
     """A volume (X, Y, Z) uint8 along the prepared grid: x to the left, y back, z to the head."""
 
     voxels: np.ndarray
-    ijk_to_lps: np.ndarray  # (4, 4): these voxels -> mm of the scan's own world
+    ijk_to_lps: np.ndarray  # (4, 4): these voxels -> LPS mm of the scan
     window: tuple[int, int]  # levels that are black and white at first
-    labels: np.ndarray | None = None  # (X, Y, Z) uint8, of a label map on the same grid
+    labels: np.ndarray | None = None  # (X, Y, Z) uint8: a label map on the same grid
 
     @property
     def spacing_mm(self) -> np.ndarray:
-        """(3,) between voxels, in the scan."""
+        """(3,) mm between voxels."""
         return np.linalg.norm(self.ijk_to_lps[:3, :3], axis=0)
 
 
@@ -41,10 +41,10 @@ def viewed_volume(
     points_ijk: np.ndarray,
     labels: np.ndarray | None = None,
 ) -> ViewedVolume:
-    """The part of a prepared image (X, Y, Z) that the scan and the points (K, 3) fill.
+    """The part of a prepared image (X, Y, Z) that holds the scan and the points (K, 3).
 
-    Where that has more than `MOST_VOXELS`, means over cubes, and of its `labels` those in the
-    cubes' middles. NaN is a point that does not count.
+    More than `MOST_VOXELS` are averaged over cubes; `labels` are those in the cubes' middles. A
+    point of NaN does not count.
     """
     box = box_of_scan(image, points_ijk)
     sides = [side.stop - side.start for side in box]
@@ -52,7 +52,7 @@ def viewed_volume(
     while math.prod(sides) / factor**3 > MOST_VOXELS:
         factor += 1
     first = np.array([side.start for side in box])
-    # Without what is less than a cube at the end.
+    # An incomplete cube at the end is cut off.
     box = tuple(
         slice(int(low), int(low) + side // factor * factor)
         for low, side in zip(first, sides, strict=True)
@@ -68,8 +68,8 @@ def viewed_volume(
 def nifti(voxels: np.ndarray, spacing_mm: np.ndarray) -> bytes:
     """A gzipped NIfTI-1 file of (X, Y, Z) uint8 along the prepared grid.
 
-    Its first voxel is the rightmost, rearmost, lowest one, and lies at 0 mm: the file says what is
-    left and where the head is, and nothing of where the scan was.
+    Its first voxel, the rightmost, rearmost and lowest, lies at 0 mm: the file states directions,
+    but not the place of the scan.
     """
     x, y, z = map(float, spacing_mm)
     header = bytearray(352)
@@ -78,10 +78,10 @@ def nifti(voxels: np.ndarray, spacing_mm: np.ndarray) -> bytes:
     # Type uint8 of 8 bits.
     struct.pack_into("<2h", header, 70, 2, 8)
     struct.pack_into("<4f", header, 76, 1, x, y, z)
-    # Where voxels begin, slope; then mm.
+    # Offset of the voxels, slope; then mm.
     struct.pack_into("<2f", header, 108, 352, 1)
     struct.pack_into("<b", header, 123, 2)
-    # The rows of voxels -> RAS mm hold.
+    # sform is valid: the rows of voxels -> RAS mm.
     struct.pack_into("<2h", header, 252, 0, 1)
     struct.pack_into("<12f", header, 280, x, 0, 0, 0, 0, y, 0, 0, 0, 0, z, 0)
     header[344:348] = b"n+1\0"
@@ -91,7 +91,7 @@ def nifti(voxels: np.ndarray, spacing_mm: np.ndarray) -> bytes:
 
 def _levels(image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
     """An image as uint8, and the window of its first look."""
-    # Around a scan it is constant.
+    # The image is constant around the scan.
     seen = image[image != image[0, 0, 0]]
     if not seen.size:
         return np.zeros(image.shape, np.uint8), (0, _WHITE)
