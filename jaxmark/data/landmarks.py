@@ -114,7 +114,7 @@ def read_content(path: Path, case: str = "", *, planar: bool = False) -> Content
 def read_tables(
     path: Path, known: Collection[str] = (), *, planar: bool = False
 ) -> dict[str, Content]:
-    """Case -> content, from one file of many cases: CSV, JSON with voxel indices, or the challenge's
+    """Case -> content, from a file of many cases: CSV, JSON with voxel indices, or the challenge's
     text (`landmark_files.stacom`).
 
     Args:
