@@ -1,9 +1,9 @@
-"""Bounds of settings, written beside the fields that they bound, and the one checker of them all.
+"""Bounds of settings, written beside the fields, and the one function that checks them.
 
     steps: int = setting(20_000, POSITIVE)
 
-A dataclass of settings may also have methods `conflicts()` and `misfits(task)`, which yield fields
-that do not go together with others, or with a task: a field's name and what is wrong with it.
+A dataclass of settings may also have methods `conflicts()` and `misfits(task)`. They yield each
+field that contradicts another field, or the task: its name and what is wrong with it.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """What a value has to be. `problem` says what is wrong with one that is not; `{}`: the value.
+    """A condition on a value, and the message where it does not hold; `{}` there is the value.
 
     None is always allowed: it stands for a value that is chosen elsewhere.
     """
@@ -30,14 +30,14 @@ class Bound:
 def setting(default: T, *bounds: Bound) -> T:
     """A dataclass field with a default and bounds.
 
-    Typed as its value, as type checkers take a field that is assigned one.
+    The return type is the value's: type checkers see a field that has this default.
     """
     field: Any = dataclasses.field(default=default, metadata={"bounds": bounds})
     return field
 
 
 def at_least(least: float) -> Bound:
-    """A finite number that is not smaller."""
+    """A finite number, `least` or larger."""
     return Bound(
         lambda value: math.isfinite(value) and value >= least,
         f"{{}} is not a number of at least {least}",
@@ -45,17 +45,17 @@ def at_least(least: float) -> Bound:
 
 
 def between(low: float, high: float) -> Bound:
-    """A number strictly between two others."""
+    """A number between `low` and `high`, both excluded."""
     return Bound(lambda value: low < value < high, f"{{}} is not between {low} and {high}")
 
 
 def one_of(*choices: str) -> Bound:
-    """One of some words."""
+    """One of these words; the message prints them as a tuple."""
     return Bound(lambda value: value in choices, f"{{!r}} is not one of {choices}")
 
 
 def each_of(*choices: str) -> Bound:
-    """One or more of some words."""
+    """A tuple of one or more of these words."""
     return Bound(
         lambda value: len(value) > 0 and all(word in choices for word in value),
         f"{{!r}} is not one or more of {choices}",
@@ -63,12 +63,12 @@ def each_of(*choices: str) -> Bound:
 
 
 def either(*choices: str) -> Bound:
-    """One of few words."""
+    """One of these words; the message joins them with "or"."""
     return Bound(lambda value: value in choices, f"{{!r}} is not {' or '.join(map(repr, choices))}")
 
 
 def triple(kind: str, *types: type) -> Bound:
-    """Three positive numbers (X, Y, Z) of these types, which are called `kind`."""
+    """Three positive numbers (X, Y, Z) of these types; the message calls them `kind`."""
 
     def holds(value: Sequence[float]) -> bool:
         return len(value) == 3 and all(isinstance(v, types) and v > 0 for v in value)
@@ -77,7 +77,7 @@ def triple(kind: str, *types: type) -> Bound:
 
 
 def positive_numbers(problem: str, least: int = 1) -> Bound:
-    """At least so many numbers, all of them positive."""
+    """`least` or more numbers, each 1 or larger."""
     return Bound(lambda value: len(value) >= least and min(value) >= 1, problem)
 
 
@@ -93,9 +93,9 @@ Problem = tuple[str, str]
 
 
 def divisible(crop: Sequence[int], block: int, why: str) -> Iterator[Problem]:
-    """Where a crop has a side that is not a multiple of `block` voxels, which `why` says.
+    """The problem of a crop with a side that is not a multiple of `block` voxels.
 
-    That pictures have one voxel along Z fits all networks.
+    `why` completes "a multiple of N, which ...". A picture's one voxel along Z is always allowed.
     """
     sides = crop[:2] if crop[2] == 1 else crop
     if any(side % block for side in sides):
@@ -106,7 +106,7 @@ def divisible(crop: Sequence[int], block: int, why: str) -> Iterator[Problem]:
 def coarsely_divisible(
     crop: Sequence[int], margin: Sequence[int], factor: int, levels: int
 ) -> Iterator[Problem]:
-    """`config.data.crop` and margin, for a U-Net on voxels `config.method.factor` times as long."""
+    """Problems of crop and margin for a U-Net whose voxels are `factor` times as long."""
     why = f"{levels} levels (config.method.widths) of voxels {factor} times as long need"
     yield from divisible(crop, factor * 2 ** (levels - 1), why)
     if any(m % factor for m in margin):
@@ -115,24 +115,24 @@ def coarsely_divisible(
 
 
 def volumes_only(crop: Sequence[int]) -> Iterator[Problem]:
-    """Where a crop is a picture, one voxel along Z, and the method is for volumes alone."""
+    """The problem of a picture (one voxel along Z), for a method that takes volumes only."""
     if crop[2] == 1:
         yield "config.data.crop", f"{crop} is a picture, and this method is for volumes"
 
 
 def pictures_only(crop: Sequence[int]) -> Iterator[Problem]:
-    """Where a crop is a volume, and the method is for pictures, one voxel along Z, alone."""
+    """The problem of a volume, for a method that takes pictures (one voxel along Z) only."""
     if crop[2] != 1:
         yield "config.data.crop", f"{crop} is a volume, and this method is for pictures (Z = 1)"
 
 
 def check(settings: Any, path: str, task: Any = None) -> None:
-    """InputError that names the first field of a dataclass, or of one in it, with a wrong value.
+    """Raises InputError for the first wrong value in a dataclass and the dataclasses in it.
 
     Args:
-      settings: a dataclass; others are passed over.
-      path: its own name, as "config.data".
-      task: what a method has to find; None where that is not known yet.
+      settings: a dataclass; any other value is passed over.
+      path: its name in the message, as "config.data".
+      task: what a method has to find; None while that is not known.
     """
     check_values(settings, path)
     _check_conflicts(settings, path)

@@ -1,7 +1,7 @@
-"""What an experiment is: typed dataclasses, with every default in one place.
+"""The settings of an experiment: typed dataclasses, with every default in one place.
 
-An experiment file has a function `get_config(preset) -> Experiment`. On the command line every
-field can be set (`--config.train.batch=4`); an unknown one or a wrong type is refused.
+An experiment file has a function `get_config(preset) -> Experiment`. The command line can set every
+field (`--config.train.batch=4`); it refuses unknown fields and wrong types.
 """
 
 import dataclasses
@@ -28,93 +28,94 @@ from jaxmark.system.errors import InputError
 
 @dataclasses.dataclass
 class Data:
-    """Where scans and landmarks come from and how they are made into cases of one shape.
+    """Where scans and landmarks come from, and how cases of one shape are made from them.
 
     Lengths are millimetres, shapes are voxels in (X, Y, Z) order.
     """
 
     # A folder with `images/` and `landmarks/` (or `landmarks.csv`), or in the layout of nnU-Net or
-    # BIDS; empty: the phantom, if any.
+    # BIDS. Empty: `config.phantom`, if the experiment has one.
     root: str = ""
-    # Which image of a case, where it has several: the last part of its name (BIDS "angio", nnU-Net
-    # "0000").
+    # Which image is used, where a case has several: the last part of its name (BIDS "angio",
+    # nnU-Net "0000").
     suffix: str = ""
-    # Which DICOM series of a case whose folder holds several volumes: its description, number, UID
-    # or the end of the UID. Empty: each folder must hold one volume. Of folders of new scans those
-    # series alone are predicted; empty: all.
+    # Which DICOM series is used, where a case's folder holds several: its description, number, UID
+    # or the end of the UID. Empty: each case's folder must hold one volume. In folders of new
+    # scans only this series is predicted; empty: all.
     series: str = ""
-    # Frame of landmark files that don't state theirs: "LPS", "RAS" or "" (then they must).
+    # Frame of landmark files that state none: "LPS" or "RAS". "": every file must state its frame.
     frame: str = setting("", one_of("", "LPS", "RAS"))
-    # Unit of landmark files that state neither frame nor unit: "mm", or "voxels": indices of the
-    # case's own image, counted from 0, x fastest; of a picture, pixels.
+    # Unit of landmark files that state neither frame nor unit: "mm", or "voxels": indices in the
+    # case's image, counted from 0, x fastest; pixels in a picture.
     units: str = setting("mm", one_of("mm", "voxels"))
     # Landmarks of another cohort, for methods that learn from them: a table (CSV), or a folder of
     # landmark files. Empty: `unpaired.csv` in `root`, if it is there.
     unpaired: str = ""
-    # How they come into the prepared volumes: "none" (their frame is the common one already), or a
-    # "rigid" or "similarity" fit of each set to the landmarks of a training case.
+    # How these landmarks are moved into the prepared volumes: "none" (they are in the common frame
+    # already), or a "rigid" or "similarity" fit of each set to a training case's landmarks.
     unpaired_align: str = setting("none", one_of("none", "rigid", "similarity"))
-    # Landmark names in order, all or some of those in the files; empty: taken from the files, which
-    # must then all have the same ones.
+    # Landmark names in order, all or some of those in the files. Empty: the names in the files,
+    # which must then be the same in all.
     landmarks: tuple[str, ...] = ()
     # Segment names in order, all or some of those in the label table: the classes of methods that
-    # learn from label maps; others are background. Empty: all.
+    # learn from label maps. Other segments are background. Empty: all.
     segments: tuple[str, ...] = ()
-    # Used where the folder has no `splits.json`, and without `folds`.
+    # Shares of the cases, where the folder has no `splits.json` and `folds` is 0.
     val_fraction: float = setting(0.15, at_least(0))
     test_fraction: float = setting(0.15, at_least(0))
     split_seed: int = 0
-    # Cross-validation: the cases that are not kept for testing are divided into so many folds by
-    # patient (see `data.folds`), of which number `fold`, from 0, is for validation; 0: no folds.
+    # Cross-validation: the number of folds into which all but the test cases are divided, by
+    # patient (see `data.folds`); 0: none. Fold number `fold`, from 0, is for validation.
     folds: int = setting(0, at_least(0))
     fold: int = setting(0, at_least(0))
-    # Share of the training split that is used, for learning curves: less is a subset of more.
+    # Share of the training split that is used, for learning curves. A smaller share is a subset of
+    # a larger one.
     train_fraction: float = 1.0
-    # How scans are brought together: "none" (world frames agree already), "middle" (the scans'
-    # middles, for methods that find out the rest themselves), "center" (centres of mass), "rigid",
-    # "similarity" or "affine" (intensity registration to `template`).
+    # How scans are brought into one frame: "none" (their world frames agree already), "middle" (by
+    # the scans' middles, for methods that find the rest themselves), "center" (by centres of mass),
+    # "rigid", "similarity" or "affine" (intensity registration to `template`).
     register: str = setting(
         "none", one_of("none", "middle", "center", "rigid", "similarity", "affine")
     )
-    # What is compared: "correlation" (scans that look alike), "mutual_information" (Mattes'; heads,
-    # whose contrast differs from scanner to scanner).
+    # What registration maximises: "correlation" (for scans that look alike) or
+    # "mutual_information" (Mattes'; for heads, whose contrast differs between scanners).
     metric: str = setting("correlation", one_of("correlation", "mutual_information"))
-    # How far a scan may be turned from the template: 180 is anywhere, 30 suits headers that agree.
+    # How far a scan may be turned from the template: 180 is any way, 30 suits headers that agree.
     search_degrees: float = setting(180.0, at_least(0))
-    # A training case or a scan file, to which all are registered; empty: the most typical case.
+    # The training case or scan file that all scans are registered to; empty: the most typical case.
     template: str = ""
-    # Where the template lies in a frame that several modalities share (that of the other modality's
-    # template): a transform file of ITK (fixed: the shared frame, moving: the template), ...
+    # Where the template lies in a frame that several modalities share (the frame of the other
+    # modality's template): an ITK transform file (fixed: shared frame, moving: template), ...
     template_transform: str = ""
-    # ... or masks of one structure of one person, in the template's frame and in the shared one.
+    # ... or two masks of one structure of one person: in the template's and in the shared frame.
     template_mask: str = ""
     shared_mask: str = ""
-    # Where the crop has one voxel along Z, cases are pictures: PNG, JPEG, TIFF, BMP, DICOM, or a
-    # slice in NIfTI. Lengths of pictures, here and in all that is printed, are "mm", or "px" where
-    # the size of a pixel is not known or does not matter: then all "millimetres" are pixels.
+    # A crop with one voxel along Z means that cases are pictures: PNG, JPEG, TIFF, BMP, DICOM, or a
+    # slice in NIfTI. Their lengths, in the config and in all output, are "mm", or "px" where the
+    # size of a pixel is unknown or does not matter: then every field in "mm" is in pixels.
     unit: str = setting("mm", one_of("mm", "px"))
-    # Of all pictures that do not state the size of a pixel, and whose landmark table has no column
-    # pixel_size_mm; 0: not known. Resolutions in PNG, JPEG and TIFF are a print's, and not read.
+    # Size of a pixel, for pictures that do not state it and whose landmark table has no column
+    # pixel_size_mm; 0: unknown. Resolutions in PNG, JPEG and TIFF are for printing: not read.
     pixel_size_mm: float = setting(0.0, at_least(0))
-    # "common": all cases are resampled to `spacing_mm`. "native" (pictures): nothing is resampled;
-    # the crop is about each picture's middle, and what lies outside of it is filled up. Lengths of
-    # the method are pixels then, and `spacing_mm` is 1.
+    # "common": all cases are resampled to `spacing_mm`. "native" (pictures only): nothing is
+    # resampled. The crop lies about each picture's middle; voxels beyond the picture are filled.
+    # The method's lengths are pixels then, and `spacing_mm` is 1.
     grid: str = setting("common", one_of("common", "native"))
     spacing_mm: tuple[float, float, float] = setting((0.513, 0.513, 0.8), LENGTHS)
     crop: tuple[int, int, int] = setting((192, 160, 96), VOXELS)
-    # Voxels kept around the crop on each side, so that augmentation moves over real voxels; none
-    # along an axis on which the crop is one voxel: that is a picture.
+    # Voxels kept around the crop on each side, so that augmentation moves over real voxels. There
+    # is no margin along an axis where the crop is one voxel, as in pictures.
     margin: int = setting(8, at_least(0))
-    # What becomes 0 and 1: "percentiles" of the voxels around the crop (MRA, whose units mean
-    # nothing), or a fixed "window" with all beyond cut off (CTA, in Hounsfield units).
+    # Which intensities become 0 and 1: "percentiles" of the voxels around the crop (MRA, whose
+    # units mean nothing), or a fixed "window" that cuts off all beyond (CTA, Hounsfield units).
     intensity: str = setting("percentiles", one_of("percentiles", "window"))
     intensity_percentiles: tuple[float, float] = (0.5, 99.5)
     intensity_window: tuple[float, float] = (0.0, 700.0)
     # Folder of prepared cases; empty: `jaxmark` in the user's cache folder.
     cache: str = ""
-    # Processes that prepare; 0: one a CPU core.
+    # Processes that prepare cases; 0: one for each CPU core.
     workers: int = setting(0, at_least(0))
-    # Draw contact sheets of all cases, also of more than 200; else of so many, doubtful ones first.
+    # Draw contact sheets of all cases. Off: of at most 200, doubtful ones first.
     all_sheets: bool = False
 
     @property
@@ -173,69 +174,70 @@ class Data:
 class Appearance:
     """Images drawn from label maps on the device, anew at every step; see `core.appearance`.
 
-    Shares are of the cases, strengths are the largest that is drawn; 0 is off.
+    Shares are shares of the cases. Strengths are the largest that is drawn. 0 is off.
     """
 
-    # A batch's image is the share of each voxel that lies in arteries, and its targets hold
-    # `tissues`; what the network sees is drawn from both. Off: the image is what the batch holds.
+    # On: a batch's image holds the share of each voxel that lies in arteries, its targets hold
+    # `tissues`, and the network's image is drawn from both. Off: the network sees the batch's.
     drawn: bool = False
-    # What the intensities are like: a time-of-flight MRA's, or a CTA's. The rest: any for each
-    # tissue, and arteries brighter than the brain.
+    # Images with the intensities of a time-of-flight MRA, and of a CTA. All others have a random
+    # value for each tissue, with arteries brighter than the brain.
     mra: float = setting(0.4, SHARE)
     cta: float = setting(0.3, SHARE)
-    # Share of that rest whose arteries are darker than the brain: black-blood images.
+    # Share of these others whose arteries are darker than the brain: black-blood images.
     dark: float = setting(0.03, SHARE)
-    # Of CTA whose values are cut off at a window such as 0 to 700 HU.
+    # Share of CTA whose values are cut off at a window such as 0 to 700 HU.
     windowed: float = setting(0.5, SHARE)
-    # Veins as bright as arteries.
+    # Images whose veins are as bright as arteries.
     venous: float = setting(0.15, SHARE)
-    # Contrast of arteries that is lost, as a share of it: in places, and in the thinnest ones.
+    # Share of the arteries' contrast that is lost: in places, and in the thinnest arteries.
     fade: float = setting(0.6, SHARE)
     thin: float = setting(0.7, SHARE)
-    # Arteries that fade along z, as blood that is saturated on its way through a slab, or several.
+    # Images whose arteries fade along z: blood saturates on its way through a slab, or several.
     saturated: float = setting(0.3, SHARE)
-    # Standard deviation within a tissue of what varies over 2 to 30 mm, relative to its value.
+    # Standard deviation of a tissue's texture (2 to 30 mm in size), relative to the tissue's value.
     texture: float = setting(0.12, at_least(0))
-    # Standard deviation of a coil's sensitivity, as a logarithm; not of CTA.
+    # Standard deviation of the logarithm of a coil's sensitivity; not in CTA.
     bias: float = setting(0.2, at_least(0))
-    # The scanner's voxels, along x and y and along z. Where the grid is coarser nothing is blurred.
+    # The scanner's voxels, along x and y, and along z. A coarser grid is not blurred.
     voxel_mm: tuple[float, float] = (0.3, 1.0)
     slice_mm: tuple[float, float] = (0.3, 1.5)
-    # Standard deviation relative to a brain in MRA, to 200 HU in CTA.
+    # Standard deviation, relative to the brain's value in MRA, to 200 HU in CTA.
     noise: float = setting(0.15, at_least(0))
     # Images with ringing at edges (a sharp end of k-space), or with edges enhanced.
     ringing: float = setting(0.1, SHARE)
     sharpened: float = setting(0.2, SHARE)
-    # Faint copies along y: ghosts of a head that moved, and what was folded over; not of CTA.
+    # Faint copies along y: ghosts of a head that moved, and aliasing (fold-over); not in CTA.
     motion: float = setting(0.1, SHARE)
     wrapped: float = setting(0.03, SHARE)
-    # What others made of the scan: the brain and its vessels alone, ...
+    # Scans that others have processed: only the brain and its vessels are left, ...
     stripped: float = setting(0.12, SHARE)
-    # ... all under a threshold between brain and arteries set to nothing, ...
+    # ... values under a threshold between brain and arteries are removed, ...
     thresholded: float = setting(0.08, SHARE)
-    # ... or the arteries alone.
+    # ... or only the arteries are left.
     vessels_only: float = setting(0.05, SHARE)
-    # Field of view: slabs across z, or boxes around the landmarks; the rest: all of the crop.
+    # Fields of view that are slabs across z, or boxes around the landmarks; all others: the crop.
     slab: float = setting(0.25, SHARE)
     slab_mm: tuple[float, float] = (20.0, 100.0)
     box: float = setting(0.3, SHARE)
-    # The smallest; the largest is half as long again, each side by itself.
+    # The smallest box. The sides are drawn one by one, each up to 1.5 times as long.
     box_mm: tuple[float, float, float] = setting((40.0, 37.0, 20.0), LENGTHS)
-    # How far a slab or box lies beside the landmarks' middle, as a share of its sides, ...
+    # How far a slab or box is moved from the landmarks' middle, as a share of its sides, ...
     shift: float = setting(0.3, SHARE)
     # ... and how far it is turned.
     tilt_degrees: float = setting(15.0, at_least(0))
     # Share of fields of view that are surrounded by the scan's minimum; others by 0.
     minimum_around: float = setting(0.3, SHARE)
-    # Landmarks outside of the field of view are neither present nor absent: nothing is learned of
-    # them. If not, they stay what they are.
+    # On: landmarks outside of the field of view are neither present nor absent; training ignores
+    # them. Off: they stay present or absent.
     hide_unseen: bool = True
-    # Images that a model has no business with: a head upside down or back to front, one without
-    # arteries, noise. Their landmarks are absent, whatever lies there.
+    # Images that no model should accept: a head upside down or back to front, a head without
+    # arteries, noise. All their landmarks count as absent.
     strangers: float = setting(0.0, SHARE)
     # Images whose upper 0.5 to 3 % are cut off.
     clipped: float = setting(0.2, SHARE)
-    # Exponents of the scaled image between exp(-gamma) and exp(gamma), and then a relative factor.
+    # The scaled image gets an exponent between exp(-gamma) and exp(gamma), then a factor between
+    # 1 - contrast and 1 + contrast.
     gamma: float = setting(0.3, at_least(0))
     contrast: float = setting(0.1, SHARE)
 
@@ -255,7 +257,7 @@ class Appearance:
 class Augment:
     """Random changes made on the device; all uniform in [-value, value], 0 is off."""
 
-    # At most the margin of the prepared cases.
+    # At most `config.data.margin`.
     translation_voxels: int = setting(4, at_least(0))
     rotation_degrees: float = setting(0.0, at_least(0))
     # Relative: 0.1 is a factor between 0.9 and 1.1.
@@ -265,13 +267,13 @@ class Augment:
     brightness: float = setting(0.0, at_least(0))
     # Standard deviation of added Gaussian noise.
     noise: float = setting(0.0, at_least(0))
-    # Share of the cases that are mirrored left to right, with what is right and left exchanged.
+    # Share of the cases that are mirrored left to right, with right and left names exchanged.
     flip: float = setting(0.0, at_least(0), SHARE)
     # Smooth random deformation: a cubic B-spline whose coefficients lie `elastic_grid_mm` apart and
     # move voxels by at most `elastic_mm` along each axis.
     elastic_mm: float = setting(0.0, at_least(0))
     elastic_grid_mm: float = setting(48.0, POSITIVE)
-    # Images from label maps; contrast, brightness and noise above are then its own.
+    # Images drawn from label maps; then contrast, brightness and noise above must be 0.
     appearance: Appearance = dataclasses.field(default_factory=Appearance)
 
     def conflicts(self) -> Iterator[Problem]:
@@ -289,7 +291,7 @@ class Augment:
 
 @dataclasses.dataclass
 class Train:
-    """The loop: how many, how often, and what is kept."""
+    """The training loop: batches, intervals, checkpoints, threads."""
 
     batch: int = setting(1, at_least(1))
     # Steps between lines of the log.
@@ -297,7 +299,7 @@ class Train:
     # Steps between validations, each followed by a checkpoint.
     validate_every: int = setting(200, at_least(1))
     keep_checkpoints: int = setting(2, at_least(1))
-    # Threads that read cases and batches kept ready ahead of the step.
+    # Threads that read cases, and batches that they keep ready ahead of the step.
     loader_threads: int = setting(4, at_least(1))
     prefetch: int = setting(4, at_least(1))
     tensorboard: bool = False
@@ -305,17 +307,17 @@ class Train:
 
 @dataclasses.dataclass
 class Stream:
-    """Training on label maps of synthetic people that are drawn without end; see `data.stream`.
+    """Training on label maps of synthetic people, drawn without end; see `data.stream`.
 
-    Validation and test are prepared cases as ever, and so is what the training split's are for
-    beside training: the common frame.
+    Validation and test still use prepared cases. The prepared training split still defines the
+    common frame.
     """
 
-    # Of `config.phantom`, which says what people are like. Processes draw them: `data.workers`.
+    # On: `data.workers` processes draw the people that `config.phantom` describes.
     on: bool = False
-    # How often each person is seen; the more often, the less is drawn.
+    # How often each person is seen in training.
     reuse: int = setting(4, at_least(1))
-    # People that come newly into each block of `window * reuse` that are shuffled.
+    # New people in each shuffled block of `window * reuse` cases.
     window: int = setting(8, at_least(1))
 
 
@@ -323,31 +325,31 @@ class Stream:
 class Predict:
     """How a trained model is used."""
 
-    # One of the method's ways to a position: "subvoxel" or "argmax" (the papers').
+    # How the method reads a position: one of its `decoders`, "subvoxel" or "argmax" (the papers').
     decoder: str = "subvoxel"
-    # Share of landmarks that are to lie within the radius that is stated for each.
+    # Share of landmarks that should lie within the radius that is given with each prediction.
     coverage: float = setting(0.9, between(0, 1))
     batch: int = setting(1, at_least(1))
     # Which split is predicted and evaluated; empty: test, or val where there is no test split.
     split: str = setting("", one_of("", "train", "val", "test"))
-    # "best" on validation, or "last".
+    # The checkpoint that is "best" on validation, or the "last".
     checkpoint: str = setting("best", one_of("best", "last"))
     # Draw each raw scan with its landmarks; it takes about as long as a registration.
     pictures: bool = True
     # What computes networks: "xla"; on a CPU with `pip install openvino` also "openvino",
-    # "openvino_bf16" (products of 16 bits), or "fastest": of the first two, by timing both.
+    # "openvino_bf16" (16-bit products), or "fastest": the faster of the first two, which it times.
     engine: str = setting("xla", one_of("xla", "openvino", "openvino_bf16", "fastest"))
 
 
 @dataclasses.dataclass
 class Evaluate:
-    """What is reported."""
+    """Contents of the report."""
 
     sdr_thresholds_mm: tuple[float, ...] = (2.0, 3.0, 4.0, 5.0, 6.0)
-    # Of pictures, whose errors are given in both units where both are known.
+    # For pictures, whose errors are reported in both units where both are known.
     sdr_thresholds_px: tuple[float, ...] = (2.0, 3.0, 5.0)
-    # The report holds the voxels of the scans that it shows, and a viewer for them. Without, it is
-    # some megabytes smaller and has pictures of them. Pictures (Z = 1) need no viewer.
+    # On: the report holds a viewer and the voxels of the scans that it shows. Off: it holds images
+    # of them, and is some megabytes smaller. Cases that are pictures need no viewer.
     viewer: bool = True
 
 
@@ -363,7 +365,7 @@ class Experiment:
     name: str = "experiment"
     seed: int = 0
     data: Data = dataclasses.field(default_factory=Data)
-    # The synthetic cohort where `data.root` is empty. None: the experiment needs data of its own.
+    # The synthetic cohort, used where `data.root` is empty. None: `data.root` must be set.
     phantom: Any = None
     augment: Augment = dataclasses.field(default_factory=Augment)
     train: Train = dataclasses.field(default_factory=Train)
@@ -390,7 +392,7 @@ class Experiment:
 
 
 def validate(experiment: Experiment) -> Experiment:
-    """The experiment itself; InputError that names the first field with an impossible value."""
+    """Returns the experiment; raises InputError for the first field with an impossible value."""
     check(experiment, "config")
     return experiment
 
@@ -413,19 +415,19 @@ def to_json(experiment: Experiment) -> dict[str, Any]:
         if tree[part] is not None:
             kind = type(getattr(experiment, part)).__name__
             tree[part] = {"class": kind, **tree[part]}
-    # Through JSON once: tuples become lists, as in what is read back.
+    # Through JSON text, so that tuples are lists, as in a config read from a file.
     return json.loads(json.dumps(tree, allow_nan=False))
 
 
 def from_json(tree: Mapping[str, Any], kinds: Mapping[str, type], where: Path) -> Experiment:
-    """The experiment that `to_json` described, or did in an earlier version.
+    """The experiment in what `to_json` returned, in this version or an earlier one.
 
     Args:
       kinds: the settings classes of methods and phantoms by name.
+      where: the file, for messages.
 
     Raises:
-      InputError: about the file `where`, if it is not the config of a run, or names a class or a
-        field that is not known.
+      InputError: `where` is not the config of a run, or names an unknown class or field.
     """
     tree = migrated(tree)
     try:
@@ -450,7 +452,7 @@ def from_json(tree: Mapping[str, Any], kinds: Mapping[str, type], where: Path) -
 
 
 def _filled(kind: type, tree: Mapping[str, Any], part: str, where: Path) -> Any:
-    """A dataclass of JSON types; no field of a config is a list, but many are tuples."""
+    """The dataclass from JSON types. JSON lists become tuples: no field of a config is a list."""
     known: dict[str, Any] = {field.name: field for field in dataclasses.fields(kind)}
     for name in tree:
         if name not in known:
@@ -465,26 +467,26 @@ def _filled(kind: type, tree: Mapping[str, Any], part: str, where: Path) -> Any:
 
 
 def migrated(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The config that an earlier version stored, as this version would have.
+    """The config that an earlier version stored, as this version would store it.
 
-    What a field that is missing there stands for is its default: so a new field's default must be
-    what was done before there was the field. What was renamed since is renamed here. A field whose
-    meaning changes gets another name, and its old one is translated here or refused as unknown.
+    A missing field has its default: so a new field's default must be what earlier versions did.
+    This function renames what was renamed since. A field whose meaning changes gets a new name; its
+    old name is translated here or refused as unknown.
     """
-    # Parts that are younger than the file.
+    # Parts that the first version did not have.
     tree = {"stream": {}, **tree}
     if isinstance(tree.get("phantom"), dict):
-        # The first phantom was the only one.
+        # The first version had one phantom and stored no class name.
         tree["phantom"] = {"class": "CirclePhantom", **tree["phantom"]}
     return tree
 
 
-# Parts of a config that a trained model belongs to; how it is logged or predicted may change.
-_BINDING = ("method", "data", "phantom", "augment", "stream", "seed")
-# Fields of parts that may differ by what they say. Where files lie is one of them: what is in the
-# files is compared, see `moved`.
+# Parts of a config that must not change once a model is trained; logging and prediction may.
+_FIXED_PARTS = ("method", "data", "phantom", "augment", "stream", "seed")
+# Paths may change, since files may be moved: what is in the files is compared instead, see `moved`.
 _PATHS = ("root", "unpaired", "template", "template_transform", "template_mask", "shared_mask")
-_FREE: dict[str, tuple[str, ...]] = {
+# Fields of these parts that may change all the same.
+_FREE_FIELDS: dict[str, tuple[str, ...]] = {
     "data": ("cache", "workers", "all_sheets", *_PATHS),
     # As `train.batch`: a run that has too little memory goes on with fewer.
     "method": ("refine_batch", "fine_batch"),
@@ -492,9 +494,12 @@ _FREE: dict[str, tuple[str, ...]] = {
 
 
 def check_same(
-    found: Mapping[str, Any], experiment: Experiment, where: Path, parts: Sequence[str] = _BINDING
+    found: Mapping[str, Any],
+    experiment: Experiment,
+    where: Path,
+    parts: Sequence[str] = _FIXED_PARTS,
 ) -> None:
-    """InputError where `found`, the config of an earlier run, is of another model or data."""
+    """Raises InputError where `found`, an earlier run's config, has another model or other data."""
     found, wanted = migrated(found), to_json(experiment)
     differing = []
     for part in parts:
@@ -503,7 +508,7 @@ def check_same(
         old, new, path = found[part], wanted[part], f"config.{part}"
         if isinstance(old, dict) and isinstance(new, dict):
             old = _completed(old, _defaults(getattr(experiment, part)))
-            free = _FREE.get(part, ())
+            free = _FREE_FIELDS.get(part, ())
             differing += [
                 f"{path}.{name} = {one}, not {other}"
                 for name, one, other in _differences(old, new)
@@ -518,7 +523,7 @@ def check_same(
 
 
 def _completed(tree: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """A dataclass as JSON types, with the default of what it lacks, also in dataclasses in it."""
+    """`tree`, with the defaults of the fields that it lacks, at every depth."""
     completed = {**defaults, **tree}
     for name, default in defaults.items():
         if isinstance(default, dict) and isinstance(completed[name], dict):
@@ -527,7 +532,7 @@ def _completed(tree: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Name, old and new value of the fields that differ, also of those in dataclasses in it."""
+    """Dotted name, old and new value of every field that differs, at every depth."""
     for name in {**new, **old}:
         one, other = old.get(name), new.get(name)
         if isinstance(one, dict) and isinstance(other, dict):
@@ -537,9 +542,9 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tup
 
 
 def moved(found: Mapping[str, Any], experiment: Experiment) -> list[str]:
-    """The paths to data that are others than in `found`, the config of an earlier run.
+    """Messages about paths to data that differ from `found`, the config of an earlier run.
 
-    As texts: the same data may lie there, which only they themselves tell.
+    Different paths may hold the same data: the caller compares the data.
     """
     old = {**_defaults(experiment.data), **migrated(found)["data"]}
     new = to_json(experiment)["data"]
@@ -551,7 +556,7 @@ def moved(found: Mapping[str, Any], experiment: Experiment) -> list[str]:
 
 
 def _defaults(settings: Any) -> dict[str, Any]:
-    """What the fields of a dataclass are where nothing is said of them, as JSON types."""
+    """The defaults of a dataclass, as JSON types."""
     plain = {}
     for field in dataclasses.fields(settings):
         if field.default is not dataclasses.MISSING:
@@ -564,8 +569,7 @@ def _defaults(settings: Any) -> dict[str, Any]:
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        # Experiment files that people wrote import it from here, its place when it was the only
-        # phantom.
+        # Users' experiment files import it from here: it was here when it was the only phantom.
         if name == "Phantom":
             from jaxmark.data.phantoms.cow.cohort import CirclePhantom
 

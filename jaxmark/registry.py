@@ -1,6 +1,6 @@
 """The methods and phantoms that a stored config may name, by the names of their settings classes.
 
-A new one is a line here.
+A new method or phantom needs a line here.
 """
 
 from jaxmark.data.phantoms.cine.cohort import CinePhantom

@@ -1,6 +1,6 @@
-"""The experiment file of models that were trained before: `--checkpoint=WORKDIR` stands for it.
+"""The experiment file of a trained model: `--checkpoint=WORKDIR` reads it.
 
-So that `--config.predict.decoder=argmax` and the like work there as well.
+So options such as `--config.predict.decoder=argmax` work with a checkpoint too.
 """
 
 from pathlib import Path

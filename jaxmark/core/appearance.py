@@ -1,12 +1,12 @@
-"""Images drawn from label maps on the device: another contrast, scanner and field of view a step.
+"""Images drawn from label maps on the device, each with a new contrast, scanner and field of view.
 
-A network that never sees the same appearance twice learns shapes alone, and so reads scans of any
-contrast (SynthSeg, Billot et al., Medical Image Analysis 2023). Here intensities are drawn around
-those of time-of-flight MRA and CTA, or freely; then come what flow, coil, scanner, motion and other
-people's programs do to an image. Numbers without a source are chosen by eye and anatomy.
+A network that never sees the same appearance twice learns shapes only, and so reads scans of any
+contrast (SynthSeg, Billot et al., Medical Image Analysis 2023). Intensities are drawn around those
+of time-of-flight MRA and CTA, or freely. Then come the effects of flow, coil, scanner, motion and
+processing by other programs. Numbers without a source are chosen by eye and anatomy.
 
-One case is drawn at a time, `jax.vmap` does it for a batch. All that changes a volume along one
-axis alone (blur, ringing, ghosts, folding) is one small matrix for each axis.
+Functions draw one case; `jax.vmap` draws a batch. Effects along one axis at a time (blur, ringing,
+ghosts, folding) are one small matrix for each axis.
 """
 
 import functools
@@ -27,7 +27,7 @@ from jaxmark.core.tissues import TISSUES
 _MRA, _CTA, _FREE = range(3)
 _WAYS = 4
 _UPSIDE_DOWN, _BACK_TO_FRONT, _NO_ARTERIES, _NOISE = range(_WAYS)
-# Least and most of each tissue. MRA: the brain is about 100. CTA: HU. Free: any.
+# Lowest and highest value of each tissue. MRA: the brain is about 100. CTA: HU. Free: any.
 _RANGES = {
     "air": ((0, 4), (-1000, -980), (0, 1)),
     "skin": ((40, 200), (10, 90), (0, 1)),
@@ -44,44 +44,44 @@ _RANGES = {
 _TABLE = np.array([_RANGES[name] for name in TISSUES], np.float32).transpose(1, 0, 2)
 # Arteries: MRA and CTA as above; free, above the brightest of the brain.
 _ARTERIES = np.array([(150, 700), (200, 600), (0.2, 1.5)], np.float32)
-# What noise is relative to.
+# The units of noise for MRA, CTA and free.
 _UNITS = np.array([100.0, 200.0, 0.6], np.float32)
 _VEINS = np.array([name in ("sinus", "vein") for name in TISSUES])
 _BRAIN = np.array([name in ("grey", "white") for name in TISSUES])
 _IN_SKULL = np.array([name in ("csf", "grey", "white", "sinus", "vein") for name in TISSUES])
 
-# Smooth random fields: least and most distance of their nodes, mm.
+# Smooth random fields: smallest and largest distance of their nodes, mm.
 _FIELDS = {"fine": (2, 6), "coarse": (15, 30), "flow": (20, 40), "coil": (40, 80)}
 # Standard deviation in voxels that makes a tissue's edge as wide as a voxel.
 _EDGE = 0.45
-# Prepared images end there, see `data.frame`.
-_MOST = 100.0
-# Percentiles that become 0 and 1, as `config.Data` has them.
+# Scaled intensities are cut off here, as in `data.frame`.
+_MAX_SCALED = 100.0
+# Percentiles that become 0 and 1: the defaults of `config.Data`.
 _LOW, _HIGH = 0.5, 99.5
 # Longer than any crop, mm.
 _ENDLESS = 1e4
 
 
 class Contrast(NamedTuple):
-    """What tissues are worth in one image; numbers as in `_RANGES`."""
+    """The intensities of tissues in one image; numbers as in `_RANGES`."""
 
     kind: Array  # () _MRA, _CTA or _FREE
     tissues: Array  # (T,)
     arteries: Array  # ()
     brain: Array  # ()
     unit: Array  # () of noise
-    nothing: Array  # () what programs write where they take something away
-    window: Array  # (2,) beyond which values are cut off
+    nothing: Array  # () the value that programs write where they remove something
+    window: Array  # (2,) values beyond are cut off
 
 
 class Dice:
-    """Numbers of one image, by the name of what they are for: each is the same whoever asks."""
+    """Random numbers of one image by name; the same name always gives the same number."""
 
     def __init__(self, key: Array):
         self._key = key
 
     def key(self, name: str) -> Array:
-        """Randomness of what has this name."""
+        """The random key of this name."""
         return jax.random.fold_in(self._key, _NAMES.index(name))
 
     def uniform(self, name: str, low: float | Array = 0.0, high: float | Array = 1.0) -> Array:
@@ -125,19 +125,19 @@ def appearance(
     spacing_mm: Sequence[float],
     middle_ijk: Array | None = None,
 ) -> tuple[Array, Array, Array]:
-    """A random image of each case, scaled as prepared ones are, and what lies in its field of view.
+    """A random image of each case, scaled as prepared images are, and its field of view.
 
-    The 0.5th and 99.5th percentile of every second voxel in the field of view become 0 and 1 (then
-    come gamma and contrast). Outside of it is 0, or the scan's minimum.
+    The 0.5th and 99.5th percentile of every second voxel in the field of view become 0 and 1; gamma
+    and contrast follow. Voxels outside of it are 0, or the scan's minimum.
 
     Args:
       lumen: (B, X, Y, Z, 1) share of the voxel that lies in arteries, 0 to 1.
       tissues: (B, X, Y, Z) integers, indices into `TISSUES`.
-      middle_ijk: (B, 3) about which slabs and boxes lie; None: the volume's middle.
+      middle_ijk: (B, 3) the middle of slabs and boxes; None: the volume's middle.
 
     Returns:
-      Images (B, X, Y, Z, 1) float32, (B, X, Y, Z) bool, and (B,) bool which are strangers (see
-      `config.Appearance`).
+      Images (B, X, Y, Z, 1) float32, fields of view (B, X, Y, Z) bool, and (B,) bool: the image is
+      a stranger (see `config.Appearance`).
     """
     batch, *shape, _ = lumen.shape
     if middle_ijk is None:
@@ -180,14 +180,14 @@ def _draw(
 
 
 def draw_stranger(dice: Dice, settings: Appearance) -> tuple[Array, Array]:
-    """() bool, and () which of the ways to be one; -1 of others."""
+    """() bool: the image is a stranger; and () the kind of stranger, -1 for other images."""
     stranger = dice.chance("stranger", settings.strangers)
     way = jnp.floor(_WAYS * dice.uniform("which")).astype(jnp.int32)
     return stranger, jnp.where(stranger, way, -1)
 
 
 def rough_noise(dice: Dice, shape: Sequence[int], spacing_mm: Sequence[float]) -> Array:
-    """(X, Y, Z) about 0.3, as fine as voxels or as coarse as 5 mm."""
+    """(X, Y, Z) noise about 0.3, smoothed with a standard deviation of 0 to 5 mm."""
     width = dice.uniform("strange_mm", 0.0, 5.0)
     blurs = [gaussian(n, width / s) for n, s in zip(shape, spacing_mm, strict=True)]
     noise = along(jax.random.normal(dice.key("strange"), shape), *blurs)
@@ -195,7 +195,7 @@ def rough_noise(dice: Dice, shape: Sequence[int], spacing_mm: Sequence[float]) -
 
 
 def draw_contrast(dice: Dice, settings: Appearance) -> Contrast:
-    """What each tissue is worth."""
+    """Draws the intensity of each tissue."""
     modality = dice.uniform("kind")
     known = settings.mra + settings.cta
     kind = jnp.where(modality < settings.mra, _MRA, jnp.where(modality < known, _CTA, _FREE))
@@ -203,20 +203,20 @@ def draw_contrast(dice: Dice, settings: Appearance) -> Contrast:
     values = low + (high - low) * dice.by_tissue("tissues")
     brain = (values * _BRAIN).sum() / _BRAIN.sum()
     low, high = jnp.asarray(_ARTERIES)[kind]
-    # More dim arteries than bright ones: they are the harder ones.
+    # More dim arteries than bright ones, since they are harder to find.
     arteries = low + (high - low) * dice.uniform("arteries") ** 1.5
     free = kind == _FREE
     arteries = arteries + jnp.where(free, jnp.where(_BRAIN, values, 0).max(), 0)
     dark = free & dice.chance("dark", settings.dark)
     arteries = jnp.where(dark, dice.uniform("darkness", 0.0, 0.6) * brain, arteries)
-    # In CTA veins have as much of the contrast agent as the delay gives them.
+    # In CTA the delay decides how much contrast agent veins have.
     late = 60 + (0.9 * arteries - 60) * dice.uniform("vein") ** 2
     veins = jnp.where(kind == _CTA, late, values)
     like_arteries = arteries * dice.uniform("early", 0.85, 1.0)
     veins = jnp.where(dice.chance("venous", settings.venous), like_arteries, veins)
     cut = (kind == _CTA) & dice.chance("window", settings.windowed)
     window = jnp.stack([dice.uniform("low", -200, 20), dice.uniform("high", 500, 1000)])
-    # Others' programs write 0, or air.
+    # Other programs write 0, or the value of air.
     zero = jnp.where((kind == _CTA) & dice.chance("nothing", 0.5), -1000.0, 0.0)
     return Contrast(
         kind=kind,
@@ -241,7 +241,7 @@ def textured(
     values = contrast.tissues
     if not settings.texture:
         return values[index]
-    # Each tissue has its own shares of both.
+    # Each tissue has another share of the fine and of the coarse texture.
     shares = settings.texture * jnp.stack([dice.by_tissue("finely"), dice.by_tissue("coarsely")])
     rough = shares * jnp.abs(values) * (np.array(TISSUES) != "air")
     value, finely, coarsely = jnp.stack([values, *rough])[:, index]
@@ -256,16 +256,16 @@ def artery_contrast(
     settings: Appearance,
     spacing_mm: Sequence[float],
 ) -> Array:
-    """(X, Y, Z) 0 to 1: how much of their contrast arteries keep.
+    """(X, Y, Z) 0 to 1: the share of their contrast that arteries keep.
 
-    In CTA, whose blood does not lose its contrast agent, a fourth of the loss.
+    In CTA the loss is a fourth of that: blood keeps its contrast agent.
     """
     kept = jnp.ones((), jnp.float32)
     if settings.fade:
         places = jax.nn.sigmoid(2 * fields["flow"])
         kept = kept * (1 - dice.uniform("fade", 0, settings.fade) * places)
     if settings.thin:
-        # Of a tube of radius r a Gaussian of this width leaves 1 - exp(-r^2 / (2 width^2)).
+        # In a tube of radius r a Gaussian of this width leaves 1 - exp(-r^2 / (2 width^2)).
         width = 1.5
         near = blurred(lumen, width, spacing_mm)
         kept = kept * (1 - dice.uniform("thin", 0, settings.thin) * jnp.exp(-near / 0.12))
@@ -290,7 +290,7 @@ def scanned(
     settings: Appearance,
     spacing_mm: Sequence[float],
 ) -> Array:
-    """(X, Y, Z): what a scanner makes of it."""
+    """(X, Y, Z): the image after coil, blur, ghosts, sharpening, noise and window."""
     is_cta = contrast.kind == _CTA
     if settings.bias:
         strength = jnp.where(is_cta, 0, dice.uniform("bias", 0, settings.bias))
@@ -302,17 +302,17 @@ def scanned(
     if settings.sharpened:
         strength = dice.uniform("sharpness", 0.3, 1.5)
         strength = strength * dice.chance("sharpened", settings.sharpened)
-        # Of a coarse grid, the same in voxels.
+        # On a coarse grid, the same width in voxels.
         smooth = blurred(image, 0.8, [min(s, 1.0) for s in spacing_mm])
         image = image + strength * (image - smooth)
     if settings.noise:
         sigma = dice.uniform("noise", 0, settings.noise) * contrast.unit
         noise = along(jax.random.normal(dice.key("channels"), image.shape), *blurs)
-        # Filters leave that much of it.
+        # The filters leave this share of the noise.
         left = (jnp.sqrt((blur**2).sum(1)) for blur in blurs)
         noise = sigma * noise / functools.reduce(jnp.multiply.outer, left)
-        # MRA is the magnitude of two channels. The second is the first from the other side of the
-        # head, which costs nothing and is as good as another one at each place.
+        # MRA is the magnitude of two channels. The second channel's noise is the first's, flipped:
+        # it costs nothing, and differs at each place.
         second = noise[::-1, ::-1, ::-1]
         noisy = image + noise
         image = jnp.where(contrast.kind == _MRA, jnp.hypot(noisy, second), noisy)
@@ -322,11 +322,11 @@ def scanned(
 def resolutions(
     dice: Dice, shape: Sequence[int], settings: Appearance, spacing_mm: Sequence[float]
 ) -> list[Array]:
-    """A matrix (n, n) for each axis: what the scanner's voxels leave of finer structure.
+    """A matrix (n, n) for each axis: the blur by the scanner's voxels.
 
-    They are Gaussian, of the width that makes `spacing_mm` as wide as the scanner's voxel (as
-    `data.resampling` has it), and the identity where that is finer. With ringing they are a sinc
-    that ends k-space, there at frequencies that the grid still shows.
+    A Gaussian that makes voxels of `spacing_mm` as wide as the scanner's (as in `data.resampling`);
+    the identity where the scanner's are finer. With ringing it is a sinc that cuts k-space off at a
+    frequency that the grid still shows.
     """
     rings = dice.chance("ringing", settings.ringing)
     matrices = []
@@ -342,7 +342,7 @@ def resolutions(
 
 
 def folds(dice: Dice, n: int, settings: Appearance, spacing_mm: float) -> Array:
-    """(n, n): what lies elsewhere along the axis and is faintly seen here as well."""
+    """(n, n): adds faint copies from elsewhere along the axis: ghosts and fold-over."""
     step = jnp.arange(n)[:, None] - jnp.arange(n)
 
     def moved(by: Array) -> Array:
@@ -355,8 +355,8 @@ def folds(dice: Dice, n: int, settings: Appearance, spacing_mm: float) -> Array:
         ghost = dice.uniform("ghost", 0.03, 0.25) * dice.chance("motion", settings.motion)
         copies = copies + ghost * (moved(far) + moved(-far))
     if settings.wrapped:
-        # Of a field of view that is shorter than the head, two ends come to lie together. Faint
-        # here: what would lie there is another part of the head, no second circle.
+        # If the field of view is shorter than the head, its ends overlap. The copies are faint,
+        # because another part of the head would lie there, not a second circle.
         far = dice.uniform("fold_at", 0.6, 0.9) * n
         folded = dice.uniform("folded", 0.1, 0.5) * dice.chance("wrapped", settings.wrapped)
         copies = copies + folded * (moved(far) + moved(-far))
@@ -372,24 +372,24 @@ def processed(
     settings: Appearance,
     spacing_mm: Sequence[float],
 ) -> Array:
-    """(X, Y, Z): what other people's programs leave of it."""
+    """(X, Y, Z): the image after skull stripping, thresholding or masking by other programs."""
     nothing = contrast.nothing
     if settings.stripped:
         inside = jnp.asarray(_IN_SKULL)[tissues.astype(jnp.int32)] | (lumen > 0.5)
-        # Masks are smooth, and too wide or too narrow.
+        # Real masks are smooth, and too wide or too narrow.
         edge = dice.uniform("strip_edge", 0.25, 0.7)
         inside = blurred(inside.astype(jnp.float32), 2.0, spacing_mm) > edge
         taken = dice.chance("stripped", settings.stripped) & ~inside
         image = jnp.where(taken, nothing, image)
     if settings.thresholded:
-        # Against what arteries are in this image: flow and blur have dimmed them.
+        # Relative to the arteries in this image, which flow and blur have dimmed.
         signal = (lumen * image).sum() / jnp.maximum(lumen.sum(), 1e-6)
         above = (image - contrast.brain) / (signal - contrast.brain)
         low = above < dice.uniform("level", 0.2, 0.7)
         image = jnp.where(dice.chance("threshold", settings.thresholded) & low, nothing, image)
     if settings.vessels_only:
         near = jnp.clip(blurred(lumen, 1.0, spacing_mm) * dice.uniform("vessels_edge", 2, 6), 0, 1)
-        # Soft, or all that is near.
+        # A soft mask, or a hard one.
         near = jnp.where(dice.chance("soft", 0.5), near, jnp.where(near > 0.2, 1.0, 0.0))
         near = jnp.where(dice.chance("vessels", settings.vessels_only), near, 1.0)
         image = nothing + near * (image - nothing)
@@ -413,7 +413,7 @@ def field_of_view(
     shift = jnp.stack([dice.uniform(a, -settings.shift, settings.shift) for a in "xyz"])
     centre = jnp.where(size < _ENDLESS, shift * size, 0)
     turn = random_affines(dice.key("tilt"), 1, degrees=settings.tilt_degrees, scale=0.0)[0]
-    # What each axis adds to the place in the box's own axes.
+    # What each axis of the grid adds to the place in the box's axes.
     x, y, z = (
         turn[:, a, None] * ((jnp.arange(n) - middle_ijk[a]) * s)
         for a, (n, s) in enumerate(zip(shape, spacing_mm, strict=True))
@@ -423,17 +423,17 @@ def field_of_view(
 
 
 def scaled(dice: Dice, image: Array, seen: Array, settings: Appearance) -> Array:
-    """(X, Y, Z) as prepared images are; see `appearance`.
+    """(X, Y, Z) scaled as prepared images are; see `appearance`.
 
-    Where the percentiles are equal, the least and the most are taken; where these are too (but for
-    rounding), or nothing is seen, the image is 0.
+    If the percentiles are equal, the smallest and largest value replace them. If these are equal
+    too (but for rounding), or no voxel is seen, the image is 0.
     """
     thin = (slice(None, None, 2),) * 3
     some = jnp.sort(jnp.where(seen, image, jnp.inf)[thin].reshape(-1))
     count = seen[thin].sum()
 
     def percentile(q: float | Array) -> Array:
-        """As NumPy's of the values that are seen."""
+        """As `numpy.percentile` of the seen values."""
         place = jnp.maximum(count - 1, 0) * (q / 100)
         first = jnp.floor(place).astype(jnp.int32)
         low, high = some[first], some[jnp.minimum(first + 1, jnp.maximum(count - 1, 0))]
@@ -457,10 +457,10 @@ def scaled(dice: Dice, image: Array, seen: Array, settings: Appearance) -> Array
     factor = dice.uniform("contrast", 1 - settings.contrast, 1 + settings.contrast)
 
     def shown(values: Array) -> Array:
-        """With gamma, which has no say over what is under 0, and contrast."""
+        """The values after gamma (for those above 0) and contrast."""
         if settings.gamma:
             values = jnp.where(values > 0, jnp.maximum(values, 1e-6) ** exponent, values)
-        return jnp.clip(factor * values, -_MOST, _MOST)
+        return jnp.clip(factor * values, -_MAX_SCALED, _MAX_SCALED)
 
     around = jnp.where(
         dice.chance("around", settings.minimum_around), (least - low) / (high - low), 0.0
@@ -473,7 +473,7 @@ def random_fields(
 ) -> dict[str, Array]:
     """(X, Y, Z) for each of `_FIELDS`: cubic B-splines of white nodes, of mean 0 and SD 1."""
     lengths = [(n - 1) * s for n, s in zip(shape, spacing_mm, strict=True)]
-    # As many nodes as the smallest distance needs; with a larger one some are beyond the volume.
+    # As many nodes as the smallest distance needs; with a larger one some lie beyond the volume.
     counts = {
         name: [math.ceil(length / least) + 4 for length in lengths]
         for name, (least, _) in _FIELDS.items()
@@ -515,7 +515,7 @@ def blurred(volume: Array, width_mm: float, spacing_mm: Sequence[float]) -> Arra
 
 def along(volume: Array, x: Array, y: Array, z: Array) -> Array:
     """Matrices (X', X), (Y', Y), (Z', Z) along the axes of (X, Y, Z) -> (X', Y', Z')."""
-    # Not in the short floats that accelerators take for products of float32.
+    # Accelerators would otherwise compute float32 products with fewer bits.
     product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     volume = product("xyz,cz->xyc", volume, z)
     volume = product("xyz,by->xbz", volume, y)

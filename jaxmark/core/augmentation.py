@@ -44,16 +44,16 @@ def random_affines(
 
 @struct.dataclass
 class View:
-    """Where a crop is taken from a volume with a margin, for each volume of a batch."""
+    """The place of the crop in a volume with a margin, for each volume of a batch."""
 
-    # (B, 3, 3) from the crop to the volume, in millimetre axes, about the crop's centre. None: no
-    # turning, and `offset` is whole voxels.
+    # (B, 3, 3) from the crop to the volume, in millimetre axes, about the crop's centre. None: the
+    # crop is not turned, and `offset` is whole voxels.
     affine: Array | None
     offset: Array  # (B, 3) voxels from the crop to the volume, 0 for its centre
     # (B,) bool: the crop is mirrored along X, right to left. None: none is.
     flipped: Array | None = None
-    # (B, mx, my, mz, 3) mm, coefficients of `displacements` in the crop: it shows at x what without
-    # them it would show at x + u(x). None: nothing is bent. With them there is an `affine`.
+    # (B, mx, my, mz, 3) mm, coefficients of `displacements` u in the crop: voxel x shows what the
+    # unbent crop shows at x + u(x). None: nothing is bent. With `bend` there is an `affine`.
     bend: Array | None = None
 
 
@@ -69,11 +69,11 @@ def random_view(
     controls: Sequence[int] = (),
     flat: bool = False,
 ) -> View:
-    """Uniform translations of up to so many voxels along each axis, rotations and scales.
+    """Uniform translations of up to `translation_voxels` along each axis, rotations and scales.
 
-    `flip` is the probability of a mirror image; `flat` as in `random_affines`. With `elastic_mm`,
-    coefficients of a bend are uniform up to it; `controls` is how many there are along each axis,
-    see `bend_controls`.
+    `flip` is the probability of a mirror image; `flat` as in `random_affines`. The coefficients of
+    a bend are uniform in [-elastic_mm, elastic_mm]; `controls` is their number along each axis, see
+    `bend_controls`.
     """
     k_move, k_turn = jax.random.split(key)
     most = np.asarray(translation_voxels)
@@ -99,17 +99,17 @@ def random_view(
     )
 
 
-# Fixed-point steps of `unbent`. Each leaves at most 3/4 of the error where `config.Augment` bounds
-# the bend, so that these leave 2e-4 of it.
+# Fixed-point steps of `unbent`. Within the bounds of `config.Augment` each leaves at most 3/4 of
+# the error, so that all leave 2e-4 of it.
 _UNBENDING = 30
 
 
 def bend_controls(
     crop: Sequence[int], spacing_mm: Sequence[float], grid_mm: float
 ) -> tuple[int, int, int]:
-    """Coefficients of a bend along each axis, where they lie at least `grid_mm` apart.
+    """Number of a bend's coefficients along each axis, at least `grid_mm` apart.
 
-    One along an axis that is shorter: a bend does not change along it.
+    1 along an axis shorter than that: the bend is constant along it.
     """
     intervals = (int((n - 1) * s / grid_mm) for n, s in zip(crop, spacing_mm, strict=True))
     x, y, z = (count + 3 if count else 1 for count in intervals)
@@ -132,7 +132,7 @@ def displacements(bend: Array, *bases: Array) -> Array:
 def spline_basis(voxels: Array, side: int, controls: int) -> Array:
     """Weights (..., controls) of the coefficients at places (...) along an axis of `side` voxels.
 
-    Beyond the first and the last voxel they are those of these.
+    Places beyond the first and the last voxel get the weights of that voxel.
     """
     if controls == 1:
         return jnp.ones((*voxels.shape, 1))
@@ -141,7 +141,7 @@ def spline_basis(voxels: Array, side: int, controls: int) -> Array:
 
 
 def cubic_spline(distance: Array) -> Array:
-    """The uniform cubic B-spline of distances from its middle, in intervals."""
+    """The uniform cubic B-spline at distances from its middle, in intervals."""
     u = jnp.abs(distance)
     return jnp.where(u < 1, 2 / 3 - u**2 + u**3 / 2, jnp.maximum(2 - u, 0) ** 3 / 6)
 
@@ -149,9 +149,9 @@ def cubic_spline(distance: Array) -> Array:
 def unbent(
     points_ijk: Array, bend: Array, crop: Sequence[int], spacing_mm: Sequence[float]
 ) -> Array:
-    """Where points (B, K, 3) of a crop come to lie when it is bent: y with y + u(y) = x.
+    """The places y of points x (B, K, 3) of a crop after it is bent: y + u(y) = x.
 
-    Found by y <- x - u(y), which converges since u changes by less than its argument does.
+    Iterates y <- x - u(y), which converges because u changes by less than its argument does.
     """
     spacing = jnp.asarray(spacing_mm, jnp.float32)
     sides = list(zip(crop, bend.shape[1:4], strict=True))
@@ -174,7 +174,7 @@ def view_points(
 ) -> Array:
     """Landmarks (B, K, 3) in voxels of a volume with its margin -> in voxels of the view's crop.
 
-    `mirrored` (K,): what each landmark is called in a mirror image, as an index.
+    `mirrored` (K,): index of each landmark's mirror image.
     """
     moved = landmarks_ijk - jnp.asarray(margin, jnp.float32)
     moved = moved - view.offset[:, None].astype(jnp.float32)
@@ -191,7 +191,7 @@ def view_points(
 
 
 def view_values(values: Array, view: View, mirrored: Sequence[int] | np.ndarray) -> Array:
-    """(B, N) values of landmarks or segments; in mirror images right and left change places."""
+    """(B, N) values of landmarks or segments; right and left are exchanged in mirror images."""
     if view.flipped is None:
         return values
     return jnp.where(view.flipped[:, None], values[:, jnp.asarray(mirrored)], values)
@@ -207,8 +207,8 @@ def view_labels(
 ) -> Array:
     """The view's crop (B, X, Y, Z) of label maps with a margin: the nearest voxel's label.
 
-    Labels are 0, or 1 + an index (of a segment, say); `mirrored` is that index in a mirror image,
-    and larger labels keep their value there: with none, all do.
+    Labels are 0, or 1 + an index (of a segment, say). `mirrored` holds the index in a mirror image
+    for each index; larger labels keep their value there.
     """
     image = labels[..., None]
     cut = view_image(image, view, margin=margin, spacing_mm=spacing_mm, order=0)[..., 0]
@@ -231,7 +231,7 @@ def view_image(
 ) -> Array:
     """The view's crop (B, X, Y, Z, C) of volumes with a margin.
 
-    Where it is turned: trilinear (`order` 1), or the nearest voxel's value (0).
+    A crop that is turned or bent is sampled: trilinear (`order` 1) or nearest voxel (0).
     """
     crop = tuple(n - 2 * m for n, m in zip(image.shape[1:4], margin, strict=True))
     corner = jnp.asarray(margin)

@@ -1,7 +1,7 @@
-"""What a prediction may promise, learned from cases that the network has not been trained on.
+"""The uncertainty of predictions, learned from cases that the network was not trained on.
 
 A radius that holds the truth with a stated probability (split conformal prediction), and the
-probability that a landmark is there at all. numpy and scipy, on the host. `N` scans, `K` landmarks.
+probability that a landmark is present. numpy and scipy, on the host. `N` scans, `K` landmarks.
 """
 
 import dataclasses
@@ -10,10 +10,10 @@ import math
 import numpy as np
 from scipy import optimize, special
 
-# Standard deviation of the landmarks' own log-odds about the common ones, and of the slope in
-# units of the evidence's spread: what a few cases say must not outweigh what all do.
+# Priors, so that few cases of a landmark do not outweigh all cases: standard deviation of a
+# landmark's log-odds about the common ones, and of the slope in units of the evidence's spread.
 _OWN_SD, _SLOPE_SD = 1.0, 5.0
-# Of a radius, see `_growth`; chosen on phantoms.
+# The constants of `_growth`; chosen on phantoms.
 OFFSET, POWER = 0.2, 1.5
 
 
@@ -21,9 +21,8 @@ def conformal_radius(errors_mm: np.ndarray, coverage: float) -> np.ndarray:
     """(K,) mm: each landmark's next error is at most this with probability >= `coverage`.
 
     The ceil((n + 1) coverage)-th smallest of the n errors of a landmark (Vovk et al. 2005; Lei et
-    al., JASA 2018). It asks nothing of the errors' distribution, only that the next scan is drawn
-    as these were. Infinite where there are fewer than coverage / (1 - coverage) errors: so few say
-    nothing of so high a coverage.
+    al., JASA 2018). It assumes nothing about the errors' distribution, only that the next scan is
+    drawn as these were. Infinite where there are fewer than coverage / (1 - coverage) errors.
 
     Args:
       errors_mm: (N, K), NaN where there is none.
@@ -41,13 +40,13 @@ def conformal_radius(errors_mm: np.ndarray, coverage: float) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class SpreadRadius:
-    """Radii that grow with how unsure a network is."""
+    """Radii that grow with the spread of a network's heatmaps."""
 
-    factor_mm: np.ndarray  # (K,): the radius at the usual spread; infinite: not known
+    factor_mm: np.ndarray  # (K,): the radius at the usual spread; infinite: unknown
     usual_mm: float  # spread of half of the validation cases' heatmaps
 
     def radius_mm(self, spread_mm: np.ndarray) -> np.ndarray:
-        """(..., K) mm of spreads (..., K)."""
+        """(..., K) mm for spreads (..., K)."""
         radius: np.ndarray = self.factor_mm * _growth(spread_mm, self.usual_mm)
         return radius
 
@@ -57,17 +56,17 @@ def fit_spread_radius(
 ) -> SpreadRadius:
     """Split conformal prediction of a normalised score, the error over a function of the spread.
 
-    As `conformal_radius`, of these scores (Lei et al., JASA 2018, section 5.2): the coverage is the
-    same, whatever the spread is worth. A landmark with too few errors of its own takes the quantile
-    of all scores, in which every case counts the same, and so does the next one, as infinite (Dunn,
-    Wasserman and Ramdas, JASA 2022).
+    As `conformal_radius`, for these scores (Lei et al., JASA 2018, section 5.2): the coverage holds
+    even if the spread tells nothing. A landmark with too few errors takes the quantile of all
+    landmarks' scores. Every case has the same weight in it, and so has the next one, as infinite
+    (Dunn, Wasserman and Ramdas, JASA 2022).
 
     Args:
       errors_mm: (N, K), NaN where there is none.
       spread_mm: (N, K) of the same predictions, not negative.
       coverage: in (0, 1).
     """
-    # Of heatmaps that are empty any unit will do.
+    # If all heatmaps are empty, any unit will do.
     usual_mm = float(np.median(spread_mm)) or 1.0
     scores = errors_mm / _growth(spread_mm, usual_mm)
     own = conformal_radius(scores, coverage)
@@ -75,17 +74,17 @@ def fit_spread_radius(
 
 
 def _growth(spread_mm: np.ndarray, usual_mm: float) -> np.ndarray:
-    """What a radius is multiplied by, 1 at the usual spread.
+    """The factor of a radius, 1 at the usual spread.
 
-    Errors grow faster than the spread where scans are unlike those that were learned from. A share
-    of the usual one is added, so that a heatmap of one voxel has no radius of 0.
+    In scans that are unlike the training scans, errors grow faster than the spread. `OFFSET` keeps
+    the radius of a heatmap of one voxel above 0.
     """
     grown: np.ndarray = ((OFFSET + spread_mm / usual_mm) / (OFFSET + 1)) ** POWER
     return grown
 
 
 def _pooled(scores: np.ndarray, coverage: float) -> float:
-    """The quantile of all scores (N, K), NaN where there is none; infinite of too few cases."""
+    """The quantile of all scores (N, K), NaN where there is none; infinite for too few cases."""
     counts = np.isfinite(scores).sum(1)
     cases = int((counts > 0).sum())
     weights = np.where(np.isfinite(scores), 1 / np.maximum(counts, 1)[:, None], 0.0)
@@ -112,13 +111,13 @@ def fit_presence(
 ) -> PresenceModel | None:
     """Logistic regression of presence on evidence, with a slope that all landmarks share.
 
-    Platt's targets (1999: never quite 0 and 1) and a prior that pulls landmarks together keep few
-    cases from saying too much. None where no landmark's state is known, or none is absent: nothing
-    can be learned of absence then.
+    Platt's targets (1999: never quite 0 and 1) and a prior that pulls landmarks together limit the
+    effect of few cases. None if no landmark is present, or none is absent: then absence cannot be
+    learned.
 
     Args:
       evidence: (N, K) finite, larger for presence.
-      present, absent: (N, K) bool; where neither is set, nothing is known.
+      present, absent: (N, K) bool; unknown where neither is set.
     """
     known = present | absent
     if not (present.any() and absent.any()):
@@ -145,7 +144,7 @@ def fit_presence(
         )
         return value, gradient
 
-    # More evidence never speaks against presence.
+    # The slope is not negative: more evidence never lowers the probability.
     bounds = [(None, None), (0, None), *[(None, None)] * count]
     fit = optimize.minimize(loss, np.zeros(2 + count), jac=True, method="L-BFGS-B", bounds=bounds)
     slope = fit.x[1] / spread
@@ -153,11 +152,10 @@ def fit_presence(
 
 
 def unusual_above(values: np.ndarray, level: float) -> float:
-    """What the next value, drawn as these were, is above with a probability of at most `level`.
+    """The limit that the next value, drawn as these were, exceeds with a probability of `level`.
 
-    A normal distribution's prediction bound (Student's t), or the largest value seen if that is
-    more: with few values the order statistic of a conformal bound does not exist. NaN for less
-    than two values.
+    A normal distribution's prediction bound (Student's t), or the largest value, if that is larger.
+    (With few values a conformal bound does not exist.) NaN for less than two values.
     """
     n = values.size
     if n < 2:

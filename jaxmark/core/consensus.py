@@ -1,8 +1,8 @@
-"""What the shapes of a cohort have in common, whatever frame, size or side each of them is in.
+"""The common shape of a cohort's landmarks, for cases in any frame, unit or mirror image.
 
-A case that is a mirror image, counted in other units or that lies elsewhere is still compared with
-the others: it is only noted how it had to be mapped. numpy alone, on the host. `N` cases, `K`
-landmarks, millimetres, NaN where a landmark is not annotated.
+A case that is mirrored, in other units or elsewhere is still compared with the others; the result
+holds its map onto the shape. numpy and scipy, on the host. `N` cases, `K` landmarks, millimetres,
+NaN where a landmark is not annotated.
 """
 
 import dataclasses
@@ -13,16 +13,17 @@ from scipy.optimize import linear_sum_assignment
 from jaxmark.core.geometry import apply_affine, fit_rigid
 from jaxmark.core.plausibility import robust_fit
 
-# Fewer cases or points show no shape; fewer points in space are not all needed to fit them.
+# Fewer cases, or cases with fewer points, define no shape.
 LEAST_CASES, LEAST_POINTS = 8, 5
-# About so many cases, evenly spaced among all, make the common shape.
-_SOME, _CANDIDATES, _ROUNDS, _FIT_ROUNDS = 100, 6, 4, 10
-# A shape is mirrored where its mirror image fits so much better, as well as others do.
+# About this many cases, evenly spaced among all, make the common shape.
+_SHAPE_CASES, _CANDIDATES, _ROUNDS, _FIT_ROUNDS = 100, 6, 4, 10
+# A case is mirrored if its mirror image leaves less than _MIRRORED of its distance, and less than
+# _AS_NEAR of the usual distance.
 _MIRRORED, _AS_NEAR = 0.6, 2.5
-# Two points are a pair where a mirror leaves this much between them, as a share of the size.
+# Two points are a pair if a mirror brings them this near, as a share of the shape's size.
 _PAIRED = 0.12
-# So many mirrors are looked at, and the best of them tried.
-_MIRRORS, _TRIED = 500, 5
+# This many mirror planes are scored, and the best of them are refined.
+_MIRRORS, _MIRRORS_REFINED = 500, 5
 _FLIP = np.diag([-1.0, 1.0, 1.0, 1.0])
 
 
@@ -34,29 +35,26 @@ class Consensus:
     shape: np.ndarray
     # (N, 4, 4) mm of the case -> mm of the shape; NaN where a case has too few points.
     maps: np.ndarray
-    # (N,): how many times larger a case is than the shape; NaN as above.
+    # (N,) size of each case relative to the shape; NaN as above.
     sizes: np.ndarray
     # (N,) bool: the map has a reflection.
     mirrored: np.ndarray
-    # (N,) mm of the shape: how far half of a case's points are from it.
+    # (N,) mm of the shape: median distance of a case's points from it.
     off_mm: np.ndarray
     # (N,) the same without a reflection.
     straight_mm: np.ndarray
     planar: bool
 
     def moved(self, points: np.ndarray) -> np.ndarray:
-        """(N, K, 3) each case's points, brought onto the shape."""
+        """(N, K, 3) each case's points, mapped onto the shape."""
         return np.stack([apply_affine(m, p) for m, p in zip(self.maps, points, strict=True)])
 
     def back(self, case: int, points: np.ndarray) -> np.ndarray:
-        """Points (..., 3) of the shape in the case's millimetres."""
+        """Points (..., 3) of the shape, mapped to the case's millimetres."""
         return apply_affine(np.linalg.inv(self.maps[case]), points)
 
     def fit(self, points: np.ndarray) -> tuple[np.ndarray, float]:
-        """Of points (K, 3) that a case might have: the map onto the shape, and `off_mm`.
-
-        NaN where they are too few.
-        """
+        """The map of points (K, 3) onto the shape, and their `off_mm`; NaN if they are too few."""
         matrix, off, _, _ = _best_fit(points, self.shape, self.planar)
         return matrix, off
 
@@ -68,7 +66,7 @@ class Consensus:
 
 
 def consensus(points: np.ndarray) -> Consensus | None:
-    """The shape that most cases (N, K, 3) agree about; None where there are too few of anything."""
+    """The shape that most cases (N, K, 3) share; None with too few cases or points."""
     seen = np.isfinite(points).all(-1)
     known = points[seen]
     planar = len(known) > 0 and float(np.ptp(known[:, 2])) == 0
@@ -76,7 +74,7 @@ def consensus(points: np.ndarray) -> Consensus | None:
     able = np.flatnonzero(counts >= max(LEAST_POINTS, counts.max(initial=0) // 2))
     if len(able) < LEAST_CASES:
         return None
-    some = able[:: -(-len(able) // _SOME)]
+    some = able[:: -(-len(able) // _SHAPE_CASES)]
     starts = some[np.argsort(-counts[some], kind="stable")[:_CANDIDATES]]
 
     def distance(start: int) -> float:
@@ -86,7 +84,7 @@ def consensus(points: np.ndarray) -> Consensus | None:
     shape = _of_size_1(points[min(starts, key=distance)])
     for _ in range(_ROUNDS):
         fits = [_best_fit(points[i], shape, planar) for i in some]
-        # A mirror image says nothing of how the two sides differ.
+        # Mirror images are left out: they would blur the differences of the two sides.
         moved = [apply_affine(f[0], points[i]) for f, i in zip(fits, some, strict=True) if not f[2]]
         shape = _of_size_1(np.nanmedian(np.stack(moved), axis=0))
     shape[seen[able].sum(0) < LEAST_CASES // 2] = np.nan
@@ -97,7 +95,7 @@ def consensus(points: np.ndarray) -> Consensus | None:
     usual_off = float(np.nanmedian(off))
     mirrored &= off < _AS_NEAR * usual_off
     for i in np.flatnonzero([f[2] for f in everyone] & ~mirrored):
-        # Fits neither way: as it is.
+        # Neither way fits: keep the map without reflection.
         maps[i], off[i] = _fit(points[i], shape, planar, flip=False)
     sizes = 1 / np.cbrt(np.abs(np.linalg.det(maps[:, :3, :3])))
     usual = float(np.nanmedian(sizes))
@@ -115,8 +113,8 @@ def consensus(points: np.ndarray) -> Consensus | None:
 def pairs_of(shape: np.ndarray) -> np.ndarray:
     """(K,) index of each landmark's twin on the other side of a mirror, its own without one.
 
-    For landmarks whose names say nothing: a mirror stands midway between two of them. Where the
-    shape (K, 3) is symmetric about no such plane, nobody has a twin.
+    For landmarks whose names do not tell sides: mirrors are planes midway between two landmarks. If
+    the shape (K, 3) is symmetric about none of them, no landmark has a twin.
     """
     alone = np.arange(len(shape))
     known = np.flatnonzero(np.isfinite(shape).all(-1))
@@ -129,7 +127,7 @@ def pairs_of(shape: np.ndarray) -> np.ndarray:
         image = x - 2 * np.outer(x @ axis, axis)
         for _ in range(5):
             away = np.linalg.norm(image[:, None] - x, axis=-1)
-            # Large distances count the same: a landmark without a twin must not spoil the rest.
+            # Distances are capped: a landmark without a twin must not spoil the rest.
             rows, twin = linear_sum_assignment(np.minimum(away, 0.5 * size))
             both = away[rows, twin] < 0.5 * size
             if both.sum() < LEAST_POINTS:
@@ -145,7 +143,7 @@ def pairs_of(shape: np.ndarray) -> np.ndarray:
 
 
 def _normals(x: np.ndarray, size: float) -> np.ndarray:
-    """(M, 3) of mirrors through the middle of points (K, 3), the likeliest first."""
+    """(M, 3) normals of mirror planes through the middle of points (K, 3), the best first."""
     first, second = np.triu_indices(len(x), 1)
     across = x[first] - x[second]
     length = np.linalg.norm(across, axis=1)
@@ -157,11 +155,11 @@ def _normals(x: np.ndarray, size: float) -> np.ndarray:
         nearest = np.linalg.norm(image[:, None] - x, axis=-1).min(1)
         return float(np.minimum(nearest, 0.5 * size).mean())
 
-    return across[np.argsort([left(axis) for axis in across])[:_TRIED]]
+    return across[np.argsort([left(axis) for axis in across])[:_MIRRORS_REFINED]]
 
 
 def _of_size_1(points: np.ndarray) -> np.ndarray:
-    """About its middle; a few points far off change little."""
+    """The points about their median, divided by their median distance from it."""
     away = points - np.nanmedian(points, axis=0)
     return away / max(float(np.nanmedian(np.linalg.norm(away, axis=-1))), 1e-9)
 
@@ -169,7 +167,7 @@ def _of_size_1(points: np.ndarray) -> np.ndarray:
 def _fit(
     points: np.ndarray, shape: np.ndarray, planar: bool, *, flip: bool
 ) -> tuple[np.ndarray, float]:
-    """The similarity (4, 4) onto the shape, and how far half of the points are from it then."""
+    """The similarity (4, 4) onto the shape, and the median distance that it leaves."""
     both = np.isfinite(points).all(-1) & np.isfinite(shape).all(-1)
     none = np.full((4, 4), np.nan), np.nan
     if both.sum() < LEAST_POINTS:
@@ -179,10 +177,10 @@ def _fit(
         own = apply_affine(before, points)
         fit = robust_fit(own, shape, both, planar, scale=True, rounds=_FIT_ROUNDS)
     except (ValueError, np.linalg.LinAlgError):
-        # All on one line, or in one place.
+        # The points lie on one line, or in one place.
         return none
     if planar:
-        # The points above a picture have said which way round it is; they say no more.
+        # The points added above a picture only fixed its side: remove them from the map.
         fit[2], fit[:2, 2] = [0.0, 0.0, np.sqrt(np.linalg.det(fit[:2, :2])), 0.0], 0.0
     off = np.linalg.norm(apply_affine(fit, own) - shape, axis=-1)
     return fit @ before, float(np.median(off[both]))
@@ -191,7 +189,7 @@ def _fit(
 def _best_fit(
     points: np.ndarray, shape: np.ndarray, planar: bool
 ) -> tuple[np.ndarray, float, bool, float]:
-    """The fit and what it leaves, whether it has a reflection, and what is left without one."""
+    """The map, the distance it leaves, whether it reflects, and the distance without reflection."""
     straight, flipped = (_fit(points, shape, planar, flip=flip) for flip in (False, True))
     if flipped[1] < _MIRRORED * straight[1]:
         return *flipped, True, straight[1]

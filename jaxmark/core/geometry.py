@@ -125,7 +125,7 @@ def pick_template(landmarks_mm: np.ndarray, present: np.ndarray) -> int:
     shapes = np.where(present[..., None], landmarks_mm, 0.0)
     mean, known = shapes[counts.argmax()], present[counts.argmax()]
     for _ in range(10):
-        # A case that shares too few landmarks with the mean has no fit, yet.
+        # A case that still shares too few landmarks with the mean cannot be fitted.
         cases = eligible[(present[eligible] & known).sum(1) >= 3]
         fitted = np.stack(
             [apply_affine(fit_rigid(shapes[i], mean, present[i] & known), shapes[i]) for i in cases]

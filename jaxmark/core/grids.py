@@ -8,7 +8,7 @@ import numpy as np
 
 # Voxels at a time: their indices take 24 bytes each.
 _SLAB_VOXELS = 2**18
-# Of a voxel: what rounding may do to a place halfway between two voxels.
+# Share of a voxel by which rounding may move a place halfway between two voxels.
 _TIE = 1e-6
 
 
@@ -30,24 +30,21 @@ def centred(shape: tuple[int, int, int], spacing_mm: Sequence[float]) -> Grid:
 def blocks(
     shape: Sequence[int], side: int
 ) -> Iterator[tuple[tuple[int, int, int], tuple[int, int, int]]]:
-    """First voxel and shape of each of the cubes of `side` voxels that a volume is divided into.
-
-    Those at its end are smaller.
-    """
+    """First voxel and shape of each cube of `side` voxels in a volume; smaller at its end."""
     for x, y, z in itertools.product(*(range(0, n, side) for n in shape)):
         yield (x, y, z), (min(side, shape[0] - x), min(side, shape[1] - y), min(side, shape[2] - z))
 
 
 def box(first: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
-    """The index of so many voxels from `first` on."""
+    """The index of the box with this shape whose first voxel is `first`."""
     return tuple(slice(low, low + size) for low, size in zip(first, shape, strict=True))
 
 
 def nearest_labels(labels: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
-    """Labels (X, Y, Z) on the grid `source`, on `target`: those of the nearest voxels, 0 outside.
+    """Labels (X, Y, Z) resampled from the grid `source` to `target`: nearest voxel, 0 outside.
 
-    A voxel reaches half an index beyond its centre; halfway between two the one of the higher index
-    is meant, as in ITK. Any two affine grids will do; memory beyond the result is that of a slab.
+    A voxel reaches half an index beyond its centre; halfway between two voxels the higher index
+    counts, as in ITK. Any two affine grids will do. Beside the result it needs memory for a slab.
 
     Returns:
       An array of `target`'s shape and the labels' type.
@@ -77,14 +74,14 @@ def nearest_labels(labels: np.ndarray, source: Grid, target: Grid) -> np.ndarray
 
 @dataclass(frozen=True)
 class Plane:
-    """The world of a picture: the unit of its points, and how large a pixel is."""
+    """The world of a picture: the unit of its points, and the size of a pixel."""
 
     unit: str
-    # Between columns and between rows; None: not known, and the unit is the pixel.
+    # mm between columns and between rows; None: unknown, and the unit is the pixel.
     pixel_mm: tuple[float, float] | None
 
     def pixels(self, points: np.ndarray) -> np.ndarray:
-        """(..., 2) in pixels of points (..., 3) of this world."""
+        """(..., 2) in pixels, from points (..., 3) of this world."""
         return np.asarray(points)[..., :2] / self._per_pixel
 
     def points(self, pixels: np.ndarray) -> np.ndarray:

@@ -1,10 +1,10 @@
 """Gaussian heatmaps from landmark coordinates, and landmark coordinates from heatmaps.
 
 Heatmaps are `(B, X, Y, Z, K)`, positions `(B, K, 3)` in voxels of the heatmap (voxel centres at
-integers). Everything runs on the device: coordinates go in and come out, volumes stay.
+integers). Everything runs on the device: only coordinates leave it.
 
-Decoders take heatmaps, or the features and the `head` that makes heatmaps of them voxel by voxel:
-then heatmaps are made slab by slab, and again in a small window around each maximum.
+Decoders take heatmaps, or features and the `head` that turns them into heatmaps voxel by voxel.
+With a head, heatmaps are computed slab by slab, and again in a small window around each maximum.
 """
 
 import math
@@ -27,10 +27,10 @@ def gaussians(
 ) -> Array:
     """Target heatmaps `(B, X, Y, Z, K)`: Gaussians of height 1 (Tan et al. 2023, Eq. 1).
 
-    `sigma_mm` is one for all landmarks, or (K,).
+    `sigma_mm` is one number for all landmarks, or (K,).
 
-    A product of three vectors per landmark: under jit, XLA fuses it into whatever consumes it and
-    the volume is never stored. A landmark may lie outside the volume.
+    A product of three vectors per landmark: under jit, XLA fuses it into the operations that use
+    it, and the volume is never stored. A landmark may lie outside the volume.
     """
     x, y, z = (
         _gaussian_1d(landmarks_ijk[..., axis], n, s, sigma_mm)
@@ -48,8 +48,8 @@ def _gaussian_1d(centre: Array, n: int, spacing_mm: float, sigma_mm: float | Arr
 def gaussian_sum(shape: Sequence[int], spacing_mm: Sequence[float], sigma_mm: float) -> float:
     """The sum of a Gaussian of height 1 over all voxels of a volume of this shape (X, Y, Z).
 
-    Pictures, with one voxel along Z, are summed along X and Y alone: their spacing along Z counts
-    for nothing.
+    Pictures, with one voxel along Z, are summed along X and Y only; their spacing along Z is not
+    used.
     """
     sides = [mm for n, mm in zip(shape, spacing_mm, strict=True) if n > 1]
     return (2 * math.pi) ** (len(sides) / 2) * sigma_mm ** len(sides) / math.prod(sides)
@@ -58,7 +58,7 @@ def gaussian_sum(shape: Sequence[int], spacing_mm: Sequence[float], sigma_mm: fl
 def places(shape: Sequence[int], spacing_mm: Sequence[float]) -> Array:
     """(X, Y, Z, 4): mm of each voxel from the volume's middle, x, y, z, and their squares' sum.
 
-    As channels beside features they let a head that sees voxel by voxel know where each lies.
+    Appended to features as channels, they tell a head the place of each voxel.
     """
     axes = [s * (jnp.arange(n) - (n - 1) / 2) for n, s in zip(shape, spacing_mm, strict=True)]
     mm = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), -1)
@@ -87,7 +87,7 @@ def log_gaussians(
 def cell_voxels(
     shape: Sequence[int], spacing_mm: Sequence[float], cell_mm: float
 ) -> tuple[int, int, int]:
-    """Voxels a side of equal cells that fill the volume, of at most `cell_mm` or of one voxel."""
+    """Voxels along each side of equal cells that fill the volume: at most `cell_mm`, or 1 voxel."""
     x, y, z = (
         max(c for c in range(1, n + 1) if n % c == 0 and (c == 1 or c * s <= cell_mm))
         for n, s in zip(shape, spacing_mm, strict=True)
@@ -111,7 +111,7 @@ def gaussian_cell_masses(
     cell: Sequence[int],
     power: float,
 ) -> Array:
-    """`cell_masses` of `gaussians`, for the price of three vectors: a Gaussian's power is one."""
+    """`cell_masses` of `gaussians`, from three vectors: a Gaussian's power is a Gaussian."""
     narrow = sigma_mm / math.sqrt(power)
     x, y, z = (
         _gaussian_1d(landmarks_ijk[..., axis], n, s, narrow)
@@ -122,19 +122,19 @@ def gaussian_cell_masses(
     return x[:, :, None, None] * y[:, None, :, None] * z[:, None, None, :]
 
 
-# Heatmaps that are no probabilities are raised to this power before their spread is taken: a
-# regression leaves a haze over the volume, which would outweigh any spot.
+# Heatmaps of a regression are raised to this power before their spread is computed: small values
+# all over the volume would outweigh any spot.
 _SPREAD_POWER = 4
 
 
 class Decoded(NamedTuple):
-    """What heatmaps say of K landmarks."""
+    """K landmarks decoded from heatmaps."""
 
     argmax_ijk: Array  # (B, K, 3): the voxel of the maximum
     subvoxel_ijk: Array  # (B, K, 3): the sub-voxel peak
     score: Array  # (B, K): the height
-    evidence: Array  # (B, K) nats, not calibrated: how much speaks for the landmark's presence
-    spread_mm: Array  # (B, K): how far the heatmap lies about the sub-voxel peak
+    evidence: Array  # (B, K) nats, not calibrated: evidence that the landmark is present
+    spread_mm: Array  # (B, K): root mean square distance of the heatmap from the sub-voxel peak
 
 
 def decode(
@@ -148,15 +148,14 @@ def decode(
 ) -> Decoded:
     """Landmarks of the heatmaps that `head` makes of features `(B, X, Y, Z, C)`.
 
-    With `softmax`, what the head makes are logits, and their softmax over all voxels is the
-    heatmap, scaled so that a Gaussian of `sigma_mm` inside has a peak of 1. Heatmaps are made of
-    about `slab_voxels` at a time.
+    With `softmax`, the head's outputs are logits, and their softmax over all voxels is the heatmap,
+    scaled so that a Gaussian of `sigma_mm` inside has a peak of 1. Heatmaps are computed for about
+    `slab_voxels` at a time.
 
     The evidence is, with `softmax`, the logarithm of the mean of the exponentials, else the
-    log-odds of the height as a probability. The spread is the root mean square distance of the
-    heatmap from the sub-voxel peak: with `softmax` of the probabilities themselves (of a Gaussian
-    in three dimensions sqrt(3) sigma), else of the fourth power of what is positive. A second spot
-    or a wide one make it larger. 0 where nothing is positive.
+    log-odds of the height as a probability. The spread weighs distances by the probabilities with
+    `softmax` (a Gaussian in three dimensions has sqrt(3) sigma), else by the fourth power of
+    positive values. A second spot or a wide spot makes it larger. 0 where nothing is positive.
     """
     shape = features.shape[1:4]
     rows, sums = map_slabs(
@@ -167,7 +166,7 @@ def decode(
     argmax, score = _argmax_of_rows(join_slabs(rows), features, head)
     window, start = windows(features, argmax, head, spacing_mm, sigma_mm)
     if softmax:
-        # The mean shift asks for no scale: relative to the maximum nothing over- or underflows.
+        # The mean shift needs no scale; relative to the maximum nothing over- or underflows.
         window = jnp.exp(window - score[..., None, None, None])
         log_sum = logsumexp(sums.log_scale, axis=0, b=sums.mass)
         score = jnp.exp(score - log_sum) * gaussian_sum(shape, spacing_mm, sigma_mm)
@@ -181,8 +180,8 @@ def decode(
 class _Moments(NamedTuple):
     """Sums over a slab of the weights w and of their products with the place p in mm.
 
-    All are relative to exp(`log_scale`); p is counted from the volume's middle, lest squares lose
-    digits.
+    All are relative to exp(`log_scale`); p is counted from the volume's middle, so that squares
+    keep their digits.
     """
 
     log_scale: Array  # (B, K)
@@ -209,7 +208,7 @@ def _survey(
         for n, whole, s in zip(heatmaps.shape[1:4], shape, spacing_mm, strict=True)
     )
     x = x + spacing_mm[0] * start.astype(jnp.float32)
-    # One pass along Z makes all three sums; what is left is small.
+    # One pass along Z makes all three sums; the remaining arrays are small.
     powers = jnp.stack([jnp.ones_like(z), z, z**2])
     along_z = jnp.einsum("bxyzk,pz->pbxyk", weights, powers)
     plane, first_z, second_z = along_z
@@ -240,8 +239,8 @@ def _spread_mm(
 def _argmax_of_rows(rows: Array, features: Array, head: Head) -> tuple[Array, Array]:
     """The voxel of the maximum and its value, from the maxima along Z.
 
-    A reduction that carries indices is slow; this one looks at values only, and then again at
-    the one row per landmark that holds the maximum. Among equals the first in X, Y, Z counts.
+    A reduction that carries indices is slow. This one reduces values only, and then searches the
+    row of each landmark that holds the maximum. Of equal values the first in X, Y, Z counts.
     """
     b, _, ny, k = rows.shape
     best = jnp.argmax(rows.reshape(b, -1, k), axis=1)
@@ -311,7 +310,7 @@ def mean_shift(
             moved = jnp.stack(
                 [(m * g).sum() / total for m, g in zip(marginals, grids, strict=True)]
             )
-            # An empty window (no positive value) says nothing: stay at the maximum.
+            # In an empty window (no positive value) stay at the maximum.
             return jnp.where(weight.sum() > 1e-30, moved, centre)
 
         return jax.lax.fori_loop(0, 12, shift, peak)

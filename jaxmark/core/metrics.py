@@ -1,8 +1,8 @@
-"""How far predictions are from the truth, in figures that say what they are.
+"""Figures of how far predictions are from the truth.
 
-Everything is world millimetres and NumPy on the host. A landmark that a scan does not have
-(`present` is False there) leaves every sum. Standard deviations are those of a sample (n - 1); a
-figure that the points do not define (the mean of nothing, the spread of one value) is None.
+Everything is world millimetres and NumPy on the host. A landmark that is not `present` in a scan is
+in no sum. Standard deviations are those of a sample (n - 1); a figure that the points do not define
+(the mean of nothing, the spread of one value) is None.
 
 `N` scans, `K` landmarks.
 """
@@ -38,7 +38,7 @@ def radial_error_mm(
 def nearest_landmark(
     truth_mm: np.ndarray, predicted_mm: np.ndarray, present: np.ndarray
 ) -> np.ndarray:
-    """Which present landmark's true position each prediction is nearest to, in its own scan.
+    """The present landmark whose true position each prediction is nearest to, in the same scan.
 
     Shapes as in `radial_error_mm` -> (N, K) indices of landmarks, -1 where absent. A tie goes to
     the prediction's own landmark.
@@ -68,8 +68,8 @@ def confusions(truth_mm: np.ndarray, predicted_mm: np.ndarray, present: np.ndarr
 def success_rates(errors_mm: np.ndarray, thresholds_mm: Sequence[float]) -> dict[str, float | None]:
     """SDR: share of points, in [0, 1], with an error of at most (`<=`) each threshold.
 
-    `errors_mm` of any shape, NaN where absent. Keys are the thresholds as text ("2", "2.5"), so
-    that the result is the same after a journey through JSON.
+    `errors_mm` of any shape, NaN where absent. Keys are the thresholds as text ("2", "2.5"), as
+    JSON needs them.
     """
     errors = errors_mm[np.isfinite(errors_mm)]
     return {
@@ -128,14 +128,14 @@ def summarize(
 def coverage(
     errors_mm: np.ndarray, radius_mm: np.ndarray, seed: int, *, samples: int = 10_000
 ) -> dict[str, Any]:
-    """How often stated radii held the truth, of the points that have both.
+    """The share of points whose error is within the stated radius, of points that have both.
 
     `errors_mm` (N, K), NaN where absent, `radius_mm` (N, K), infinite where none is stated. Gives
     `share`, `interval` (95 %, whole scans drawn, None with fewer than two), `n_points`,
-    `n_unstated` (points without a radius), `mean_radius_mm`, `per_landmark` a row with `n`,
-    `share` and `radius_mm`, its mean, and `by_radius`, thirds of the points from the smallest
-    radii to the largest, a row with these and the errors' `median_mm`: are small radii as honest
-    as large ones, and is the method nearer where it says so?
+    `n_unstated` (points without a radius) and `mean_radius_mm`. `per_landmark` has rows of `n`,
+    `share` and mean `radius_mm`. `by_radius` has three rows, thirds of the points by radius, also
+    with the errors' `median_mm`: they show whether small radii hold as often as large ones, and
+    whether errors are smaller where radii are.
     """
     here = np.isfinite(errors_mm)
     stated = here & np.isfinite(radius_mm)
@@ -164,10 +164,10 @@ def coverage(
 def share(
     held: np.ndarray, counted: np.ndarray, seed: int, *, samples: int = 10_000
 ) -> dict[str, Any]:
-    """The share of what counts that holds, with its uncertainty.
+    """The share of `held` among `counted`, with its uncertainty.
 
-    `held`, `counted` (N, A) bool, of A things in each scan. Gives `share` and `interval` (95 %,
-    whole scans drawn, None with fewer than two that count).
+    `held`, `counted` (N, A) bool, for A items in each scan. Gives `share` and `interval` (95 %,
+    whole scans drawn, None with fewer than two scans that have a counted item).
     """
     mean = average(np.where(counted, held, np.nan), seed, samples=samples)
     return {"share": mean["mean"], "interval": mean["interval"]}
@@ -193,14 +193,13 @@ def average(values: np.ndarray, seed: int, *, samples: int = 10_000) -> dict[str
 def attributes(
     said: np.ndarray, true: np.ndarray, known: np.ndarray, seed: int, *, samples: int = 10_000
 ) -> dict[str, Any]:
-    """How often A attributes, which are true or false of each scan, are told rightly.
+    """How often A attributes, true or false for each scan, are predicted correctly.
 
-    `said`, `true`, `known` (N, A) bool; what is not known leaves every sum. Gives `accuracy`,
-    `sensitivity` (of the true ones the share that is said to be), `specificity` (of the false ones)
-    and `balanced_accuracy`, the mean of these two: each a `share` with its `interval`, as in
-    `share`, of all scans and attributes together, None where there are no such attributes. The
-    interval of the last is over those draws that have both kinds. Also the counts `n_true` and
-    `n_false`.
+    `said` (predicted), `true`, `known` (N, A) bool; unknown ones are in no sum. Gives `accuracy`,
+    `sensitivity` (share of correct ones among the true), `specificity` (among the false) and
+    `balanced_accuracy`, the mean of these two: each a `share` with its `interval`, as in `share`,
+    over all scans and attributes, None where there are no such attributes. The interval of the last
+    uses the draws that have both kinds. Also the counts `n_true` and `n_false`.
     """
     right = said == true
     kinds = known & true, known & ~true
@@ -227,7 +226,7 @@ def attributes(
 
 
 def presence(probability: np.ndarray, present: np.ndarray, absent: np.ndarray) -> dict[str, Any]:
-    """How good stated probabilities of presence are, over landmarks whose state is known.
+    """Figures of the stated probabilities of presence, over landmarks whose state is known.
 
     `probability` (N, K), NaN where none is stated, `present`, `absent` (N, K) bool. Gives
     `n_present`, `n_absent`, `accuracy` (at 0.5), `brier` (mean squared difference from 1 or 0),
@@ -305,7 +304,7 @@ def smallest_p_value(scans: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P values of several tests, adjusted so that one false alarm among all is as rare as stated.
+    """P values of several tests, adjusted for the chance of any false alarm among all.
 
     Holm's step-down procedure (Scand. J. Statist. 1979).
     """

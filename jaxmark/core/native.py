@@ -1,8 +1,8 @@
 """Convolutions on a CPU by C++ that is compiled where it runs (`native/convolution.cc`).
 
-XLA's forms write columns, sums of planes or padded copies to memory; the code keeps what it sums in
-registers. It is used where a compiler is found and the shape suits; all else is as without it. On
-one device alone: XLA does not split a call of foreign code over several.
+XLA's forms write columns, sums of planes or padded copies to memory; this code keeps sums in
+registers. It is used if there is a compiler and the shape suits, else XLA's forms are. Only on one
+device: XLA does not split a call of foreign code over several.
 """
 
 import contextlib
@@ -29,15 +29,15 @@ from jaxmark.system.devices import platform
 from jaxmark.system.messages import warn
 
 SOURCE = Path(__file__).with_name("native") / "convolution.cc"
-# Products (multiplications) below which nothing takes long.
+# With fewer multiplications any form is fast enough.
 LEAST_PRODUCTS = 3e7
-# Largest difference from the definition, of the largest value, with which the code is used.
+# The code is used if its results differ from the definition's by at most this share of the largest.
 _TOLERANCE = 1e-4
 
 
 @dataclasses.dataclass
 class _Native:
-    """Whether this process uses the code, and under which names XLA knows it."""
+    """Whether this process uses the code, and its names in XLA."""
 
     wanted: bool = True
     used: bool = False
@@ -53,18 +53,18 @@ _LOCK = threading.Lock()
 
 
 def use(mesh: Mesh) -> None:
-    """Use the code in what is traced from now on, if that is for one CPU device; else don't."""
+    """Programs traced from now on use the code if `mesh` is one CPU device, else they don't."""
     _native.used = _native.wanted and mesh.size == 1 and platform(mesh) == "cpu"
 
 
 def forbid(forbidden: bool = True) -> None:
-    """Never use the code in this process: for comparison, and for programs that leave it."""
+    """This process never uses the code: for comparisons, and for exported programs."""
     _native.wanted, _native.used = not forbidden, False
 
 
 @contextlib.contextmanager
 def unused() -> Iterator[None]:
-    """In this block programs are traced without the code: those that leave this machine."""
+    """In this block programs are traced without the code, to run on other machines."""
     used, _native.used = _native.used, False
     try:
         yield
@@ -81,7 +81,7 @@ def state(mesh: Mesh) -> str:
 
 
 def obstacle() -> str:
-    """Why the code can't be used on this machine; empty where it can, as far as is known."""
+    """Why the code can't be used on this machine; empty where nothing is known against it."""
     if _native.tried:
         return _native.why_not
     if not has_instructions("avx2", "fma"):
@@ -148,7 +148,7 @@ def _loaded() -> str:
         code, digest = library(SOURCE)
     except NoLibrary as why:
         return str(why)
-    # By the digest, a program in XLA's cache calls the code that it was made with.
+    # With the digest in the name, a program in XLA's cache calls the code that it was made with.
     _native.value = f"jaxmark_convolve_{digest}"
     _native.gradient = f"jaxmark_convolve_gradient_{digest}"
     for name, function in (
@@ -160,7 +160,7 @@ def _loaded() -> str:
 
 
 def _failure() -> str:
-    """What is wrong with the compiled code: it is compared with the definition, in numpy."""
+    """Compares the compiled code with the definition in numpy; the problem, or ""."""
     rng = np.random.default_rng(0)
     for c_in, c_out in ((1, 16), (8, 8), (16, 32)):
         x = rng.normal(size=(1, 6, 5, 9, c_in)).astype(np.float32)

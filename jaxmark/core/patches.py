@@ -1,7 +1,7 @@
-"""Landmarks by votes of patches: each says whether it holds a landmark, and how far that is away.
+"""Landmarks by votes of patches: each predicts whether it holds a landmark, and where it lies.
 
-A volume is divided into cubes of `stride` voxels a side. Of every landmark, each patch gives a
-logit, that the landmark lies inside, and a displacement from the patch's centre to the landmark
+A volume is divided into cubes of `stride` voxels a side. For each landmark, each patch gives a
+logit that the landmark lies inside, and a displacement from the patch's centre to the landmark
 (Noothout et al., IEEE TMI 2020). Displacements are in voxels, on the scale of `shrink`.
 
 Logits are `(B, x, y, z, K)` and displacements `(B, x, y, z, K, 3)`, of a grid of patches; positions
@@ -18,7 +18,7 @@ from jax import Array
 
 
 def shrink(displacement: Array) -> Array:
-    """sign(d) log10(|d| + 1): what is far away needs to be known less exactly."""
+    """sign(d) log10(|d| + 1): large displacements need less precision."""
     return jnp.sign(displacement) * jnp.log1p(jnp.abs(displacement)) / math.log(10)
 
 
@@ -53,15 +53,15 @@ def vote_losses(
     *,
     stride: int,
 ) -> tuple[Array, Array]:
-    """How wrong patches are about what they hold, and about how far away it is.
+    """The losses of the patches' logits and of their displacements.
 
     Args:
-      logits, votes: what the patches say; `votes` are displacements.
-      landmarks_ijk: true positions; those of others than present are ignored. A landmark may lie
-        outside of the volume: no patch holds it, and all point to it.
+      logits, votes: the patches' predictions; `votes` are displacements.
+      landmarks_ijk: true positions; ignored where not present. A landmark may lie outside of the
+        volume: no patch holds it, and all point to it.
       present: (B, K) bool: annotated landmarks.
-      absent: (B, K) bool: landmarks that are known not to be there (ours): no patch holds them, and
-        none has to point anywhere. What is neither leaves both sums.
+      absent: (B, K) bool: landmarks known to be absent (ours): no patch holds them, and their
+        displacements are ignored. A landmark that is neither is in neither sum.
       stride: voxels of a patch's side.
 
     Returns:
@@ -85,12 +85,12 @@ def _mean(values: Array, mask: Array) -> Array:
 
 
 def decode_votes(logits: Array, votes: Array, *, stride: int) -> tuple[Array, Array]:
-    """Where the patches see each landmark: the mean of what they say, weighted by probability.
+    """Each landmark's position: the mean of the patches' votes, weighted by probability.
 
     Returns:
       Positions (B, K, 3), and the largest logit (B, K).
     """
-    # The probabilities' ratios, also where all of them are too small for float32.
+    # Ratios of probabilities, which are correct even where all are too small for float32.
     chance = jax.nn.log_sigmoid(logits)
     axes = _patch_axes(logits)
     highest = chance.max(axes, keepdims=True)

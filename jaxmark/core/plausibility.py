@@ -1,8 +1,8 @@
-"""Landmarks that contradict those of the other cases: a frame, sides or names taken for others.
+"""Landmarks that contradict the other cases': a wrong frame, exchanged sides or exchanged names.
 
-Every case is compared with the median of the others, after it was moved to them, so that a head
-that merely lies elsewhere is no contradiction. numpy alone, on the host. `N` cases, `K` landmarks,
-millimetres of one frame, NaN where a landmark is not annotated.
+Every case is moved to the median of the others and compared with it, so that a head that only lies
+elsewhere is no contradiction. numpy only, on the host. `N` cases, `K` landmarks, millimetres of one
+frame, NaN where a landmark is not annotated.
 """
 
 import dataclasses
@@ -11,46 +11,48 @@ import numpy as np
 
 from jaxmark.core.geometry import apply_affine, fit_rigid
 
-# Fewer other cases show no spread that a landmark could be out of.
+# With fewer other cases a landmark's spread is unknown.
 _LEAST_OTHERS = 4
-# So many points determine a rotation robustly; with fewer a case is only shifted.
+# This many points determine a rotation robustly; with fewer a case is only shifted.
 _LEAST_RIGID, _LEAST_SHIFT = 6, 3
-# In larger cohorts a case has no say in a median that it would have to be left out of.
+# Up to this many cases, each is compared with a median without it; in larger cohorts one case
+# hardly changes the median.
 _LEAVE_OUT_UNTIL = 40
-# A landmark's own spread counts as its cases do, that of all landmarks as so many cases do.
+# The spread of all landmarks together has the weight of this many cases of a landmark.
 _POOLED_CASES = 4.0
-# A point is far off beyond `base + more / others` spreads, or, where a cohort has long tails,
-# beyond so many times the spreads that nearly all other cases' points keep to.
+# A point is far off beyond `_FAR + _FAR_MORE / others` spreads. In a cohort with long tails it must
+# also be beyond `_TAILS` times the quantile `_NEARLY_ALL` of the other cases' points.
 _FAR, _FAR_MORE, _TAILS, _NEARLY_ALL = 3.6, 14.0, 1.75, 0.98
-# Two names are exchanged where one of both points is this far off, and neither is when exchanged;
-# the exchange has to explain so much (of the squares) before it is tried.
+# Two names are exchanged if one of the points is this many spreads off, and both are nearer than
+# `_RIGHT_AGAIN` once exchanged. A pair is tried if that lowers the sum of squares by `_GAIN`.
 _EXCHANGED, _RIGHT_AGAIN, _GAIN, _PAIRS_TRIED = 3.0, 2.8, 12.0, 3
-# A whole case is another way round where that brings it this much nearer to the others, as near as
-# they are to each other; the others themselves must agree, to this share of their size.
+# Another reading of a whole case is accepted if it leaves less than `_NEARER` of its distance to
+# the others, and less than `_AS_NEAR` of their usual distance, which must be under `_AGREE` of
+# their size.
 _NEARER, _AS_NEAR, _AGREE = 0.55, 2.0, 0.3
 _FITS, _ROUNDS, _CANDIDATES = 4, 3, 8
-# About so many cases, evenly spaced among all, choose what all are brought to at first.
-_SOME = 100
+# About this many cases, evenly spaced among all, define the first reference.
+_FIRST_CASES = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Contradiction:
-    """What speaks against one case's landmarks."""
+    """The contradiction between one case's landmarks and the other cases'."""
 
     # "negated", "sides", "exchanged" or "far".
     kind: str
-    # Of the landmarks: none, none, the two that are exchanged, those that are far off.
+    # "exchanged": the two landmarks; "far": the landmarks that are far off; else none.
     landmarks: tuple[int, ...]
-    # How far off it is, or the worst of its points, as annotated; mm.
+    # Distance of the case, or of the worst of these points, as annotated; mm.
     off_mm: float
-    # Up to what it would be usual, or what is left after the exchange; mm.
+    # "far": the largest usual distance; else the distance that the other reading leaves; mm.
     then_mm: float
 
 
 def contradictions(
     points: np.ndarray, negated: np.ndarray, mirrored: np.ndarray
 ) -> dict[int, Contradiction]:
-    """Case -> what contradicts the other cases, of those where anything does; the first of four.
+    """Case -> its contradiction, for cases that have one: the first of the four kinds that fits.
 
     Args:
       points: (N, K, 3) in a frame common to all, as far as there is one.
@@ -59,7 +61,7 @@ def contradictions(
     """
     if len(points) <= _LEAST_OTHERS:
         return {}
-    # Headers may agree on directions, or registration has made them agree.
+    # "negated" needs a comparison without rotations: headers or registration align directions.
     shifted = _Compared(points, rigid=False)
     turned = _Compared(points, rigid=True)
     paired = mirrored != np.arange(len(mirrored))
@@ -78,7 +80,7 @@ def contradictions(
 
 
 class _Compared:
-    """Cases brought to their median, by a rotation and a shift, or by a shift alone."""
+    """Cases moved to their median, by a rotation and a shift, or by a shift only."""
 
     def __init__(self, points: np.ndarray, *, rigid: bool):
         self._rigid = rigid
@@ -86,7 +88,7 @@ class _Compared:
         known = points[np.isfinite(points).all(-1)]
         self._planar = len(known) > 0 and float(np.ptp(known[:, 2])) == 0
         moved, reference = self._together(points)
-        # Where a landmark is annotated in too few cases, nothing is known of its spread.
+        # A landmark that is annotated in too few cases has no known spread.
         self._others = np.isfinite(moved).all(-1).sum(0) - 1
         self._moved = moved
         n = len(points)
@@ -98,7 +100,7 @@ class _Compared:
         self._middle = middle
         self._off_mm = np.linalg.norm(moved - middle, axis=-1)
         self._spread_mm = self._spreads()
-        # (N, K), in spreads: 1 is what half of all points keep to.
+        # (N, K), in spreads: half of all points are below 1.
         self._z = self._off_mm / self._spread_mm
         self._typical_mm = _nan_median(self._off_mm, 1)
         self._ordered_z, self._ordered_typical_mm = map(_ordered, (self._z, self._typical_mm))
@@ -107,7 +109,7 @@ class _Compared:
     def whole(
         self, case: int, points: np.ndarray, kind: str, judged: np.ndarray
     ) -> Contradiction | None:
-        """Whether these points of the case fit far better than its own."""
+        """The contradiction if these points fit the others far better than the case's points."""
         others = quantile_of_others(self._ordered_typical_mm, self._typical_mm[case], 0.5)
         own = float(_nan_median(self._off_mm[case, judged], 0))
         middle = self._middle[case]
@@ -119,7 +121,7 @@ class _Compared:
         return None
 
     def exchanged(self, case: int) -> Contradiction | None:
-        """Two landmarks that lie where each other should."""
+        """The contradiction if two landmarks lie at each other's places."""
         middle, spread_mm = self._middle[case], self._spread_mm[case]
         z = np.linalg.norm(self._moved[case, :, None] - middle, axis=-1) / spread_mm
         own = z.diagonal()
@@ -130,7 +132,7 @@ class _Compared:
             a, b = (int(k) for k in np.unravel_index(flat, gain.shape))
             if a >= b or not likely[a, b] or gain[a, b] < _GAIN:
                 break
-            # What was exchanged has pulled the case away a little.
+            # The exchanged points have pulled the case away a little, so it is moved again.
             points = self._moved[case].copy()
             points[[a, b]] = points[[b, a]]
             then_mm = np.linalg.norm(self._move(points, middle) - middle, axis=-1)[[a, b]]
@@ -153,11 +155,11 @@ class _Compared:
         return Contradiction("far", far, worst_mm, worst_mm / float(excess[far[0]]))
 
     def _together(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(N, K, 3) cases moved to their median, and that."""
+        """(N, K, 3) cases moved to their median, and the median (K, 3)."""
         counts = np.isfinite(points).all(-1).sum(1)
         tried = np.argsort(-counts, kind="stable")[:_CANDIDATES]
         known = points[counts > 0] if counts.any() else points
-        some = known[:: -(-len(known) // _SOME) or 1]
+        some = known[:: -(-len(known) // _FIRST_CASES) or 1]
 
         def distance(start: int) -> float:
             off = np.linalg.norm(self._moved_to(points[start], some) - points[start], axis=-1)
@@ -173,7 +175,7 @@ class _Compared:
         return np.stack([self._move(own, reference) for own in cases])
 
     def _move(self, points: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        """The points (K, 3) as near to the reference as most of them come."""
+        """The points (K, 3) moved to the reference by a robust fit."""
         both = np.isfinite(points).all(-1) & np.isfinite(reference).all(-1)
         if both.sum() < _LEAST_SHIFT:
             return points
@@ -181,12 +183,12 @@ class _Compared:
             try:
                 return apply_affine(robust_fit(points, reference, both, self._planar), points)
             except ValueError:
-                # All on one line.
+                # The points lie on one line: shift only.
                 pass
         return points + np.median((reference - points)[both], axis=0)
 
     def _spreads(self) -> np.ndarray:
-        """(N, K) mm: what half of the other cases' points of that landmark keep to."""
+        """(N, K) mm: the median distance of the other cases' points of that landmark."""
         n = len(self._off_mm)
         out: list[np.ndarray] = []
         for case in range(n):
@@ -197,7 +199,7 @@ class _Compared:
             own = _nan_median(np.linalg.norm(left - self._middle[case], axis=-1), 0)
             pooled, count = _nan_median(own, 0), np.maximum(self._others, 0)
             mixed = (count * own**2 + _POOLED_CASES * pooled**2) / (count + _POOLED_CASES)
-            # Copies of one case have no spread at all.
+            # Copies of one case would have a spread of 0.
             out.append(np.maximum(np.sqrt(mixed), 1e-3 * self._scale_mm))
         return np.stack(out)
 
@@ -216,18 +218,18 @@ def robust_fit(
     scale: bool = False,
     rounds: int = _FITS,
 ) -> np.ndarray:
-    """(4, 4) rigid, of pictures about z alone; a few points that lie elsewhere do not pull it.
+    """(4, 4) rigid fit (pictures turn about z only) that a few outliers do not change.
 
     Args:
       points, reference: (K, 3), used where `both` (K,).
-      scale: sizes are made equal, too.
-      rounds: the more, the farther off a few points may be.
+      scale: also fits one scale.
+      rounds: with more rounds, outliers may be farther off.
 
     Raises:
       ValueError: fewer than three points, or all on one line.
     """
     if planar:
-        # A picture turned over would fit its mirror image. With points above it, it does not.
+        # A picture could be turned over to fit its mirror image; added points above it prevent it.
         heights = [float(np.ptp(reference[both], axis=0).max())] * 2
         if scale:
             heights = [_height(points[both]), _height(reference[both])]
@@ -247,26 +249,26 @@ def robust_fit(
 
 
 def _height(points: np.ndarray) -> float:
-    """How large a picture's points are: what one far off changes little."""
+    """Twice the median distance of a picture's points from their median: a robust size."""
     return 2 * float(np.median(np.linalg.norm(points - np.median(points, axis=0), axis=-1)))
 
 
 def _ordered(values: np.ndarray) -> np.ndarray:
-    """All that are finite, sorted."""
+    """The finite values, sorted."""
     return np.sort(values[np.isfinite(values)])
 
 
 def quantile_of_others(ordered: np.ndarray, own: np.ndarray, share: float) -> float:
-    """A quantile, interpolated linearly, of sorted values without some that are among them.
+    """The quantile `share` of the sorted values `ordered` without the values `own` among them.
 
-    As of the rest, sorted again; but that would take the square of the cases' number for all. NaN
-    where nothing is left.
+    Interpolated linearly. Sorting the rest for each case would take time with the square of their
+    number. NaN where nothing is left.
     """
     own = _ordered(np.atleast_1d(own))
     left = len(ordered) - len(own)
     if not left:
         return float("nan")
-    # Where its own values stand; of equal ones each has a place of its own.
+    # The places of `own` in `ordered`; equal values get consecutive places.
     places = np.searchsorted(ordered, own) + np.arange(len(own)) - np.searchsorted(own, own)
     at = share * (left - 1)
     rank = np.array([np.floor(at), np.ceil(at)], int)
@@ -279,7 +281,7 @@ def _median(points: np.ndarray) -> np.ndarray:
 
 
 def _nan_median(values: np.ndarray, axis: int) -> np.ndarray:
-    """NaN, without a warning, where there is nothing."""
+    """The median of finite values; NaN, without a warning, where there are none."""
     known = np.isfinite(values)
     ordered = np.sort(np.where(known, values, np.inf), axis=axis)
     count = np.expand_dims(known.sum(axis), axis)

@@ -1,4 +1,4 @@
-"""Where landmarks lie in a picture and to each other: a Gaussian learned while others are trained.
+"""A Gaussian of the landmarks' positions in a picture, learned while a network is trained.
 
 The mean (2 K,) and covariance (2 K, 2 K) are in pixels, landmark by landmark, x before y.
 `core.spots` uses them.
@@ -15,7 +15,7 @@ _RIDGE = 0.1
 
 
 def unknown_configuration(shape: Sequence[int], landmarks: int) -> tuple[Array, Array]:
-    """Mean and covariance before anything is learned: uniform over a picture of this shape."""
+    """Mean and covariance before training: uniform over a picture of this shape."""
     sides = jnp.tile(jnp.asarray(shape, jnp.float32), landmarks)
     return (sides - 1) / 2, jnp.diag(sides**2 / 12)
 
@@ -25,11 +25,11 @@ def learned_configuration(
 ) -> tuple[Array, Array]:
     """Mean and covariance after one more batch: stepwise EM (Cappe & Moulines, JRSS B 2009).
 
-    Landmarks that are missing count with what the others say of them, and with the doubt that this
-    leaves. Batch number t has the weight t^-0.7, so that the first ones are forgotten.
+    A missing landmark counts with its expected position, given the others, and with the variance
+    that remains. Batch number t has the weight t^-0.7, so that the first ones are forgotten.
 
     Args:
-      landmarks_ijk: (B, K, 3), of which x and y count; present: (B, K) bool.
+      landmarks_ijk: (B, K, 3), of which x and y are used; present: (B, K) bool.
       step: () batches seen before.
     """
     seen = jnp.repeat(present, 2, axis=1)
@@ -37,7 +37,7 @@ def learned_configuration(
     prior = covariance + _RIDGE * jnp.eye(len(mean))
 
     def expected(row: Array, seen: Array) -> tuple[Array, Array]:
-        # Rows and columns of what is missing are those of the identity: one shape for all cases.
+        # Missing landmarks get the identity's rows and columns, so that shapes stay the same.
         known = jnp.where(seen[:, None] & seen, prior, jnp.eye(len(seen)))
         across = jnp.where(seen, prior, 0.0)
         gain = jnp.linalg.solve(known, across.T).T

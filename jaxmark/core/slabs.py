@@ -1,4 +1,4 @@
-"""Volumes slab by slab, so that what is made of them is never in memory as a whole."""
+"""Volumes slab by slab, so that arrays computed from them are never in memory as a whole."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-# Turns features (..., C) into heatmaps (..., K), each voxel by itself.
+# Turns features (..., C) into heatmaps (..., K), voxel by voxel.
 Head = Callable[[Array], Array]
 
-# Voxels of a slab, about: on a CPU the caches hold what is made of them; elsewhere a slab is big
-# enough to occupy a device.
+# About the voxels of a slab: on a CPU its results fit into the caches; on accelerators it is large
+# enough to occupy the device.
 SLAB_VOXELS_CPU, SLAB_VOXELS = 2**12, 2**19
 
 
 def slab_voxels(platform: str) -> int:
-    """Voxels of a slab, about, on devices that JAX calls so."""
+    """About the voxels of a slab on devices of this JAX platform."""
     return SLAB_VOXELS_CPU if platform == "cpu" else SLAB_VOXELS
 
 
@@ -27,17 +27,17 @@ def map_slabs(
     voxels: int = SLAB_VOXELS_CPU,
     multiple: int = 1,
 ) -> Any:
-    """`function(slab, first)` of slabs of equal thickness along X, one after another.
+    """Applies `function(slab, first)` to slabs of equal thickness along X, one after another.
 
     Args:
       function: takes (B, n, Y, Z, C) and the number of its first plane, returns arrays.
       volume: (B, X, Y, Z, C).
-      voxels: of a slab at most, if that is a plane.
-      multiple: slabs have a multiple of so many planes, and so must X.
+      voxels: a slab has at most this many, or one plane if a plane has more.
+      multiple: slabs have a multiple of this many planes, and so must X.
 
     Returns:
-      What `function` returned, with a new first axis over the slabs. Its gradient computes each
-      slab anew: between the passes only `volume` is kept.
+      The function's results, with a new first axis over the slabs. The gradient computes each slab
+      again: between the passes only `volume` is kept.
     """
     planes = slab_planes(volume.shape[1:4], voxels, multiple)
     slabs = volume.shape[1] // planes
@@ -51,14 +51,14 @@ def map_slabs(
 def sum_slabs(
     function: Callable[[Array, Array], Array], volume: Array, *, voxels: int = SLAB_VOXELS_CPU
 ) -> Array:
-    """The sum of `function(slab, first)`, one number a slab; arguments as in `map_slabs`.
+    """The sum of `function(slab, first)`, a number for each slab; arguments as in `map_slabs`.
 
-    Its gradient is computed slab by slab in the same pass, and kept in place of the volume: each
-    slab is computed once, where the gradient of `map_slabs` computes it twice.
+    The gradient is computed slab by slab in the same pass, and kept in place of the volume: each
+    slab is computed once, not twice as with the gradient of `map_slabs`.
     """
     planes = slab_planes(volume.shape[1:4], voxels)
     firsts = planes * jnp.arange(volume.shape[1] // planes)
-    # What the function uses beside its arguments, as a head's weights: they have gradients, too.
+    # Arrays that the function closes over, such as a head's weights, need gradients too.
     function, used = jax.closure_convert(function, volume[:, :planes], firsts[0])
 
     @jax.custom_vjp
@@ -91,7 +91,7 @@ def make_slabs(
     voxels: int = SLAB_VOXELS_CPU,
     multiple: int = 1,
 ) -> Any:
-    """As `map_slabs`, of a volume (X, Y, Z) that is not there: `function(first, slab's shape)`."""
+    """As `map_slabs` without a volume, for a shape (X, Y, Z): `function(first, slab's shape)`."""
     planes = slab_planes(shape, voxels, multiple)
     slab = (planes, shape[1], shape[2])
     again = jax.checkpoint(lambda first: function(first, slab))
@@ -99,12 +99,12 @@ def make_slabs(
 
 
 def _slabs(volume: Array, planes: int) -> Array:
-    """(B, X, ...) to slabs of so many planes, (slabs, B, planes, ...)."""
+    """(B, X, ...) to slabs of `planes` planes, (slabs, B, planes, ...)."""
     return volume.reshape(volume.shape[0], -1, planes, *volume.shape[2:]).swapaxes(0, 1)
 
 
 def join_slabs(slabs: Array) -> Array:
-    """What `map_slabs` returned of a function to slabs: (slabs, B, n, ...) to (B, X, ...)."""
+    """Joins slabs that `map_slabs` returned: (slabs, B, n, ...) to (B, X, ...)."""
     return slabs.swapaxes(0, 1).reshape(slabs.shape[1], -1, *slabs.shape[3:])
 
 

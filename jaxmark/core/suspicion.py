@@ -1,9 +1,9 @@
-"""Which annotations of a cohort to look at first: every kind of doubt on one scale.
+"""Which annotations of a cohort to look at first: every kind of mistake on one scale.
 
 The scale is that of E-values: a suspicion of s means that a good cohort of this size would be
-expected to show 10**-s such rows. How improbable a value is follows from the cohort itself, by
-quantiles that a good part of spoiled cases does not move. numpy alone, on the host. `N` cases, `K`
-landmarks, NaN where a landmark is not annotated.
+expected to show 10**-s such rows. Probabilities come from the cohort, by quantiles that even many
+wrong cases do not move. numpy only, on the host. `N` cases, `K` landmarks, NaN where a landmark is
+not annotated.
 """
 
 import dataclasses
@@ -16,25 +16,27 @@ from jaxmark.core.consensus import LEAST_CASES, Consensus, consensus, pairs_of
 from jaxmark.core.expected_places import Expected, expected_places, usual_lengths
 from jaxmark.core.geometry import rotation_angle_degrees
 
-# What needs no statistics (a point outside of its scan), and the most that statistics can say.
+# The suspicion of what needs no statistics (a point outside of its scan), and the largest suspicion
+# that statistics give.
 CERTAIN, MOST = 10.0, 9.0
 # Rows from here on are suspicions; one in ten good cohorts shows one.
 LINE = 1.0
-# Quantiles between which the tail's decay is measured, for many values and for few.
-_MANY, _FEW, _ENOUGH = (0.8, 0.95), (0.5, 0.8), 200
-# A case is judged by, and judges, others where half of its points are at most this much farther
-# off than is usual.
+# Quantiles between which a tail's decay is measured: with at least _MANY values, and with fewer.
+_TAIL_OF_MANY, _TAIL_OF_FEW, _MANY = (0.8, 0.95), (0.5, 0.8), 200
+# A case is typical if half of its points are at most this many times as far off as is usual.
 _TYPICAL = 3.0
-# Two names are exchanged where one of both is this far off, in usual lengths, and neither is when
-# exchanged, or only by a share of that, and where it explains so much of the squares.
+# Two names are exchanged if one point is this many usual lengths off, if both are nearer than
+# _RIGHT_AGAIN once exchanged, or than _RIGHT_SHARE of that distance, and if the exchange lowers the
+# sum of squares by _GAIN.
 _EXCHANGED, _RIGHT_AGAIN, _RIGHT_SHARE, _GAIN = 3.5, 2.8, 0.25, 15.0
-# That both then lie where they should is that much evidence more.
+# Suspicion that is added if both points are right once exchanged.
 _BOTH_RIGHT = 2.0
-# Cases lie alike where half of them are turned by less than this from the common pose; degrees.
+# Degrees from the common pose: cases have one pose if half of them are turned by less than
+# _LIE_ALIKE; then a case is suspicious if it is turned by more than _TURNED.
 _LIE_ALIKE, _TURNED = 25.0, 90.0
-# Spreads are not believed to be smaller: of logarithms of sizes, and of correlations (artanh).
+# Smallest spreads that are used: of logarithms of sizes, and of correlations (artanh).
 _LEAST_SIZE_SPREAD, _LEAST_LIKE_SPREAD = 0.02, 0.1
-# Shapes of two people are not nearer than this, relative to how near the nearest usually are.
+# Two cases are copies if they are nearer than this share of the usual distance to the nearest case.
 _SAME = 0.4
 
 
@@ -43,36 +45,36 @@ class Suspicion:
     """One thing to look at."""
 
     case: int
-    # Whole cases have none, exchanged ones two.
+    # None for a whole case, two for exchanged names.
     landmarks: tuple[int, ...]
     # One of the keys of `results.check.KINDS`.
     kind: str
     suspicion: float
-    # How far off the point, or half of the case's points, is; NaN: no length.
+    # Distance of the point, or the median distance of the case's points; NaN: none.
     off_mm: float = math.nan
     # (3,) mm of the case: where the (first) landmark is expected.
     expected_mm: np.ndarray | None = None
-    # The other case that is meant.
+    # The other case, for kinds about two cases.
     other: int | None = None
-    # What words may say: a factor, a name of a frame.
+    # A figure or name for the message: a factor, a frame.
     detail: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Looks:
-    """What the scans say of the annotations; all of shape (N, K), NaN or False where unknown."""
+    """The scans' evidence on annotations; all of shape (N, K), NaN or False where unknown."""
 
-    # Correlation of the image about a point with that of the others.
+    # Correlation of the image around a point with the other cases' images there.
     like: np.ndarray
-    # (N, K, 3) mm of the common shape: annotated minus the nearby place that looks right.
+    # (N, K, 3) mm of the common shape: annotated place minus the nearby place that looks right.
     off: np.ndarray
-    outside: np.ndarray  # of the scan
-    air: np.ndarray
+    outside: np.ndarray  # bool: the point lies outside of the scan
+    air: np.ndarray  # bool: the point lies in air
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Where models that were trained without a case find its landmarks; NaN where unknown."""
+    """Landmarks by models that were trained without the case; NaN where unknown."""
 
     points_mm: np.ndarray  # (N, K, 3)
     radius_mm: np.ndarray  # (N, K) stated; infinite or NaN: not stated
@@ -80,13 +82,13 @@ class Predictions:
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """What the points say without any scan."""
+    """The points' evidence, without scans."""
 
     points_mm: np.ndarray
     common: Consensus
     expected: Expected
-    typical: np.ndarray  # (N,) bool: others may be judged by it
-    twins: np.ndarray  # (K,)
+    typical: np.ndarray  # (N,) bool: other cases are compared with it
+    twins: np.ndarray  # (K,) index of each landmark's twin on the other side
 
     @property
     def moved(self) -> np.ndarray:
@@ -95,16 +97,16 @@ class Shapes:
 
     @functools.cached_property
     def size_log10_p(self) -> np.ndarray:
-        """(N,) how improbable each size is."""
+        """(N,) log10 of the probability of each size."""
         size = np.log(self.common.sizes)
         away = np.abs(size - np.nanmedian(size))
-        # Half of the values only: a unit for another may spoil many cases.
+        # From the median: a wrong unit may spoil many cases.
         spread = max(float(np.nanmedian(away)) / 0.674, _LEAST_SIZE_SPREAD)
         return np.minimum(0.0, math.log10(0.5) - (away / spread - 0.674) * 1.66 / math.log(10))
 
     @functools.cached_property
     def turned_degrees(self) -> np.ndarray | None:
-        """(N,) from the common pose; None where cases lie at any rotation."""
+        """(N,) angles from the common pose; None where cases have no common pose."""
         turn = self.common.maps[:, :3, :3] * self.common.sizes[:, None, None]
         known = turn[self.typical & np.isfinite(turn).all((1, 2))]
         if not len(known):
@@ -116,7 +118,7 @@ class Shapes:
 
 
 def shapes_of(points_mm: np.ndarray, twins: np.ndarray) -> Shapes | None:
-    """What (N, K, 3) points say; `twins` as names tell them. None where there are too few."""
+    """The evidence of points (N, K, 3); None if there are too few. `twins` are by names."""
     common = consensus(points_mm)
     if common is None:
         return None
@@ -130,14 +132,14 @@ def shapes_of(points_mm: np.ndarray, twins: np.ndarray) -> Shapes | None:
 
 
 def log10_p(values: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """How improbable values as large are, in logarithms to base 10, by the tail of `among`.
+    """log10 of the probability of values at least as large, by the tail of `among`.
 
-    Beyond a high quantile values become exponentially rarer, as fast as between two quantiles.
+    Beyond a high quantile, probabilities fall exponentially, at the rate between two quantiles.
     """
     known = among[np.isfinite(among)]
     if len(known) < 4:
         return np.zeros(np.shape(values))
-    low, high = _MANY if len(known) >= _ENOUGH else _FEW
+    low, high = _TAIL_OF_MANY if len(known) >= _MANY else _TAIL_OF_FEW
     begin, end = np.quantile(known, [low, high])
     step = max(float(end - begin), 0.02 * abs(float(end)), 1e-9)
     decay = math.log10((1 - low) / (1 - high)) / step
@@ -145,14 +147,14 @@ def log10_p(values: np.ndarray, among: np.ndarray) -> np.ndarray:
 
 
 def both_log10_p(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Of two independent tests (Fisher 1932); NaN in the second: it was not made."""
+    """log10 p of two independent tests together (Fisher 1932); NaN in the second: not made."""
     total = first + np.nan_to_num(second)
     joint = total + np.log10(1 - math.log(10) * total)
     return np.where(np.isfinite(second), np.minimum(joint, 0.0), first)
 
 
 def misfits(shapes: Shapes, looks: Looks | None) -> np.ndarray:
-    """(N,) log10 of how improbable it is that a case's points as a whole are in its scan."""
+    """(N,) log10 of the probability that a case's points as a whole belong to its scan."""
     n = len(shapes.points_mm)
     found = np.zeros(n)
     if looks is None:
@@ -163,7 +165,7 @@ def misfits(shapes: Shapes, looks: Looks | None) -> np.ndarray:
             like[i] = np.arctanh(np.clip(np.nanmedian(row), -0.99, 0.99))
     if np.isfinite(like).sum() >= 4:
         best, middle = np.nanquantile(like, [0.9, 0.5])
-        # As far below the middle as good ones are above: bad ones, which may be many, are below.
+        # The spread is measured above the median: bad cases, which may be many, are below it.
         spread = max(float(best - middle), _LEAST_LIKE_SPREAD)
         worse = np.nan_to_num((middle - like) / spread)
         found = np.minimum(0.0, math.log10(0.5) - worse * math.log10(5))
@@ -175,9 +177,9 @@ def misfits(shapes: Shapes, looks: Looks | None) -> np.ndarray:
 def point_log10_p(
     shapes: Shapes, looks: Looks | None, judged: np.ndarray, predictions: Predictions | None
 ) -> np.ndarray:
-    """(N, K) how improbable each point's distance from where it is expected is.
+    """(N, K) log10 of the probability of each point's distance from its expected place.
 
-    `judged` (N,) are cases that are right as a whole.
+    `judged` (N,): cases that are right as a whole.
     """
     z = shapes.expected.z
     if looks is not None:
@@ -192,11 +194,11 @@ def point_log10_p(
 
 
 def predicted_log10_p(points_mm: np.ndarray, predictions: Predictions) -> np.ndarray:
-    """(N, K) how improbable it is that predictions are so far off; NaN where there are none."""
+    """(N, K) log10 of the probability of predictions so far off; NaN where there are none."""
     away = np.linalg.norm(predictions.points_mm - points_mm, axis=-1)
     stated = np.where(np.isfinite(predictions.radius_mm), predictions.radius_mm, np.nan)
     usual = usual_lengths(away) * np.ones((len(away), 1))
-    # A radius that is hardly stated to be any must not make every error a large one.
+    # A very small stated radius must not make every error a large one.
     radius = np.maximum(np.where(np.isnan(stated), usual, stated), 0.2 * usual)
     ratio = away / radius
     return np.where(np.isfinite(ratio), log10_p(ratio, ratio), np.nan)
@@ -205,7 +207,7 @@ def predicted_log10_p(points_mm: np.ndarray, predictions: Predictions) -> np.nda
 def predicted_suspicions(
     points_mm: np.ndarray, predictions: Predictions, least: float
 ) -> list[Suspicion]:
-    """Points that predictions alone speak against: where they are too few for a shape."""
+    """Points that contradict predictions, for cohorts with too few points for a shape."""
     log_p = predicted_log10_p(points_mm, predictions)
     scores = -log_p - math.log10(max(int(np.isfinite(log_p).sum()), 1))
     away = np.linalg.norm(predictions.points_mm - points_mm, axis=-1)
@@ -275,7 +277,7 @@ def point_suspicions(
 def _places(
     shapes: Shapes, looks: Looks | None, predictions: Predictions | None, case: int
 ) -> np.ndarray:
-    """(K, 3) mm of the case: where its landmarks are expected, by all that is known."""
+    """(K, 3) mm of the case: expected places by shape, by looks and by predictions."""
     place = shapes.moved[case] - shapes.expected.off[case]
     if looks is not None:
         by_look = shapes.moved[case] - looks.off[case]
@@ -302,7 +304,7 @@ def _row(
 
 
 def shape_suspicions(shapes: Shapes) -> list[Suspicion]:
-    """Cases whose points as a whole are mirrored, of another size, turned, or like nobody's."""
+    """Cases whose points as a whole are mirrored, of another size, turned, or of another shape."""
     common, n = shapes.common, len(shapes.points_mm)
     log_n = math.log10(n)
     found = []
@@ -331,8 +333,8 @@ def shape_suspicions(shapes: Shapes) -> list[Suspicion]:
 
 
 def doubled(shapes: Shapes) -> list[tuple[int, int, float, float]]:
-    """(case, other, suspicion, mm) of pairs whose landmarks are nearer than two people's."""
-    # In millimetres: two people may have one shape in two sizes.
+    """(case, other, suspicion, mm) for pairs whose landmarks are nearer than two people's."""
+    # Compared in millimetres: two people may have the same shape in two sizes.
     moved = shapes.moved * shapes.common.sizes[:, None, None]
     n = len(moved)
     away = np.full((n, n), np.inf)
@@ -346,9 +348,9 @@ def doubled(shapes: Shapes) -> list[tuple[int, int, float, float]]:
 
 
 def doubled_looks(unit: np.ndarray) -> list[tuple[int, int, float, float]]:
-    """As `doubled`, of normalised patches (N, K, P): 0 is the same image, 1 has nothing in common.
+    """As `doubled`, for normalised patches (N, K, P): distance 0 is the same image, 1 unrelated.
 
-    Cases whose points are elsewhere have nothing in common with others, or with their own copy.
+    Cases with misplaced points are unrelated to others, and to a copy whose points are right.
     """
     flat = unit.reshape(len(unit), -1)
     shown = np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9)
@@ -362,7 +364,7 @@ def _too_near(away: np.ndarray) -> list[tuple[int, int, float, float]]:
     known = nearest[np.isfinite(nearest)]
     if len(known) < 4:
         return []
-    # Copies are among the nearest: the others show what is usual.
+    # Copies are among the nearest, so the usual distance is a quantile above them.
     usual, spread = float(np.quantile(known, 0.6)), -np.log(np.maximum(nearest, 1e-9))
     log_p = log10_p(spread, spread[nearest > _SAME * usual])
     found = []
@@ -375,7 +377,7 @@ def _too_near(away: np.ndarray) -> list[tuple[int, int, float, float]]:
 
 
 def distance_suspicions(points_mm: np.ndarray, least: float) -> list[Suspicion]:
-    """Pairs of landmarks as far apart as in no other case: where points are too few for a shape."""
+    """Pairs of landmarks with an unusual distance, where points are too few for a shape."""
     n, k = points_mm.shape[:2]
     found: list[Suspicion] = []
     if n < LEAST_CASES:

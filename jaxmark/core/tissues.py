@@ -1,7 +1,7 @@
 """The tissues of label maps from which images of a head are made."""
 
-# A voxel's label is the index here. "air" is what lies outside of the head, and cavities in it;
-# "sinus" is the cavernous one; "vein" are the other sinuses of the dura, and veins.
+# A voxel's label is the index here. "air" is outside of the head, and in its cavities; "sinus" is
+# the cavernous sinus; "vein" are the dura's other sinuses, and veins.
 TISSUES = (
     "air",
     "skin",

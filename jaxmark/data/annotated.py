@@ -1,6 +1,6 @@
-"""The annotations of a cohort as they are, mistakes included: what `--mode=check` looks at.
+"""The annotations of a cohort with their mistakes, for `--mode=check`.
 
-`cohort.read_cohort` refuses what cannot be learned from; here it is only put down.
+`cohort.read_cohort` refuses cases that cannot be learned from; this module records them.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from jaxmark.system.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Annotated:
-    """N cases that have an image and a landmark file, with K landmarks; and what has one alone."""
+    """N cases with image and landmark file, K landmarks; and names of cases that lack one."""
 
     names: tuple[str, ...]
     cases: tuple[str, ...]
@@ -27,7 +27,7 @@ class Annotated:
     points_mm: np.ndarray
     # (N, K) bool: the file states that this person lacks it.
     absent: np.ndarray
-    # (N,) of pictures, as landmark table or config say; 0: neither does.
+    # (N,) for pictures, as the landmark table or the config states it; 0: neither does.
     pixel_size_mm: np.ndarray
     without_landmarks: tuple[str, ...] = ()
     # Case -> its landmark file.
@@ -38,7 +38,7 @@ class Annotated:
 def read_annotated(data: Data) -> Annotated:
     """Reads the landmarks of the folder `data.root`; scans are found, not read.
 
-    Names are `data.landmarks`, or else all that any file has: cases may lack some.
+    Names are `data.landmarks`, or else the names in any file: cases may lack some.
 
     Raises:
       InputError: the folder has no layout, or a landmark file cannot be read: see `find_layout` and

@@ -1,4 +1,4 @@
-"""Annotations checked against each other and against their scans; nothing is trained for it."""
+"""Checks annotations against each other and against their scans, without training."""
 
 import dataclasses
 import math
@@ -42,22 +42,23 @@ from jaxmark.data.looks import (
 )
 from jaxmark.system.parallel import parallel, worker_pool
 
-# Rows with less are not listed: more than one is expected in a good cohort.
+# Rows with less suspicion are not listed: a good cohort would have more than one of them.
 LEAST = 0.0
-# Another reading of the points that fits is that much evidence more.
+# Suspicion that is added if another reading of a case's points fits its scan.
 _EXPLAINED = 3.0
-# Other cases whose points are tried in the scan of one that does not fit.
-_OTHERS = 60
-# A patch this dark and even, as shares of what is usual there, is air.
+# At most this many other cases' points are tried in the scan of a case that does not fit.
+_MAX_OTHERS = 60
+# A patch is air if its mean is below _DARK (of the scan's range) and its contrast is below this
+# share of what is usual there.
 _DARK, _EVEN = 0.15, 0.3
-# A missing point is no mistake: it never stands before what is.
-_MISSING = 0.5
+# Largest suspicion of a missing point: it may be no mistake, so mistakes are listed before it.
+_MAX_MISSING = 0.5
 
 
 def check_annotations(
     annotated: Annotated, data: Data, predictions: Predictions | None = None
 ) -> list[Suspicion]:
-    """All that is suspicious, the most first; each scan is read once, doubtful ones twice.
+    """All suspicions, the largest first; each scan is read once, doubtful ones twice.
 
     Raises:
       InputError, or an ExceptionGroup of them: scans cannot be read.
@@ -90,7 +91,7 @@ def check_annotations(
 
 
 def check_points(points_mm: np.ndarray, names: Sequence[str]) -> list[Suspicion]:
-    """What points (N, K, 3) say of each other, where there are no scans."""
+    """The suspicions of points (N, K, 3) without scans."""
     shapes = shapes_of(points_mm, scheme_of(names).mirrored)
     if shapes is None:
         return distance_suspicions(points_mm, LEAST)
@@ -105,7 +106,7 @@ def check_points(points_mm: np.ndarray, names: Sequence[str]) -> list[Suspicion]
 
 
 def missing(annotated: Annotated) -> list[Suspicion]:
-    """Cases that lack points which others have, and do not say that the patient lacks them."""
+    """Cases that lack points which others have, without stating that the patient lacks them."""
     lacks = ~np.isfinite(annotated.points_mm).all(-1) & ~annotated.absent
     n = len(lacks)
     found = []
@@ -113,7 +114,7 @@ def missing(annotated: Annotated) -> list[Suspicion]:
         which = np.flatnonzero(lacks[case] & (lacks.sum(0) < n))
         if len(which):
             rare = math.log10(n / max(int(lacks[:, which].sum(0).min()), 1))
-            score = min(rare, _MISSING)
+            score = min(rare, _MAX_MISSING)
             found.append(Suspicion(int(case), tuple(map(int, which)), "missing", score))
     return found
 
@@ -136,7 +137,7 @@ def _look_jobs(annotated: Annotated, data: Data, shapes: Shapes | None) -> list[
 def _looks(
     shapes: Shapes, seen: Sequence[Look], planar: bool
 ) -> tuple[Looks, np.ndarray, np.ndarray]:
-    """What the scans say; all patches (N, K, P) normalised, and their weights (N, K)."""
+    """The scans' evidence; all patches (N, K, P) normalised, and their weights (N, K)."""
     patches = np.stack([one.patches for one in seen]).astype(np.float32)
     like, weights = alike(patches)
     unit = normalised(patches)
@@ -172,13 +173,13 @@ def _explain_job(
 ) -> ExplainJob:
     others = np.arange(len(jobs)) != case
     templates = normalised(np.einsum("nk,nkp->kp", weights[others], unit[others]))
-    numbers = np.flatnonzero(others & np.isfinite(shapes.common.off_mm))[:_OTHERS]
+    numbers = np.flatnonzero(others & np.isfinite(shapes.common.off_mm))[:_MAX_OTHERS]
     job = jobs[case]
     best = np.nanmedian(looks.like, axis=1)
     return ExplainJob(
         source=job.source,
         points_mm=job.points_mm,
-        # The maps of all cases need not travel.
+        # The other process does not need the maps of all cases.
         common=dataclasses.replace(shapes.common, maps=shapes.common.maps[:0]),
         step_mm=job.step_mm,
         templates=templates,
@@ -231,7 +232,7 @@ def _with_shapes(
 def _twice(
     shapes: Shapes, unit: np.ndarray, misfit: np.ndarray, rows: list[Suspicion]
 ) -> list[Suspicion]:
-    """Pairs of cases that have one scan, or one set of landmarks; replaces what explains less."""
+    """Pairs of cases with the same scan or the same landmarks; removes rows that these explain."""
     found = []
     by_points = {(i, j): (score, mm) for i, j, score, mm in doubled(shapes)}
     by_looks = {(i, j): score for i, j, score, _ in doubled_looks(unit)}
@@ -242,7 +243,7 @@ def _twice(
             first, case = pair
         else:
             kind = "doubled landmarks"
-            # The one whose scan they do not fit has those of the other.
+            # The case whose scan the landmarks do not fit has the other's landmarks.
             first, case = sorted(pair, key=lambda i: -misfit[i])
         rows[:] = [r for r in rows if r.case != case or r.kind not in ("misplaced", "other case")]
         found.append(Suspicion(case, (), kind, score, mm, other=first))
@@ -250,7 +251,7 @@ def _twice(
 
 
 def _copies(seen: Sequence[Look], rows: list[Suspicion]) -> list[Suspicion]:
-    """Cases whose voxels are those of another one; certain, instead of what was only likely."""
+    """Cases with the same voxels as another case: certain; removes rows that were only likely."""
     first: dict[str, int] = {}
     found = []
     for case, one in enumerate(seen):
@@ -269,7 +270,7 @@ def _copies(seen: Sequence[Look], rows: list[Suspicion]) -> list[Suspicion]:
 def _without_shapes(
     annotated: Annotated, seen: Sequence[Look], predictions: Predictions | None
 ) -> list[Suspicion]:
-    """Of cohorts of few cases, or of few points: what needs no common shape."""
+    """Suspicions that need no common shape, for cohorts of few cases or few points."""
     rows = [
         Suspicion(case, (int(k),), "outside", CERTAIN)
         for case, one in enumerate(seen)
@@ -283,7 +284,7 @@ def _without_shapes(
 def _has(
     rows: Sequence[Suspicion], n: int, kinds: Sequence[str] | None, least: float
 ) -> np.ndarray:
-    """(N,) bool: cases with such a row about the whole case."""
+    """(N,) bool: cases with a row about the whole case, of these kinds, above `least`."""
     found = np.zeros(n, bool)
     for row in rows:
         if row.suspicion > least and (kinds is None or row.kind in kinds) and not row.landmarks:

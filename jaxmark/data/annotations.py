@@ -1,4 +1,4 @@
-"""Cases whose landmarks contradict the other cases': a doubt in words, a line a case."""
+"""Cases whose landmarks contradict the other cases', with one line of text for each."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,8 @@ from jaxmark.core.plausibility import Contradiction, contradictions
 from jaxmark.data.cases import PreparedCase
 
 _NEGATED = np.array([-1.0, -1.0, 1.0])
-# More landmarks of a case are counted, not named.
-_NAMED = 3
+# A line names this many landmarks and counts the others.
+_MAX_NAMED = 3
 
 
 def annotation_doubts(
@@ -20,9 +20,9 @@ def annotation_doubts(
     grid_to_common: np.ndarray,
     unit: str = "mm",
 ) -> dict[str, str]:
-    """Case -> what contradicts the other cases, of those where anything does.
+    """Case -> a line on how its landmarks contradict the other cases', where they do.
 
-    `unit` is that of lengths in the common frame.
+    `unit` is the unit of lengths in the common frame.
     """
     to_common = [grid_to_common @ np.linalg.inv(case.ijk_to_lps) for case in cases]
     world = [case.landmarks_mm for case in cases]
@@ -37,8 +37,8 @@ def annotation_doubts(
 def _words(found: Contradiction, landmarks: Sequence[str], unit: str) -> str:
     names = [repr(landmarks[k]) for k in found.landmarks]
     if found.kind == "far":
-        others = f"; so are {', '.join(names[1:_NAMED])}" if names[1:] else ""
-        others += f" and {len(names) - _NAMED} more" * (len(names) > _NAMED)
+        others = f"; so are {', '.join(names[1:_MAX_NAMED])}" if names[1:] else ""
+        others += f" and {len(names) - _MAX_NAMED} more" * (len(names) > _MAX_NAMED)
         return (
             f"landmark {names[0]} is {found.off_mm:.1f} {unit} from where the other cases have it "
             f"(up to {found.then_mm:.1f} {unit} would be usual){others}"

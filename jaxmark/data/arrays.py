@@ -18,9 +18,9 @@ from jaxmark.system.errors import InputError
 from jaxmark.system.files import naming
 from jaxmark.system.interrupts import unfinished
 
-# As `np.save` writes it. Not read by numpy, which uses Python's own parser: in 3.11 two threads
-# must not be in that at once (cpython issue 106905), and damaged headers end it in many ways.
-# Three axes, or the six of an image in cubes (`chunks`).
+# A header as `np.save` writes it, with three axes, or the six of an image in cubes (`chunks`).
+# NumPy would read it with Python's parser: in 3.11 two threads must not run that at once (cpython
+# issue 106905), and a damaged header raises many kinds of errors in it.
 _HEADER = re.compile(
     rb"\{'descr': '(<f2|\|u1)', 'fortran_order': False, 'shape': "
     rb"\(((?:[1-9][0-9]{0,8}, ){2}(?:(?:[1-9][0-9]{0,8}, ){3})?[1-9][0-9]{0,8})\), \} *\n"
@@ -28,9 +28,9 @@ _HEADER = re.compile(
 
 
 def npy(array: np.ndarray) -> memoryview:
-    """The `.npy` file of an array (X, Y, Z), float16 or uint8; in memory.
+    """The bytes of an `.npy` file with an array (X, Y, Z), float16 or uint8.
 
-    `np.save` to a file does not say that the disk is full.
+    In memory, because `np.save` to a file does not report a full disk.
     """
     content = io.BytesIO()
     np.save(content, np.ascontiguousarray(array), allow_pickle=False)
@@ -38,10 +38,10 @@ def npy(array: np.ndarray) -> memoryview:
 
 
 def read_npy(path: Path, dtype: type[np.generic]) -> np.ndarray:
-    """The array (X, Y, Z) of a file that `npy` made, in any number of threads.
+    """The array (X, Y, Z) of a file that `npy` made; several threads may read at once.
 
     Raises:
-      OSError, ValueError: the file cannot be read, or is no such file.
+      OSError, ValueError: the file cannot be read, or was not made by `npy`.
     """
     with path.open("rb") as file:
         shape = shape_of(file, dtype)
@@ -49,14 +49,14 @@ def read_npy(path: Path, dtype: type[np.generic]) -> np.ndarray:
 
 
 def map_npy(path: Path, dtype: type[np.generic]) -> np.ndarray:
-    """As `read_npy`, but what is not looked at stays on the disk."""
+    """As `read_npy`, but reads only the parts that are used, when they are used."""
     with path.open("rb") as file:
         shape = shape_of(file, dtype)
         return np.memmap(file, dtype, "r", file.tell(), shape)
 
 
 def shape_of(file: BinaryIO, dtype: type[np.generic], axes: int = 3) -> tuple[int, ...]:
-    """Of the array that follows in the file; ValueError where that is no such array."""
+    """Reads the header: the array's shape; ValueError for another type or number of axes."""
     prefix = file.read(10)
     header = file.read(int.from_bytes(prefix[8:], "little"))
     found = _HEADER.fullmatch(header)
@@ -72,7 +72,7 @@ def shape_of(file: BinaryIO, dtype: type[np.generic], axes: int = 3) -> tuple[in
 
 
 def check_crc32(path: Path, crc32: int | None) -> None:
-    """InputError where the file is not the one that was written."""
+    """Raises InputError if the file's checksum is not `crc32`."""
     checksum = 0
     try:
         with path.open("rb") as file:
@@ -85,7 +85,7 @@ def check_crc32(path: Path, crc32: int | None) -> None:
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes | memoryview]) -> None:
-    """Write files into `folder`, in place of what is there, all or none; an OSError names it."""
+    """Replaces `folder` by one with these files, wholly or not at all; an OSError names it."""
     with replacing_folder(folder) as temporary:
         for name, content in files.items():
             (temporary / name).write_bytes(content)
@@ -93,7 +93,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes | memoryview]) -> None:
 
 @contextlib.contextmanager
 def discarded(folder: Path) -> Iterator[None]:
-    """After this block, or if the process ends in it, the folder and what is in it are deleted."""
+    """Deletes the folder and its files after this block, or if the process ends in it."""
     with unfinished(folder):
         try:
             yield
@@ -103,7 +103,7 @@ def discarded(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stored(folder: Path) -> Iterator[None]:
-    """In this block there is such a folder; an error, or the end of the process, deletes it."""
+    """Makes the folder; an error in this block, or the end of the process, deletes it."""
     with unfinished(folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -115,10 +115,10 @@ def stored(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Gives an empty folder; it takes the place of `folder` when the block ends without an error.
+    """Yields an empty folder, which replaces `folder` when the block ends without an error.
 
     Raises:
-      OSError: it cannot be written; it names `folder`.
+      OSError: the folder cannot be written; the error names `folder`.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
@@ -132,7 +132,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def _take_place(new: Path, folder: Path) -> None:
-    """Rename a folder over another one, which others may be replacing at the same time."""
+    """Renames `new` over `folder`, which another process may be replacing at the same time."""
     if _renamed(new, folder):
         return
     old = new.with_name(f"{new.name}-old")
@@ -140,13 +140,13 @@ def _take_place(new: Path, folder: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.replace(folder, old)
         if not _renamed(new, folder):
-            # Another one has just put its own there, which is as new.
+            # Another process has just put its folder there, which is as new.
             shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
 
 def _renamed(new: Path, folder: Path) -> bool:
-    """Whether it could be: a rename replaces nothing but an empty folder."""
+    """Renames `new`; False if `folder` is not empty: a rename replaces only empty folders."""
     try:
         os.replace(new, folder)
     except OSError as error:

@@ -1,11 +1,11 @@
-"""Attributes: which segments each person has, in a table that someone made.
+"""Attributes: which segments each person has, from the user's table.
 
 ```
-case,A1 R,A1 L           one row a case, a column a segment
-case,segment,present     or one row a case and segment
+case,A1 R,A1 L           one row for each case, one column for each segment
+case,segment,present     or one row for each case and segment
 ```
 
-Cells are yes or no, true or false, 1 or 0, present or absent; an empty one is not known.
+Cells are yes or no, true or false, 1 or 0, present or absent; an empty cell is unknown.
 """
 
 import csv
@@ -36,11 +36,11 @@ def read_attributes(
     """Case -> (S,) int8: 1 for a segment that is present, -1 for an absent one, 0 for unknown.
 
     Args:
-      segments: the names of all, in the order of the result.
-      cases: those that have images.
+      segments: the names of all segments, in the order of the result.
+      cases: the cases with images.
 
     Raises:
-      InputError: a case or a segment is not one of these, or comes twice; a cell is something else.
+      InputError: a case or segment is unknown or comes twice; a cell has another value.
     """
     table = read_cells(path)
     case_column, names = read_case_column(table, cases)
@@ -56,7 +56,7 @@ def read_attributes(
 def write_attributes(
     path: Path, segments: Sequence[str], present: Mapping[str, Sequence[bool] | np.ndarray]
 ) -> None:
-    """Writes one row a case: case -> (S,) whether each segment is present."""
+    """Writes one row for each case; `present`: case -> (S,) bool for each segment."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["case", *segments])

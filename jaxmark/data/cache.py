@@ -1,4 +1,4 @@
-"""The folder in which what was computed from scans is kept for later runs."""
+"""The folder that keeps results computed from scans for later runs."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,7 @@ def cache_folder(data: Data) -> Path:
 
 
 def in_cache(read: Callable[[Path], T], places: dict[str, Path]) -> tuple[dict[str, T], list[str]]:
-    """Case -> what an earlier run made of it, and what is wrong with the rest that is there."""
+    """Case -> what an earlier run stored, for what can be read; and the other files' problems."""
 
     def found(path: Path) -> T | InputError | None:
         try:

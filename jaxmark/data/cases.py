@@ -1,4 +1,4 @@
-"""Prepared cases: a folder each, with the image and `case.json`, and the way back to the scan.
+"""Prepared cases: a folder for each, with the image and `case.json`.
 
 The image is `image.npy`; for methods that need `Chunks` it is in the files of `chunks` instead.
 """
@@ -23,35 +23,35 @@ from jaxmark.system.files import json_text, read_sealed, sealed
 
 SCHEMA_VERSION = 3
 
-# Checksums of the files of `chunks`, by their names there and in `case.json`.
+# Names of the checksums of the files of `chunks`, in `ChunkedImage` and in `case.json`.
 _CHECKSUMS = ("chunks_crc32", "coarse_crc32")
 
-# One case's part of a batch, or a batch, by the names of `methods.method.Batch`, and of its
-# targets there.
+# Arrays of a batch, or of one case in it, by the names of the fields of `methods.method.Batch` and
+# of its targets.
 HostBatch = dict[str, Any]
 
-# Field -> what the file calls it.
+# Field -> its key in the file.
 _FIGURES = {"quality": "quality", "lead": "margin", "overlap": "coverage"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Volume:
-    """A prepared image with its margin, and the way back to its scan's LPS mm."""
+    """A prepared image with its margin, and the map from its voxels to its scan's LPS mm."""
 
     name: str
-    image: Callable[[], np.ndarray]  # (X, Y, Z); called where all of it is needed
+    image: Callable[[], np.ndarray]  # (X, Y, Z); called where the whole image is needed
     ijk_to_lps: np.ndarray  # (4, 4)
-    # The same image, where it is on a disk in chunks.
+    # The same image, if it is on disk in chunks.
     chunks: ChunkedImage | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Voxels."""
+        """(X, Y, Z) in voxels."""
         x, y, z = self.image().shape if self.chunks is None else self.chunks.shape
         return x, y, z
 
     def patch(self, first: Sequence[int] | np.ndarray, side: int) -> np.ndarray:
-        """The cube of `side` voxels whose first one is `first`, float16; 0 outside of the image."""
+        """The cube of `side` voxels from voxel `first` on, float16; 0 outside of the image."""
         if self.chunks is not None:
             return self.chunks.patch(first, side)
         return multiscale.patch(self.image(), first, side)
@@ -66,14 +66,14 @@ class Volume:
         """(X, Y, Z) float32 at the nodes of an affine grid, trilinear; 0 outside of the image.
 
         Args:
-          grid_to_ijk: (4, 4) indices of the grid to those of the image, about as far apart.
+          grid_to_ijk: (4, 4) indices of the grid -> of the image; spacings should be similar.
         """
         return multiscale.sampled(self.patch, grid_to_ijk, shape)
 
     def overview(self) -> tuple[np.ndarray, np.ndarray]:
-        """The image as it is looked at as a whole, and its own ijk_to_lps (4, 4).
+        """The image for views of the whole, and its ijk_to_lps (4, 4).
 
-        Of one in chunks that is large it is the coarse form.
+        For a large image in chunks this is the coarse image.
         """
         if self.chunks is None:
             return self.image(), self.ijk_to_lps
@@ -87,17 +87,16 @@ class CaseSegments:
     """Which of the S segments a case has, and where they are."""
 
     present: np.ndarray  # (S,) bool
-    absent: np.ndarray  # (S,) bool: known not to be there; of others nothing is known
-    grid: Grid  # of the scan itself
+    absent: np.ndarray  # (S,) bool; segments neither present nor absent are unknown
+    grid: Grid  # of the raw scan
     # (X, Y, Z) uint8 on the grid of the prepared image, as an .npy file: 0, or 1 + index of the
     # segment. None: the case has no label map.
     file: Path | None = None
     crc32: int | None = None  # of that file
-    # The label map that someone made, on the scan's own grid; what each segment is there, and how
-    # many voxels it has.
+    # The user's label map, on the raw scan's grid.
     source: Path | None = None
-    values: tuple[int, ...] = ()  # (S,)
-    voxels: tuple[int, ...] = ()  # (S,)
+    values: tuple[int, ...] = ()  # (S,) the value of each segment in `source`
+    voxels: tuple[int, ...] = ()  # (S,) the number of its voxels there
 
     @property
     def unseen(self) -> int:
@@ -124,11 +123,11 @@ class PreparedCase:
 
     name: str
     folder: Path
-    ijk_to_lps: np.ndarray  # (4, 4): voxels of the prepared image -> mm of the scan's own world
-    landmarks_mm: np.ndarray  # (K, 3) LPS mm of the scan's own world; NaN where not present
+    ijk_to_lps: np.ndarray  # (4, 4): voxels of the prepared image -> mm of the scan's world
+    landmarks_mm: np.ndarray  # (K, 3) LPS mm of the scan's world; NaN where not present
     present: np.ndarray  # (K,) bool: annotated
-    absent: np.ndarray  # (K,) bool: known not to be there; of others nothing is known
-    quality: float = np.nan  # of the registration; NaN where there was none
+    absent: np.ndarray  # (K,) bool; landmarks neither present nor absent are unknown
+    quality: float = np.nan  # of the registration; NaN without one
     lead: float = np.nan  # of the registration: near 0, another rotation fits as well
     overlap: float = 1.0  # share of the volume that lies in the scan
     image_crc32: int | None = None  # of the file `image.npy`; None: it is not written yet
@@ -136,11 +135,11 @@ class PreparedCase:
     # (3,) of the scan, sorted; NaN where an earlier version prepared it.
     extent_mm: np.ndarray = dataclasses.field(default_factory=_unknown)
     voxel_mm: np.ndarray = dataclasses.field(default_factory=_unknown)
-    # Where the method needs them.
+    # For methods that learn segments.
     segments: CaseSegments | None = None
-    # Of a picture: mm between columns and between rows, if they are known.
+    # For a picture: mm between columns and between rows, if known.
     pixel_mm: tuple[float, float] | None = None
-    # The image, where the method needs it in chunks; there is no `image.npy` then.
+    # The image, for methods that need it in chunks; there is no `image.npy` then.
     chunks: ChunkedImage | None = None
 
     @property
@@ -151,13 +150,13 @@ class PreparedCase:
 
     @property
     def volume(self) -> Volume:
-        """What can be predicted of it."""
+        """The image in the form that prediction takes."""
         return Volume(self.name, partial(self.image, mapped=True), self.ijk_to_lps, self.chunks)
 
     def image(self, *, mapped: bool = False) -> np.ndarray:
         """(X, Y, Z) float16; background near 0, bright structures near 1.
 
-        Where it is `mapped`, what is not looked at stays on the disk; one in chunks is read whole.
+        With `mapped` only the parts that are used are read from disk; chunks are always read whole.
         """
         if self.chunks is not None:
             return self.chunks.whole()
@@ -170,7 +169,7 @@ class PreparedCase:
             ) from error
 
     def check_image(self) -> None:
-        """InputError where the image is not in the files that were written."""
+        """Raises InputError if the image's files have changed since they were written."""
         if self.chunks is not None:
             self.chunks.check()
             return
@@ -178,14 +177,14 @@ class PreparedCase:
 
 
 def save_case(case: PreparedCase, image: np.ndarray, made_from: Path) -> None:
-    """Write `case.folder` whole or not at all; an OSError names it."""
+    """Writes `case.folder` whole or not at all; an OSError names it."""
     array = npy(image.astype(np.float16))
     tree = _tree(case, {"image_crc32": zlib.crc32(array)}, made_from)
     write_folder(case.folder, {"image.npy": array, "case.json": json_text(tree).encode()})
 
 
 def write_chunked_case(case: PreparedCase, folder: Path, made_from: Path) -> None:
-    """Write `case.json` into the folder in which `case.chunks` is; `load_case` reads both."""
+    """Writes `case.json` into the folder of `case.chunks`; `load_case` reads both."""
     chunks = case.chunks
     assert chunks is not None, "a case whose image is in memory"
     known = {name: getattr(chunks, name) for name in ("shape", "factor", *_CHECKSUMS)}
@@ -194,7 +193,7 @@ def write_chunked_case(case: PreparedCase, folder: Path, made_from: Path) -> Non
 
 
 def _tree(case: PreparedCase, image: dict[str, Any], made_from: Path) -> dict[str, Any]:
-    """The content of `case.json`; `image` are its fields on the files beside it."""
+    """The content of `case.json`; `image` holds the fields on the image's files."""
     return sealed(
         {
             "schema_version": SCHEMA_VERSION,
@@ -213,7 +212,7 @@ def _tree(case: PreparedCase, image: dict[str, Any], made_from: Path) -> dict[st
             },
             **image,
             "made_from": str(made_from),
-            # Cases of before there were notes lack them.
+            # Left out if empty, as in files of earlier versions.
             **({"notes": list(case.notes)} if case.notes else {}),
             **({"pixel_mm": case.pixel_mm} if case.pixel_mm else {}),
         }
@@ -221,7 +220,7 @@ def _tree(case: PreparedCase, image: dict[str, Any], made_from: Path) -> dict[st
 
 
 def load_case(folder: Path) -> PreparedCase:
-    """Read `case.json`; the image is read when it is asked for."""
+    """Reads `case.json`; the image is read when it is needed."""
     path = folder / "case.json"
     try:
         tree = read_sealed(path, SCHEMA_VERSION)
@@ -283,7 +282,7 @@ def read_coarse(case: PreparedCase, rng: np.random.Generator, *, factor: int) ->
 def read_posed(
     case: PreparedCase, rng: np.random.Generator, *, shape_mm: np.ndarray, grid: Grid
 ) -> HostBatch:
-    """A crop in which the landmarks lie as in a typical shape (K, 3), on this grid of its frame."""
+    """A crop on `grid`, in the frame of a typical shape (K, 3), fitted to the case's landmarks."""
     points_mm = np.where(case.present[:, None], case.landmarks_mm, np.nan)
     to_lps = true_pose(shape_mm, points_mm) @ grid.ijk_to_lps
     to_volume = np.linalg.inv(case.ijk_to_lps) @ to_lps
@@ -297,7 +296,7 @@ def read_posed(
 
 
 def read_case_and_attributes(case: PreparedCase, rng: np.random.Generator) -> HostBatch:
-    """As `read_case`, with which segments the person has, (S,) bool each."""
+    """As `read_case`, with the targets `segments_present` and `segments_absent`, (S,) bool."""
     assert case.segments is not None, "segments that no method has asked for"
     known = {"segments_present": case.segments.present, "segments_absent": case.segments.absent}
     return {**read_case(case, rng), "targets": known}
@@ -333,10 +332,10 @@ def _notes(lines: object) -> tuple[str, ...]:
 
 
 def _size(lengths: list[float] | None) -> np.ndarray:
-    """Of a scan; files of earlier versions do not say it."""
+    """(3,) lengths of a scan; NaN for files of earlier versions, which lack them."""
     return _unknown() if lengths is None else np.asarray(lengths, np.float64).reshape(3)
 
 
 def _number(value: float) -> float | None:
-    """JSON has no NaN and no infinity: a margin is infinite where there was no other answer."""
+    """The number, or None for NaN and infinity, which JSON does not have."""
     return float(value) if np.isfinite(value) else None

@@ -1,10 +1,10 @@
-"""Prepared images in cubes on a disk: a patch is cut without the volume around it.
+"""Prepared images in cubes on disk: reading a patch does not read the volume around it.
 
 A folder holds `chunks.npy`, the image (X, Y, Z) as (X / 32, Y / 32, Z / 32, 32, 32, 32) float16
 with zeros behind its last voxels, and `coarse.npy`, means over cubes of `factor` voxels. A patch of
 64 voxels touches 27 cubes, which are 1.8 MB in 9 pieces; in one array of 512 voxels a side it
-touches 4096 rows. Files are read, not mapped: one that another process has cut short is an error
-with a line, where a mapped one ends the process.
+touches 4096 rows. Files are read, not mapped: a file that another process cuts short then raises an
+error; if mapped, it would end the process.
 """
 
 import dataclasses
@@ -24,26 +24,26 @@ from jaxmark.data import multiscale
 from jaxmark.data.arrays import check_crc32, npy, read_npy, shape_of
 from jaxmark.system.errors import InputError
 
-# Voxels a side: fewer make more pieces of a patch, more make it read more that it does not need.
+# Voxels along a cube's side. Smaller cubes split a patch into more pieces; larger cubes hold more
+# voxels that a patch does not need.
 SIDE = 32
 
-# Voxels of an image that would take too much memory in pictures: float32 of half of 512^3 is
-# 0.27 GB.
-_LARGE = 2**26
+# Overviews of an image with more voxels use the coarse image: 2**26 voxels are 0.27 GB in float32.
+_LARGE_VOXELS = 2**26
 
 _CHUNKS, _COARSE = "chunks.npy", "coarse.npy"
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunks:
-    """What a method needs that looks at patches and at the whole `factor` times smaller."""
+    """Storage for methods that read patches, and the whole image `factor` times smaller."""
 
     factor: int
 
 
 @dataclasses.dataclass(frozen=True)
 class ChunkedImage:
-    """An image (X, Y, Z) float16 in a folder; nothing of it is in memory."""
+    """An image (X, Y, Z) float16 in a folder, on disk only."""
 
     folder: Path
     shape: tuple[int, int, int]
@@ -79,14 +79,14 @@ class ChunkedImage:
     ) -> None:
         """Copies voxels `low` to `high` to where they lie in the patch that begins at `first`."""
         (i, j, k), (i_end, j_end, k_end) = low // SIDE, (high - 1) // SIDE + 1
-        # Cubes along the last axis lie one after another: a row of them is one piece.
+        # Cubes along the last axis are contiguous in the file: a row of them is one piece.
         row = (int(k_end - k), SIDE, SIDE, SIDE)
         size = 2 * SIDE**3
         places = {
             (x, y): begin + ((x * counts[1] + y) * counts[2] + int(k)) * size
             for x, y in itertools.product(range(i, i_end), range(j, j_end))
         }
-        # The disk fetches all at once.
+        # The system can then fetch all pieces at once.
         if hasattr(os, "posix_fadvise"):
             for place in places.values():
                 os.posix_fadvise(descriptor, place, row[0] * size, os.POSIX_FADV_WILLNEED)
@@ -101,7 +101,7 @@ class ChunkedImage:
                 found[box(start - first, seen)] = cube[box(start - corner, seen)]
 
     def coarse(self, factor: int) -> np.ndarray:
-        """As `multiscale.coarse`; stored for this image's own factor, else made anew."""
+        """As `multiscale.coarse`; read from disk for `self.factor`, else computed."""
         if factor != self.factor:
             return multiscale.coarse(self.whole(), factor)
         path = self.folder / _COARSE
@@ -111,7 +111,7 @@ class ChunkedImage:
             raise _damaged(path, error) from error
 
     def whole(self) -> np.ndarray:
-        """All of the image, in memory."""
+        """The whole image, in memory."""
         path = self.folder / _CHUNKS
         found = np.empty(self.shape, np.float16)
         try:
@@ -129,20 +129,20 @@ class ChunkedImage:
 
     @property
     def overview_factor(self) -> int:
-        """How many voxels along an axis are one in `overview`."""
-        return self.factor if math.prod(self.shape) > _LARGE else 1
+        """How many voxels along an axis become one in `overview`."""
+        return self.factor if math.prod(self.shape) > _LARGE_VOXELS else 1
 
     def overview(self) -> np.ndarray:
-        """What pictures and statistics of the whole show: of a large image its coarse form."""
+        """The image for pictures and statistics of the whole: the coarse one, if it is large."""
         return self.whole() if self.overview_factor == 1 else self.coarse(self.factor)
 
     def check(self) -> None:
-        """InputError where a file is not the one that was written."""
+        """Raises InputError if a file has changed since it was written."""
         check_crc32(self.folder / _CHUNKS, self.chunks_crc32)
         check_crc32(self.folder / _COARSE, self.coarse_crc32)
 
     def _counts(self, file: BinaryIO) -> tuple[int, ...]:
-        """(6,) shape of the stored array; the file is then at its first voxel."""
+        """(6,) shape of the stored array; reads the file up to its first voxel."""
         counts = shape_of(file, np.float16, axes=6)
         if counts != _stored_shape(self.shape):
             raise ValueError(f"cubes {counts} of an image of {self.shape} voxels")
@@ -157,11 +157,11 @@ def slab_planes(factor: int) -> int:
 def write_chunks(
     folder: Path, shape: tuple[int, int, int], slabs: Iterable[np.ndarray], factor: int
 ) -> ChunkedImage:
-    """Write an image that is never in memory as a whole into an existing folder.
+    """Writes an image to an existing folder, slab by slab: it need never be in memory as a whole.
 
     Args:
-      shape: (X, Y, Z), whose sides `factor` divides.
-      slabs: the image along X, each `slab_planes` thick but the last: (planes, Y, Z) float16.
+      shape: (X, Y, Z), multiples of `factor`.
+      slabs: the image along X, (planes, Y, Z) float16; all but the last have `slab_planes` planes.
 
     Raises:
       OSError: the folder cannot be written.
@@ -181,7 +181,7 @@ def write_chunks(
 
 
 def _cubes(slab: np.ndarray, smaller: list[np.ndarray], factor: int) -> Iterable[memoryview]:
-    """The slab in layers of cubes, as bytes; its means are added to `smaller`."""
+    """The slab in layers of cubes, as bytes; appends the slab's coarse image to `smaller`."""
     smaller.append(multiscale.coarse(slab, factor))
     for x in range(0, len(slab), SIDE):
         layer = slab[x : x + SIDE]

@@ -1,11 +1,11 @@
-"""A cohort on disk: which scans there are, their landmarks, and who is in which split.
+"""A cohort on disk: its scans, their landmarks, and which case is in which split.
 
-Where scans and landmarks are: `layouts`. Beside them
+`layouts` describes where scans and landmarks are. Beside them may be
 
 ```
-root/splits.json        {"train": ["case", ...], "val": [...], "test": [...]}; optional
-root/unpaired.csv       landmarks of people without scans; optional, see `unpaired`
-root/patients.csv       whose cases they are; optional, see `folds`
+root/splits.json        {"train": ["case", ...], "val": [...], "test": [...]}
+root/unpaired.csv       landmarks of people without scans, see `unpaired`
+root/patients.csv       the patient of each case, see `folds`
 ```
 """
 
@@ -32,9 +32,8 @@ from jaxmark.system.files import read_bytes
 
 SPLITS = ("train", "val", "test")
 
-# Files keep positions in float32 or decimals; in voxels.
+# In voxels: files round positions to float32 or to some decimals.
 _EDGE_TOLERANCE = 1e-3
-_MAX_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,13 @@ class RawCase:
     landmarks_mm: np.ndarray
     # (K,) bool: has a position.
     present: np.ndarray
-    # (K,) bool: the file states that this person lacks it. What is neither was not annotated.
+    # (K,) bool: the file states that this person lacks it. A landmark that is neither present nor
+    # absent was not annotated.
     absent: np.ndarray
     # None: the case has no landmarks (it can be predicted, not evaluated).
     landmark_file: Path | None
     landmark_names: tuple[str, ...]
-    # Of a picture, mm, as landmark table or config say; 0: neither does.
+    # mm, of a picture, as the landmark table or the config states it; 0: neither does.
     pixel_size_mm: float = 0.0
 
 
@@ -66,27 +66,26 @@ class Cohort:
     cases: dict[str, RawCase]
     # Case names of "train", "val" and "test"; some may be empty.
     splits: dict[str, tuple[str, ...]]
-    # What was guessed, repaired or left out, a line a kind.
+    # What was guessed, repaired or left out, one line for each kind.
     notes: tuple[str, ...] = ()
 
 
 def read_cohort(data: Data) -> Cohort:
     """Reads the landmarks and splits of the folder `data.root`; scans are found, not read.
 
-    Landmark names are `data.landmarks`, of which a case may lack some, and beside which files may
-    have others; or else those of the files, which must then all have the same ones: in the order of
-    the first case, or of the numbers where all are numbers. Positions in voxels become millimetres
-    here, by the place of the case's own scan.
+    With `data.landmarks`, these are the landmarks: a case may lack some, and files may have others.
+    Without, all files must have the same names; their order is that of the first case, or numeric
+    where all names are numbers. Positions in voxels become millimetres by the case's scan.
 
-    Without a `splits.json` splits are drawn; where the layout has test cases with landmarks, those
-    are the test split. With `data.folds`, what these keep for training and validation is divided
-    into folds, and nothing is drawn for testing.
+    Without a `splits.json` splits are drawn; the layout's test cases with landmarks, if any, are
+    then the test split. With `data.folds`, all cases but the test split's are divided into folds,
+    and no test split is drawn.
 
     Raises:
-      InputError: folders, files or cases are missing, doubled or at odds with each other; a name
-        is unknown; a case of train or val has no landmarks; no case of train, or of a val that has
-        cases, has a landmark with a position; see also `find_layout`, `read_landmarks` and
-        `read_labels`.
+      InputError: folders, files or cases are missing, doubled or contradict each other; a name is
+        unknown; a case of train or val has no landmarks; no case of train has a landmark with a
+        position, or val has cases but none of them has one; see also `find_layout`,
+        `read_landmarks` and `read_labels`.
     """
     root = Path(data.root).expanduser()
     if not data.root or not root.is_dir():
@@ -119,7 +118,7 @@ def read_cohort(data: Data) -> Cohort:
 def _check_annotated(
     root: Path, cases: dict[str, RawCase], splits: dict[str, tuple[str, ...]]
 ) -> None:
-    """Refuses, before anything is computed, what nothing can be learned from or chosen by."""
+    """Refuses a train or val split without a single position, before anything is computed."""
     advice = {
         "train": 'place the landmarks (in 3D Slicer their status is then "defined")',
         "val": "place some, or name other cases in splits.json; without any case in val, training "
@@ -140,11 +139,10 @@ def _check_annotated(
 
 
 def check_inside(case: RawCase, scan: Scan, unit: str = "mm") -> None:
-    """Refuses a landmark that lies outside the voxels of its scan, whose world is in this unit.
+    """Raises InputError for the first landmark that lies outside the voxels of its scan.
 
-    Raises:
-      InputError: for the first one; it says so where the point would be inside with x and y the
-        other way round, or as voxel indices: marks of a file in another frame, or in voxels.
+    The message has a hint if the point would be inside with x and y negated, or as voxel indices:
+    then the file is probably in another frame, or in voxels. `unit` is that of the scan's world.
     """
     shape = np.array(scan.voxels.shape)
     for name, xyz, present in zip(
@@ -179,7 +177,7 @@ def check_inside(case: RawCase, scan: Scan, unit: str = "mm") -> None:
 
 
 def is_inside(xyz: np.ndarray, scan: Scan) -> bool:
-    """Whether the point is in a voxel, which reaches half an index beyond its centre."""
+    """Whether the point is in a voxel; a voxel reaches half an index beyond its centre."""
     ijk = np.linalg.solve(scan.ijk_to_lps[:3, :3], xyz - scan.ijk_to_lps[:3, 3])
     edge = 0.5 + _EDGE_TOLERANCE
     return bool(np.all((ijk >= -edge) & (ijk <= np.array(scan.voxels.shape) - 1 + edge)))
@@ -242,7 +240,7 @@ def _folded(
 ) -> dict[str, tuple[str, ...]]:
     """Splits of a cross-validation: one of the folds is val, the others are train.
 
-    Test is what `splits.json` (`stated`) says, or else the layout.
+    The test split is that of `splits.json` (`stated`), or else of the layout.
     """
     if stated is None:
         labelled = _labelled(cases)
@@ -268,8 +266,8 @@ def _note_patients(
     cases: dict[str, RawCase],
     notes: list[Note],
 ) -> None:
-    """A note where drawn splits divide a patient's cases; old runs need the splits as they are."""
-    # Nothing is wrong with a cohort whose table of patients is.
+    """Adds a note where drawn splits divide a patient's cases: old runs need these splits."""
+    # The splits do not depend on the table of patients, so an error in it is no error here.
     with contextlib.suppress(InputError):
         patients, _ = patients_of(root, layout.labels, cases)
         if shared := shared_patients(patients, splits):
@@ -281,16 +279,16 @@ def _note_patients(
 
 
 def _labelled(cases: dict[str, RawCase]) -> list[str]:
-    """Of a case whose points were never placed nothing is learned, in whatever split."""
+    """Names of the cases with a landmark that is present or absent; the others teach nothing."""
     return [name for name, case in cases.items() if (case.present | case.absent).any()]
 
 
 def _draw_splits(
     data: Data, cases: dict[str, RawCase], kept: Collection[str]
 ) -> dict[str, tuple[str, ...]]:
-    """Seeded splits of the cases with landmarks; at least one of three is for validation.
+    """Seeded splits of the cases with landmarks; of three or more, at least one is for validation.
 
-    Those of `kept` are the test split; where there are none, one is drawn too.
+    The cases in `kept` are the test split; if none has landmarks, a test split is drawn too.
     """
     fractions = data.val_fraction, data.test_fraction
     if not (min(fractions) >= 0 and sum(fractions) < 1):

@@ -1,6 +1,6 @@
-"""Folds of a cross-validation: who is a patient, and a seeded division of the patients.
+"""Folds of a cross-validation: the patient of each case, and a seeded division of the patients.
 
-A patient's cases stay together. Who they are of is found in the first of these that is there:
+A patient's cases stay together. The first of these that exists names the patients:
 
 ```
 root/patients.csv        case, patient
@@ -25,7 +25,7 @@ from jaxmark.data.notes import Note
 from jaxmark.system.errors import InputError
 
 TABLE = "patients.csv"
-# In order: the first that is there is taken.
+# The first of these columns that a table has is taken.
 _COLUMNS = ("patient", "patient_id", "subject", "subject_id")
 _TABLES = (".csv", ".tsv")
 _SESSION = re.compile("(?P<subject>sub-[a-zA-Z0-9]+)_ses-.*")
@@ -34,15 +34,15 @@ _SESSION = re.compile("(?P<subject>sub-[a-zA-Z0-9]+)_ses-.*")
 def patients_of(
     root: Path, landmarks: Path | Mapping[str, Path], cases: Collection[str]
 ) -> tuple[dict[str, str], list[Note]]:
-    """Case -> its patient; and where that was read, unless each case is one.
+    """Case -> its patient; and a note on where that was read, unless each case is a patient.
 
     Args:
       root: the cohort's folder.
       landmarks: where its landmarks are, see `layouts.Layout`.
-      cases: those that have images.
+      cases: the cases with images.
 
     Raises:
-      InputError: a table names no patient of a case, or two; `patients.csv` lacks a case or names
+      InputError: a table names no patient for a case, or two; `patients.csv` lacks a case or names
         one that has no image.
     """
     file = root / TABLE
@@ -68,14 +68,14 @@ def patients_of(
 def divide(
     patients: Mapping[str, str], folds: int, seed: int, where: Path
 ) -> list[tuple[str, ...]]:
-    """Cases of each fold: as even as whole patients allow, the same for any order of the cases.
+    """Cases of each fold, of nearly equal sizes; the same for any order of the cases.
 
-    Without patients of several cases the sizes differ by one at most.
+    If every patient has one case, the sizes differ by one at most.
 
     Args:
-      patients: case -> patient, of the cases to divide.
-      folds: how many.
-      seed: draws which patients go together.
+      patients: case -> patient, for the cases to divide.
+      folds: their number.
+      seed: decides which patients go together.
       where: the cohort's folder, for messages.
 
     Raises:
@@ -90,7 +90,7 @@ def divide(
         problem = f"{folds} folds of {len(members)} {what}{several} not kept for testing in {where}"
         raise InputError("config.data.folds", problem)
     divided: list[list[str]] = [[] for _ in range(folds)]
-    # The largest first: what comes later fills up.
+    # Patients with most cases first: the others even out the folds.
     for patient in sorted(members, key=lambda one: (-len(members[one]), drawn(seed, one))):
         min(divided, key=len).extend(members[patient])
     return [tuple(sorted(fold, key=natural)) for fold in divided]
@@ -106,12 +106,12 @@ def shared_patients(patients: Mapping[str, str], splits: Mapping[str, Sequence[s
 
 
 def drawn(seed: int, name: str) -> bytes:
-    """Sorts names at random; unlike a shuffle, the same for any order of files."""
+    """A key that sorts names at random; unlike a shuffle, the same for any order of files."""
     return hashlib.sha256(f"{seed}/{name}".encode()).digest()
 
 
 def _read(table: Table, cases: Collection[str]) -> dict[str, str] | None:
-    """Case -> patient, of a table with a row or more a case; None without such a column."""
+    """Case -> patient, from a table with one or more rows for each case; None without column."""
     case_column, names = read_case_column(table, cases)
     keys = [columns.key(column) for column in table.header]
     places = [keys.index(key) for key in _COLUMNS if key in keys]

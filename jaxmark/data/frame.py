@@ -1,7 +1,7 @@
-"""The common space of a trained model: what turns any scan into a volume of one shape.
+"""The common space of a trained model: a `Frame` turns any scan into a volume of one shape.
 
-Found from the training cases alone, it belongs to the model and goes with it: the same frame
-prepares the cohort and scans never seen. No landmark of a scan is used to prepare it.
+It is found from the training cases only and is stored with the model: the same frame prepares the
+cohort and new scans. A scan's landmarks are never used to prepare it.
 """
 
 import dataclasses
@@ -30,36 +30,37 @@ from jaxmark.system.parallel import ahead
 
 SCHEMA_VERSION = 2
 
-# The mouse head that was turned wrongly, with 40 % of it cut off, had a lead of 0.008; so have a
-# few that are right.
+# A mouse head with 40 % of it cut off was turned wrongly at a lead of 0.008; a few heads that are
+# right have such a lead too.
 AMBIGUOUS_LEAD = 0.02
-# Less of the prepared volume within a scan is worth a word.
+# A scan that fills less than this share of the prepared volume gets a warning.
 _LITTLE_OVERLAP = 0.5
-# Half precision holds 65504; implants in a CT may lie far above the upper percentile.
-_MOST = 100.0
+# Scaled intensities are cut off here: float16 ends at 65504, and implants in a CT may lie far
+# above the upper percentile.
+_MAX_SCALED = 100.0
 # Nodes along each axis that are resampled at a time.
 _BLOCK = 128
-# That resample a scan which is stored.
+# Threads that resample a scan whose image goes to disk.
 _THREADS = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Alignment:
-    """How a scan was brought to the common frame; figures are NaN where nothing was registered."""
+    """How a scan was brought to the common frame; figures are NaN without registration."""
 
     matrix: np.ndarray  # (4, 4): common mm -> mm of the scan
     quality: float  # see Registration
-    lead: float  # see Registration; infinite where there was no other answer
+    lead: float  # see Registration; infinite if no other rotation was found
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedScan:
-    """A scan in the common space, and the way back."""
+    """A scan in the common space, and the map back to the scan."""
 
-    # (X, Y, Z) float16, in memory or on a disk; background near 0, bright structures near 1.
+    # (X, Y, Z) float16, in memory or on disk; background near 0, bright structures near 1.
     image: np.ndarray | ChunkedImage
-    ijk_to_lps: np.ndarray  # (4, 4): voxels of `image` -> mm of the scan's own world
-    quality: float  # of the registration; NaN where there was none
+    ijk_to_lps: np.ndarray  # (4, 4): voxels of `image` -> mm of the scan's world
+    quality: float  # of the registration; NaN without one
     lead: float  # of the registration
     overlap: float  # share of the volume that lies in the scan
     profile: np.ndarray  # of its intensities, see `intensity_profile`
@@ -70,13 +71,13 @@ class PreparedScan:
     pixel_mm: tuple[float, float] | None = None  # of a picture, if it is known
 
     def volume(self, name: str) -> Volume:
-        """What can be predicted of it."""
+        """The image in the form that prediction takes."""
         if isinstance(self.image, ChunkedImage):
             return Volume(name, self.image.whole, self.ijk_to_lps, self.image)
         return Volume(name, functools.partial(np.asarray, self.image), self.ijk_to_lps)
 
     def discard(self) -> None:
-        """Delete what of it is on a disk."""
+        """Deletes the image's folder, if the image is on disk."""
         if isinstance(self.image, ChunkedImage):
             shutil.rmtree(self.image.folder, ignore_errors=True)
 
@@ -94,14 +95,14 @@ class Frame:
     shape: tuple[int, int, int]  # crop and margin
     intensity: str
     intensity_range: tuple[float, float]  # percentiles, or the window
-    quality_limit: float = -np.inf  # registrations of less quality have probably failed
+    quality_limit: float = -np.inf  # registrations with less quality have probably failed
     untrained: tuple[str, ...] = ()  # landmarks that no training case has
-    segments: tuple[Segment, ...] = ()  # of the scheme, where the method knows any
+    segments: tuple[Segment, ...] = ()  # of the scheme, where the method learns segments
     chunks: Chunks | None = None  # how prepared images are stored; None: each in one array
-    unit: str = "mm"  # of worlds: "px" of pictures whose pixel size is not known
+    unit: str = "mm"  # of the scans' worlds: "px" for pictures of unknown pixel size
     # (K, 3) the landmarks' typical shape, see `Task.shape_mm`; for methods that need it.
     shape_mm: np.ndarray | None = None
-    # "native": voxels of prepared pictures are their own pixels, wherever `grid_to_common` is.
+    # "native": voxels of prepared pictures are their pixels, and `grid_to_common` is not used.
     grid: str = "common"
 
     @property
@@ -111,12 +112,12 @@ class Frame:
 
     @property
     def spacing_mm(self) -> np.ndarray:
-        """(3,) of the prepared volumes."""
+        """(3,) spacing of the prepared volumes."""
         lengths: np.ndarray = np.linalg.norm(self.grid_to_common[:3, :3], axis=0)
         return lengths
 
     def align(self, scan: Scan) -> Alignment:
-        """Register a scan to the template; the common frame is the scan's where there is none."""
+        """Registers a scan to the template; without one the scan's frame is the common frame."""
         if self.register == "middle":
             middle = apply_affine(scan.ijk_to_lps, (np.array(scan.voxels.shape) - 1) / 2)
             return Alignment(compose_affine(np.eye(3), middle), np.nan, np.nan)
@@ -131,7 +132,7 @@ class Frame:
         return Alignment(matrix, result.quality, result.lead)
 
     def apply(self, scan: Scan, alignment: Alignment) -> PreparedScan:
-        """The scan on the common grid; ValueError where it does not reach there."""
+        """The scan on the common grid; ValueError where the two do not overlap."""
         if self.grid == "native":
             ijk_to_lps = scan.ijk_to_lps @ compose_affine(np.eye(3), -_offset(scan, self.shape))
             seen = self._seen(scan, ijk_to_lps)
@@ -145,16 +146,16 @@ class Frame:
         return self._prepared(scan, alignment, ijk_to_lps, seen, scaled)
 
     def read(self, path: Path, pixel_size_mm: float = 0.0) -> Scan:
-        """A scan as it is prepared: a large one with voxels of the file's own type.
+        """Reads a scan for preparation; voxels keep the file's type if images are in chunks.
 
-        The pixel size is of a picture that does not state it; 0: not known.
+        `pixel_size_mm` is for a picture that does not state its pixel size; 0: unknown.
         """
         if self.planar:
             return read_picture(path, self.unit, pixel_size_mm)
         return read_scan(path, as_stored=self.chunks is not None)
 
     def prepare(self, scan: Scan, folder: Path | None = None) -> PreparedScan:
-        """The scan, aligned, on the common grid; see `apply`, and `store` for the folder."""
+        """The scan, aligned, on the common grid; see `apply`, and `store` for `folder`."""
         alignment = self.align(scan)
         if self.chunks is None:
             return self.apply(scan, alignment)
@@ -162,9 +163,9 @@ class Frame:
         return self.store(scan, alignment, folder)
 
     def store(self, scan: Scan, alignment: Alignment, folder: Path) -> PreparedScan:
-        """As `apply`, with the image in chunks in an existing folder, never as a whole in memory.
+        """As `apply`, but writes the image in chunks to an existing folder.
 
-        Voxels of the scan may be of any type.
+        The whole image is never in memory. The scan's voxels may be of any type.
         """
         assert self.chunks is not None, "a frame whose images are in memory"
         thickness = slab_planes(self.chunks.factor)
@@ -174,7 +175,7 @@ class Frame:
         if self.intensity == "window":
             limits = self.intensity_range
         else:
-            # Every second node, one block after the other.
+            # Every second node, block by block.
             values = [
                 sampling.every(2).sampled(first, shape)[seen[box(first, shape)]]
                 for first, shape in blocks(seen.shape, _BLOCK)
@@ -190,7 +191,7 @@ class Frame:
                 found[box(corner, shape)] = self._scaled(values, limits)
             return found
 
-        # NumPy lets go of the interpreter's lock: some are resampled while one is written.
+        # NumPy releases the interpreter's lock: threads resample slabs while one is written.
         with ThreadPoolExecutor(_THREADS) as pool:
             ready = ahead(pool, slab, range(0, self.shape[0], thickness), _THREADS)
             slabs = (voxels for _, voxels in ready)
@@ -198,7 +199,7 @@ class Frame:
         return self._prepared(scan, alignment, ijk_to_lps, seen, image)
 
     def _seen(self, scan: Scan, ijk_to_lps: np.ndarray) -> np.ndarray:
-        """Which of every second node lie in the scan: enough for a share and for percentiles."""
+        """For every second node, whether it lies in the scan; for the overlap and percentiles."""
         half = ijk_to_lps @ np.diag([2.0, 2.0, 2.0, 1.0])
         x, y, z = (-(-n // 2) for n in self.shape)
         seen = covered(scan, (x, y, z), half)
@@ -216,8 +217,8 @@ class Frame:
 
     @property
     def most(self) -> tuple[float, float]:
-        """Where scaled intensities are cut off."""
-        return (0.0, 1.0) if self.intensity == "window" else (-_MOST, _MOST)
+        """The lowest and the highest scaled intensity; others are cut off."""
+        return (0.0, 1.0) if self.intensity == "window" else (-_MAX_SCALED, _MAX_SCALED)
 
     def _prepared(
         self,
@@ -245,12 +246,15 @@ class Frame:
         )
 
     def _range(self, values: np.ndarray) -> tuple[float, float]:
-        """What becomes 0 and 1. Percentiles are of the volume: a scan's size must not matter."""
+        """The intensities that become 0 and 1.
+
+        Percentiles are taken in the prepared volume, so that a scan's size does not matter.
+        """
         if self.intensity == "window":
             return self.intensity_range
         low, high = np.percentile(values, self.intensity_range)
         if high <= low:
-            # Contrast in very few voxels.
+            # Very few voxels differ from the others.
             low, high = values.min(), values.max()
         if high <= low:
             raise ValueError(f"is {low:g} everywhere in the volume that the model looks at")
@@ -259,7 +263,7 @@ class Frame:
     def doubts(
         self, quality: float, lead: float, overlap: float, voxel_mm: np.ndarray
     ) -> list[str]:
-        """What a person should know of a scan's preparation, if anything; see `PreparedScan`."""
+        """Warnings about a scan's preparation, a line each; for arguments see `PreparedScan`."""
         found = []
         if quality < self.quality_limit:
             found.append(
@@ -268,14 +272,14 @@ class Frame:
             )
         if lead < AMBIGUOUS_LEAD:
             found.append(f"another rotation fits nearly as well (margin {lead:.3f})")
-        # Native pictures are filled up, and so is what is put by its middle.
-        filled_up = self.grid == "native" or self.register == "middle"
-        if overlap < _LITTLE_OVERLAP and not filled_up:
+        # Native pictures and scans placed by their middle are meant to be smaller than the volume.
+        may_be_smaller = self.grid == "native" or self.register == "middle"
+        if overlap < _LITTLE_OVERLAP and not may_be_smaller:
             found.append(f"only {100 * overlap:.0f} % of the prepared volume lies in the scan")
         if self.chunks is not None:
-            # What is seen of it as a whole.
+            # The voxels of the first stage, which sees the whole scan.
             coarse_mm = self.chunks.factor * np.linalg.norm(self.grid_to_common[:3, :3], axis=0)
-            # NaN, where it is not known, is never larger.
+            # An unknown size is NaN, and NaN is never larger.
             if (voxel_mm > coarse_mm.max() * (1 + 1e-3)).any():
                 found.append(
                     f"its voxels, up to {voxel_mm.max():.3g} mm long, are coarser than the "
@@ -285,12 +289,12 @@ class Frame:
 
 
 def _offset(scan: Scan, shape: tuple[int, int, int]) -> np.ndarray:
-    """(3,) whole voxels that a scan is moved by, so that its middle is that of a native grid."""
+    """(3,) whole voxels that move a scan's middle to the middle of a native grid."""
     return (np.array(shape) - scan.voxels.shape) // 2
 
 
 def _cropped(scan: Scan, shape: tuple[int, int, int]) -> np.ndarray:
-    """The middle of a scan (X, Y, Z) on its own grid; its background where it has no voxels."""
+    """The middle of a scan, (X, Y, Z) voxels of its grid; background where it has none."""
     image = np.full(shape, background(scan), np.float32)
     offset = _offset(scan, shape)
     to = tuple(
@@ -312,11 +316,11 @@ def intensity_profile(image: np.ndarray) -> np.ndarray:
 def prepare_scan(
     path: Path, frame: Frame, folder: Path | None = None, pixel_size_mm: float = 0.0
 ) -> PreparedScan:
-    """Read and prepare a scan never seen; InputError that names it where that is impossible.
+    """Reads and prepares a new scan; InputError names it where that is impossible.
 
     Args:
-      folder: where the image is stored, if the frame says that it is.
-      pixel_size_mm: of a picture that does not state it; 0: not known.
+      folder: where the image is stored, for a frame with chunks.
+      pixel_size_mm: for a picture that does not state it; 0: unknown.
     """
     scan = frame.read(path, pixel_size_mm)
     with about(path):
@@ -324,7 +328,7 @@ def prepare_scan(
 
 
 def save_frame(frame: Frame, landmarks: Sequence[str], folder: Path) -> None:
-    """Write what a new scan needs: `frame.json`, and the template if there is one."""
+    """Writes `frame.json`, and the template if there is one: they prepare new scans."""
     if frame.template is not None:
         template = folder / _TEMPLATES[frame.planar]
         write_scan(template, frame.template.voxels, frame.template.ijk_to_lps)
@@ -342,7 +346,7 @@ def save_frame(frame: Frame, landmarks: Sequence[str], folder: Path) -> None:
         "intensity_range": frame.intensity_range,
         "quality_limit": frame.quality_limit if np.isfinite(frame.quality_limit) else None,
     }
-    # Only where there is any: the files of other models stay the same.
+    # Fields that do not apply are left out, so that the files of older models stay the same.
     if frame.untrained:
         tree["untrained"] = list(frame.untrained)
     if frame.unit != "mm":
@@ -394,14 +398,14 @@ def load_frame(folder: Path) -> tuple[Frame, tuple[str, ...]]:
         raise InputError(path, f"lacks a field or has a wrong one ({error!r})") from error
 
 
-# Of volumes, and of pictures.
+# The file for volumes, and the file for pictures.
 _TEMPLATES = ("template.mha", "template.nii")
 
 
 def _read_template(folder: Path, shape: Sequence[int]) -> Scan:
     planar = shape[2] == 1
     path = folder / _TEMPLATES[planar]
-    # It is in the world that it was written in.
+    # The file's coordinates need no conversion: it was written in the model's unit.
     return read_picture(path) if planar else read_scan(path)
 
 

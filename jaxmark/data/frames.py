@@ -12,7 +12,7 @@ from jaxmark.system.errors import about
 
 
 def load_frames(folders: Sequence[Path]) -> tuple[Frame, ...]:
-    """The frames of several models of one config; templates that are the same are held once."""
+    """The frames of several models of one config; equal templates are the same object."""
     frames: list[Frame] = []
     for folder in folders:
         frame = load_frame(folder)[0]
@@ -38,8 +38,8 @@ def prepare_in(
     """The scan in each of the frames of `load_frames`.
 
     Args:
-      folder: where images are stored, if the frames say that they are: one in it, or of several
-        frames each in a folder in it.
+      folder: where images are stored, for frames with chunks: one image in it, or one subfolder for
+        each of several frames.
     """
     alignments: dict[int, Alignment] = {}
     prepared: dict[tuple[int, bytes], PreparedScan] = {}
@@ -60,8 +60,8 @@ def prepare_in(
 
 
 def _place(frame: Frame) -> tuple[int, bytes]:
-    """Template and grid: what frames of one config may differ in, as far as images go."""
-    # A native grid is the scan's own.
+    """A key of template and grid: frames of one config with the same key prepare the same image."""
+    # A native grid is the scan's grid.
     grid = b"" if frame.grid == "native" else frame.grid_to_common.tobytes()
     return id(frame.template), grid
 

@@ -1,9 +1,9 @@
-"""Label maps that others open: 3D Slicer's segmentations, and nnU-Net's with their `dataset.json`.
+"""Label maps for other programs: 3D Slicer's segmentations, and nnU-Net's with `dataset.json`.
 
 ```
 <case>.seg.nrrd                a segmentation of 3D Slicer: segments with names and colours
-segmentations/<case>.nii.gz    the same voxels: what nnU-Net and other tools train with, and jaxmark
-segmentations/dataset.json     which label is which segment, as nnU-Net has it
+segmentations/<case>.nii.gz    the same voxels, to train jaxmark, nnU-Net and other tools with
+segmentations/dataset.json     the segment of each label, in nnU-Net's format
 ```
 """
 
@@ -25,12 +25,12 @@ from jaxmark.system.files import write_json
 
 
 def slicer_file(folder: Path, case: str) -> Path:
-    """Where a case's segmentation for 3D Slicer is."""
+    """The path of a case's segmentation for 3D Slicer."""
     return folder / f"{case}{SLICER_SEGMENTATION}"
 
 
 def label_map_file(folder: Path, case: str) -> Path:
-    """Where a case's label map for other tools is."""
+    """The path of a case's label map for other tools."""
     return folder / LABEL_MAPS_FOLDER / f"{case}.nii.gz"
 
 
@@ -46,10 +46,10 @@ def write_slicer_segmentation(
     Raises:
       OSError: the file cannot be written.
     """
-    # All are in one layer, whose extent is that of the scan, as Slicer itself states it.
+    # All segments are in one layer with the scan's extent, as Slicer writes it.
     extent = " ".join(f"0 {size - 1}" for size in labels.shape)
     fields = {
-        # Slicer's word for it until 5.0, and since.
+        # Slicer's key until 5.0, and its key since.
         "Segmentation_MasterRepresentation": "Binary labelmap",
         "Segmentation_SourceRepresentation": "Binary labelmap",
         "Segmentation_ContainedRepresentationNames": "Binary labelmap|",
@@ -90,7 +90,7 @@ def labels_on_grid(path: Path, values: Sequence[int], grid: Grid) -> np.ndarray:
     """A case's label map: (X, Y, Z) uint8, 0 or 1 + index of the segment.
 
     Args:
-      values: (S,) what each segment is in the file; everything else is background.
+      values: (S,) the value of each segment in the file; all other values are background.
       grid: of the case's scan.
 
     Raises:

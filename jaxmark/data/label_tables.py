@@ -1,7 +1,7 @@
-"""Which value of a label map is which segment: a table, in one of three formats.
+"""Tables of the segment for each value of a label map, in one of three formats.
 
 ```
-dataset.json    nnU-Net's: {"labels": {"background": 0, "C5 R": 1}}, or {"0": "background"} there
+dataset.json    nnU-Net's: {"labels": {"background": 0, "C5 R": 1}} or {"labels": {"1": "C5 R"}}
 labels.csv      label, name; optional: ends (landmarks, separated by ";") and may_be_missing
                 (yes or no)
 *_dseg.tsv      BIDS': index, name
@@ -21,24 +21,24 @@ from jaxmark.system.errors import InputError
 
 # Prepared label maps are uint8, and 0 is the background.
 MAX_SEGMENTS = 255
-# What nobody takes for a segment. nnU-Net's networks do not learn from voxels to "ignore".
+# Names that are no segments. nnU-Net's networks do not learn from voxels to "ignore".
 _BACKGROUND, _IGNORED = "background", "ignore"
-_LARGEST = 2**31
+_VALUES_END = 2**31
 _YES_OR_NO = {"yes": True, "no": False, "true": True, "false": False, "1": True, "0": False}
 
 
 @dataclasses.dataclass(frozen=True)
 class Label:
-    """A value of a label map; None is what the table does not state."""
+    """A value of a label map; fields that the table does not state are None."""
 
     value: int
     name: str
-    ends: tuple[str, ...] | None = None  # landmarks
+    ends: tuple[str, ...] | None = None  # names of the landmarks at its ends
     may_be_missing: bool | None = None
 
     @property
     def is_background(self) -> bool:
-        """Whether it is no segment: 0, or what is called so."""
+        """Whether it is no segment: its value is 0, or its name is background or ignore."""
         return self.value == 0 or self.name.lower() in (_BACKGROUND, _IGNORED)
 
 
@@ -48,18 +48,18 @@ def find_label_tables(root: Path) -> list[Path]:
     places += [root / "dataset.json", *sorted(root.glob("*dseg.tsv"))]
     found = [path for path in places if path.exists()]
     found += sorted(root.glob("derivatives/**/*dseg.tsv"))
-    # nnU-Net's file may be there for its channels alone.
+    # nnU-Net's file may name channels only.
     return [path for path in found if path.name != "dataset.json" or _labels_of(path) is not None]
 
 
 def read_label_tables(paths: Sequence[Path]) -> tuple[Label, ...]:
     """The labels of a table, in the order of their values.
 
-    Tables with the same values and names are one: BIDS has one a case, and a `labels.csv` may state
-    ends that nnU-Net's file has no place for.
+    Several tables must have the same values and names: BIDS has one for each case, and a
+    `labels.csv` may add ends, which nnU-Net's file cannot hold.
 
     Raises:
-      InputError: a table is not readable, has no labels or over 255; a value or a name comes twice,
+      InputError: a table is not readable, has no labels or over 255; a value or a name comes twice;
         a value is no whole number from 0; two tables differ.
     """
     tables = {path: _read(path) for path in paths}
@@ -97,12 +97,12 @@ def _segments(labels: Sequence[Label]) -> list[tuple[int, str]]:
 
 
 def _value(path: Path, where: str, value: Any) -> int:
-    """A label's value, of JSON or of a cell."""
+    """A label's value from JSON or from a cell."""
     text = str(value).removesuffix(".0")
     if isinstance(value, bool) or not (text.isascii() and text.isdecimal() and len(text) < 11):
         raise InputError(path, f"{where} is {short(value)}, not a whole number from 0")
-    if int(text) >= _LARGEST:
-        raise InputError(path, f"{where} is {text}; labels are under {_LARGEST}")
+    if int(text) >= _VALUES_END:
+        raise InputError(path, f"{where} is {text}; labels are under {_VALUES_END}")
     return int(text)
 
 
@@ -120,7 +120,7 @@ def _of_json(path: Path) -> list[Label]:
         if isinstance(value, list):
             problem = f"label {short(key)} is a region of several values; name each by itself"
             raise InputError(path, problem)
-        # The first version of nnU-Net has the value first.
+        # The first version of nnU-Net has values as keys.
         old = isinstance(value, str) and not value.isdecimal()
         name, number = (value, key) if old else (key, value)
         where = "a key of labels" if old else f"label {short(name)}"

@@ -1,7 +1,7 @@
-"""Landmarks of many cases as one set: frames, units, names and notes, whatever the files are.
+"""Landmarks of many cases as one set: one frame, one unit, common names.
 
-A file says what it says (`landmark_files.content.Content`). Here is decided what it leaves open:
-fields of the config are for files that state nothing, and the files that do state it are right.
+`landmark_files.content.Content` holds what a file states. This module decides what it leaves open:
+the config's fields count for files that state nothing, and a file's own statement counts first.
 """
 
 import difflib
@@ -26,10 +26,10 @@ from jaxmark.data.places import scan_places
 from jaxmark.system.errors import InputError
 
 _MAX_NAME = 200
-# So much may two spacings of one image differ, as a share: some files round to two digits.
+# Two spacings of one image may differ by this share: some files round to two digits.
 _SAME_SPACING = 0.01
-# What 3D Slicer calls lists that nobody named; it numbers them, too: F_1.
-_LISTS = (
+# The names that 3D Slicer gives to lists; it may add a number: F_1.
+_SLICER_LISTS = (
     "f",
     "fiducial",
     "fiducials",
@@ -47,13 +47,13 @@ class Labels(NamedTuple):
 
     file: Path
     landmarks: Landmarks
-    # Of its picture, as the table or the config says; 0: neither does, or it is no picture.
+    # Of its picture, as the table or the config states it; 0: neither does, or it is a volume.
     pixel_size_mm: float = 0.0
 
 
 @dataclass(frozen=True)
 class LabelSet:
-    """Landmarks of all cases that have some, and what was guessed to read them."""
+    """Landmarks of all cases that have some, and notes on guesses made to read them."""
 
     cases: dict[str, Labels]
     notes: tuple[Note, ...] = ()
@@ -69,13 +69,13 @@ def read_labels(
 
     Args:
       place: a table of all cases, a folder of files, or case -> file.
-      data: frame, units and cache are used.
+      data: supplies frame, units and cache.
       scans: case -> its scan; None where people have no scans.
-      strays: takes cases without a scan, with their landmark files; None: they are refused.
+      strays: gets the cases without a scan and their landmark files; None: they are refused.
 
     Raises:
-      InputError: a file is not readable, or states another frame or unit than the config and all
-        files do; nobody states the frame; a case has no scan; an image's voxels have another size
+      InputError: a file is not readable; all files contradict the config's frame or unit; neither
+        file nor config states the frame; a case has no scan; an image's voxels have another size
         than is stated beside its landmarks.
     """
     contents, notes = _read(place, scans or {}, data)
@@ -95,7 +95,7 @@ def read_labels(
     for case, content in contents.items():
         given = landmarks[case]
         for name in given:
-            # Who corrected a prediction left hidden what is not there.
+            # A corrected prediction: the corrector left this point hidden, so it is absent.
             if name in content.unlikely and given[name] is not None:
                 given[name] = None
                 what = "predicted as probably absent: taken as absent"
@@ -132,8 +132,8 @@ def choose_names(
     """The names that a config asks for: all or some of those in the files.
 
     Raises:
-      InputError: a name comes twice; a name is in no file, while files have others: that is a name
-        written in two ways.
+      InputError: a name comes twice; a name is in no file while files have unknown names: then it
+        is probably misspelled.
     """
     for name, count in Counter(names).items():
         if count > 1:
@@ -186,22 +186,22 @@ def common_names(root: Path, labels: Mapping[str, Labels]) -> tuple[str, ...]:
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """A hint for a message: the known name most like a wrong one, or "" where none is known."""
+    """A hint for a message: the known name nearest to a wrong one, or "" if no name is known."""
     numbers = natural(name[:_MAX_NAME])
     padded = [other for other in known if other != name and natural(other) == numbers]
     if len(padded) == 1:
         return f"; did it lose leading zeros, as in spreadsheets? There is {padded[0]!r}"
-    # Comparing takes the square of the length.
+    # Comparing takes time with the square of the length.
     found = difflib.get_close_matches(name[:_MAX_NAME], list(known), n=1, cutoff=0.0)
     if not found:
         return ""
     same = unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", found[0])
-    # Accents may be coded in two ways, which look alike.
+    # An accent has two codings that look the same.
     return f"; the nearest name is {found[0]!r}" + f", coded {ascii(found[0])}" * same
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """Orders "case-2" before "case-10"."""
+    """A key for sorting that puts "case-2" before "case-10"."""
     parts = re.findall(r"([0-9]+)|([^0-9]+)", name)
     return [(int(digits), "") if digits else (-1, text) for digits, text in parts]
 
@@ -235,7 +235,7 @@ def _read(
 
 
 def _in_voxels(contents: Mapping[str, Content], data: Data, notes: list[Note]) -> list[str]:
-    """Cases whose positions are voxel indices: those that say so, and those that say nothing."""
+    """Cases in voxel indices: their files say so, or are silent and `data.units` is voxels."""
     silent = [case for case, content in contents.items() if not content.says_unit]
     if data.units == "voxels" and contents:
         if not silent and all(content.says_unit == "mm" for content in contents.values()):
@@ -254,8 +254,7 @@ def _in_voxels(contents: Mapping[str, Content], data: Data, notes: list[Note]) -
 def _check_spacings(contents: Mapping[str, Content], places: Mapping[str, np.ndarray]) -> None:
     """Refuses images whose voxels have another size than is stated beside the landmarks.
 
-    One of both is wrong, and with it all millimetres of the case: those of its landmarks, and those
-    that the image is resampled by.
+    One of the two is wrong, and with it all millimetres of the case.
     """
     wrong = []
     for case, at in places.items():
@@ -291,9 +290,10 @@ def _from_voxels(points: Landmarks, ijk_to_lps: np.ndarray) -> Landmarks:
 def _all_in_lps(
     contents: Mapping[str, Content], frame: str, notes: list[Note]
 ) -> dict[str, Landmarks]:
-    """Files that state their frame are right; `frame` is for the others, if there are some.
+    """Landmarks in LPS; `frame` is for files that state none.
 
-    If all state one that is not `frame`, either may be wrong: that is refused.
+    If some files state a frame, it counts. If all state another one than `frame`, either may be
+    wrong: InputError.
     """
     stated = Counter(content.frame for content in contents.values() if content.frame)
     mixed = 0 < sum(stated.values()) < len(contents)
@@ -316,8 +316,8 @@ def _without_list_names(
 ) -> dict[str, Labels]:
     """Numbers in place of labels like F-1, where the lists' names differ from file to file.
 
-    Only of lists that are called as 3D Slicer calls them, or as their case: "T-1" of one file and
-    "L-1" of another are two vertebrae.
+    Only if the lists have 3D Slicer's default names, or their case's: "T-1" in one file and "L-1"
+    in another are two vertebrae.
     """
     parts = {
         case: {name: _NUMBERED.fullmatch(name) for name in given.landmarks}
@@ -328,7 +328,7 @@ def _without_list_names(
         matches = [match for match in names.values() if match]
         lists = {match["list"] or "" for match in matches}
         numbers = {match["number"] for match in matches}
-        # All labels of a file are of one list, each with a number of its own.
+        # All labels of a file must be of one list, each with another number.
         if (
             len(numbers) < len(names)
             or len(lists) > 1
@@ -338,7 +338,7 @@ def _without_list_names(
         heads |= {match["head"] for match in matches}
     if len(heads) < 2:
         return labels
-    # What was chosen may be written as in one of the files.
+    # The config may spell the names as one of the files does.
     wanted = {match["number"]: name for name in chosen if (match := _NUMBERED.fullmatch(name))}
     renamed = {}
     for case, (_, given, _) in labels.items():
@@ -351,6 +351,6 @@ def _without_list_names(
 
 
 def _is_list_name(head: str, case: str) -> bool:
-    """Whether a label's beginning is the name of a list; "" is that of numbers alone."""
+    """Whether a label's beginning is the name of a list; "" counts: the label is a number."""
     plain = re.sub("_[0-9]+$", "", head.strip().lower())
-    return not head or head.lower() == case.lower() or plain in _LISTS
+    return not head or head.lower() == case.lower() or plain in _SLICER_LISTS

@@ -1,12 +1,12 @@
-"""Landmark files: 3D Slicer's `.mrk.json` and `.fcsv`, and tables; the door to `landmark_files`.
+"""Landmark files: 3D Slicer's `.mrk.json` and `.fcsv`, and tables, by way of `landmark_files`.
 
 In memory a landmark is in LPS millimetres, the frame of DICOM and ITK: x grows to the patient's
-left, y to the back, z to the head. RAS files have x and y the other way round.
+left, y to the back, z to the head. In RAS files x and y have the opposite sign.
 
-A landmark is in one of three states. It is present: it has a position. It is absent: the file
-states that this person lacks it (Slicer's "missing", a CSV row without coordinates). Or it is not
-annotated: nobody said. A file may list such a landmark (Slicer's "undefined" and "preview": a point
-that was never placed) or leave it out.
+A landmark has one of three states. Present: it has a position. Absent: the file states that this
+person lacks it (Slicer's "missing", a CSV row without coordinates). Not annotated: the file states
+neither. A file may list such a landmark (Slicer's "undefined" and "preview": a point that was never
+placed) or leave it out.
 """
 
 from collections.abc import Callable, Collection
@@ -40,8 +40,8 @@ write_fcsv = fcsv.write
 write_table = tables.write
 
 EXTENSIONS = (".mrk.json", ".fcsv", ".csv")
-# With names that other files have, too, and older names. The first that fits a file is its own;
-# where a case has several files, the first is preferred.
+# The extensions above, older ones, and ones that other files have too. A file has the first that
+# fits its name; of a case's several files, the one whose extension is first here is preferred.
 ALL_EXTENSIONS = (".mrk.json", ".mkp.json", ".json", ".fcsv", ".csv", ".tsv", stacom.EXTENSION)
 
 
@@ -53,14 +53,14 @@ def read_landmarks(path: Path, frame: str = "", case: str = "") -> Landmarks:
 
     Args:
       path: a `.mrk.json`, `.fcsv` or `.csv` file.
-      frame: "LPS" or "RAS", for a file that does not state its own; "": it must.
-      case: what a CSV column `case` has to say; "": the file's name without its extension.
+      frame: "LPS" or "RAS", for a file that states no frame; "": the file must state one.
+      case: the value that a CSV column `case` must have; "": the file's name without extension.
 
     Raises:
       InputError: the file cannot be read, or has over 64 MiB; it states no frame, another than
-        `frame`, or two; a name is empty, comes twice, has over 200 characters or some that cannot
-        be printed; a coordinate is no finite number; its unit is not the millimetre; there are no
-        landmarks, or (CSV) those of another case.
+        `frame`, or two; a name is empty, comes twice, has over 200 characters or unprintable ones;
+        a coordinate is no finite number; the unit is not the millimetre; the file has no landmarks,
+        or (CSV) another case's.
     """
     return in_lps(read_content(path, case), frame)
 
@@ -69,8 +69,8 @@ def read_table(path: Path, frame: str = "") -> dict[str, Landmarks]:
     """Reads one CSV file with the landmarks of many cases: columns `case`, `landmark`, x, y, z.
 
     The coordinates' columns may name the frame and the unit, `x_lps_mm`; so may a line
-    `# frame: LPS` above the header. A landmark with no coordinates is absent. Other usual names of
-    columns, other separators and one row a case are read as well: see `landmark_files.tables`.
+    `# frame: LPS` above the header. A landmark without coordinates is absent. Other usual column
+    names, other separators, and one row for each case are read too: see `landmark_files.tables`.
 
     Raises:
       InputError: as `read_landmarks` and `check_case`, or there is no column `case`.
@@ -79,7 +79,7 @@ def read_table(path: Path, frame: str = "") -> dict[str, Landmarks]:
 
 
 def read_predicted(path: Path, unit: str) -> dict[str, Landmarks]:
-    """What `write_table` wrote of points on pictures, in the unit of their world: "mm" or "px"."""
+    """Reads points on pictures that `write_table` wrote, in the unit of their world: mm or px."""
     return {
         case: content.also_mm if unit == "mm" else content.points
         for case, content in tables.read_cases(path, planar=True).items()
@@ -87,10 +87,10 @@ def read_predicted(path: Path, unit: str) -> dict[str, Landmarks]:
 
 
 def read_content(path: Path, case: str = "", *, planar: bool = False) -> Content:
-    """What a file of one case says, in its own frame and unit; see `read_landmarks`.
+    """The content of one case's file, in the file's frame and unit; see `read_landmarks`.
 
     Args:
-      planar: its points lie on a picture; of a table see `read_tables`.
+      planar: its points lie on a picture; for tables see `read_tables`.
     """
     extension = extension_of(path)
     if extension in _READERS:
@@ -114,11 +114,11 @@ def read_content(path: Path, case: str = "", *, planar: bool = False) -> Content
 def read_tables(
     path: Path, known: Collection[str] = (), *, planar: bool = False
 ) -> dict[str, Content]:
-    """Case -> what one file of many cases says: CSV, JSON with voxel indices, or the challenge's
+    """Case -> content, from a file of many cases: CSV, JSON with voxel indices, or the challenge's
     text (`landmark_files.stacom`).
 
     Args:
-      known: names of cases that have images, which help to tell the column of cases.
+      known: names of cases with images, which help to find the column of cases.
       planar: the points lie on pictures: a table has columns x_px and y_px, or x and y in mm, or
         both, and maybe pixel_size_mm.
     """
@@ -136,7 +136,7 @@ def is_prediction_table(path: Path) -> bool:
 
 
 def extension_of(path: Path) -> str:
-    """The one of `ALL_EXTENSIONS` that a file's name ends with, or ""."""
+    """The one of `ALL_EXTENSIONS` that a file's name ends in, or ""."""
     name = path.name.lower()
     return next((e for e in ALL_EXTENSIONS if name.endswith(e)), "")
 

@@ -1,6 +1,6 @@
-"""What a folder holds: which images, and where landmarks and label maps are, in three layouts.
+"""The three layouts of a cohort's folder: where images, landmarks and label maps are.
 
-jaxmark's own, which a folder `images/` tells, and the only one of pictures:
+jaxmark's layout has a folder `images/`. Pictures are read from this layout only:
 
 ```
 root/images/<case>.nii.gz            or another format of `scans`, or a folder of DICOM slices; of
@@ -13,7 +13,7 @@ root/landmarks/<case>.mrk.json       or .fcsv or .csv; or all cases in one root/
 root/segmentations/<case>.nii.gz     label maps, or another format; for methods that learn from them
 ```
 
-nnU-Net's raw data, which `imagesTr/` or `imagesTs/` tells; landmarks and label maps as above, or in
+nnU-Net's raw data has `imagesTr/` or `imagesTs/`. Landmarks and label maps are as above, or in
 `labels*/`:
 
 ```
@@ -23,8 +23,8 @@ root/labelsTr/<case>.mrk.json        labelsTs/ too
 root/labelsTr/<case>.nii.gz
 ```
 
-BIDS, which `dataset_description.json` or folders `sub-*` tell; landmarks and label maps as above,
-or anywhere in `derivatives/`, landmarks also beside the image, in files whose names begin with the
+BIDS has `dataset_description.json` or folders `sub-*`. Landmarks and label maps are as above, or
+anywhere in `derivatives/`, landmarks also beside the image; these files' names begin with the
 case's:
 
 ```
@@ -59,7 +59,7 @@ from jaxmark.data.scans import (
 from jaxmark.system.errors import InputError
 from jaxmark.system.files import read_json
 
-# Where all landmarks may be; of all places there may be one.
+# Where all landmarks may be; a folder may have one of these places.
 _PLACES = (
     *("landmarks", "landmarks.csv", "landmarks.tsv", "all_landmarks_voxel.json"),
     "landmarks.txt",
@@ -67,29 +67,29 @@ _PLACES = (
 _NO_SCANS = f"holds no scans ({', '.join(EXTENSIONS)} or DICOM)"
 
 
-# What is said of many is said of so many by name.
-_NAMED = 5
+# A message names this many folders and counts the others.
+_MAX_NAMED = 5
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a folder holds; images and landmarks are found, not read."""
+    """The images and landmark files in a folder; they are found, not read."""
 
     # Case -> image file, or folder of DICOM slices; sorted by name.
     images: dict[str, Path]
-    # A table of all cases, a folder of one file a case, or case -> landmark file.
+    # A table of all cases, a folder with one file for each case, or case -> landmark file.
     labels: Path | dict[str, Path]
     # Cases that the layout keeps for testing.
     test: frozenset[str] = frozenset()
     # What was guessed about landmark files.
     notes: tuple[Note, ...] = ()
-    # Lines about what looks like images and is not read.
+    # Lines about files that look like images and are not read.
     passed_over: tuple[str, ...] = ()
 
 
 class _Image(NamedTuple):
     case: str
-    # The file's name without its extension; its part behind the last "_" says which image it is.
+    # The file's name without extension; the part after the last "_" says which image it is.
     name: str
     path: Path
 
@@ -99,16 +99,16 @@ def find_layout(root: Path, suffix: str = "", series: str = "", *, planar: bool 
 
     Args:
       root: the folder; `images/` decides, then `imagesTr/` or `imagesTs/`, then the marks of BIDS.
-      suffix: how the names of the images to read end: nnU-Net's channel ("0000"), or a BIDS suffix
+      suffix: the end of the names of images to read: nnU-Net's channel ("0000"), or a BIDS suffix
         ("T1w", or more of the name: "run-1_T1w"); "" where each case has one image.
-      series: the DICOM series to read of folders that hold several: its description, number or UID;
-        "" where each folder holds one volume.
-      planar: the images are pictures, see `pictures`: jaxmark's own layout is read alone.
+      series: the DICOM series to read from folders that hold several: its description, number or
+        UID; "" where each folder holds one volume.
+      planar: the images are pictures, see `pictures`: only jaxmark's layout is read.
 
     Raises:
       InputError: the folder has no such layout, or no images; a case has two images, two landmark
-        files or two places of landmarks; the suffix picks nothing; a name is not one of the layout,
-        or one that `check_case` refuses; `dataset.json` is not as nnU-Net's.
+        files or two places of landmarks; no image has the suffix; a name does not fit the layout,
+        or `check_case` refuses it; `dataset.json` is not as nnU-Net's.
     """
     if planar:
         return _of_pictures(root, suffix, series)
@@ -126,13 +126,13 @@ def find_layout(root: Path, suffix: str = "", series: str = "", *, planar: bool 
 
 
 def find_label_maps(root: Path, cases: Collection[str]) -> tuple[dict[str, Path], tuple[str, ...]]:
-    """Case -> its label map, found, not read; and lines about what looks like one and is not read.
+    """Case -> path of its label map; and lines about files that look like one and are not read.
 
     Args:
-      cases: those that have images: in BIDS they decide what a name means.
+      cases: the cases with images: they decide which case a BIDS file name means.
 
     Raises:
-      InputError: a case has two label maps, or there are some in two places; see also `find_scans`.
+      InputError: a case has two label maps, or two places hold some; see also `find_scans`.
     """
     places: list[dict[str, Path]] = []
     over: tuple[str, ...] = ()
@@ -156,7 +156,7 @@ def find_label_maps(root: Path, cases: Collection[str]) -> tuple[dict[str, Path]
 
 
 def _of_series(root: Path, images: dict[str, Path], series: str) -> dict[str, Path]:
-    """The images, of those that are DICOM folders the chosen series."""
+    """The images, with the chosen series in place of each DICOM folder."""
     if not series:
         return images
     folders = {case: path for case, path in images.items() if path.is_dir()}
@@ -167,24 +167,25 @@ def _of_series(root: Path, images: dict[str, Path], series: str) -> dict[str, Pa
 
 
 class LandmarkFiles(NamedTuple):
-    """What a folder of landmark files holds."""
+    """The content of a folder of landmark files."""
 
-    # Case -> the file that is read.
+    # Case -> the file to read.
     files: dict[str, Path]
-    # Which file was taken where a case has several.
+    # Notes on the file taken, where a case has several.
     chosen: list[Note]
-    # What else is in the folder.
+    # Notes on the other files in the folder.
     unread: list[Note]
 
 
 def landmark_files(folder: Path, *, planar: bool = False) -> LandmarkFiles:
     """Case -> landmark file `<case>.<extension>`; hidden files are ignored.
 
-    `planar` files are of points on pictures. A text file of `landmark_files.stacom` has its own
-    cases in it; here it stands by its name.
+    `planar`: the files hold points on pictures. A text file of `landmark_files.stacom` holds many
+    cases; here its name stands for the case's.
 
-    A `.json` file is one if it holds markups of 3D Slicer. Files of one case that say the same are
-    one; what prediction writes beside `<case>.mrk.json` is not needed.
+    A `.json` file counts if it holds markups of 3D Slicer. Of files of one case with the same
+    content one is taken; the other files that prediction writes beside `<case>.mrk.json` are not
+    needed.
 
     Raises:
       InputError: a case has two files that differ, or a name that `check_case` refuses.
@@ -228,7 +229,7 @@ def _check_no_suffix(suffix: str, folder: Path) -> None:
 
 
 def _of_pictures(root: Path, suffix: str, series: str) -> Layout:
-    """jaxmark's own layout, of pictures."""
+    """jaxmark's layout with pictures."""
     folder = root / "images"
     if not folder.is_dir():
         raise InputError(root, "has no folder images/, where pictures are looked for")
@@ -264,7 +265,7 @@ def _nnunet(root: Path, suffix: str) -> Layout:
             images.append(_Image(name[: -len("_0000")], name, path))
     notes: list[Note] = []
     for folder in filter(Path.is_dir, (root / "labelsTr", root / "labelsTs")):
-        # Beside them are nnU-Net's label maps, which nobody takes for landmarks.
+        # The other files there are nnU-Net's label maps, so notes on unread files are dropped.
         found = landmark_files(folder)
         notes += found.chosen
         for case, file in found.files.items():
@@ -278,20 +279,23 @@ def _nnunet(root: Path, suffix: str) -> Layout:
 
 
 def _passed_over(scans: Mapping[Path, list[Path]]) -> tuple[str, ...]:
-    """Lines of some folders, of the scans found in each; of the first folders alone."""
+    """Lines about files that look like images and are not among the folder's scans.
+
+    The first folders have a line each; the others are counted.
+    """
     said = {folder: line for folder in scans if (line := passed_over(folder, scans[folder]))}
-    lines = [f"{folder}: {line}" for folder, line in list(said.items())[:_NAMED]]
-    if len(said) > _NAMED:
-        lines.append(f"{len(said) - _NAMED} more folders hold such files")
+    lines = [f"{folder}: {line}" for folder, line in list(said.items())[:_MAX_NAMED]]
+    if len(said) > _MAX_NAMED:
+        lines.append(f"{len(said) - _MAX_NAMED} more folders hold such files")
     return tuple(lines)
 
 
 def _read_dataset(file: Path) -> tuple[dict[str, str], str]:
-    """Channel -> its name, as in "0000" -> "CT", and how image files end; nothing if no file."""
+    """Channel -> name, as "0000" -> "CT", and the image files' ending; both empty without file."""
     if not file.exists():
         return {}, ""
     tree = read_json(file)
-    # The first version of nnU-Net says modality, and states no ending.
+    # The first version of nnU-Net calls the key modality, and states no ending.
     key = "channel_names" if "channel_names" in tree else "modality"
     names, ending = tree.get(key, {}), tree.get("file_ending", "")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
@@ -308,7 +312,7 @@ def _bids(root: Path, suffix: str) -> Layout:
     for case, folder in _bids_folders(root):
         for path in sorted(folder.iterdir()):
             files.append(path)
-            # The standard knows NIfTI alone; what was read always is.
+            # BIDS allows NIfTI only, but formats that the first version read are still read.
             name_of_file = path.name.lower()
             is_image = not path.is_dir() and name_of_file.endswith(EXTENSIONS)
             later = name_of_file.endswith(LATER_EXTENSIONS)
@@ -347,18 +351,18 @@ def _bids_folders(root: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _bids_case(name: str, known: Collection[str]) -> str:
-    """Whose file has this name: of the known cases, or as the name says."""
+    """The case that a file's name means: a known case, or the one that the name states."""
     parts = name.split("_")
     session = len(parts) > 1 and parts[1].startswith("ses-")
     stated = "_".join(parts[: 2 if session else 1])
-    # A file of a session, of a person whose image is in no session.
+    # The file names a session, but the person's image is in no session.
     return parts[0] if parts[0] in known and stated not in known else stated
 
 
 def _choose(
     root: Path, images: list[_Image], suffix: str, names: Mapping[str, str]
 ) -> dict[str, Path]:
-    """Case -> the one image that is meant; `names` explain the images' endings."""
+    """Case -> the image with this suffix; `names` explain the images' endings in messages."""
     if not images:
         raise InputError(root, _NO_SCANS)
     endings = sorted({image.name.rpartition("_")[2] for image in images})
@@ -381,7 +385,7 @@ def _choose(
 
 
 def _labels(root: Path, others: dict[str, Path]) -> Path | dict[str, Path]:
-    """Where the landmarks are."""
+    """The place of the landmarks; InputError where there are two."""
     places = [path for path in (root / place for place in _PLACES) if path.exists()]
     found = [*places, *list(others.values())[:1]]
     if len(found) > 1:
@@ -392,19 +396,19 @@ def _labels(root: Path, others: dict[str, Path]) -> Path | dict[str, Path]:
 
 def _add(files: dict[str, Path], case: str, file: Path, kind: str) -> None:
     if case in files:
-        # In one folder the name is enough.
+        # The name is enough where both are in one folder.
         other = files[case].name if files[case].parent == file.parent else files[case]
         raise InputError(file, f"case {case!r} has a second {kind}, {other}")
     files[case] = file
 
 
 def _landmark_name(file: Path) -> tuple[str, str]:
-    """The name of a landmark file without its extension, or "" and why a file is none."""
+    """A landmark file's name without extension, and ""; or "" and why it is no landmark file."""
     extension = extension_of(file)
     if file.name.startswith(".") or not extension:
         return "", ""
     problem = ""
-    # Many files are called so.
+    # Many other files end in .json.
     if extension == ".json" and not file.is_dir():
         problem = markups.why_not(file)
     if extension == stacom.EXTENSION and not stacom.is_one(file):

@@ -1,4 +1,4 @@
-"""What of a cohort nothing is learned from, and why: so that nothing is lost without a word."""
+"""Cases and landmarks of a cohort that training does not use, with the reason for each."""
 
 import csv
 import io
@@ -10,12 +10,12 @@ import numpy as np
 from jaxmark.data.cohort import Cohort
 
 TABLE = "left_out.csv"
-# Of each reason, by name in the terminal.
-_NAMED = 5
+# The terminal names this many for each reason and counts the others.
+_MAX_NAMED = 5
 
 
 class LeftOut(NamedTuple):
-    """A case or a landmark that training has nothing from."""
+    """A case or a landmark that training does not use."""
 
     kind: str  # "case" or "landmark"
     name: str
@@ -23,7 +23,7 @@ class LeftOut(NamedTuple):
 
 
 def untrained(cohort: Cohort) -> tuple[str, ...]:
-    """Landmarks that no training case has: a network says something of them, but knows nothing."""
+    """Landmarks that no training case has: what a network predicts for them means nothing."""
     trained = np.zeros(len(cohort.names), bool)
     for name in cohort.splits["train"]:
         trained |= cohort.cases[name].present
@@ -64,14 +64,14 @@ def summary(rows: Sequence[LeftOut]) -> list[str]:
     lines = []
     for (kind, reason), names in groups.items():
         count = f"1 {kind}" if len(names) == 1 else f"{len(names)} {kind}s, each"
-        named = ", ".join(map(repr, names[:_NAMED]))
-        more = f" and {len(names) - _NAMED} more" * (len(names) > _NAMED)
+        named = ", ".join(map(repr, names[:_MAX_NAMED]))
+        more = f" and {len(names) - _MAX_NAMED} more" * (len(names) > _MAX_NAMED)
         lines.append(f"{count}: {reason}: {named}{more}")
     return lines
 
 
 def table(rows: Sequence[LeftOut]) -> str:
-    """All of them as CSV."""
+    """The rows as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(LeftOut._fields)

@@ -1,7 +1,7 @@
-"""What scans look like about annotated points: read once each, in processes, a small array a case.
+"""Patches of scans around annotated points; each scan is read once, in worker processes.
 
-`K` landmarks. Patches are sampled in the frame of the common shape: a grid of `NODES` nodes along
-each axis, of pictures along two.
+`K` landmarks. Patches are sampled in the frame of the common shape, on a grid of `NODES` nodes
+along each axis (two axes for pictures).
 """
 
 import dataclasses
@@ -19,20 +19,23 @@ from jaxmark.data.resampling import Sampling
 from jaxmark.data.scans import Scan, read_scan
 
 NODES, SEARCHED = 7, 13
-# Between nodes, as a share of the shape's size.
+# Distance between nodes, as a share of the shape's size.
 STEP = 0.04
-# What is 0 and 1 in a patch.
+# Percentiles of a scan's voxels that are 0 and 1 in a patch.
 _RANGE = (0.5, 99.5)
-# So many turns of the axes beside the right one.
+# The wrong orders of three axes.
 _ORDERS = ((0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
-# Another reading of a case's points is right where so few lie outside, ...
-_MAY_BE_OUTSIDE = 0.05
-# ... sizes differ by less than this factor, and the scan looks nearly as others do there.
-_SIZES, _NEARLY, _BETTER = 1.5, 0.6, 0.25
-# Readings that are so much like the best one are the same.
-_THE_SAME = 0.95
-# So many landmarks, evenly spaced among all, judge that.
-_SOME = 15
+# Another reading of a case's points is accepted if at most this share lies outside the scan, ...
+_MAX_OUTSIDE = 0.05
+# ... if the shapes' sizes differ by less than this factor, ...
+_MAX_SIZE_RATIO = 1.5
+# ... and if the patches are this much like other cases' (as a share of what good cases reach), and
+# by this share more like them than with the points as they are.
+_MIN_LIKE, _MIN_GAIN = 0.6, 0.25
+# Of readings with at least this share of the best one's likeness, the first is taken.
+_AS_GOOD = 0.95
+# At most this many landmarks, evenly spaced among all, are compared.
+_MAX_COMPARED = 15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +43,12 @@ class Source:
     """How a case's scan is read."""
 
     path: Path
-    # Of a picture: unit of its world, and the pixel size that is stated elsewhere; "": a volume.
+    # For a picture: its world's unit, and a pixel size stated elsewhere; "": it is a volume.
     unit: str = ""
     pixel_size_mm: float = 0.0
 
     def read(self) -> Scan:
-        """InputError where it cannot be read."""
+        """Reads the scan; InputError where that is impossible."""
         if self.unit:
             return read_picture(self.path, self.unit, self.pixel_size_mm)
         return read_scan(self.path, as_stored=True)
@@ -53,29 +56,29 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What a scan says of its case's points."""
+    """A scan's evidence on its case's points."""
 
-    outside: np.ndarray  # (K,) bool
-    # (K, NODES ** 3) float16, shares of the scan's range, about the annotated points; NaN: none.
+    outside: np.ndarray  # (K,) bool: the point lies outside of the scan
+    # (K, NODES ** 3) float16, shares of the scan's range, around annotated points; NaN: no point.
     patches: np.ndarray
-    # (K, SEARCHED ** 3) about the expected places.
+    # (K, SEARCHED ** 3) the same around the expected places.
     blocks: np.ndarray
     digest: str  # of the voxels
 
 
 @dataclasses.dataclass(frozen=True)
 class LookJob:
-    """A case to be looked at."""
+    """The input of `look` for one case."""
 
     source: Source
     points_mm: np.ndarray  # (K, 3)
-    expected_mm: np.ndarray  # (K, 3); NaN: not to be looked for
-    to_shape: np.ndarray  # (4, 4); NaN: there is no common frame
+    expected_mm: np.ndarray  # (K, 3); NaN: no block is sampled
+    to_shape: np.ndarray  # (4, 4) scan mm -> common shape; NaN: there is none
     step_mm: float
 
 
 def look(job: LookJob) -> Look:
-    """Read a scan and sample it."""
+    """Reads a scan and samples its patches."""
     scan = job.source.read()
     planar = bool(job.source.unit)
     sampler = _Sampler(scan, planar)
@@ -88,12 +91,12 @@ def look(job: LookJob) -> Look:
 
 
 def outside_of(points_mm: np.ndarray, scan: Scan) -> np.ndarray:
-    """(K,) bool: points that have a position, outside of the scan."""
+    """(K,) bool: points with a position that lie outside of the scan."""
     return np.array([np.isfinite(p).all() and not is_inside(p, scan) for p in points_mm])
 
 
 def grid_shape(side: int, planar: bool) -> tuple[int, int, int]:
-    """Nodes of a patch."""
+    """(X, Y, Z) nodes of a patch."""
     return side, side, 1 if planar else side
 
 
@@ -109,9 +112,9 @@ class _Sampler:
     def patches(
         self, points_mm: np.ndarray, to_shape: np.ndarray, step_mm: float, side: int
     ) -> np.ndarray:
-        """(K, P) about points (K, 3) of the scan, in the frame of the shape; NaN of unknown ones.
+        """(K, P) patches around points (K, 3) of the scan, in the shape's frame; NaN if unknown.
 
-        Outside of the scan is its background.
+        Nodes outside of the scan get its background.
         """
         shape = grid_shape(side, self._planar)
         found = np.full((len(points_mm), int(np.prod(shape))), np.nan, np.float32)
@@ -134,16 +137,16 @@ class ExplainJob:
 
     source: Source
     points_mm: np.ndarray  # (K, 3)
-    common: Consensus  # `shape` and `planar` count
+    common: Consensus  # only `shape` and `planar` are used
     step_mm: float
     templates: np.ndarray  # (K, P) normalised, of the other cases
-    others: tuple[tuple[int, np.ndarray], ...]  # other cases' points (K, 3), by their numbers
-    like: float  # what half of good cases' points are like at least
+    others: tuple[tuple[int, np.ndarray], ...]  # numbers of other cases, and their points (K, 3)
+    like: float  # the median likeness to the templates over all cases
 
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """How the points would have to be read."""
+    """Another reading of a case's points, and how well it fits."""
 
     kind: str
     detail: str
@@ -153,25 +156,25 @@ class Explanation:
 
 
 def explain(job: ExplainJob) -> Explanation | None:
-    """The reading of a case's points by which its scan looks there as others do, if there is one.
+    """The reading of a case's points at which its scan looks like the others' scans, if any.
 
-    Units, frames, the order of axes, and other cases' points are tried.
+    It tries other units, frames and orders of axes, then other cases' points.
     """
     scan = job.source.read()
     sampler = _Sampler(scan, bool(job.source.unit))
 
     def like(points_mm: np.ndarray) -> float:
-        """How much the scan looks about these points as others do; -1: they cannot be in it."""
+        """The scan's likeness to the templates at these points; -1: they cannot be right."""
         known = np.isfinite(points_mm).all(-1)
-        if outside_of(points_mm, scan).sum() > _MAY_BE_OUTSIDE * known.sum() or not known.any():
+        if outside_of(points_mm, scan).sum() > _MAX_OUTSIDE * known.sum() or not known.any():
             return -1.0
         to_shape, _ = job.common.fit(points_mm)
         size = 1 / np.cbrt(np.abs(np.linalg.det(to_shape[:3, :3])))
-        if not 1 / _SIZES < size < _SIZES:
+        if not 1 / _MAX_SIZE_RATIO < size < _MAX_SIZE_RATIO:
             return -1.0
         known = np.flatnonzero(known)
-        # Some of many say as much as all.
-        known = known[:: -(-len(known) // _SOME)]
+        # A few landmarks decide as well as all, and faster.
+        known = known[:: -(-len(known) // _MAX_COMPARED)]
         patches = sampler.patches(points_mm[known], to_shape, job.step_mm, NODES)
         unit = normalised(patches.astype(np.float32))
         return float(np.median((unit * job.templates[known]).sum(-1)))
@@ -181,14 +184,14 @@ def explain(job: ExplainJob) -> Explanation | None:
     for readings in (_readings(job.points_mm, scan), others):
         tried = [dataclasses.replace(one, like=like(one.points_mm)) for one in readings]
         best = max(tried, key=lambda one: one.like, default=None)
-        if best and best.like > max(_NEARLY * job.like, own + _BETTER * job.like):
-            # Of readings that are nearly the same the first is the most usual mistake.
-            return next(one for one in tried if one.like > _THE_SAME * best.like)
+        if best and best.like > max(_MIN_LIKE * job.like, own + _MIN_GAIN * job.like):
+            # Readings are in the order of how usual the mistakes are.
+            return next(one for one in tried if one.like > _AS_GOOD * best.like)
     return None
 
 
 def _readings(points: np.ndarray, scan: Scan) -> list[Explanation]:
-    """What the points of a case may have been meant to be, (K, 3) LPS mm each."""
+    """Other readings of a case's points, the most usual mistakes first; (K, 3) LPS mm each."""
     negated = points * np.array([-1.0, -1.0, 1.0])
     spacing, origin = scan.spacing_mm, scan.ijk_to_lps[:3, 3]
     found = [("frame", "x and y negated (RAS taken for LPS, or LPS for RAS)", negated)]

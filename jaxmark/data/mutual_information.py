@@ -1,16 +1,17 @@
-"""Bring a scan onto a template scan by mutual information, where the two differ in contrast.
+"""Registers a scan to a template scan by mutual information, where the two differ in contrast.
 
-Correlation (`registration`) wants tissues to be as bright in one scan as in the other. Heads from
-several scanners are not, and those of two modalities never are. Mutual information asks only that
-the brightness of one scan tells that of the other.
+Correlation (`registration`) needs tissues that are equally bright in both scans. In heads from
+several scanners they are not, and in two modalities never. Mutual information needs only that the
+brightness in one scan predicts the brightness in the other.
 
-As there, rotations that cover all are scored at a coarse level and the best are refined from
-coarse to fine, fewer at each level. Scores are computed here; refinement is SimpleITK's, by
-Mattes' estimate and its gradient. A refined map counts only if its score is higher, so that a
-climb that leaves the scan, which Mattes' estimate does not notice, is undone.
+As in `registration`, rotations of every direction are scored at a coarse level, and the best are
+refined from coarse to fine, fewer at each level. This module computes the scores; SimpleITK
+refines, by Mattes' estimate and its gradient. A refined map counts only if its score is higher:
+Mattes' estimate does not notice when the map leaves the scan.
 
-The levels are lengths, shares of the template's extent: scans of any spacing meet at the same one.
-The same scans give the same result on any number of cores: one thread, and samples of fixed seeds.
+The levels' spacings are shares of the template's extent, so scans of any spacing are compared at
+the same one. The same scans give the same result on any number of cores: SimpleITK uses one thread,
+and samples have fixed seeds.
 """
 
 import dataclasses
@@ -38,18 +39,18 @@ _TRANSFORMS: dict[str, Callable[[], _Transform]] = {
     "similarity": sitk.Similarity3DTransform,
     "affine": lambda: sitk.AffineTransform(3),
 }
-# Every rotation is at most 19 degrees away from one of so many.
+# Every rotation is at most 19 degrees away from one of this many.
 _ROTATIONS = 1000
-# Voxels along the longest side of the template at the coarse, middle and fine level, how many of
-# its voxels are compared there, and the bins of a histogram: few where there are few voxels.
+# At each level: voxels along the longest side of the template, the number of its voxels that are
+# compared, and the bins of a histogram (few where there are few voxels).
 _COARSE, _MIDDLE, _FINE = (16, 2000, 16), (32, 5000, 24), (128, 40000, 32)
-# Starts refined at the coarse and at the middle level; the best alone is refined at the fine one.
+# Starts refined at the coarse and at the middle level; the fine level refines the best only.
 _KEEP_COARSE, _KEEP_MIDDLE = 96, 16
-# A refinement begins with steps as long as a voxel of its level, halves them where the gradient
-# turns back, and ends when they are this short, in voxels, or after so many.
+# A refinement begins with steps of one voxel of its level and halves them where the gradient turns
+# back. It ends at steps this short, in voxels, or after this many steps.
 _MIN_STEP = 0.01
 _MAX_STEPS = {"rigid": 50, "similarity": 100, "affine": 100}
-# About how far, squared, a unit of each parameter moves the template, in units of its size.
+# About the squared distance that a unit of each parameter moves the template, in its size.
 _SCALES = {
     "rigid": [1.0] * 6,  # angles, translation
     "similarity": [4.0] * 3 + [1.0] * 4,  # sines of half the angles, translation, scale
@@ -61,21 +62,21 @@ _SEED = 1
 def register_mutual_information(
     fixed: Scan, moving: Scan, kind: Kind = "rigid", search_degrees: float = 180.0
 ) -> Registration:
-    """Find the map from the template `fixed` to the scan `moving`.
+    """Finds the map from the template `fixed` to the scan `moving`.
 
     The result's `quality` is the share of the template's information that the scan explains,
     `I(fixed; moving) / H(fixed)` over the voxels of the template that the scan covers, times the
-    share of voxels covered. At most 1. Dividing by the template's entropy alone, the same for all
-    scans of a cohort, keeps it comparable among them (Studholme's and the symmetric ratios divide
-    by each scan's own). It is far lower than a correlation: noise is information, too.
+    share of voxels covered. At most 1. The template's entropy is the same for all scans of a
+    cohort, so their qualities are comparable (Studholme's and the symmetric ratios divide by each
+    scan's entropy). It is far lower than a correlation: noise is information, too.
 
     Args:
         kind: "rigid", "similarity" (rigid and one scale) or "affine".
         search_degrees: how far the scan may be turned from the template, in their world frames:
-            180 is anywhere, 30 suits scans whose headers roughly agree.
+            180 is any way, 30 suits scans whose headers roughly agree.
 
     Raises:
-        ValueError: the kind is not one of these, or a scan has no contrast.
+        ValueError: the kind is unknown, or a scan has no contrast.
     """
     if kind not in _TRANSFORMS:
         raise ValueError(f"unknown registration {kind!r}, expected one of {tuple(_TRANSFORMS)}")
@@ -101,11 +102,11 @@ def register_mutual_information(
 class _Level:
     """Both scans at one resolution, and the sample of the template that a score compares.
 
-    `points` (N, 3) are in LPS mm of the template, `labels` (N,) the bins of its intensities there
-    and `entropy` theirs, in nats. `moving_voxels` are those of the scan, in [0, 1], and
-    `lps_to_ijk` (4, 4) leads to them. The images are in units of the template's size, `size_mm`,
-    in which `spacing` is the level's: there a radian moves about as much as a unit of translation,
-    so that a step is as long whatever it does.
+    `points` (N, 3) are in LPS mm of the template, `labels` (N,) the bins of its intensities there,
+    and `entropy` the entropy of these labels, in nats. `moving_voxels` are the scan's, in [0, 1];
+    `lps_to_ijk` (4, 4) maps to their indices. The images and the level's `spacing` are in units of
+    the template's size, `size_mm`: there a radian moves points about as far as a unit of
+    translation does.
     """
 
     fixed: sitk.Image
@@ -147,10 +148,10 @@ def _level(fixed: Scan, moving: Scan, spacing_mm: float, count: int, bins: int) 
 
 
 def _coarsen(scan: Scan, spacing_mm: float) -> Scan:
-    """The scan at about this spacing, or its own where that is coarser; intensities in [0, 1].
+    """The scan at about this spacing, or at its spacing if coarser; intensities in [0, 1].
 
-    Smoothed no more than the spacing asks for: more would mix tissues, and a mixture of two is
-    often as bright as a third one, another one in each modality.
+    It is smoothed no more than the spacing needs: a mixture of two tissues is often as bright as a
+    third tissue, and that is another tissue in each modality.
     """
     low, high = contrast_limits(scan.voxels)
     voxels = (np.clip(scan.voxels, low, high) - low) / (high - low)
@@ -174,10 +175,10 @@ def _grid_center(scan: Scan) -> np.ndarray:
 
 
 def _starts(level: _Level, search_degrees: float) -> np.ndarray:
-    """Maps (S, 4, 4): the identity, then centres together, unturned and turned.
+    """Maps (S, 4, 4): the identity; then maps that join the centres, unturned and turned.
 
-    Centres of mass agree where scans show the same in like contrast, those of the grids where
-    the same part is scanned in any contrast.
+    Centres of mass agree in scans with similar contrast; centres of the grids agree in scans of the
+    same part of the body, with any contrast.
     """
     rotations = spread_rotations(_ROTATIONS)
     near = rotations[rotation_angle_degrees(rotations) <= search_degrees]
@@ -195,12 +196,12 @@ def _bin(values: np.ndarray, bins: int) -> np.ndarray:
 
 
 def _entropy(counts: np.ndarray) -> float:
-    """In nats, of a histogram."""
+    """The entropy of a histogram, in nats."""
     return -float(special.xlogy(counts, counts / max(counts.sum(), 1)).sum() / max(counts.sum(), 1))
 
 
 def _quality(level: _Level, matrix: np.ndarray) -> float:
-    """`Registration.quality` of a map (4, 4), as `register_mutual_information` has it."""
+    """`Registration.quality` of a map (4, 4), as in `register_mutual_information`."""
     ijk = apply_affine(level.lps_to_ijk @ matrix, level.points)
     last = np.array(level.moving_voxels.shape) - 1
     inside = ((ijk >= -0.5) & (ijk <= last + 0.5)).all(1)
@@ -212,25 +213,25 @@ def _quality(level: _Level, matrix: np.ndarray) -> float:
 
 
 def _refine(level: _Level, start: np.ndarray, kind: Kind) -> tuple[float, np.ndarray]:
-    """Quality and map after a climb within `kind`; those of the start if nothing was gained.
+    """Quality and map after refinement within `kind`; those of the start if it gained nothing.
 
-    What is optimised is a small change before `start`, so that angles stay near 0, where they
-    are well conditioned, whatever the rotation of the start.
+    The optimised transform is applied before `start`. Its angles stay near 0, where they are well
+    conditioned.
     """
     unit_to_lps = np.diag([level.size_mm, level.size_mm, level.size_mm, 1])
     lps_to_unit = np.linalg.inv(unit_to_lps)
     change = _TRANSFORMS[kind]()
     change.SetCenter(apply_affine(lps_to_unit, level.points.mean(0)).tolist())
     method = sitk.ImageRegistrationMethod()
-    # Shares of the work end in any order, and sums over them round as they fall.
+    # Several work units would end in any order, and rounding of their sum depends on the order.
     method.SetNumberOfWorkUnits(1)
     method.SetMetricAsMattesMutualInformation(level.bins)
-    # Random places between voxels: on a grid, values that need no interpolation would be sharper
-    # than others, and pull maps towards them.
+    # Random places between voxels: on a grid, some maps would need no interpolation, and their
+    # sharper values would attract the optimiser.
     method.SetMetricSamplingStrategy(method.RANDOM)
     share = len(level.points) / level.fixed.GetNumberOfPixels()
     method.SetMetricSamplingPercentage(share, _SEED)
-    # Derivatives where they are needed, not of the whole image.
+    # Compute derivatives at the samples only, not for the whole image.
     method.SetMetricUseMovingImageGradientFilter(False)
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(

@@ -1,16 +1,16 @@
-"""What was guessed, repaired or left out while a cohort was read: remarks for its user."""
+"""Notes for the user on what was guessed, repaired or left out while reading a cohort."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from jaxmark.system.errors import printable
 
-# Of a kind so many are named.
-_NAMED = 5
+# A line names this many and counts the others.
+_MAX_NAMED = 5
 
 
 class Note(NamedTuple):
-    """One remark: notes with the same `what`, of whatever number, are of a kind."""
+    """One note; notes with the same `what` are summed up in one line."""
 
     where: str
     what: str
@@ -19,12 +19,12 @@ class Note(NamedTuple):
 def first_few(names: Iterable[str]) -> str:
     """The first five names, and how many more there are."""
     listed = list(names)
-    more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
-    return ", ".join(listed[:_NAMED]) + more
+    more = f" and {len(listed) - _MAX_NAMED} more" if len(listed) > _MAX_NAMED else ""
+    return ", ".join(listed[:_MAX_NAMED]) + more
 
 
 def summed_up(notes: Iterable[Note]) -> tuple[str, ...]:
-    """A line a kind, in the order of their first notes, safe to print."""
+    """One line for each `what`, in the order of their first notes, safe to print."""
     kinds: dict[str, dict[str, None]] = {}
     for where, what in notes:
         kinds.setdefault(what, {})[where] = None

@@ -1,4 +1,4 @@
-"""Landmarks on pictures: pixels and millimetres of files as points of the picture's world."""
+"""Landmarks on pictures: files' pixels or millimetres become points of the picture's world."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +13,7 @@ from jaxmark.data.pictures import NO_SIZE, SAME_SIZE
 from jaxmark.data.places import picture_sizes
 from jaxmark.system.errors import InputError
 
-# So far may pixels and millimetres of one point be apart, in pixels: tables round.
+# A point's pixels and millimetres may differ by this many pixels: tables round.
 _SAME_PIXELS = 0.5
 
 
@@ -23,13 +23,13 @@ def points_on_pictures(
     data: Data,
     notes: list[Note],
 ) -> dict[str, Landmarks]:
-    """Case -> landmarks (x, y, z) in the picture's world, see `pictures`, whatever its file states.
+    """Case -> landmarks (x, y, z) in the picture's world (see `pictures`), from pixels or mm.
 
     Args:
-      pictures: case -> its file; None where there are none.
+      pictures: case -> its file; None where there are no pictures.
 
     Raises:
-      InputError: the size of a pixel is needed and not known, or stated in two ways; pixels and
+      InputError: the pixel size is needed and unknown, or two statements of it differ; pixels and
         millimetres of one point disagree; see also `in_lps`.
     """
     stated = {case: _stated(content, data) for case, content in contents.items()}
@@ -51,7 +51,7 @@ def points_on_pictures(
 
 
 def _stated(content: Content, data: Data) -> float:
-    """The pixel size in mm that table or config state, 0: neither; InputError where they differ."""
+    """The pixel size in mm from table or config, 0: neither has it; InputError if they differ."""
     own, common = content.pixel_size_mm, data.pixel_size_mm
     if own and common and abs(own / common - 1) > SAME_SIZE:
         problem = f"column pixel_size_mm says {own:g}, but config.data.pixel_size_mm {common:g}"
@@ -62,9 +62,9 @@ def _stated(content: Content, data: Data) -> float:
 def _shown_in_slicer(
     contents: Mapping[str, Content], pictures: Mapping[str, Path], data: Data
 ) -> dict[str, tuple[float, float] | None]:
-    """Case -> the pixel size that 3D Slicer takes from its picture; None, or no case: it is 1 mm.
+    """Case -> the pixel size that 3D Slicer takes from its picture; None, or no entry: 1 mm.
 
-    Only of what is not a table and becomes pixels.
+    Only for cases in Slicer's files whose points become pixels.
     """
     asked = {
         case: (pictures[case], 0.0)
@@ -75,7 +75,7 @@ def _shown_in_slicer(
 
 
 def _is_markups(content: Content) -> bool:
-    """Whether its numbers are millimetres of 3D Slicer, which knows no pixels."""
+    """Whether its numbers are 3D Slicer's millimetres; Slicer does not write pixels."""
     return extension_of(content.file) not in (".csv", ".tsv") and content.unit != "voxels"
 
 
@@ -96,11 +96,11 @@ def _in_the_world(
         if size_mm is not None and content.also_mm:
             _check_agreement(case, content, scale)
         return _scaled(content.points, scale if data.unit == "mm" else np.ones(3))
-    # A picture has one frame.
+    # A picture has one frame, so a file need not state it.
     in_mm = in_lps(replace(content, frame=content.frame or "LPS"))
     if data.unit == "px" and _is_markups(content):
         if shown_mm in (None, (1.0, 1.0)):
-            # As prediction writes them, and as 3D Slicer shows a picture that states no size.
+            # Prediction writes such files, and Slicer shows a picture without a size so.
             what = "positions are taken as pixels (config.data.unit)"
             notes.append(Note(content.file.name, what))
             return in_mm
@@ -133,7 +133,7 @@ def _scaled(points: Landmarks, scale: np.ndarray) -> Landmarks:
 
 
 def _check_agreement(case: str, content: Content, scale: np.ndarray) -> None:
-    """Refuses pixels and millimetres of one point that are two points."""
+    """Raises InputError if a point's pixels and millimetres are different places."""
     for name, pixels in content.points.items():
         mm = content.also_mm.get(name)
         if pixels is None or mm is None or np.isnan([*pixels, *mm]).any():

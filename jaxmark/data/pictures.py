@@ -1,8 +1,8 @@
 """Pictures on disk: X-rays, photographs, single slices and the frames of a cine, as scans of Z = 1.
 
-A picture's world is its own plane: x to the right, y downwards, z = 0, the origin at the centre of
-the first pixel. Its unit is the millimetre where the size of a pixel is known, or else the pixel
-(`config.data.unit`): one of them counts as one millimetre everywhere below.
+A picture's world is its plane: x to the right, y downwards, z = 0, the origin at the centre of the
+first pixel. `config.data.unit` is its unit: "mm", which needs the size of a pixel, or "px"; then
+names in `mm` below are in pixels.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ from jaxmark.system.errors import InputError
 
 _SLICES = (".nii", ".nii.gz")
 EXTENSIONS = (*raster.EXTENSIONS, *_SLICES)
-# So much may two sizes of one picture's pixels differ, as a share: some files round to two digits.
+# Two pixel sizes of one picture may differ by this share: some files round to two digits.
 SAME_SIZE = 0.01
 NO_SIZE = (
     "states no pixel size: set config.data.pixel_size_mm, give the landmark table a column "
@@ -35,19 +35,19 @@ NO_SIZE = (
 def read_picture(path: Path, unit: str = "mm", pixel_size_mm: float = 0.0) -> Scan:
     """Reads one picture: a file with one of `EXTENSIONS`, a DICOM file, or a frame of one.
 
-    Colour becomes brightness, and X-rays with white as 0 are inverted; both are said in `notes`.
-    Resolutions in PNG, JPEG and TIFF are those of a print, and are not read.
+    Colour becomes brightness, and X-rays with white as 0 are inverted; `notes` states both.
+    Resolutions in PNG, JPEG and TIFF are for printing, and are not read.
 
     Args:
       unit: of the picture's world: "mm", or "px".
-      pixel_size_mm: of a picture that does not state it; 0: not known.
+      pixel_size_mm: for a picture that does not state it; 0: unknown.
 
     Returns:
       A scan (X, Y, 1); see the module.
 
     Raises:
-      InputError: the file is missing, truncated, damaged, of an unknown format or no picture; in
-        mm its pixel size is not known, or stated in two ways; its pixels are all the same.
+      InputError: the file is missing, truncated, damaged, of an unknown format or no picture; the
+        unit is mm and the pixel size is unknown; two statements of it differ; all pixels are equal.
     """
     with readable(path), np.errstate(over="ignore", invalid="ignore"):
         found = _read(path)
@@ -63,7 +63,7 @@ def picture_in_memory(
     """A picture (X, Y), or (X, Y, 3) in colour, as `read_picture` has it; x to the right.
 
     Raises:
-      InputError: about `where`, for what a file may not be.
+      InputError: about `where`, as `read_picture`.
     """
     path = Path(where)
     if pixels.ndim not in (2, 3):
@@ -92,7 +92,7 @@ def _scan(
 
 
 def states_pixel_size(path: Path) -> bool:
-    """Whether files of this kind say how large a pixel is: others need not be read for that."""
+    """Whether files with this extension can state the size of a pixel."""
     return not path.name.lower().endswith(raster.EXTENSIONS)
 
 
@@ -120,14 +120,14 @@ def _read(path: Path) -> raster.Picture:
 def _pixel_size(
     path: Path, found: raster.Picture, stated_mm: float
 ) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
-    """What the file and the user say, and the notes; InputError where they contradict."""
+    """The pixel size from the file or the user, and notes; InputError where they contradict."""
     if not stated_mm:
         return found.pixel_mm, (*found.notes, *filter(None, [found.size_note]))
     check_spacing(path, (stated_mm,))
     if found.pixel_mm is None:
         return (stated_mm, stated_mm), found.notes
     if found.size_note:
-        # Who states another one has measured it.
+        # The file's size is that at the detector; the user's is measured, so it counts.
         own = f"its pixel size is {stated_mm:g} mm as stated, not the {found.pixel_mm[0]:g} mm"
         return (stated_mm, stated_mm), (*found.notes, f"{own} at the detector")
     if any(abs(own / stated_mm - 1) > SAME_SIZE for own in found.pixel_mm):
@@ -146,16 +146,16 @@ def _pixel_size(
 def find_pictures(folder: Path, series: str = "") -> dict[str, Path]:
     """Case name -> picture, sorted by name.
 
-    A file is a picture that is called by its name without the extension. A subfolder of DICOM
-    files is a cine: its frames are `<folder>-<n>`, counted from 1 in the order of their instance
-    numbers. So are those of a DICOM file with several frames, `<file>-<n>`.
+    A file's picture has the file's name without extension. A subfolder of DICOM files is a cine;
+    its frames are `<folder>-<n>`, counted from 1 in the order of their instance numbers. A DICOM
+    file with several frames gives `<file>-<n>`.
 
     Args:
-      series: of subfolders that hold several DICOM series, the one that is meant: its description,
-        number, UID or the end of it.
+      series: the DICOM series to take from subfolders that hold several: its description, number,
+        UID or the end of the UID.
 
     Raises:
-      InputError: no such folder, two pictures of one name; a cine's size changes, or its folder
+      InputError: no such folder; two pictures have one name; a cine's size changes, or its folder
         holds several series and none is chosen.
     """
     paths = entries(folder)
@@ -168,10 +168,10 @@ def find_pictures(folder: Path, series: str = "") -> dict[str, Path]:
 
 
 def search_pictures_below(folder: Path, series: str = "") -> Found:
-    """As `find_pictures`, of the folder itself and of all folders below it.
+    """As `find_pictures`, in the folder and in all folders below it.
 
-    Pictures of one name are called by their paths from `folder` on instead, joined by "-". A folder
-    whose DICOM files are no cine is left out, and named.
+    Pictures with the same name get their paths from `folder` on as names, joined by "-". A folder
+    whose DICOM files are no cine is left out and listed in `left_out`.
     """
     pictures: list[tuple[str, Path, tuple[str, ...]]] = []
     left_out: dict[Path, str] = {}
@@ -180,7 +180,7 @@ def search_pictures_below(folder: Path, series: str = "") -> Found:
         pictures += [
             (name, path, above)
             for name, path in _files(paths)
-            # In a subfolder they are a cine.
+            # DICOM files in a subfolder are a cine.
             if parent == folder or path.name.lower().endswith(EXTENSIONS)
         ]
         if parent == folder:
@@ -201,12 +201,12 @@ def search_pictures_below(folder: Path, series: str = "") -> Found:
 
 
 def pictures_in(file: Path) -> dict[str, Path]:
-    """Name -> picture of one file: itself, or its frames; nothing for what is none."""
+    """Name -> picture for one file: the file or its frames; empty if it is no picture."""
     return dict(_files([file]))
 
 
 def picture_name(path: Path) -> str:
-    """The name of the picture in a file, empty for what is none."""
+    """The name of the picture in a file; empty if it is no picture."""
     if path.name.startswith("."):
         return ""
     name = path.name.lower()
@@ -220,7 +220,7 @@ def picture_name(path: Path) -> str:
 
 
 def _files(paths: Iterable[Path]) -> Iterable[tuple[str, Path]]:
-    """The files among what is in one folder, those with several frames as so many pictures."""
+    """Names and paths of the pictures among a folder's files; a frame is a picture."""
     for path in paths:
         if path.is_dir() or not (name := picture_name(path)):
             continue
@@ -235,7 +235,7 @@ def _files(paths: Iterable[Path]) -> Iterable[tuple[str, Path]]:
 
 
 def _cine(folder: Path, series: str) -> list[tuple[str, Path]]:
-    """The frames of a folder's DICOM files; of several series those of the one that is meant."""
+    """The frames of a folder's DICOM files; `series` chooses among several series."""
     found = dicom_pictures.cines(folder)
     meant = found
     if series and found:
@@ -262,6 +262,6 @@ def _cine(folder: Path, series: str) -> list[tuple[str, Path]]:
 
 
 def _numbered(name: str, paths: Sequence[Path]) -> list[tuple[str, Path]]:
-    """Names with numbers of equal length, so that they sort as the frames follow each other."""
+    """Names with numbers of equal length, so that they sort in the order of the frames."""
     digits = max(3, len(str(len(paths))))
     return [(f"{name}-{number:0{digits}d}", path) for number, path in enumerate(paths, start=1)]

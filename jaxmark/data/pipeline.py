@@ -1,7 +1,7 @@
-"""Grain pipeline: prepared cases, or drawn ones -> host batches, shuffled, read ahead by threads.
+"""Grain pipeline: prepared or drawn cases -> host batches, shuffled, read ahead by threads.
 
-Threads, not worker processes: reading a case is one memory copy that releases the interpreter lock,
-and the state of a process-based iterator depends on the number of processes.
+It uses threads, not processes: reading a case is one memory copy that releases the interpreter
+lock, and the state of a process-based iterator depends on the number of processes.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,10 +13,10 @@ import numpy as np
 from jaxmark.data.cases import HostBatch, PreparedCase, read_case
 from jaxmark.data.stream import Order, Source
 
-# Of a batch: which of the cases it is of.
+# The batch's field with the number of each case.
 CASE = "case"
-# Positions of a stream.
-_ENDLESS = 1 << 31
+# The length of an endless stream, for Grain.
+_STREAM_LENGTH = 1 << 31
 
 
 def training_batches(
@@ -30,12 +30,12 @@ def training_batches(
     processes: int = 1,
     read: Callable[[PreparedCase, np.random.Generator], HostBatch] = read_case,
 ) -> grain.DatasetIterator:
-    """An endless iterator over batches of this process' share, anew shuffled in each epoch.
+    """An endless iterator over batches of this process' share, shuffled anew in each epoch.
 
-    The order, and what `read` draws, are functions of the seed alone: the processes' shares of a
-    batch, one after another, are the batch that a single process gets. `get_state()` after a batch
-    and `set_state()` later continue with the batch that follows, in any number of processes.
-    `batch` counts all processes' volumes.
+    The order, and what `read` draws, depend on the seed only: the processes' shares of a batch,
+    joined in order, are the batch that a single process gets. `set_state()` with the state that
+    `get_state()` returned after a batch continues with the next batch, in any number of processes.
+    `batch` counts the volumes of all processes.
     """
 
     def record(index: int, rng: np.random.Generator) -> HostBatch:
@@ -56,7 +56,7 @@ def streamed_batches(
     process: int = 0,
     processes: int = 1,
 ) -> grain.DatasetIterator:
-    """As `training_batches`, of cases that a pool's processes draw; see `data.stream`."""
+    """As `training_batches`, but the processes of a pool draw the cases; see `data.stream`."""
     share = batch // processes
     source = Source(draw, order, pool, lambda position: position // share % processes == process)
 
@@ -64,7 +64,7 @@ def streamed_batches(
         number, drawn = source(position)
         return drawn | {CASE: np.asarray(number, np.int32)}
 
-    dataset = grain.MapDataset.range(_ENDLESS).map(record)
+    dataset = grain.MapDataset.range(_STREAM_LENGTH).map(record)
     return _shared(dataset, share, process, processes, threads, prefetch)
 
 

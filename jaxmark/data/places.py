@@ -1,4 +1,4 @@
-"""Where scans lie, for landmarks that are given in their voxels; found once, then kept on disk."""
+"""Voxel-to-world maps of scans, for landmarks in voxels; read once, then kept on disk."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,12 +14,12 @@ from jaxmark.system.files import read_sealed, sealed, write_json
 from jaxmark.system.fingerprints import file_state, json_key
 from jaxmark.system.parallel import parallel, worker_pool
 
-# Of a place on disk, and of what `read_scan` makes of a header: raise it when either changes.
+# Raise it when the file's format or `read_scan`'s reading of headers changes.
 _SCHEMA_VERSION = 1
 
 
 def scan_places(scans: Mapping[str, Path], data: Data) -> dict[str, np.ndarray]:
-    """Case -> (4, 4) voxel indices -> LPS mm, of each scan as `read_scan` finds it.
+    """Case -> (4, 4) voxel indices -> LPS mm, as `read_scan` returns it.
 
     Raises:
       InputError, or an ExceptionGroup of them: scans cannot be read.
@@ -41,13 +41,13 @@ def scan_places(scans: Mapping[str, Path], data: Data) -> dict[str, np.ndarray]:
 def picture_sizes(
     pictures: Mapping[str, tuple[Path, float]], data: Data
 ) -> dict[str, tuple[float, float] | None]:
-    """Case -> mm between columns and between rows of its picture; None where nobody states it.
+    """Case -> mm between columns and between rows of its picture; None where it is not stated.
 
     Args:
-      pictures: case -> its file, and the size that is stated elsewhere, 0: it is not.
+      pictures: case -> its file, and the size stated elsewhere; 0: none.
 
     Raises:
-      InputError, or an ExceptionGroup of them: pictures cannot be read, or contradict what is
+      InputError, or an ExceptionGroup of them: pictures cannot be read, or contradict the size
       stated elsewhere.
     """
     asked = {case: path for case, (path, _) in pictures.items() if states_pixel_size(path)}
@@ -71,7 +71,7 @@ def _find(job: tuple[Path, Path]) -> np.ndarray:
 
 
 def _read(file: Path) -> np.ndarray | None:
-    """What was found before; None where there is nothing, or nothing whole."""
+    """The map stored earlier; None where the file is missing or damaged."""
     if not file.exists():
         return None
     try:

@@ -1,7 +1,7 @@
 """A cohort of raw scans -> prepared cases: align, resample, crop; cached, in parallel, resumable.
 
-What is common to all is the `Frame`, found here from the training cases alone. Every alignment
-and every case is a file of its own in the cache: a run that was stopped goes on where it was.
+The cases share a `Frame`, which is found here from the training cases only. The cache holds each
+alignment and each case in a separate file: a stopped run continues where it was.
 """
 
 import contextlib
@@ -50,15 +50,15 @@ from jaxmark.system.files import read_sealed, sealed, write_json
 from jaxmark.system.fingerprints import file_state, json_key
 from jaxmark.system.parallel import parallel, worker_pool
 
-# Part of every cache key: a change of what preparation computes must not reuse older results.
+# Part of every cache key. Raise it when preparation computes something else.
 RECIPE_VERSION = 2
 
-# Registrations so many robust standard deviations under the training cases' median have probably
-# failed; but not by less than this share of it, for a cohort may be very even.
+# A registration has probably failed if its quality lies more than this many robust standard
+# deviations, and more than this share of the median, under the training cases' median.
 _FAILED_SD, _FAILED_SHARE = 3.0, 0.1
 
-# What is said of many is said of so many by name.
-_NAMED = 5
+# Messages name this many cases and count the others.
+_MAX_NAMED = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +69,11 @@ class Prepared:
     cases: dict[str, PreparedCase]
     splits: dict[str, tuple[str, ...]]
     frame: Frame
-    # What was wrong in the cache and is made anew.
+    # Problems of files in the cache, which were made anew.
     mended: tuple[str, ...] = ()
-    # Of a template that is none of the cases.
+    # Notes on a template that is none of the cases.
     template_notes: tuple[str, ...] = ()
-    # Of the cohort; nothing is learned from it.
+    # Cases and landmarks that training does not use.
     left_out: tuple[LeftOut, ...] = ()
 
     def split(self, name: str) -> list[PreparedCase]:
@@ -82,9 +82,9 @@ class Prepared:
 
     @property
     def presence(self) -> float:
-        """Share of the landmarks whose state is known that are there, in the training cases.
+        """Share of present landmarks among the present and absent ones of the training cases.
 
-        In (0, 1): one of each is counted in addition.
+        In (0, 1): one present and one absent landmark are added to the counts.
         """
         present, absent = (
             sum(int(getattr(case, state).sum()) for case in self.split("train"))
@@ -93,7 +93,7 @@ class Prepared:
         return (present + 1) / (present + absent + 2)
 
     def doubts(self) -> dict[str, list[str]]:
-        """What a person should know of single cases, of those with anything to know."""
+        """Case -> warnings about it, a line each; cases without any are left out."""
         found = self._preparation_doubts()
         for name, line in self.annotation_doubts.items():
             found[name] = [*found.get(name, []), line]
@@ -108,21 +108,21 @@ class Prepared:
 
     @functools.cached_property
     def annotation_doubts(self) -> dict[str, str]:
-        """Case -> how its landmarks contradict the other cases', where they do."""
+        """Case -> a line on how its landmarks contradict the other cases', where they do."""
         cases = list(self.cases.values())
         unit = "px" if self.frame.grid == "native" else self.frame.unit
         return annotation_doubts(cases, self.landmarks, self.frame.grid_to_common, unit)
 
     def warnings(self) -> list[str]:
-        """What a person should know of the cohort, a line each."""
+        """Warnings about the cohort, a line each."""
         lines = [
             f"{name}: {'; '.join(doubts)}" for name, doubts in self._preparation_doubts().items()
         ]
         contradictory = list(self.annotation_doubts.items())
-        lines += [f"{name}: {doubt}" for name, doubt in contradictory[:_NAMED]]
-        if len(contradictory) > _NAMED:
+        lines += [f"{name}: {doubt}" for name, doubt in contradictory[:_MAX_NAMED]]
+        if len(contradictory) > _MAX_NAMED:
             lines.append(
-                f"landmarks of {len(contradictory) - _NAMED} more cases contradict the other "
+                f"landmarks of {len(contradictory) - _MAX_NAMED} more cases contradict the other "
                 "cases': see cases.csv"
             )
         if self.mended:
@@ -141,7 +141,7 @@ class Prepared:
         return lines + self._unevaluated()
 
     def _unevaluated(self) -> list[str]:
-        """Why predictions will not be evaluated, if so: before hours of training, not after."""
+        """A warning before training if nothing can be evaluated after it."""
         test = self.split("test")
         if test and not any(case.present.any() for case in test):
             other = ", or evaluate the validation cases (--config.predict.split=val)"
@@ -159,11 +159,11 @@ class Prepared:
         return []
 
     def notes(self) -> list[str]:
-        """What readers guessed or repaired, a line a case for the first few, and a count."""
+        """Guesses and repairs of readers: a line for each of the first cases, and a count."""
         noted = [case for case in self.cases.values() if case.notes]
-        lines = [f"{case.name}: {'; '.join(case.notes)}" for case in noted[:_NAMED]]
-        if len(noted) > _NAMED:
-            more = f"{len(noted) - _NAMED} more cases have notes, {len(noted)} of "
+        lines = [f"{case.name}: {'; '.join(case.notes)}" for case in noted[:_MAX_NAMED]]
+        if len(noted) > _MAX_NAMED:
+            more = f"{len(noted) - _MAX_NAMED} more cases have notes, {len(noted)} of "
             lines.append(f"{more}{len(self.cases)} in all: see preparation/cases.csv")
         unseen = {n: c.segments.unseen for n, c in self.cases.items() if c.segments is not None}
         if total := sum(unseen.values()):
@@ -193,7 +193,7 @@ class Prepared:
                 writer.writerow(
                     [case.name, split, *("" if np.isnan(f) else f"{f:.4f}" for f in figures)]
                     + [self._outside(case), "; ".join(doubts.get(case.name, []))]
-                    # Changes with whatever a picture of the case shows.
+                    # The cache's names change whenever the case's image or landmarks change.
                     + [f"{case.folder.parent.parent.name}/{case.folder.name}"]
                     + ["; ".join(case.notes)]
                     + [_segments_cell(case.segments)] * segmented
@@ -207,12 +207,12 @@ class Prepared:
 
 
 def _segments_cell(segments: CaseSegments | None) -> str:
-    """Of `Prepared.table`."""
+    """A case's cell in the column `segments` of `Prepared.table`."""
     if segments is None:
         return ""
     present, absent = int(segments.present.sum()), int(segments.absent.sum())
     told = f"{present} present, {absent} absent, {len(segments.present) - present - absent} unknown"
-    # Changes with whatever a picture shows of them.
+    # The folder's name changes whenever the prepared label map changes.
     return told if segments.file is None else f"{told}, {segments.file.parent.name}"
 
 
@@ -220,7 +220,7 @@ class Template(NamedTuple):
     """A scan to which others are registered."""
 
     path: Path
-    # Of pictures: the unit of their world, and a pixel size that is stated beside the file.
+    # For pictures: the unit of their world, and a pixel size that is stated beside the file.
     unit: str = ""
     pixel_size_mm: float = 0.0
 
@@ -231,11 +231,11 @@ def prepare_cohort(
     segments: CohortSegments | None = None,
     chunks: Chunks | None = None,
 ) -> Prepared:
-    """Prepare every case of the splits, or find it in the cache.
+    """Prepares every case of the splits, or finds it in the cache.
 
     Args:
-      segments: what is known of each case's, where the method learns from that.
-      chunks: how images are stored, where the method looks at parts of them.
+      segments: each case's segments, for methods that learn from them.
+      chunks: how images are stored, for methods that read patches of them.
 
     Raises:
       InputError, or an ExceptionGroup of them where several files are wrong: all files are checked
@@ -251,7 +251,7 @@ def prepare_cohort(
     keys = {s.name: f"{s.name}-{json_key(identity(s))}" for s in sources}
     homes = {name: folder / "cases" / key for name, key in keys.items()}
     frame = _unplaced_frame(data, template, chunks)
-    # Jobs travel to other processes, which read the template themselves, once.
+    # Jobs are sent to other processes without the template: each process reads it once.
     light = dataclasses.replace(frame, template=None)
     files = {name: folder / "alignments" / f"{key}.json" for name, key in keys.items()}
     known, unaligned = in_cache(read_alignment, files)
@@ -259,7 +259,7 @@ def prepare_cohort(
     unknown = [source for source in sources if source.name not in known]
     missing = [source for source in sources if source.name not in whole]
 
-    # Where others lie is not known yet.
+    # The grids of cases that are not in the cache are not known yet.
     grids = {name: Grid(frame.shape, case.ijk_to_lps) for name, case in whole.items()}
     to_segment = functools.partial(segments_jobs, cohort, segments, folder / "segments")
     jobs = to_segment(grids)
@@ -285,7 +285,7 @@ def prepare_cohort(
             {n: Grid(frame.shape, a.matrix @ frame.grid_to_common) for n, a in aligned.items()}
             | grids
         )
-        # Before any case is written: a label map may be wrong.
+        # Before any case is written: a label map may be refused.
         parallel(
             pool,
             prepare_segments,
@@ -305,7 +305,7 @@ def prepare_cohort(
     for name, job in jobs.items():
         cases[name] = dataclasses.replace(cases[name], segments=load_segments(job.home))
     mended = (*unaligned, *unprepared, *unsegmented)
-    # That of a case is said there.
+    # The notes of a template that is a case are that case's notes.
     own = any(template is not None and template.path == source.scan for source in sources)
     notes = frame.template.notes if frame.template is not None and not own else ()
     return Prepared(cohort.names, cases, cohort.splits, frame, mended, notes, left_out(cohort))
@@ -330,7 +330,7 @@ def _unplaced_frame(data: Data, template: Template | None, chunks: Chunks | None
 
 
 def _own_segments(landmarks: Sequence[str], segments: CohortSegments | None) -> tuple[Segment, ...]:
-    """What a model has to keep to know its scheme: the Circle of Willis it knows."""
+    """The segments that the frame must store: none if the scheme is the built-in `COW19`."""
     if segments is None or scheme_of(landmarks, segments.segments) is COW19:
         return ()
     return segments.segments
@@ -339,7 +339,7 @@ def _own_segments(landmarks: Sequence[str], segments: CohortSegments | None) -> 
 def _settings(
     cohort: Cohort, data: Data, template: Template | None, chunks: Chunks | None
 ) -> dict[str, Any]:
-    """All that the prepared cases of a cohort have in common, for their folder in the cache."""
+    """The settings that all prepared cases share: the key of their folder in the cache."""
     extra = [data.template_transform, data.template_mask, data.shared_mask]
     return {
         "recipe": RECIPE_VERSION,
@@ -354,16 +354,16 @@ def _settings(
         "intensity_range": intensity_range(data),
         "template": file_state(template.path) if template else None,
         "template_in_common": [file_state(Path(path)) for path in extra if path],
-        # Only of pictures: volumes stay prepared.
+        # Only for pictures, so that keys of volumes stay the same.
         **({"unit": data.unit, "grid": data.grid} if data.planar else {}),
         "train": [identity(cohort.cases[name]) for name in cohort.splits["train"]],
-        # Only where there are any: cases of other methods stay prepared.
+        # Only with chunks, so that keys of other methods stay the same.
         **({} if chunks is None else {"chunks": dataclasses.asdict(chunks)}),
     }
 
 
 def choose_template(train: Sequence[RawCase], data: Data) -> Template | None:
-    """The configured scan, or that of the most typical training case; None: nothing to register."""
+    """The configured scan, or the most typical training case's; None: nothing is registered."""
     if data.register in ("none", "middle"):
         return None
     if data.template:
@@ -386,10 +386,10 @@ def _template(path: Path, data: Data, pixel_size_mm: float) -> Template:
 
 
 def template_in_common(data: Data) -> np.ndarray:
-    """(4, 4) mm of the frame that modalities share -> mm of the template; the identity without one.
+    """(4, 4) mm of the modalities' shared frame -> mm of the template; the identity without one.
 
-    Tan et al. (ISBI 2023) align an MRA and a CTA of one person by masks of the vessels, and each
-    scan to the one of its modality.
+    Tan et al. (ISBI 2023) align an MRA and a CTA of one person by masks of the vessels, and every
+    other scan to the one of its modality.
     """
     if data.template_transform:
         return read_transform(Path(data.template_transform).expanduser())
@@ -407,7 +407,7 @@ def intensity_range(data: Data) -> tuple[float, float]:
 
 
 def quality_limit(qualities: Sequence[float]) -> float:
-    """What registrations of the training cases hardly fall under; -inf without any."""
+    """The quality under which a registration has probably failed; -inf without qualities."""
     known = np.array([q for q in qualities if np.isfinite(q)])
     if not known.size:
         return -np.inf
@@ -425,10 +425,10 @@ def prepared_shape(data: Data) -> tuple[int, int, int]:
 def place_grid(
     train: Sequence[RawCase], alignments: Sequence[np.ndarray], data: Data
 ) -> np.ndarray:
-    """(4, 4) voxels -> common mm: the crop's centre is the centre of the mean training landmarks.
+    """(4, 4) voxels -> common mm; the crop's centre is the centre of the mean training landmarks.
 
-    The centre of their bounding box, not their mean: the crop is a box that has to hold them all.
-    Where `config.data.register` brings the scans' middles together, it is that.
+    That is the centre of their bounding box, not their mean: the crop has to hold them all. With
+    `config.data.register` "middle", it is the scans' common middle.
     """
     common = np.stack(
         [
@@ -452,7 +452,7 @@ def place_grid(
 
 
 def identity(source: RawCase) -> dict[str, Any]:
-    """What a prepared case is made from: the scan's files by size and time, and the landmarks."""
+    """What a prepared case is made from: sizes and times of the scan's files, and landmarks."""
     return {
         **file_state(source.scan),
         **({"pixel_size_mm": source.pixel_size_mm} if source.pixel_size_mm else {}),
@@ -496,10 +496,10 @@ def write_alignment(path: Path, alignment: Alignment) -> None:
 _FIGURES = {"quality": "quality", "lead": "margin"}
 
 
-# Once in each process.
+# Each process reads the template once.
 @functools.lru_cache(maxsize=1)
 def _read_template(template: Template, *, small: bool) -> Scan:
-    """As scans are that are compared with it; those that are prepared in chunks are made small."""
+    """The template as registration takes it; `small` where scans are made smaller as well."""
     if small:
         return smaller(read_scan(template.path, as_stored=True))
     if template.unit:
@@ -523,7 +523,7 @@ def _check_and_align(job: tuple[RawCase, Frame, Template | None, Path]) -> Align
 def _prepare_case(job: tuple[RawCase, Frame, Alignment, Path]) -> None:
     source, frame, alignment, folder = job
     with contextlib.suppress(InputError):
-        # Another run of these scans may have made it since this one looked.
+        # Another run may have prepared the case since this run looked.
         _read_case(folder)
         return
     scan = frame.read(source.scan, source.pixel_size_mm)

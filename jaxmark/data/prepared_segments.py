@@ -1,7 +1,7 @@
-"""Prepared segments: a folder each beside the prepared cases, with `segmentation.npy` if there is a
-label map, and `segments.json`.
+"""Prepared segments: a folder for each case, with `segments.json`, and `segmentation.npy` if the
+case has a label map.
 
-They are not part of the prepared cases, so that methods with and without segments share images.
+They lie beside the prepared cases, so that methods with and without segments share images.
 """
 
 import dataclasses
@@ -28,21 +28,21 @@ SCHEMA_VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class SegmentsJob:
-    """A case whose segments are to be prepared."""
+    """The input of `prepare_segments` for one case."""
 
     source: RawCase
-    cohort: CohortSegments  # with this case alone
-    grid: Grid  # of the prepared image, in the scan's own mm
-    folder: Path  # of all
+    cohort: CohortSegments  # with this case only
+    grid: Grid  # of the prepared image, in the scan's mm
+    folder: Path  # of all cases' segments
 
     @property
     def raw(self) -> RawSegments:
-        """What files say of the case."""
+        """The case's label map and attributes."""
         return self.cohort.cases[self.source.name]
 
     @property
     def home(self) -> Path:
-        """Where the prepared segments lie; changes with all that they are made from."""
+        """The folder of the prepared segments; its name changes with their sources."""
         made_from = {
             "schema_version": SCHEMA_VERSION,
             "scan": file_state(self.source.scan),
@@ -58,9 +58,9 @@ class SegmentsJob:
 def segments_jobs(
     cohort: Cohort, segments: CohortSegments | None, folder: Path, grids: Mapping[str, Grid]
 ) -> dict[str, SegmentsJob]:
-    """Case -> what there is to do, where the prepared image has this grid; nothing without any.
+    """Case -> job, for prepared images on these grids; empty without segments.
 
-    Jobs travel to other processes: each knows its own case alone.
+    Jobs are sent to other processes, so each holds its case only.
     """
     if segments is None:
         return {}
@@ -83,7 +83,7 @@ def prepare_segments(job: SegmentsJob) -> None:
         absent; the scan cannot be read.
       OSError: the folder cannot be written.
     """
-    # Of the scan its place alone is needed.
+    # Only the scan's grid is needed.
     scan = read_voxels(job.source.scan)
     own = Grid(scan.voxels.shape, scan.ijk_to_lps)
     labels = None
@@ -107,7 +107,7 @@ def prepare_segments(job: SegmentsJob) -> None:
 
 
 def load_segments(folder: Path) -> CaseSegments:
-    """Reads `segments.json`; the label map is read when it is asked for."""
+    """Reads `segments.json`; the label map is read when it is needed."""
     path = folder / "segments.json"
     tree = read_sealed(path, SCHEMA_VERSION)
     try:
@@ -137,7 +137,7 @@ def load_segments(folder: Path) -> CaseSegments:
 
 
 def load_checked(folder: Path) -> CaseSegments:
-    """As `load_segments`; InputError where the label map is not the one that was written."""
+    """As `load_segments`; InputError if the label map has changed since it was written."""
     segments = load_segments(folder)
     if segments.file is not None:
         check_crc32(segments.file, segments.crc32)
@@ -147,8 +147,8 @@ def load_checked(folder: Path) -> CaseSegments:
 def _states(job: SegmentsJob, voxels: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """(S,) bool each: segments known to be present, and absent, by attributes and label map.
 
-    What has voxels is there. What has none is absent only where nothing is stated of the person,
-    and people may lack it; else it may lie outside of the scan, or be too thin.
+    A segment with voxels is present. One without voxels is absent only if there are no attributes
+    and the segment may be missing; else it may lie outside of the scan, or be too thin.
     """
     segments = job.cohort.segments
     stated = job.raw.stated

@@ -1,13 +1,13 @@
-"""Bring any scan onto a template scan by their intensities alone.
+"""Registers any scan to a template scan by intensities; landmarks are not used.
 
-Landmarks are never looked at. A search over rotations at a coarse level gives starts; they are
-refined by Gauss-Newton steps on the normalised cross-correlation, from coarse to fine, and fewer
-are kept at each level. The steps are inverse compositional (Baker & Matthews, IJCV 2004): the
-derivatives are the template's, so that a step costs one interpolation of the moving scan.
+A search over rotations at a coarse level gives starts. Gauss-Newton steps on the normalised
+cross-correlation refine them from coarse to fine, and each level keeps fewer. The steps are inverse
+compositional (Baker & Matthews, IJCV 2004): the derivatives are the template's, so that a step
+costs one interpolation of the moving scan.
 
 Matrices (4, 4) map LPS millimetres to LPS millimetres unless their name says `ijk`. The same scans
-give the same result on any number of cores: sums over points are `einsum`s, for BLAS would split
-them over threads, and round as these fall.
+give the same result on any number of cores: sums over points are `einsum`s, because BLAS would
+split them over threads, and rounding would depend on the split.
 """
 
 import dataclasses
@@ -27,36 +27,36 @@ from jaxmark.data.scans import Scan
 
 Kind = Literal["none", "center", "rigid", "similarity", "affine"]
 
-# Of a scan's voxels: where its brightest tissue is taken to be.
+# The percentile of a scan's voxels that stands for its brightest tissue.
 _BRIGHTEST_PERCENTILE = 99.5
-# Every rotation is at most 19 degrees away from one of so many.
+# Every rotation is at most 19 degrees away from one of this many.
 _ROTATIONS = 1000
-# Voxels along the longest side of the template at the coarse, middle and fine level, and how many
-# of its voxels are compared there.
+# At each level: voxels along the longest side of the template, and the number of its voxels that
+# are compared.
 _COARSE, _MIDDLE, _FINE = (16, 1500), (32, 4000), (128, 40000)
-# Of a large scan that is made smaller before it is registered.
-_LEAST_SIDE = 256
-# Starts refined at the coarse and at the middle level; the best alone is refined at the fine one.
+# `smaller` leaves at least this many voxels along an axis.
+_MIN_SIDE = 256
+# Starts refined at the coarse and at the middle level; the fine level refines the best only.
 _KEEP_COARSE, _KEEP_MIDDLE = 96, 16
-# Gauss-Newton steps end when the quality gains less, or when a step this short gains nothing.
+# Gauss-Newton steps end when the quality gains less than this, or no step of this length gains.
 _MAX_STEPS, _MIN_GAIN, _MIN_LENGTH = 40, 1e-5, 0.1
-# Largest step, in radians, relative scale, or template sizes: further the derivatives say nothing.
+# Largest step, in radians, relative scale, or template sizes: derivatives hold only nearby.
 _MAX_STEP = 0.5
-# Results whose rotations differ by less are one answer.
+# Results whose rotations differ by less count as the same.
 _DISTINCT_DEGREES = 15.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Registration:
-    """Where a scan lies relative to the template, and how sure that is.
+    """Where a scan lies relative to the template, and how certain that is.
 
     Attributes:
         fixed_to_moving: (4, 4), LPS mm of the template to LPS mm of the scan.
         quality: normalised cross-correlation over the part of the template that the scan covers,
             times that part's share of the template's contrast (the root of its sum of squares).
             At most 1; comparable over the scans of a cohort.
-        lead: by how much, at the middle level, the quality of the answer exceeds that of the
-            best with another rotation. Near 0: ambiguous. Infinite where there was no other.
+        lead: the result's quality minus that of the best result with another rotation, at the
+            middle level. Near 0: ambiguous. Infinite if there is no other result.
     """
 
     fixed_to_moving: np.ndarray
@@ -67,13 +67,13 @@ class Registration:
 def register(
     fixed: Scan, moving: Scan, kind: Kind = "rigid", search_degrees: float = 180.0
 ) -> Registration:
-    """Find the map from the template `fixed` to the scan `moving`.
+    """Finds the map from the template `fixed` to the scan `moving`.
 
     Args:
         kind: "none" (the identity), "center" (the translation between the centres of mass of the
             intensities), "rigid", "similarity" (rigid and one scale) or "affine".
         search_degrees: how far the scan may be turned from the template, in their world frames:
-            180 is anywhere, 30 suits scans whose headers roughly agree.
+            180 is any way, 30 suits scans whose headers roughly agree.
 
     Raises:
         ValueError: the kind is unknown, or a scan has no contrast.
@@ -140,7 +140,8 @@ def _level(fixed: Scan, moving: Scan, spacing_mm: float, count: int) -> _Level:
 def _coarsen(scan: Scan, spacing_mm: float) -> Scan:
     """The scan at about this spacing, smoothed by one such spacing, intensities in [0, 1].
 
-    Means over blocks do most of it, quickly; scans with fewer voxels keep at least four an axis.
+    Means over blocks do most of it, which is fast; at least four voxels remain along an axis that
+    has as many.
     """
     low, high = contrast_limits(scan.voxels)
     most = np.maximum(np.array(scan.voxels.shape) // 4, 1)
@@ -161,11 +162,11 @@ def _coarsen(scan: Scan, spacing_mm: float) -> Scan:
 
 
 def smaller(scan: Scan) -> Scan:
-    """Means over blocks, in float32, so that a large scan has 256 to 511 voxels along an axis.
+    """Means over blocks, in float32: a large scan has 256 to 511 voxels along an axis then.
 
-    Registration looks at fewer. What is left over at the end of an axis is left out.
+    Registration uses fewer. An incomplete last block along an axis is dropped.
     """
-    blocks = np.maximum(np.array(scan.voxels.shape) // _LEAST_SIDE, 1)
+    blocks = np.maximum(np.array(scan.voxels.shape) // _MIN_SIDE, 1)
     x, y, z = (n // block for n, block in zip(scan.voxels.shape, blocks, strict=True))
     i, j, k = blocks
     voxels = np.empty((x, y, z), np.float32, order="F")
@@ -177,7 +178,7 @@ def smaller(scan: Scan) -> Scan:
 
 
 def contrast_limits(voxels: np.ndarray) -> tuple[float, float]:
-    """Background and brightest tissue, or the extremes where contrast is in few voxels."""
+    """Values of background and brightest tissue; if equal, the smallest and largest value."""
     low, high = np.percentile(voxels[::2, ::2, ::2], [BACKGROUND_PERCENTILE, _BRIGHTEST_PERCENTILE])
     if low == high:
         low, high = voxels.min(), voxels.max()
@@ -187,9 +188,9 @@ def contrast_limits(voxels: np.ndarray) -> tuple[float, float]:
 
 
 def _starts(level: _Level, search_degrees: float) -> np.ndarray:
-    """Maps (S, 4, 4): the identity, then the centres of mass together, unturned and turned.
+    """Maps (S, 4, 4): the identity; then maps that join the centres of mass, unturned and turned.
 
-    No principal axes: the rotations cover everything as densely as the refinement needs.
+    The rotations are dense enough for the refinement, so principal axes are not needed.
     """
     fixed_mm, moving_mm = (
         apply_affine(scan.ijk_to_lps, np.array(ndimage.center_of_mass(scan.voxels)))
@@ -214,8 +215,8 @@ def _generators(kind: Kind) -> np.ndarray:
 def _exponential(matrix: np.ndarray) -> np.ndarray:
     """The matrix exponential, exact to rounding for the norms below 1 of steps.
 
-    By its series, for `scipy.linalg.expm` wakes up BLAS threads for every 4 by 4 matrix and so
-    takes longer than all the rest of a registration.
+    A series, because `scipy.linalg.expm` wakes BLAS threads for every 4 by 4 matrix, which takes
+    longer than the rest of a registration.
     """
     total = term = np.eye(len(matrix))
     for order in range(1, 18):
@@ -225,7 +226,7 @@ def _exponential(matrix: np.ndarray) -> np.ndarray:
 
 
 def _sample(level: _Level, matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values (..., N) of the moving scan at the mapped points, and where they lie inside of it."""
+    """Values (..., N) of the moving scan at the mapped points, and bool: they lie inside of it."""
     to_ijk = np.linalg.inv(level.moving.ijk_to_lps) @ matrices
     ijk = np.einsum("...ij,nj->i...n", to_ijk[..., :3, :3], level.points)
     ijk += np.moveaxis(to_ijk[..., :3, 3:], -2, 0)
@@ -237,7 +238,8 @@ def _sample(level: _Level, matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def _standardised(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """Values (..., N) with mean 0 and norm 1 over the points inside, and 0 at the others.
 
-    So what a scan does not cover speaks neither for nor against a map, but is missed.
+    Points that the scan does not cover add nothing to the correlation, so covering less costs
+    quality.
     """
     mean = (values * inside).sum(-1, keepdims=True) / np.maximum(inside.sum(-1, keepdims=True), 1)
     centred = (values - mean) * inside
@@ -252,7 +254,7 @@ def _quality(level: _Level, matrices: np.ndarray) -> np.ndarray:
 
 
 def _refine(level: _Level, start: np.ndarray, kind: Kind) -> tuple[float, np.ndarray]:
-    """The best quality, and its map, on the way of Gauss-Newton steps within `kind`."""
+    """The best quality, and its map, among the Gauss-Newton steps within `kind`."""
     generators = _generators(kind)
     points = apply_affine(level.normalised, level.points)
     points = np.concatenate([points, np.ones((len(points), 1))], 1)
@@ -273,7 +275,7 @@ def _refine(level: _Level, start: np.ndarray, kind: Kind) -> tuple[float, np.nda
             length /= 2
         if 0 < gain < _MIN_GAIN or length < _MIN_LENGTH:
             break
-        # A warp of the template to the scan as it is sampled now is undone on the scan's side.
+        # The step warps the template to the sampled scan; its inverse is applied to the scan's map.
         warp = _exponential(-length * np.tensordot(step, generators, 1))
         trial = matrix @ denormalised @ warp @ level.normalised
     return best, matrix
@@ -299,7 +301,7 @@ def _step(
 
 
 def distinct(results: list[tuple[float, np.ndarray]]) -> list[tuple[float, np.ndarray]]:
-    """Qualities and maps, best first, without those that are turned like a better one."""
+    """Qualities and maps, best first, without those whose rotation is near a better one's."""
     kept: list[tuple[float, np.ndarray]] = []
     rotations: list[np.ndarray] = []
     for quality, matrix in sorted(results, key=lambda result: -result[0]):

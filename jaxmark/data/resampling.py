@@ -1,6 +1,6 @@
-"""Scans sampled on other grids: affine ones as a whole or part by part, and bent ones.
+"""Scans sampled on other grids: affine grids as a whole or in parts, and bent grids.
 
-Matrices (4, 4) are named by the frames that they lead from and to: `ijk` are voxel indices, `lps`
+Names of matrices (4, 4) state the frames that they map from and to: `ijk` are voxel indices, `lps`
 LPS millimetres.
 """
 
@@ -14,25 +14,25 @@ from jaxmark.core.alignment import Transform
 from jaxmark.core.geometry import apply_affine
 from jaxmark.data.scans import Scan
 
-# Of a scan's voxels: where its background is taken to be.
+# The percentile of a scan's voxels that stands for its background.
 BACKGROUND_PERCENTILE = 0.5
-# Axes are parallel where a node along one moves less across, in voxels of the scan; and a node this
-# near to a voxel lies on it. Headers round more.
+# In voxels of the scan: axes are parallel if a step along one moves less than this across, and a
+# node this near to a voxel lies on it. Headers round more.
 _PARALLEL, _ON_A_VOXEL = 1e-6, 1e-4
 
 
 def resample(scan: Scan, shape: tuple[int, int, int], grid_to_lps: np.ndarray) -> np.ndarray:
-    """Sample a scan on any affine grid: trilinear, smoothed first where the grid is coarser.
+    """Samples a scan on any affine grid: trilinear, smoothed first where the grid is coarser.
 
     The smoothing is Gaussian, with a standard deviation along each axis of the scan of
     `0.5 * sqrt(ratio**2 - 1)` voxels, where `ratio` is the extent of a grid cell along that axis:
-    a cell then averages about what it covers, and a grid as fine as the scan changes nothing.
-    Outside of the scan is its background, the 0.5th percentile of its voxels.
+    a cell then averages about the part that it covers, and a grid as fine as the scan is not
+    smoothed. Nodes outside of the scan get its background, the 0.5th percentile of its voxels.
 
     Args:
         shape: of the grid.
-        grid_to_lps: (4, 4), ijk of the grid to LPS mm of the scan. After a registration that is
-            `fixed_to_moving @ ijk_to_lps` of a grid in the template's world.
+        grid_to_lps: (4, 4), ijk of the grid -> LPS mm of the scan. After a registration this is
+            `fixed_to_moving @ ijk_to_lps` for a grid in the template's world.
 
     Returns:
         (X, Y, Z) float32 of that shape.
@@ -42,7 +42,7 @@ def resample(scan: Scan, shape: tuple[int, int, int], grid_to_lps: np.ndarray) -
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """A scan as nodes of an affine grid see it, to be sampled part by part; see `resample`."""
+    """A scan and an affine grid to sample it on, part by part; see `resample`."""
 
     voxels: np.ndarray  # (X, Y, Z) of any type of numbers
     grid_to_ijk: np.ndarray  # (4, 4): ijk of the grid -> those of the scan
@@ -51,17 +51,17 @@ class Sampling:
 
     @classmethod
     def of(cls, scan: Scan, grid_to_lps: np.ndarray) -> "Sampling":
-        """On the grid of this place (4, 4)."""
+        """The sampling of a scan on the grid with this map (4, 4)."""
         grid_to_ijk = np.linalg.inv(scan.ijk_to_lps) @ grid_to_lps
         return cls(scan.voxels, grid_to_ijk, _smoothing(grid_to_ijk), background(scan))
 
     def every(self, step: int) -> "Sampling":
-        """Of every `step`-th node alone, smoothed as the grid itself is."""
+        """Every `step`-th node only, smoothed as for the whole grid."""
         thinner = self.grid_to_ijk @ np.diag([step, step, step, 1.0])
         return dataclasses.replace(self, grid_to_ijk=thinner)
 
     def interpolated(self, first: tuple[int, int, int], shape: tuple[int, int, int]) -> np.ndarray:
-        """(X, Y, Z) float32 of so many nodes from `first` on, by interpolation in space."""
+        """(X, Y, Z) float32: `shape` nodes from `first` on, by trilinear interpolation."""
         part, matrix, offset = self._seen(first, shape)
         return ndimage.affine_transform(
             part,
@@ -69,8 +69,8 @@ class Sampling:
             offset,
             output_shape=shape,
             order=1,
-            # Blends to the outside over one voxel, so that a node which rounding puts just over the
-            # edge keeps its value.
+            # Blends into `outside` over one voxel: a node that rounding puts just over the edge
+            # keeps its value.
             mode="grid-constant",
             cval=self.outside,
             prefilter=False,
@@ -79,17 +79,17 @@ class Sampling:
     def sampled(self, first: tuple[int, int, int], shape: tuple[int, int, int]) -> np.ndarray:
         """As `interpolated` up to rounding; faster where axes of grid and scan are parallel.
 
-        There interpolation is along one axis after another.
+        For parallel axes it interpolates axis by axis.
         """
         matrix = self.grid_to_ijk[:3, :3]
-        # Of each axis of the grid, the one of the scan.
+        # The scan's axis for each axis of the grid.
         order = np.abs(matrix).argmax(0)
         across = matrix.copy()
         across[order, range(3)] = 0
         if sorted(order) != [0, 1, 2] or np.abs(across).max() > _PARALLEL:
             return self.interpolated(first, shape)
         part, matrix, offset = self._seen(first, shape)
-        # What lies outside is then 0, and no tap's weight need be replaced by a value.
+        # With 0 outside of the scan, weights of taps there need no special case.
         part = part - np.float32(self.outside)
         for axis in (2, 1, 0):
             source = order[axis]
@@ -100,8 +100,8 @@ class Sampling:
     def _seen(
         self, first: tuple[int, int, int], shape: tuple[int, int, int]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What these nodes see of the scan, smoothed; the map from them (3, 3) and (3,) to it."""
-        # Smooth only what the grid will see, and what the smoothing reaches from there.
+        """The part of the scan that these nodes need, smoothed; the map (3, 3), (3,) to it."""
+        # Smooth only the part that these nodes and the smoothing kernel reach.
         matrix, sigma = self.grid_to_ijk[:3, :3], self.sigma
         offset = matrix @ np.array(first) + self.grid_to_ijk[:3, 3]
         size = np.array(self.voxels.shape)
@@ -117,7 +117,7 @@ class Sampling:
 
 
 def _along(values: np.ndarray, axis: int, nodes: np.ndarray) -> np.ndarray:
-    """Linear interpolation along an axis at `nodes`, indices of it; 0 outside."""
+    """Linear interpolation along an axis at the indices `nodes`; 0 outside."""
     nearest = np.rint(nodes)
     nodes = np.where(np.abs(nodes - nearest) < _ON_A_VOXEL, nearest, nodes)
     low = np.floor(nodes).astype(int)
@@ -139,7 +139,7 @@ def _along(values: np.ndarray, axis: int, nodes: np.ndarray) -> np.ndarray:
 
 
 def _rows(values: np.ndarray, axis: int, index: np.ndarray) -> np.ndarray:
-    """As `np.take`; no copy where the rows follow one another, forwards or backwards."""
+    """As `np.take`; without a copy if the rows are consecutive, forwards or backwards."""
     steps = np.diff(index)
     for step in (1, -1):
         if (steps == step).all():
@@ -153,12 +153,12 @@ def _rows(values: np.ndarray, axis: int, index: np.ndarray) -> np.ndarray:
 def warp(
     scan: Scan, shape: tuple[int, int, int], grid_to_lps: np.ndarray, transform: Transform
 ) -> np.ndarray:
-    """As `resample`, on an affine grid in another world, from which `transform` leads to the scan.
+    """As `resample`, on an affine grid in another world, which `transform` maps to the scan's.
 
-    Where the transform bends, the smoothing is that of its affine part.
+    For a bent transform the smoothing is that of its affine part.
 
     Args:
-        grid_to_lps: (4, 4), ijk of the grid to LPS mm of the transform's fixed scan.
+        grid_to_lps: (4, 4), ijk of the grid -> LPS mm of the transform's fixed scan.
     """
     if transform.is_linear:
         return resample(scan, shape, transform.matrix @ grid_to_lps)
@@ -193,18 +193,18 @@ def _smoothing(grid_to_ijk: np.ndarray) -> np.ndarray:
 
 
 def background(scan: Scan) -> float:
-    """What is taken to be outside of a scan."""
-    # In the order of memory: another one takes seconds to copy a large scan.
+    """The value that nodes outside of a scan get."""
+    # In the order of memory: in another order a large scan takes seconds to copy.
     return float(np.percentile(scan.voxels[::2, ::2, ::2].ravel(order="K"), BACKGROUND_PERCENTILE))
 
 
 def covered(scan: Scan, shape: tuple[int, int, int], grid_to_lps: np.ndarray) -> np.ndarray:
-    """(X, Y, Z) bool of that shape: which nodes of an affine grid, as in `resample`, lie in it."""
+    """(X, Y, Z) bool: the nodes of an affine grid (see `resample`) that lie in the scan."""
     grid_to_ijk = np.linalg.inv(scan.ijk_to_lps) @ grid_to_lps
     nodes = np.ogrid[tuple(slice(n) for n in shape)]
     inside = np.ones(shape, bool)
     for row, size in zip(grid_to_ijk, scan.voxels.shape, strict=False):
-        # Of parallel axes one counts, and the index is no volume.
+        # With parallel axes one grid axis counts, so the index is a line, not a volume.
         counting = [step * node for step, node in zip(row[:3], nodes, strict=True) if step]
         index = sum(counting, np.zeros((1, 1, 1))) + row[3]
         inside &= (index >= -0.5) & (index <= size - 0.5)

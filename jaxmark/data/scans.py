@@ -1,10 +1,10 @@
 """Scans on disk: NIfTI, MetaImage, NRRD, MGH and DICOM, as arrays with their place in space.
 
-ITK fills up what a truncated NIfTI lacks with zeros, skips DICOM slices that it cannot parse, takes
-damaged compressed voxels as they come out, replaces NaN by 0 and impossible spacings by 1 mm, asks
-for all the memory that a header claims, and does not survive some headers at all. A scan that went
-through one of these looks like a good one, so headers are checked before ITK sees them: each format
-in its module of `formats`, with what they share in `formats/safeguards`.
+ITK fills a truncated NIfTI with zeros, skips DICOM slices that it cannot parse, accepts damaged
+compressed voxels, replaces NaN by 0 and impossible spacings by 1 mm, allocates all the memory that
+a header claims, and crashes on some headers. A scan read that way looks like a good one, so headers
+are checked before ITK reads the file: each format in its module of `formats`, with common checks in
+`formats/safeguards`.
 """
 
 import errno
@@ -51,42 +51,42 @@ _READERS: dict[str, Callable[[Path], Content]] = {
     ".mgh": mgh.read,
 }
 EXTENSIONS = tuple(_READERS)
-# Those that earlier versions passed over: cohorts that worked then must work now.
+# Extensions that earlier versions ignored: folders that hold such files too must still work.
 LATER_EXTENSIONS = (".nhdr", ".hdr", ".mgz", ".mgh")
-# The folder of label maps, and how names of 3D Slicer's segmentations end: these are no scans.
+# The folder of label maps, and the ending of 3D Slicer's segmentations: these are no scans.
 LABEL_MAPS_FOLDER = "segmentations"
 SLICER_SEGMENTATION = ".seg.nrrd"
-# How names of files end that people take for images, beside `EXTENSIONS`.
-_LIKE_IMAGES = (
+# Endings of other files that users may take for readable images.
+_OTHER_IMAGE_ENDINGS = (
     (".img", ".img.gz", ".hdr.gz", ".dcm", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
     + (".v", ".mnc", ".minc", ".par", ".rec", ".head", ".brik", ".brik.gz", ".gipl", ".gipl.gz")
     + (".vti", ".npy", ".npz", ".nii.zip", ".nii.bz2", ".nii.xz", ".nii.zst", ".nrrd.gz")
 )
-# What is said of many is said of so many by name.
-_NAMED = 5
-# Their voxels are in other files.
-_HEADERS = (".mhd", ".nhdr", ".hdr")
+# A message names this many files and counts the others.
+_MAX_NAMED = 5
+# Endings of headers whose voxels are in another file.
+_HEADER_ENDINGS = (".mhd", ".nhdr", ".hdr")
 # Other endings of DICOM files' names; many have none, or end in a number.
 _DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 _WRITABLE_EXTENSIONS = (".nii", ".nii.gz", ".mha", ".nrrd")
 _WRITABLE_TYPES = (np.float32, np.uint8, np.int16)
-# Of the voxels of a scan that may be NaN.
-_MOST_NAN = 0.9
-# A disk with less room is full.
-_LITTLE_BYTES = 1 << 20
+# The share of a scan's voxels that may be NaN.
+_MAX_NAN_SHARE = 0.9
+# A disk with fewer free bytes counts as full.
+_FULL_DISK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Scan:
-    """A volume and its place in space; a picture is one with one voxel along z, see `pictures`."""
+    """A volume and its place in space; a picture has one voxel along z, see `pictures`."""
 
-    # (X, Y, Z) float32, or as `read_scan` was asked; x fastest in memory as in the file.
+    # (X, Y, Z) float32, or the file's type (`as_stored`); x fastest in memory as in the file.
     voxels: np.ndarray
     # (4, 4) float64: voxel indices (centres at integers) -> LPS mm.
     ijk_to_lps: np.ndarray
-    # What a reader guessed or repaired, a line each.
+    # What the reader guessed or repaired, a line each.
     notes: tuple[str, ...] = ()
-    # Of a picture: mm between columns and between rows; None where nobody states it.
+    # For a picture: mm between columns and between rows; None where it is not stated.
     pixel_mm: tuple[float, float] | None = None
 
     @property
@@ -102,12 +102,12 @@ class Scan:
 
 @dataclass(frozen=True)
 class Found:
-    """Scans below a folder, and what is none of them."""
+    """Scans below a folder, and the DICOM folders that were left out."""
 
     scans: dict[str, Path]
-    # Folders of DICOM files without a volume, and what those files are.
+    # Folders of DICOM files without a volume -> what their files are.
     left_out: dict[Path, str]
-    # Folders of DICOM volumes none of which is called as asked for, and what they are.
+    # Folders whose DICOM volumes are all of other series than the chosen one -> those series.
     other_series: dict[Path, str]
 
 
@@ -115,8 +115,8 @@ def find_scans(folder: Path) -> dict[str, Path]:
     """Case name -> image file, or folder that holds a DICOM series; sorted by name.
 
     The name is the file's without its extension, or the folder's. Hidden and other files are
-    ignored, so are folders without DICOM files. Names that some file systems take for one (they
-    ignore case, or how an accent is coded) are one: their results might be one file.
+    ignored, and so are folders without DICOM files. Two names that a file system may take for the
+    same (it may ignore case, or the coding of accents) are refused: results could be one file.
 
     Raises:
       InputError: no such folder, one that cannot be read, two scans of one name.
@@ -125,24 +125,23 @@ def find_scans(folder: Path) -> dict[str, Path]:
 
 
 def search_below(folder: Path, series: str = "") -> Found:
-    """As `find_scans`, of the folder itself and of all folders below it.
+    """As `find_scans`, in the folder and in all folders below it.
 
-    Scans of one name are called by their paths from `folder` on instead, joined by "-". A folder
-    that holds one DICOM volume is one scan. Of one that holds several, each series and each
-    multi-frame file is one, called by the folder and its own description or number; a path that
-    `read_scan` understands stands for a series. What is in subfolders are others. Links to folders
-    are not followed: there are no loops, and nothing is found twice or elsewhere. Links to files
-    are, as in `find_scans`. What is in folders called segmentations, and in files that end in
-    .seg.nrrd, are label maps and no scans.
+    Scans with the same name get their paths from `folder` on as names, joined by "-". A folder
+    that holds one DICOM volume is one scan. In a folder with several, each series and each
+    multi-frame file is a scan, named by the folder and the description or number of the series; its
+    path is one that `read_scan` understands. Links to folders are not followed, so there are no
+    loops, and nothing is found twice. Links to files are followed, as in `find_scans`. Folders
+    called segmentations, and files that end in .seg.nrrd, hold label maps and are left out.
 
     Args:
-      series: of DICOM volumes those alone that are called so (`dicom_series.called`), by the names
-        that they have without it; "": all. Scans in other formats have no series: all are found.
+      series: finds only DICOM volumes that this names (`dicom_series.called`), and does not change
+        their names; "": all. Scans in other formats have no series: all are found.
 
     Raises:
       InputError: as `find_scans`.
     """
-    # Names, paths, and the folders that the name is lengthened by.
+    # Names, paths, and the folders that are put before a name if it is not unique.
     scans: list[tuple[str, Path, tuple[str, ...]]] = []
     left_out: dict[Path, str] = {}
     other_series: dict[Path, str] = {}
@@ -158,7 +157,7 @@ def search_below(folder: Path, series: str = "") -> Found:
         meant = dicom_series.called(series, contents.volumes) if series else contents.volumes
         if contents.volumes and not meant:
             if contents.unknown:
-                # What is damaged may be of the series that is meant: reading says so.
+                # A damaged file may belong to the chosen series: reading it raises the error.
                 continue
             other_series[parent] = named([str(volume) for volume in contents.volumes])
         pairs = zip(volumes, contents.volumes, strict=False)
@@ -179,32 +178,32 @@ def passed_over(
     below: bool = False,
     readable_ones: Sequence[str] = EXTENSIONS,
 ) -> str:
-    """A line about files that look like images, by their names, and are none of the scans.
+    """A line about files whose names look like images and which are none of the scans.
 
-    Empty where there are none. Parts of scans (slices, files of voxels) are not meant.
+    Empty where there are none. Parts of scans (slices, files of voxels) do not count.
 
     Args:
-      scans: what was found in the folder, or below it.
-      readable_ones: how names end of what would be read.
+      scans: the scans found in the folder, or below it.
+      readable_ones: the endings that the line lists as readable.
     """
     whole = set(scans)
     folders = whole | {path.parent for path in scans if dicom_series.is_series_path(path)}
     # A header's file of voxels has its name.
-    parts = {path.with_suffix("") for path in scans if path.suffix.lower() in _HEADERS}
+    parts = {path.with_suffix("") for path in scans if path.suffix.lower() in _HEADER_ENDINGS}
     found = [
         path
         for paths in ((paths for _, paths in folders_below(folder)) if below else [entries(folder)])
         for path in paths
         if path not in whole
-        and path.name.lower().endswith(EXTENSIONS + _LIKE_IMAGES)
+        and path.name.lower().endswith(EXTENSIONS + _OTHER_IMAGE_ENDINGS)
         and not (path.name.lower().endswith((".img", ".img.gz")) and _stem(path) in parts)
         and not (path.parent in folders and path.suffix.lower() in (".dcm", ".ima"))
         and path.is_file()
     ]
     if not found:
         return ""
-    names = ", ".join(str(path.relative_to(folder)) for path in found[:_NAMED])
-    more = f" and {len(found) - _NAMED} more" * (len(found) > _NAMED)
+    names = ", ".join(str(path.relative_to(folder)) for path in found[:_MAX_NAMED])
+    more = f" and {len(found) - _MAX_NAMED} more" * (len(found) > _MAX_NAMED)
     look = "looks like an image and is" if len(found) == 1 else "look like images and are"
     files = "1 file" if len(found) == 1 else f"{len(found)} files"
     known = ", ".join(readable_ones)
@@ -216,12 +215,12 @@ def _stem(path: Path) -> Path:
 
 
 def folders_below(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """The folder and all below it, each with what is in it.
+    """The folder and all below it, each with its files and folders.
 
     Links to folders are left out, and so are label maps, such as earlier predictions.
     """
     folders = [folder]
-    # Grows while it is gone through.
+    # The loop appends to the list that it runs over.
     for parent in folders:
         with readable(parent):
             found = [
@@ -235,18 +234,18 @@ def folders_below(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
 
 
 def _scans_among(paths: Sequence[Path]) -> list[tuple[str, Path]]:
-    """The scans among what is in one folder, files and folders of slices, by their names."""
+    """Names and paths of the scans among a folder's files and subfolders."""
     return _without_copies((name, path) for path in paths if (name := case_name(path)))
 
 
 def _images(paths: Sequence[Path]) -> list[tuple[str, Path]]:
-    """The files among what is in one folder that have one of `EXTENSIONS`, by their names."""
+    """Names and paths of a folder's files with one of `EXTENSIONS`."""
     files = (path for path in paths if not path.is_dir())
     return _without_copies((name, path) for path in files if (name := _image_name(path)))
 
 
 def _without_copies(named: Iterable[tuple[str, Path]]) -> list[tuple[str, Path]]:
-    """Of two with one name, one of `LATER_EXTENSIONS` is left out: FreeSurfer's beside its copy."""
+    """Drops a file in `LATER_EXTENSIONS` beside one of the same name: FreeSurfer's original."""
     scans = list(named)
     earlier = {as_a_file(n) for n, path in scans if _extension(path) not in LATER_EXTENSIONS}
     return [
@@ -264,14 +263,14 @@ def _dicom_scans(folder: Path, contents: dicom_series.Contents) -> list[tuple[st
         parts = dicom_series.part_names(volumes)
         paths = [dicom_series.series_path(folder, series) for series in volumes]
         return [(f"{name}-{part}", path) for part, path in zip(parts, paths, strict=True)]
-    # What is damaged is not left out: reading says so.
+    # Damaged files are not left out: reading them raises the error.
     return [(name, folder)] if volumes or contents.unknown else []
 
 
 def case_name(path: Path) -> str:
-    """The name of the scan at `path`, empty for what is no scan.
+    """The name of the scan at `path`; empty if it is no scan.
 
-    A link that leads nowhere counts: reading it says so.
+    A broken link counts as a scan: reading it raises the error.
     """
     if path.name.startswith("."):
         return ""
@@ -285,25 +284,25 @@ def _image_name(path: Path) -> str:
     """The name of a file with one of `EXTENSIONS`, empty for others."""
     extension = "" if path.name.startswith(".") else _extension(path)
     if extension == ".hdr" and nifti.voxels_beside(path) is None:
-        # Of a pair, or of another program.
+        # A header without its file of voxels is another program's.
         return ""
     return path.name[: -len(extension)] if extension else ""
 
 
 def _dicom_name(path: Path) -> str:
-    """The name of a DICOM file that is a scan of its own, empty for others."""
+    """The name of a DICOM file that is a whole scan; empty for others."""
     ending = path.suffix.lower()
     if ending[1:].isdecimal():
-        # A part of a number, as "1.2.840".
+        # The end of a UID, as "1.2.840", not an extension.
         ending = ""
-    # Others are not opened.
+    # Files with other endings are not opened.
     if ending not in ("", *_DICOM_ENDINGS) or file_flaw(path) != "":
         return ""
     return path.name[: -len(ending)] if ending else path.name
 
 
 def file_flaw(path: Path) -> str | None:
-    """Why a DICOM file is no scan of its own, empty for one that is; None: it is not DICOM."""
+    """Why a DICOM file is no whole scan; "": it is one; None: it is not DICOM."""
     if not path.is_file() or path.name == "DICOMDIR" or not dicom_series.is_dicom(path):
         return None
     return dicom_series.file_flaw(path)
@@ -313,9 +312,9 @@ def read_scan(path: Path, *, as_stored: bool = False) -> Scan:
     """Reads one volume: a file with one of `EXTENSIONS`, or a multi-frame DICOM file, or a folder
     with one DICOM volume, or a series that `search_below` has found in a folder with several.
 
-    Of the two places that a NIfTI file may state, the one that ITK takes counts, for so does 3D
-    Slicer, where landmarks come from. What is guessed or repaired is said in the scan's `notes`:
-    NaN voxels are filled with the smallest value, axes that are nearly at right angles made so.
+    Of the two maps to the world that a NIfTI file may state, ITK's choice counts: 3D Slicer, where
+    landmarks come from, uses it too. The scan's `notes` state what was guessed or repaired: NaN
+    voxels get the smallest value, and axes that are nearly at right angles are straightened.
 
     Args:
       as_stored: voxels keep the file's type where it is no larger than float32: a CT of 512^3
@@ -323,13 +322,13 @@ def read_scan(path: Path, *, as_stored: bool = False) -> Scan:
 
     Raises:
       InputError: the file is missing, truncated, damaged or of an unknown format; it is not one
-        three-dimensional volume of numbers with at least 4 voxels along each axis and 2 ** 31 in
-        all; its spacing is not stated or not in 0.001 to 100 mm, it extends over more than 10 m, it
-        lies farther than 1e7 mm from the origin, or its axes are sheared; its voxels are
+        three-dimensional volume of numbers with at least 4 voxels along each axis and at most
+        2 ** 31 in all; its spacing is not stated or not in 0.001 to 100 mm, it extends over more
+        than 10 m, it lies farther than 1e7 mm from the origin, or its axes are sheared; voxels are
         infinite, mostly NaN or all the same; they are in a file of another folder, or in several; a
         DICOM folder holds several volumes or not all slices of one.
     """
-    # What overflows is refused, with a better word than NumPy's.
+    # Values that overflow are refused later, with a clearer message than NumPy's warning.
     with readable(path), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         content = _read(path)
         voxels = content.values_in_float32(as_stored=as_stored)
@@ -337,12 +336,12 @@ def read_scan(path: Path, *, as_stored: bool = False) -> Scan:
 
 
 def read_voxels(path: Path) -> Content:
-    """As `read_scan`, with voxels as they are in the file, of its type: for label maps.
+    """As `read_scan`, for label maps: voxels keep the file's type and values.
 
-    Neither NaN nor voxels that are all the same are refused or mended.
+    NaN, and voxels that are all the same, are neither refused nor mended.
 
     Raises:
-      InputError: as `read_scan`, but for what voxels may be.
+      InputError: as `read_scan`, except for values of voxels.
     """
     with readable(path), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         content = _read(path)
@@ -368,14 +367,14 @@ def write_scan(path: Path, voxels: np.ndarray, ijk_to_lps: np.ndarray) -> None:
         raise ValueError(f"cannot write {path.name}: need {_WRITABLE_EXTENSIONS}")
     if voxels.dtype not in _WRITABLE_TYPES:
         raise ValueError(f"cannot write voxels of type {voxels.dtype}")
-    # ITK would write the nearest right-angled axes to NIfTI, and say nothing.
+    # ITK would silently write the nearest right-angled axes to NIfTI.
     if not at_right_angles(ijk_to_lps[:3, :3]):
         raise ValueError("cannot write axes that are not at right angles")
     write_image(path, to_image(voxels, ijk_to_lps))
 
 
 def write_image(path: Path, image: sitk.Image) -> None:
-    """Writes any image of SimpleITK, compressed but for `.nii`; the file appears whole or not.
+    """Writes any SimpleITK image whole or not at all; compressed unless it is `.nii`.
 
     Raises:
       OSError: the file cannot be written.
@@ -387,8 +386,8 @@ def write_image(path: Path, image: sitk.Image) -> None:
                 size = image.GetNumberOfPixels() * image.GetSizeOfPixelComponent()
                 nifti.check_written(temporary, size * image.GetNumberOfComponentsPerPixel())
         except (RuntimeError, EOFError, zlib.error) as error:
-            # ITK does not say why.
-            full = shutil.disk_usage(path.parent).free < _LITTLE_BYTES
+            # ITK's errors do not state the cause.
+            full = shutil.disk_usage(path.parent).free < _FULL_DISK_BYTES
             code = errno.ENOSPC if full else errno.EIO
             raise OSError(code, os.strerror(code), str(path)) from error
 
@@ -412,7 +411,7 @@ def from_image(image: sitk.Image) -> Scan:
 
 
 def checked_scan(voxels: np.ndarray, ijk_to_lps: np.ndarray, where: str) -> Scan:
-    """A scan that is in memory already; InputError about `where` for what a file may not be."""
+    """A scan from arrays in memory, checked as a file is; InputErrors are about `where`."""
     check_shape(Path(where), voxels.shape)
     if ijk_to_lps.shape != (4, 4) or not np.isfinite(ijk_to_lps).all():
         raise InputError(where, "its affine is not (4, 4) finite numbers")
@@ -425,13 +424,13 @@ def _scan(voxels: np.ndarray, ijk_to_lps: np.ndarray) -> Scan:
 
 
 def _extension(path: Path) -> str:
-    """The one of `EXTENSIONS` that the name ends with, or ""."""
+    """The one of `EXTENSIONS` that the name ends in, or ""."""
     name = path.name.lower()
     return next((e for e in EXTENSIONS if name.endswith(e)), "")
 
 
 def by_name(scans: Iterable[tuple[str, Path]]) -> dict[str, Path]:
-    """Sorted by name."""
+    """Name -> path, sorted by name; InputError for two scans with one name, see `as_a_file`."""
     found: dict[str, tuple[str, Path]] = {}
     for name, path in scans:
         if (key := as_a_file(name)) in found:
@@ -442,7 +441,7 @@ def by_name(scans: Iterable[tuple[str, Path]]) -> dict[str, Path]:
 
 
 def as_a_file(name: str) -> str:
-    """The same for names that may be one file: of macOS and Windows they often are."""
+    """A key that is equal for names that may be the same file on macOS or Windows."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -455,7 +454,7 @@ def _read(path: Path) -> Content:
 
 def _read_file(path: Path) -> Content:
     if not path.is_file():
-        # A pipe of that name would be waited for.
+        # Reading a pipe would wait forever.
         raise InputError(path, "is not a file" if path.exists() else "no such file")
     extension = _extension(path)
     if path.suffix.lower() == ".img":
@@ -476,7 +475,7 @@ def _read_file(path: Path) -> Content:
 
 
 def mended(path: Path, scan: Scan) -> Scan:
-    """The scan with what may be repaired, and noted; InputError for what may not."""
+    """The scan with NaN filled and axes straightened, and notes; InputError for other flaws."""
     voxels, filled = _without_nan(path, scan.voxels)
     if voxels.min() == voxels.max():
         raise InputError(path, f"all voxels are {voxels.flat[0]:g}: an empty scan")
@@ -486,16 +485,16 @@ def mended(path: Path, scan: Scan) -> Scan:
 
 
 def _without_nan(path: Path, voxels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """NaN is what SPM and ANTs write outside of the field of view: the least of the rest instead.
+    """The voxels with their smallest value in place of NaN, and notes; `voxels` is not changed.
 
-    The array that was given stays as it is.
+    SPM and ANTs write NaN outside of the field of view.
     """
-    # Of whole numbers none is; of a large scan this array counts.
+    # Whole numbers cannot be NaN: not allocating this array saves memory for a large scan.
     bad = np.zeros(0, bool) if voxels.dtype.kind in "iu" else ~np.isfinite(voxels)
     if not bad.any():
         return voxels, ()
     share = bad.mean()
-    if share > _MOST_NAN or np.isinf(voxels).any():
+    if share > _MAX_NAN_SHARE or np.isinf(voxels).any():
         first = tuple(int(i) for i in np.argwhere(bad)[0])
         raise InputError(path, f"{bad.sum()} voxels are NaN or infinite, the first at {first}")
     least = voxels[~bad].min()

@@ -1,6 +1,6 @@
-"""What a cohort's files say of segments: label maps, the table of their labels, and attributes.
+"""The segments in a cohort's files: label maps, the table of their labels, and attributes.
 
-For methods that learn from them; of others nothing here is read.
+Only methods that learn from segments read them.
 
 ```
 root/segmentations/<case>.nii.gz   or as `layouts` says
@@ -29,9 +29,9 @@ from jaxmark.data.scans import read_voxels
 from jaxmark.system.errors import InputError
 from jaxmark.system.messages import counted
 
-# Of a voxel: what rounded headers put between the corners of a scan and its label map.
-_APART = 0.1
-_NAMED = 5
+# Corners of a scan and its label map may be this share of a voxel apart: headers round.
+_MAX_APART = 0.1
+_MAX_NAMED = 5
 _PLACES = "segmentations/<case>.nii.gz, nnU-Net's labelsTr/, BIDS' derivatives/**/*_dseg.nii.gz"
 _NO_TABLE = (
     "write segmentations/labels.csv (columns label, name, and optionally ends and may_be_missing), "
@@ -41,42 +41,42 @@ _NO_TABLE = (
 
 @dataclass(frozen=True)
 class RawSegments:
-    """What files say of one case's segments, S in the order of the cohort's."""
+    """One case's label map and attributes; S segments in the order of the cohort's."""
 
     label_map: Path | None
-    # (S,) int8: 1 is stated to be present, -1 absent, 0 nothing. None: nothing is stated of anyone.
+    # (S,) int8: stated to be present (1), absent (-1), or not stated (0). None: no attributes.
     stated: np.ndarray | None
 
 
 @dataclass(frozen=True)
 class CohortSegments:
-    """The S segments of a cohort, and what files say of each case's."""
+    """The S segments of a cohort, and each case's label map and attributes."""
 
     segments: tuple[Segment, ...]
-    # (S,): what each is in label maps; empty where there are no maps.
+    # (S,) the value of each segment in label maps; empty where there are no maps.
     values: tuple[int, ...]
-    # What else may be there, and is taken as background.
+    # Other values that label maps may have, taken as background.
     background: tuple[int, ...]
-    # Of all splits.
+    # The cases of all splits.
     cases: dict[str, RawSegments]
-    # What was guessed or left out, a line a kind.
+    # What was guessed or left out, one line for each kind.
     notes: tuple[str, ...] = ()
 
 
 def read_segments(cohort: Cohort, data: Data, *, maps: bool) -> CohortSegments:
     """Reads the label table and attributes of a cohort's folder; label maps are found, not read.
 
-    The segments are those of `COW19`, in its order, where the table names them all; other names are
-    background then. Else they are the table's, in the order of their values. What the table does
-    not state (ends, may_be_missing) is as in `COW19` for segments of its names. `data.segments`
-    chooses among them; the others are background.
+    If the table names all segments of `COW19`, these are the segments, in its order, and other
+    names are background. Else the segments are the table's, in the order of their values. Where the
+    table does not state ends or may_be_missing, a segment with a name of `COW19` gets them from
+    there. `data.segments` chooses among the segments; the others are background.
 
     Args:
-      maps: every training case needs a label map; else a map or attributes.
+      maps: every training case needs a label map; else a label map or attributes.
 
     Raises:
-      InputError: a training case lacks what it needs; label maps have no table; a file is of no
-        case, or of one that has another; an end is no landmark; see also `find_label_maps`,
+      InputError: a training case lacks what it needs; label maps have no table; a file belongs to
+        no case, or its case has two; an end is no landmark; see also `find_label_maps`,
         `read_label_tables` and `read_attributes`.
     """
     root = Path(data.root).expanduser()
@@ -137,7 +137,7 @@ def _segments(
     lacking = [name for name in known if name not in labels]
     chosen = [labels[name] for name in known] if not lacking else [*labels.values()]
     if 0 < len(lacking) < len(known) and tuple(landmarks) == COW19.landmarks:
-        few = ", ".join(map(repr, lacking[:_NAMED])) + " and more" * (len(lacking) > _NAMED)
+        few = ", ".join(map(repr, lacking[:_MAX_NAMED])) + " and more" * (len(lacking) > _MAX_NAMED)
         what = "segments are the table's, which lacks some of the Circle of Willis"
         notes.append(Note(f"{table.name} (no {few})", what))
     others = [label for label in given if label not in chosen and label.value]
@@ -149,7 +149,7 @@ def _segments(
 
 
 def _chosen(names: Sequence[str], segments: Sequence[Segment]) -> list[int]:
-    """The indices of the segments of these names; of all where there are none."""
+    """The indices of the segments with these names; all indices without names."""
     known = {segment.name: number for number, segment in enumerate(segments)}
     for name in names:
         if name not in known:
@@ -176,7 +176,7 @@ def _segment(
 
 
 def _check_training(root: Path, train: dict[str, RawSegments], maps: bool) -> None:
-    """Of a case without targets nothing could be learned, and nobody would know."""
+    """Raises InputError if training cases have no targets: nothing is learned from them."""
     lacking = [
         name
         for name, case in train.items()
@@ -199,7 +199,7 @@ def _check_training(root: Path, train: dict[str, RawSegments], maps: bool) -> No
 def read_label_map(
     path: Path, scan: Path, grid: Grid, cohort: CohortSegments
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-    """(X, Y, Z) uint8 on the scan's grid: 0, or 1 + index of the segment; and voxels of each.
+    """(X, Y, Z) uint8 on the scan's grid: 0, or 1 + index of the segment; and each one's voxels.
 
     Args:
       scan, grid: the case's scan and its voxels.
@@ -218,11 +218,11 @@ def read_label_map(
 
 
 def check_grid(path: Path, scan: str, content: Content, wanted: Grid) -> None:
-    """InputError where the content of `path` is not on the grid of its scan, which `scan` names."""
+    """Raises InputError if `content` of `path` is not on the scan's grid; `scan` names the scan."""
     found, apart_mm = Grid(content.voxels.shape, content.ijk_to_lps), 0.0
     if found.shape == wanted.shape:
         _, apart_mm = distances_mm(wanted.shape, found.ijk_to_lps, wanted.ijk_to_lps)
-        if apart_mm <= _APART * np.linalg.norm(wanted.ijk_to_lps[:3, :3], axis=0).min():
+        if apart_mm <= _MAX_APART * np.linalg.norm(wanted.ijk_to_lps[:3, :3], axis=0).min():
             return
     apart = f"; their corners lie up to {apart_mm:.2f} mm apart" * (apart_mm > 0)
     both = f"{_described(found)}, the scan has {_described(wanted)}"
@@ -237,7 +237,7 @@ def _described(grid: Grid) -> str:
 
 
 def _whole(path: Path, voxels: np.ndarray) -> np.ndarray:
-    """As integers; labels in between come from an interpolation that is not for labels."""
+    """The voxels as integers; InputError for other numbers, which come from interpolation."""
     if voxels.dtype.kind in "iu":
         return voxels
     fine = np.isfinite(voxels) & (np.rint(voxels) == voxels) & (np.abs(voxels) < 2**31)
@@ -253,15 +253,16 @@ def _whole(path: Path, voxels: np.ndarray) -> np.ndarray:
 
 
 def _count(path: Path, voxels: np.ndarray, known: Collection[int]) -> dict[int, int]:
-    """Value -> its voxels; InputError where one is not known."""
+    """Value -> number of its voxels; InputError for values that are not in `known`."""
     values, counts = np.unique(voxels, return_counts=True)
     found = dict(zip(values.tolist(), counts.tolist(), strict=True))
     strange = [
         f"{value} ({counted(found[value], 'voxel')})" for value in found if value not in known
     ]
     if strange:
-        more = f" and {len(strange) - _NAMED} more" * (len(strange) > _NAMED)
+        more = f" and {len(strange) - _MAX_NAMED} more" * (len(strange) > _MAX_NAMED)
         what = "the value" if len(strange) == 1 else "values"
-        problem = f"holds {what} {', '.join(strange[:_NAMED])}{more}, which no label table names"
+        listed = ", ".join(strange[:_MAX_NAMED])
+        problem = f"holds {what} {listed}{more}, which no label table names"
         raise InputError(path, problem)
     return found

@@ -1,7 +1,7 @@
-"""An endless stream of synthetic cases, drawn by worker processes ahead of those who read it.
+"""An endless stream of synthetic cases that worker processes draw ahead of the training.
 
-What is read at a position is a function of the position alone: a run that was killed continues with
-the same cases, in any number of processes.
+The case at a position depends on the position only: a killed run continues with the same cases, in
+any number of processes.
 """
 
 import contextlib
@@ -17,16 +17,16 @@ import numpy as np
 from jaxmark.data.cases import HostBatch
 from jaxmark.system.parallel import spawned
 
-# Of the libraries under NumPy: threads of all workers together would be more than cores.
-_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+# Variables that give NumPy's libraries one thread: each worker has one core.
+_THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Order(NamedTuple):
-    """Which case is read at which position.
+    """The case at each position.
 
-    Positions lie in blocks of `window * reuse`. Each block has `window` cases that are new in it,
-    and those of the `reuse - 1` blocks before once more, in an order drawn from `seed` and the
-    block's number. So each case is read `reuse` times, in blocks that follow each other.
+    Positions form blocks of `window * reuse`. A block has `window` new cases, and the new cases of
+    the `reuse - 1` blocks before it, in an order drawn from `seed` and the block's number. So each
+    case is read `reuse` times, in consecutive blocks.
     (Choi et al., "Faster neural network training with data echoing", arXiv:1907.05550.)
     """
 
@@ -39,7 +39,7 @@ class Order(NamedTuple):
         return position // (self.window * self.reuse)
 
     def number(self, position: int) -> int:
-        """The case that is read there."""
+        """The number of the case at a position."""
         size = self.window * self.reuse
         block, place = divmod(position, size)
         return self.window * block + _shuffled(self.seed, block, size)[place]
@@ -51,19 +51,19 @@ class Order(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def _shuffled(seed: int, block: int, size: int) -> list[int]:
-    """The numbers under `size`, in an order of the block's own."""
+    """The numbers below `size`, shuffled for this block."""
     order: list[int] = np.random.default_rng([seed, block]).permutation(size).tolist()
     return order
 
 
 class Source:
-    """Cases by position, drawn by the processes of a pool, a bounded number ahead.
+    """Cases by position; a pool's processes draw a bounded number of them ahead.
 
-    Threads may read it at once. Of cases that will be read again the arrays are kept.
+    Several threads may call it at once. It keeps the arrays of cases that will be read again.
 
     Args:
-      draw: makes the case of a number; a function that processes can take, with its settings.
-      mine: whether a position is read by this process of a run; others are not drawn.
+      draw: returns the case with a number; it must be possible to send it to other processes.
+      mine: whether this process of the run reads a position; others are not drawn.
     """
 
     def __init__(
@@ -86,12 +86,12 @@ class Source:
         return number, case.result()
 
     def _look_ahead(self, position: int) -> None:
-        """Have those drawn that are read within a block's length, and forget those of the past."""
+        """Starts drawing the cases of the next block's length, and drops past cases."""
         length = self._order.window * self._order.reuse
         for later in range(position + 1, position + 1 + length):
             if self._mine(later):
                 self._case(self._order.number(later))
-        # Threads that are a little behind may still ask for those of the block before.
+        # Slower threads may still need cases of the block before.
         block = self._order.block(position) - 1
         for number in [n for n in self._drawn if self._order.last_block(n) < block]:
             del self._drawn[number]
@@ -104,9 +104,9 @@ class Source:
 
 @contextlib.contextmanager
 def drawing_pool(workers: int) -> Iterator[Executor]:
-    """Processes for a `Source`, each on one core; 0: one a CPU core."""
+    """Processes for a `Source`, with one thread each; 0: one process for each CPU core."""
     with contextlib.ExitStack() as stack:
-        with _environment(dict.fromkeys(_THREADS, "1")):
+        with _environment(dict.fromkeys(_THREAD_VARIABLES, "1")):
             pool = stack.enter_context(spawned(workers))
         try:
             yield pool
@@ -116,7 +116,7 @@ def drawing_pool(workers: int) -> Iterator[Executor]:
 
 @contextlib.contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Variables that processes inherit which are started meanwhile."""
+    """Sets environment variables that processes started in this block inherit."""
     before = {name: os.environ[name] for name in values if name in os.environ}
     os.environ.update(values)
     try:

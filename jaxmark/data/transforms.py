@@ -1,8 +1,8 @@
 """Transform files of ITK, which ANTs, elastix, 3D Slicer and SimpleITK read and write.
 
-They map points of the fixed scan to points of the moving one, LPS mm: what resampling the moving
-scan on the fixed one's grid asks for. 3D Slicer inverts what it loads, so that there a moving scan
-under the transform is seen where the fixed one is.
+They map points of the fixed scan to points of the moving scan, in LPS mm, as resampling the moving
+scan on the fixed scan's grid needs it. 3D Slicer inverts a loaded transform, so a moving scan under
+the transform is shown where the fixed scan is.
 """
 
 import struct
@@ -20,17 +20,18 @@ from jaxmark.system.errors import InputError
 from jaxmark.system.files import read_bytes, write_text_atomic
 
 _EXTENSIONS = (".tfm", ".txt", ".mat")
-# Far apart, so that what is not affine shows.
+# Points to tell affine maps from warps; far apart, so that a warp shows.
 _PROBES_MM = np.random.default_rng(0).uniform(-200, 200, (20, 3))
 
 
 def read_transform(path: Path) -> np.ndarray:
-    """The affine map (4, 4) of a transform file: LPS mm of its fixed to those of its moving scan.
+    """The affine map (4, 4) of a transform file: LPS mm of its fixed -> of its moving scan.
 
-    HDF5 is not read: in a damaged file its library loops for ever.
+    HDF5 is not read: its library never returns from some damaged files.
 
     Raises:
-      InputError: the file is missing, no transform, or one that no matrix describes (a warp).
+      InputError: the file is missing or no transform; the transform is not affine or has no
+        inverse.
     """
     content = read_bytes(path)
     if path.suffix.lower() not in _EXTENSIONS:
@@ -56,13 +57,13 @@ def read_transform(path: Path) -> np.ndarray:
 
 
 def _is_whole_matlab(content: bytes) -> bool:
-    """Whether a MATLAB 4 file has the arrays that it states, for which ITK asks for memory."""
+    """Whether a MATLAB 4 file is as long as its headers state; ITK allocates what they state."""
     position = 0
     while position < len(content):
         if len(content) - position < 20:
             return False
         kind, rows, columns, _, name = struct.unpack_from("<5i", content, position)
-        # Of the kinds little-endian double and float, which ITK writes.
+        # Kinds 0 and 10: little-endian double and float, which ITK writes.
         if kind not in (0, 10) or min(rows, columns, name) < 0:
             return False
         position += 20 + name + rows * columns * (4 if kind else 8)
@@ -70,7 +71,7 @@ def _is_whole_matlab(content: bytes) -> bool:
 
 
 def matrix_of(transform: sitk.Transform) -> np.ndarray:
-    """(4, 4) of any affine transform, whatever its parameters."""
+    """(4, 4) of an affine transform of any class, from four mapped points."""
     origin, *ends = (
         np.array(transform.TransformPoint(point))
         for point in ((0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
@@ -79,7 +80,7 @@ def matrix_of(transform: sitk.Transform) -> np.ndarray:
 
 
 def write_transform(path: Path, matrix: np.ndarray) -> None:
-    """Writes an affine map (4, 4) as ITK's text, `.tfm`, to the last bit.
+    """Writes an affine map (4, 4) as ITK's text, `.tfm`, without rounding.
 
     Raises:
       OSError: the file cannot be written.
@@ -101,10 +102,10 @@ def write_displacements(
 ) -> None:
     """Writes a transform as an image of displacements in mm on a grid, float32, such as `.mha`.
 
-    ITK takes points between the nodes linearly, and does not move those outside of the grid.
+    ITK interpolates linearly between nodes, and does not move points outside of the grid.
 
     Args:
-      grid_to_lps: (4, 4), with axes at right angles: ijk of the grid to LPS mm of the fixed scan.
+      grid_to_lps: (4, 4), with axes at right angles: ijk of the grid -> LPS mm of the fixed scan.
 
     Raises:
       OSError: the file cannot be written.

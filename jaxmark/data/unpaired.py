@@ -1,4 +1,4 @@
-"""Landmarks of people without scans: another cohort's, read and brought into prepared volumes."""
+"""Landmarks of people without scans, from another cohort, moved into prepared volumes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,19 +13,19 @@ from jaxmark.data.labels import choose_names, read_labels
 from jaxmark.data.notes import Note, summed_up
 from jaxmark.system.errors import InputError
 
-# Points at this distance from where a fit wants them weigh half in it.
+# A point this far from its target gets half the weight in a fit.
 _HALF_WEIGHT_MM = 5.0
 
 
 def read_unpaired(
     data: Data, names: Sequence[str], said: list[str] | None = None
 ) -> tuple[Path, dict[str, np.ndarray]]:
-    """Where they are, and case -> landmarks (K, 3) LPS mm, NaN where absent.
+    """The file or folder that was read, and case -> landmarks (K, 3) LPS mm, NaN where absent.
 
-    Reads `data.unpaired`, or `unpaired.csv` of the cohort's folder.
+    Reads `data.unpaired`, or `unpaired.csv` in the cohort's folder.
 
     Args:
-      said: gets what was guessed or left out, as `Cohort.notes`.
+      said: gets lines on what was guessed or left out, as `Cohort.notes`.
 
     Raises:
       InputError: there is no such file or folder, or no case in it; a name is not one of `names`;
@@ -61,10 +61,10 @@ def place_unpaired(
 ) -> np.ndarray:
     """Landmarks (U, K, 3) in voxels of the prepared volumes, NaN where absent or outside of them.
 
-    With `align` "none" the sets are in the common frame of the prepared cases. Else each is turned
-    and moved (and scaled: "similarity") onto the landmarks of a training case, one after another,
-    so that the sets lie as the training cases lie: if they all lay alike, that would tell them from
-    predictions. Fits bear gross outliers (Cauchy weights).
+    With `align` "none" the sets are in the common frame of the prepared cases. Else each set is
+    fitted (rigid, or "similarity": with a scale) to the landmarks of a training case, in turn. So
+    poses vary as in training; a discriminator could tell sets with one pose from predictions. Fits
+    tolerate gross outliers (Cauchy weights).
 
     Raises:
       InputError: a set shares fewer than three landmarks with the training cases.
@@ -76,7 +76,7 @@ def place_unpaired(
             ijk = apply_affine(to_ijk, landmarks_mm)
         else:
             target = train[number % len(train)].landmarks_ijk
-            # Voxels as millimetres of the grid, in which a turn is one.
+            # In mm of the grid, since a rotation is none in anisotropic voxels.
             target_mm = apply_affine(frame.grid_to_common, target)
             try:
                 fit = _robust_fit(landmarks_mm, target_mm, scale=align == "similarity")
@@ -89,7 +89,7 @@ def place_unpaired(
 
 
 def _robust_fit(source: np.ndarray, target: np.ndarray, *, scale: bool) -> np.ndarray:
-    """`fit_rigid` of the points that both have, with outliers weighing less and less."""
+    """`fit_rigid` of the points that both have, with weights that fall for outliers."""
     both = np.isfinite(source).all(-1) & np.isfinite(target).all(-1)
     weight = both.astype(float)
     for _ in range(10):

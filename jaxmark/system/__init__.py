@@ -1,1 +1,1 @@
-"""What needs an operating system: errors, files, locks, signals, processes, devices."""
+"""The operating system's side: errors, files, locks, signals, processes, devices."""

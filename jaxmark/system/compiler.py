@@ -1,7 +1,7 @@
-"""C++ that is compiled where it runs, for the CPU that it runs on, once.
+"""C++ code that is compiled once on the machine where it runs, for its CPU.
 
-The library is kept in the user's cache folder. Its name depends on everything that it is made of:
-source, compiler, CPU and jaxlib.
+The library is kept in the user's cache folder. Its name depends on the source, the compiler, the
+CPU and jaxlib.
 """
 
 import ctypes
@@ -23,16 +23,16 @@ from jaxmark.system.messages import say
 
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w")
 NO_COMPILER = "no C++ compiler; looked for $CXX, g++, clang++ and c++"
-# Beyond that a compiler hangs.
-_MOST_S = 180
+# A compiler that takes longer is taken to hang.
+_TIMEOUT_S = 180
 
 
 class NoLibrary(Exception):
-    """There is no such library on this machine; the message says why."""
+    """This machine can't make or load the library; the message says why."""
 
 
 def library(source: Path) -> tuple[ctypes.CDLL, str]:
-    """The library of a file of C++ that includes `xla/ffi/api/ffi.h`, and its digest.
+    """The library compiled from a C++ file that includes `xla/ffi/api/ffi.h`, and its digest.
 
     Raises:
       NoLibrary: there is no compiler, it fails, or the result cannot be loaded or stored.
@@ -55,17 +55,17 @@ def library(source: Path) -> tuple[ctypes.CDLL, str]:
 
 
 def compiler_found() -> str | None:
-    """The C++ compiler: `$CXX`, or the first of the usual ones that is there."""
+    """The C++ compiler: `$CXX`, or the first of the usual names that exists."""
     named = os.environ.get("CXX")
     names = [named] if named else ["g++", "clang++", "c++"]
     return next((path for path in map(shutil.which, names) if path), None)
 
 
 def compiler_version(compiler: str) -> str:
-    """The first line of what it says of itself; empty if it says nothing."""
+    """The first line that `compiler --version` prints; empty if it prints none."""
     try:
         lines = subprocess.run(
-            [compiler, "--version"], capture_output=True, text=True, timeout=_MOST_S
+            [compiler, "--version"], capture_output=True, text=True, timeout=_TIMEOUT_S
         ).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return ""
@@ -74,7 +74,7 @@ def compiler_version(compiler: str) -> str:
 
 @functools.cache
 def cpu() -> str:
-    """What kind of CPU this is, with its instructions, as far as the system says."""
+    """The CPU's model and instructions, as far as the system knows them."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -84,7 +84,7 @@ def cpu() -> str:
 
 
 def has_instructions(*names: str) -> bool:
-    """Whether an x86 CPU has all of these, as Linux calls them; elsewhere, whether it is x86."""
+    """Whether the CPU has all these instructions (Linux' names); without Linux, if it is x86."""
     flags = next((line for line in cpu().splitlines() if line.startswith("flags")), None)
     if flags is None:
         return platform.machine() in ("x86_64", "AMD64")
@@ -97,9 +97,9 @@ def _compile(compiler: str, source: Path, target: Path) -> None:
         *(str(source), "-o", str(target)),
     )
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_MOST_S)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
-        raise NoLibrary(f"{compiler} took more than {_MOST_S} s") from error
+        raise NoLibrary(f"{compiler} took more than {_TIMEOUT_S} s") from error
     if done.returncode:
         problems = [line for line in done.stderr.splitlines() if "error" in line]
         why = problems[0].strip() if problems else f"exit code {done.returncode}"

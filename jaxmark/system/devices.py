@@ -1,4 +1,4 @@
-"""One mesh over all devices of all processes: parameters are copied, batches are split."""
+"""Meshes over devices: parameters are copied to each, batches are split between them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ def data_mesh() -> Mesh:
 
 
 def local_mesh() -> Mesh:
-    """The same over the devices of this process alone."""
+    """The same over the devices of this process only."""
     return _mesh(jax.local_devices())
 
 
@@ -25,12 +25,12 @@ def _mesh(devices: Sequence[jax.Device]) -> Mesh:
 
 
 def platform(mesh: Mesh) -> str:
-    """JAX's name of what the mesh's devices are: "cpu", "gpu" or "tpu"."""
+    """JAX's name for the kind of the mesh's devices: "cpu", "gpu" or "tpu"."""
     return str(mesh.devices.flat[0].platform)
 
 
 def own_rows(mesh: Mesh, rows: int) -> slice:
-    """Those of a batch's rows that this process' devices get; the devices divide `rows`."""
+    """The rows of a batch that go to this process; `rows` is a multiple of the devices' number."""
     owners = [device.process_index for device in mesh.devices.flat]
     own = jax.process_index()
     first, count = owners.index(own), owners.count(own)
@@ -38,12 +38,12 @@ def own_rows(mesh: Mesh, rows: int) -> slice:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """The sharding in which every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split(mesh: Mesh) -> NamedSharding:
-    """The first axis is divided over the devices."""
+    """The sharding that divides the first axis over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 

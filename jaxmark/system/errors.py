@@ -1,15 +1,15 @@
-"""The one exception a person is meant to read."""
+"""The exceptions whose messages are written for users."""
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-# A file may say a lot; what is said of it is a line.
-_LONGEST = 2000
+# Longer messages are cut: they may quote a file.
+_LONGEST_PROBLEM = 2000
 
 
 def printable(text: str) -> str:
-    """The text in one line that is safe to print: what a terminal would obey or hide is escaped."""
+    """The text as one line; control codes and invisible characters are escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -22,25 +22,26 @@ class InputError(ValueError):
     """
 
     def __init__(self, where: str | Path, problem: str):
-        short = problem if len(problem) <= _LONGEST else f"{problem[:_LONGEST]}..."
-        # Names read from a file must not break the line nor reach the terminal.
+        cut = len(problem) > _LONGEST_PROBLEM
+        short = f"{problem[:_LONGEST_PROBLEM]}..." if cut else problem
+        # Names read from a file must not break the line or control the terminal.
         super().__init__(printable(f"{where}: {short}"))
         self.arguments = (str(where), problem)
 
     def __reduce__(self) -> tuple[type["InputError"], tuple[str, str]]:
-        # Exceptions are pickled by their `args`; this one has to come back from worker processes.
+        # Worker processes send it back pickled, and exceptions are pickled by their `args`.
         return type(self), self.arguments
 
 
 class UnwritableError(InputError):
-    """A checkpoint can't be written. Threads may still be at it, so Python can't end in peace."""
+    """A checkpoint can't be written. Its threads may still run, so Python can't end cleanly."""
 
 
 @contextlib.contextmanager
 def about(where: str | Path) -> Iterator[None]:
-    """In this block a ValueError is about the file `where`, and becomes an InputError that says so.
+    """Turns a ValueError in this block into an InputError about the file `where`.
 
-    For mathematics that knows no files.
+    For functions that compute and know no file names.
     """
     try:
         yield

@@ -1,6 +1,6 @@
 """Whole files or none: everything jaxmark writes goes to a temporary file that is then renamed.
 
-What is read is bounded: a file from a stranger may be of any size, and of any kind.
+Reading is bounded: a file from elsewhere may have any size and be of any kind.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import Any
 from jaxmark.system.errors import InputError
 from jaxmark.system.interrupts import unfinished
 
-# Texts are kilobytes, a table of a large cohort is some megabytes.
+# Text files have kilobytes; the table of a large cohort has some megabytes.
 _MAX_BYTES = 64 << 20
 
 
@@ -25,7 +25,7 @@ def user_cache() -> Path:
     """`jaxmark` in the user's cache folder; it may not exist.
 
     Raises:
-      InputError: the user has no home, as in a container whose users have numbers alone.
+      InputError: the user has no home, as in a container that runs under a bare user number.
     """
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxmark"
@@ -36,9 +36,9 @@ def user_cache() -> Path:
 
 @contextlib.contextmanager
 def naming(path: Path, temporary: Path) -> Iterator[None]:
-    """In this block an OSError is about `path`.
+    """In this block an OSError without a file name, or with `temporary`'s, gets the name `path`.
 
-    A disk that is full is met by a call that knows no name, or that of a temporary file or folder.
+    A full disk raises such errors.
     """
     try:
         yield
@@ -51,13 +51,13 @@ def naming(path: Path, temporary: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path to write to; it becomes `path` when the block ends without an error.
+    """Yields a temporary path to write to; it becomes `path` when the block ends without an error.
 
-    The temporary file is hidden, in the same folder, and has the same extension (which some
-    writers choose the format by). The folder is created. After an error `path` is as it was.
+    The temporary file is hidden, in the same folder, with the same extension (some writers choose
+    the format by it). The folder is created. After an error `path` is unchanged.
 
     Raises:
-      OSError: the folder or file cannot be written; it names `path`.
+      OSError: the folder or file cannot be written; the error names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
@@ -70,11 +70,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """What is in a text file.
+    """The content of a text file.
 
     Raises:
-      InputError: it cannot be read, is no file (a pipe of that name would be waited for), or has
-        over 64 MiB.
+      InputError: it cannot be read, is not a file (reading a pipe would wait forever), or has over
+        64 MiB.
     """
     try:
         found = path.stat()
@@ -119,14 +119,14 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 def json_text(tree: Any) -> str:
-    """`tree` as JSON that UTF-8 can hold.
+    """`tree` as JSON text that can be written as UTF-8.
 
     Raises:
       ValueError: a number is NaN or infinite: JSON has no such numbers.
       TypeError: something in `tree` is not a JSON type.
     """
     text = json.dumps(tree, indent=1, allow_nan=False, ensure_ascii=False)
-    # Paths of bytes that are no UTF-8 have these in Python.
+    # Python puts surrogates into paths whose bytes are not UTF-8.
     return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
@@ -141,15 +141,15 @@ def write_json(path: Path, tree: Any) -> None:
 
 
 def sealed(tree: dict[str, Any]) -> dict[str, Any]:
-    """`tree` with a checksum of all that is in it, for files that must not change silently."""
+    """`tree` with a checksum of its content, for files that must not change silently."""
     return {**tree, "crc32": _crc32(tree)}
 
 
 def read_sealed(path: Path, schema_version: int) -> dict[str, Any]:
-    """What `sealed` was given.
+    """The tree that `sealed` was given.
 
     Raises:
-      InputError: as `read_json`, or the checksum is not that of the rest.
+      InputError: as `read_json`, or the checksum does not match.
     """
     tree = read_json(path, schema_version)
     seal = tree.pop("crc32", None)

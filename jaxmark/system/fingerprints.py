@@ -1,4 +1,4 @@
-"""Short names for what results were made from, so that they are used again while it is the same."""
+"""Short keys of what results were made from: the same key means that a result can be used again."""
 
 import hashlib
 import json
@@ -7,22 +7,22 @@ from typing import Any
 
 from jaxmark.system.errors import InputError
 
-# How the name of a path begins that stands for some of the files of its folder.
+# A path whose name begins so stands for some of the files in its folder.
 PART_OF_FOLDER = "series="
-# ... and of one that stands for a frame of the file that it seems to lie in.
+# A path whose name begins so stands for a frame of the file above it.
 FRAME_OF_FILE = "frame="
 
 
 def json_key(tree: Any) -> str:
-    """A short key of JSON types; long enough that two never meet."""
+    """A key of 20 characters; different trees of JSON types have different keys."""
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def file_state(path: Path) -> dict[str, Any]:
-    """A file, or a folder of DICOM slices, as it is now: InputError where there is none.
+    """Sizes and times of a file, or of the files of a DICOM folder; InputError if it is missing.
 
-    Of a part of a folder it is the whole folder: any file of it may belong to the part. Of a frame
-    it is the whole file.
+    For a part of a folder, the state of the whole folder: any of its files may belong to the part.
+    For a frame, the state of the whole file.
     """
     is_part = path.name.startswith((PART_OF_FOLDER, FRAME_OF_FILE)) and not path.exists()
     folder = path.parent if is_part else path

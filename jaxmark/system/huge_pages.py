@@ -1,10 +1,10 @@
-"""Huge pages for large buffers: 2 MiB at a time from Linux instead of 4 KiB.
+"""Huge pages for large buffers: Linux gives memory in pieces of 2 MiB instead of 4 KiB.
 
-On a CPU every step takes its buffers from malloc afresh, and fetching them page by page is a good
-part of its time (a training step of 96 x 80 x 48 voxels: 0.92 s without, 0.65 s with huge pages).
-glibc asks for them if a variable says so when a process starts, and at no other time; so a command
-starts itself again, once. Keeping freed memory for the next step (mallopt: no mmap, no trim) is as
-fast and needs no new start, but took up to twice the memory.
+On a CPU every step takes new buffers from malloc, and getting them page by page is a good part of
+its time (a training step of 96 x 80 x 48 voxels: 0.92 s without, 0.65 s with huge pages). glibc
+reads the variable that turns them on only when a process starts; so a command starts itself again,
+once. Keeping freed memory for the next step (mallopt: no mmap, no trim) is as fast and needs no new
+start, but took up to twice the memory.
 """
 
 import importlib.util
@@ -21,24 +21,24 @@ KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def restart_with_huge_pages() -> None:
-    """Start this command again with huge pages, as the same process: this does not return.
+    """Starts this command again with huge pages, in the same process, and does not return.
 
-    It does where nothing would change (see `environment`).
+    Returns where nothing would change (see `environment`).
     """
     if changes := environment():
         sys.stdout.flush()
         sys.stderr.flush()
         # argv[0] may be a bare "python"; the full path finds the same virtual environment.
         arguments = [sys.executable, *sys.orig_argv[1:]]
-        # A signal waits for the new start, which lets it in as soon as it can be handled. One that
-        # came before would be forgotten.
+        # New signals wait until the new start can handle them. Earlier ones would be lost, so they
+        # are handled first.
         with blocked():
             catch_up()
             os.execve(sys.executable, arguments, {**os.environ, **changes})
 
 
 def nothing_but_a_cpu() -> bool:
-    """Whether JAX can find no device but a CPU. Known without importing JAX; False if in doubt."""
+    """Whether JAX can find no device but a CPU, without importing JAX; False if in doubt."""
     if platforms := os.environ.get("JAX_PLATFORMS"):
         return platforms == "cpu"
     if os.environ.get("PJRT_NAMES_AND_LIBRARY_PATHS") or entry_points(group="jax_plugins"):
@@ -47,9 +47,9 @@ def nothing_but_a_cpu() -> bool:
 
 
 def environment() -> dict[str, str]:
-    """The variable that gives new processes huge pages.
+    """The environment variable that gives new processes huge pages.
 
-    Empty where they can't be had, and where the environment has decided: on, or with 0 off.
+    Empty where there can be none, and where the environment sets the tunable already (0 is off).
     """
     tunables = os.environ.get(VARIABLE, "")
     if setting(tunables) is not None or obstacle():
@@ -58,7 +58,7 @@ def environment() -> dict[str, str]:
 
 
 def state() -> str:
-    """Whether this process has them: "on", or "off" and why."""
+    """Whether this process has huge pages: "on", or "off" and why."""
     if why := obstacle():
         return f"off ({why})"
     return "on" if setting(os.environ.get(VARIABLE, "")) in ("1", "2") else "off"

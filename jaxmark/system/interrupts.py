@@ -1,13 +1,12 @@
-"""SIGTERM and SIGINT: a cluster takes its machine back, or somebody presses Ctrl-C.
+"""SIGTERM and SIGINT: a cluster takes its machine back, or the user presses Ctrl-C.
 
-A handler of Python's runs only when the main thread comes back to Python, and that may be in a
-compiler for ten seconds. So a command (`leave_on_signals`) has a thread that waits for signals and
-ends the process itself, with one line and `EXIT_CODE`. It ends it without tidying up, for threads
-of a compiler that is still at work crash the interpreter on its way out. Files are written whole or
-not at all; what was begun of one is deleted (`unfinished`).
+Python runs a signal handler only when the main thread is in Python; a compiler can keep it for ten
+seconds. So a command (`leave_on_signals`) has a thread that waits for signals and ends the process
+with one line and `EXIT_CODE`. It skips Python's cleanup: compiler threads that still run would
+crash the interpreter there. Files are written whole or not at all; the thread deletes unfinished
+ones (`unfinished`).
 
-Training wants to save first: in a `deferred` block that has something to lose the first signal is
-only named.
+Training saves first: in a `deferred` block with something to lose, the first signal is only noted.
 """
 
 import contextlib
@@ -20,20 +19,20 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 
-# Of the command line; what was done is kept, and the same command continues.
+# The command's exit code; finished work is kept, and the same command continues.
 EXIT_CODE = 3
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(KeyboardInterrupt):
-    """One of these signals came; its name is the message."""
+    """One of `SIGNALS` came; its name is the message."""
 
 
 class Deferral:
     """A block of work that a signal must not end in the middle."""
 
     def __init__(self) -> None:
-        # Whether there is anything that would be lost.
+        # Whether ending now would lose work.
         self.holds = True
         # The name of the signal that came.
         self.came: str | None = None
@@ -41,7 +40,7 @@ class Deferral:
 
 _deferral: Deferral | None = None
 _watching = False
-# Where the numbers of signals are written to; a 0 asks `_watch` to say that it has got so far.
+# The pipe that signal numbers are written to; a 0 asks `_watch` to set `_caught_up`.
 _wakeup = -1
 _caught_up = threading.Event()
 # Files and folders that are being written under a temporary name.
@@ -49,10 +48,9 @@ _unfinished: set[Path] = set()
 
 
 def leave_on_signals() -> None:
-    """From now on either signal ends this process at once, but in `deferred` blocks.
+    """From now on either signal ends this process at once, except in `deferred` blocks.
 
-    To be called in the main thread, before what takes long to import. Signals that are blocked (see
-    `blocked`) are let in.
+    Call it in the main thread, before slow imports. It unblocks both signals (see `blocked`).
     """
     global _watching, _wakeup
     if _watching:
@@ -60,18 +58,18 @@ def leave_on_signals() -> None:
     _watching = True
     read, _wakeup = os.pipe()
     os.set_blocking(_wakeup, False)
-    # The interpreter's own handler writes the signal's number there, whatever the main thread does.
+    # The interpreter's C handler writes the signal's number there even if the main thread is busy.
     signal.set_wakeup_fd(_wakeup, warn_on_full_buffer=False)
     for number in SIGNALS:
         signal.signal(number, _nothing)
-    # The thread itself takes none: those that the main thread has blocked wait for it.
+    # The new thread takes no signals: the main thread gets them all.
     with blocked():
         threading.Thread(target=_watch, args=(read,), daemon=True, name="signals").start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def catch_up() -> None:
-    """Returns when all signals that came before were acted on, which may end this process."""
+    """Waits until `_watch` has handled all earlier signals, which may end this process."""
     if _watching:
         _caught_up.clear()
         os.write(_wakeup, b"\0")
@@ -79,7 +77,7 @@ def catch_up() -> None:
 
 
 def leave_signals_to_others() -> None:
-    """Undo `leave_on_signals`: JAX handles the signals of a job of several processes."""
+    """Undoes `leave_on_signals`: JAX handles signals where a job has several processes."""
     global _watching
     if _watching:
         _watching = False
@@ -89,11 +87,11 @@ def leave_signals_to_others() -> None:
 
 
 def leave(name: str) -> None:
-    """End this process because of the signal of this name: one line, `EXIT_CODE`, no tidying up."""
-    # A progress bar leaves the cursor behind it.
+    """Ends this process because of this signal: one line, `EXIT_CODE`, no cleanup of Python's."""
+    # A progress bar leaves the cursor at its end.
     bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
     line = "\n" * bool(len(bars)) + f"stopped by {name}; the same command continues\n"
-    # Not by Python's own files: the main thread may hold their locks.
+    # Not through `sys.stderr`: the main thread may hold its lock.
     with contextlib.suppress(OSError):
         os.write(2, line.encode())
     discard_unfinished()
@@ -101,19 +99,19 @@ def leave(name: str) -> None:
 
 
 def end(code: int) -> None:
-    """End this process with an exit code when all is done, without Python's tidying up.
+    """Ends this process with an exit code when all is done, without Python's cleanup.
 
-    That takes a while, and a signal in it would end the process as if nothing were done.
+    Cleanup is slow, and a signal during it would change the exit code of finished work.
     """
     for stream in (sys.stdout, sys.stderr):
-        # Who read it may be gone.
+        # The other end of the pipe may be closed.
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
 
 
 def discard_unfinished() -> None:
-    """Delete what this process has begun to write."""
+    """Deletes the files and folders that this process has not finished writing."""
     for path in list(_unfinished):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -124,7 +122,7 @@ def discard_unfinished() -> None:
 
 @contextlib.contextmanager
 def unfinished(path: Path) -> Iterator[None]:
-    """In this block a file or folder has a temporary name, and is deleted if the process ends."""
+    """If the process ends in this block, it deletes `path`, a temporary file or folder."""
     _unfinished.add(path)
     try:
         yield
@@ -134,7 +132,7 @@ def unfinished(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def blocked(signals: Iterable[signal.Signals] = SIGNALS) -> Iterator[None]:
-    """In this block signals wait; processes that are started in it begin with them waiting."""
+    """In this block signals wait, also for processes that are started in it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -144,10 +142,10 @@ def blocked(signals: Iterable[signal.Signals] = SIGNALS) -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Deferral]:
-    """In this block the first signal is only noted, while the deferral `holds`; a second one ends.
+    """In this block the first signal is only noted while the deferral `holds`; a second one ends.
 
-    For work that comes to a good end first. Outside of a command (see `leave_on_signals`) the
-    second signal raises Interrupted.
+    It gives work time to finish. Outside of a command (see `leave_on_signals`) the second signal
+    raises Interrupted.
     """
     global _deferral
     deferral = Deferral()
@@ -170,7 +168,7 @@ def deferred() -> Iterator[Deferral]:
 
 @contextlib.contextmanager
 def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Both signals go to `handler` in this block; of the main thread alone."""
+    """Both signals go to `handler` in this block; for the main thread only."""
     before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
@@ -194,4 +192,4 @@ def _watch(read: int) -> None:
 
 
 def _nothing(number: int, frame: FrameType | None) -> None:
-    """The thread does it."""
+    """A handler that does nothing: `_watch` acts on the signal."""

@@ -1,4 +1,4 @@
-"""One process at a time in a folder: the operating system's lock, with its owner's name in it."""
+"""One process at a time in a folder, by a lock file that names its owner."""
 
 import contextlib
 import errno
@@ -13,8 +13,8 @@ from pathlib import Path
 from jaxmark.system.errors import InputError
 
 FILE = ".lock"
-# The file system has no locks, as some of clusters.
-_WITHOUT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+# Errors of a file system without locks, as some clusters have.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
 
 class InUseError(InputError):
@@ -23,9 +23,9 @@ class InUseError(InputError):
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """The folder, which is made, belongs to this process until the block, or the process, ends.
+    """Makes the folder and keeps other processes out of it until the block or this process ends.
 
-    The lock dies with its process, however that ends; the file stays, and means nothing.
+    The lock ends with its process, even a killed one. The file that stays locks nothing.
 
     Raises:
       InUseError: another process is in the folder; says which, where, and for how long.
@@ -40,7 +40,7 @@ def locked(folder: Path) -> Iterator[None]:
             file.seek(0)
             raise InUseError(folder, f"is in use by {_owner(file.read())}") from error
         except OSError as error:
-            if error.errno not in _WITHOUT:
+            if error.errno not in _NO_LOCKS:
                 raise
         else:
             file.seek(0)
@@ -51,7 +51,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # Where nothing came of the work there is to be no trace of it.
+            # A new folder that got no other file is removed again.
             if made and os.listdir(folder) == [FILE]:
                 (folder / FILE).unlink()
                 folder.rmdir()

@@ -1,4 +1,4 @@
-"""Memory of the devices: what there is, what a program needs of it, which batch fits."""
+"""Memory of the devices: how much there is, how much a program needs, which batch fits."""
 
 import contextlib
 import dataclasses
@@ -17,29 +17,29 @@ from jaxmark.system.devices import platform
 from jaxmark.system.errors import InputError
 from jaxmark.system.messages import say, warn
 
-# Programs that the largest batch that fits may take to find; three where memory is linear.
-_COMPILED = 8
-# What a container may use: of control groups of the second and of the first kind.
-_LIMITS = (
+# The search for the largest batch compiles this many programs at most; three if memory is linear.
+_MAX_COMPILED = 8
+# A container's limit: control groups version 2 and version 1.
+_LIMIT_FILES = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
 
 
 def nbytes(tree: Any) -> int:
-    """Bytes of all arrays, or shapes of arrays, of a tree."""
+    """Bytes of all arrays in a tree, or of arrays of these shapes."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def bytes_at_once(compiled: Any) -> int:
-    """What a program needs on each device: arguments, results, temporaries."""
+    """Bytes that a program needs on each device: arguments, results, temporaries."""
     sizes = compiled.memory_analysis()
     held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     return held + sizes.temp_size_in_bytes
 
 
-def machine_bytes(limits: Sequence[Path] = _LIMITS) -> int | None:
-    """Memory that this process may use of its machine; None where the system does not say.
+def machine_bytes(limits: Sequence[Path] = _LIMIT_FILES) -> int | None:
+    """Memory of the machine that this process may use; None where the system does not say.
 
     `limits` are files with a container's limit, a number or "max".
     """
@@ -54,89 +54,89 @@ def machine_bytes(limits: Sequence[Path] = _LIMITS) -> int | None:
 
 
 def device_bytes(mesh: Mesh) -> int | None:
-    """Memory of one of the mesh's devices; None where it is not known.
+    """Memory of one of the mesh's devices; None where it is unknown.
 
-    Of an accelerator it is what JAX may take of it. CPU devices of one process share the machine's.
+    On an accelerator: what JAX may use. CPU devices of one process share the machine's memory.
     """
     if platform(mesh) == "cpu":
         whole = machine_bytes()
         return None if whole is None else whole // len(mesh.local_devices)
-    # Not every device counts its memory.
-    counted = mesh.local_devices[0].memory_stats() or {}
-    return counted.get("bytes_limit")
+    # Some devices have no memory statistics.
+    stats = mesh.local_devices[0].memory_stats() or {}
+    return stats.get("bytes_limit")
 
 
 def largest_batch(bytes_of: Callable[[int], int], limit: int, most: int) -> int:
     """The largest batch, 1 to `most`, that needs no more than `limit` bytes; 0: none does.
 
-    Memory is nearly linear in the batch, and each call of `bytes_of` compiles a program: so batches
-    1 and 2 are looked at, and the one that their line has at the limit. A few more follow where
-    that one does not lie on the line. The batch that is returned fits; up to ten it is the largest
-    one, beyond it may be a tenth too small.
+    Memory is nearly linear in the batch, and each call of `bytes_of` compiles a program. So the
+    search tries batches 1 and 2, and the batch where their line meets the limit. It tries a few
+    more if that batch does not lie on the line. The result fits. Up to ten it is the largest batch
+    that does; beyond ten it may be a tenth too small.
     """
     known: dict[int, int] = {}
     fits, over, batch = 0, most + 1, 1
-    while batch < over and batch - fits > fits // 10 and len(known) < _COMPILED:
+    while batch < over and batch - fits > fits // 10 and len(known) < _MAX_COMPILED:
         known[batch] = bytes_of(batch)
         if known[batch] <= limit:
             fits = batch
         else:
             over = batch
-        batch = _next(known, limit, fits, over)
+        batch = _next_batch(known, limit, fits, over)
     return fits
 
 
-def _next(known: dict[int, int], limit: int, fits: int, over: int) -> int:
-    """The batch to look at, between one that fits and one that is too large; `fits`: none."""
+def _next_batch(known: dict[int, int], limit: int, fits: int, over: int) -> int:
+    """The batch to try between `fits` and `over`, which is too large; `fits` if none is left."""
     if len(known) == 1:
         return min(2, over - 1)
-    # Both ends of what is open, or else the last two.
+    # The line goes through both ends of the open range, if known, else through the largest two.
     low, high = (fits, over) if fits in known and over in known else sorted(known)[-2:]
     slope = (known[high] - known[low]) / (high - low)
     if slope <= 0:
         return over - 1
     if known[high] > 2 * limit and high == over:
-        # Too far off for a line.
+        # A line is not trusted so far beyond the limit.
         return (fits + over) // 2
     return min(low + int((limit - known[low]) // slope), over - 1)
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether it says that memory did not suffice: a device's or the host's."""
+    """Whether the error means that a device or the host had too little memory."""
     of_xla = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
     return of_xla or isinstance(error, MemoryError)
 
 
 def gigabytes(size: int) -> str:
-    """As text: "41.3 GB", "0.002 GB"."""
+    """A number of bytes as text: "41.3 GB", "0.002 GB"."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e9:.1g} GB"
 
 
 @dataclasses.dataclass(frozen=True)
 class Demand:
-    """A program that takes batches, and the error where memory does not suffice for one.
+    """A program that takes batches, and the error where a batch needs too much memory.
 
-    `case()` is a tree of arrays of one case, or of their shapes; `program(batch)` takes the shapes
-    of a batch of them. Batches are of all devices together.
+    `case()` returns a tree of one case's arrays, or of their shapes; `program` takes a batch's
+    shapes. A batch counts the cases on all devices together.
     """
 
-    field: str  # that the batch is set by: config.train.batch
+    field: str  # the field that sets the batch: "config.train.batch"
     batch: int
-    what: str  # a step
+    what: str  # what the program computes, for messages: "a step"
     case: Callable[[], Any]
     program: Callable[[Any], jax.stages.Lowered]
     mesh: Mesh
-    # What needs less where not even the smallest batch fits.
+    # The advice where not even the smallest batch fits: what needs less memory.
     less: str
 
     def bytes_of(self, batch: int) -> int:
-        """What it needs on each device, by the compiler's count; nothing is allocated."""
+        """Bytes that a batch needs on each device, by the compiler's count; allocates nothing."""
         return bytes_at_once(self.program(batch_shapes(self.case(), batch)).compile())
 
     def check_arrays(self) -> None:
-        """InputError where the arrays of a batch alone are more than the machine has.
+        """Raises InputError if a batch's arrays are larger than the machine's memory.
 
-        Before they are read: that could take long, and end in another process being killed.
+        To be called before they are read: reading could take long, and get a process killed.
         """
         machine, share = machine_bytes(), self.batch // jax.process_count()
         size = share * nbytes(self.case())
@@ -144,9 +144,9 @@ class Demand:
             raise self._refusal(f"the arrays of {share:,} cases are", size)
 
     def check(self, compiled: Any) -> None:
-        """InputError where the batch's program does not fit; of a CPU, which may swap, a warning.
+        """Raises InputError if the program does not fit; on a CPU, which may swap, it warns.
 
-        Nothing is compiled where it fits.
+        If it fits, nothing more is compiled.
         """
         needs, there = bytes_at_once(compiled), device_bytes(self.mesh)
         if there is None or needs <= there:
@@ -160,7 +160,7 @@ class Demand:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """In this block running out of memory is an InputError that says which batch fits."""
+        """Turns running out of memory in this block into an InputError with a batch that fits."""
         try:
             yield
         except (RuntimeError, MemoryError) as error:
@@ -169,16 +169,16 @@ class Demand:
             raise self._refusal(f"{self.what} needs", self._known(self.batch)) from error
 
     def _refusal(self, what: str, needs: int | None) -> InputError:
-        """The line; `needs` are what is refused for, None where the compiler does not say."""
+        """The error; `needs` are the bytes needed, None where the compiler does not say."""
         there, devices = device_bytes(self.mesh), self.mesh.size
         figures = "out of memory" if needs is None else f"{what} {gigabytes(needs)}"
         if there is None:
-            return InputError(self.field, f"{figures}; {self._without(self.batch // 2)}")
+            return InputError(self.field, f"{figures}; {self._advice(self.batch // 2)}")
         figures += f", the device has {gigabytes(there)}"
         if needs is not None and needs <= there:
-            # Others use the device, or what this process keeps there.
+            # Other programs, or other arrays of this process, take memory of the device.
             return InputError(
-                self.field, f"{figures}, not all of it free; {self._without(self.batch // 2)}"
+                self.field, f"{figures}, not all of it free; {self._advice(self.batch // 2)}"
             )
         say(f"looking for the largest {self.field} that fits: this compiles a few programs")
         rows = largest_batch(
@@ -189,10 +189,10 @@ class Demand:
         fitting = rows * devices
         if 0 < fitting < self.batch:
             return InputError(self.field, f"{figures}; {fitting} fits ({self._flag(fitting)})")
-        return InputError(self.field, f"{figures}; {self._without(0)}")
+        return InputError(self.field, f"{figures}; {self._advice(0)}")
 
-    def _without(self, smaller: int) -> str:
-        """What to do where no figure says which batch fits."""
+    def _advice(self, smaller: int) -> str:
+        """What to do where no fitting batch is known; `smaller` is one to try, 0 if none."""
         smaller -= smaller % self.mesh.size
         if smaller:
             return f"try a smaller one ({self._flag(smaller)})"
@@ -202,12 +202,12 @@ class Demand:
         return f"--{self.field}={batch}"
 
     def _with_next(self, batch: int) -> int | None:
-        """Also with the batch that is copied to the device meanwhile."""
+        """`_known` and the next batch, which is copied to the device during a step."""
         needs = self._known(batch)
         return None if needs is None else needs + batch // self.mesh.size * nbytes(self.case())
 
     def _known(self, batch: int) -> int | None:
-        """`bytes_of`; None where compiling takes more memory than there is."""
+        """`bytes_of`; None where compiling itself runs out of memory."""
         try:
             return self.bytes_of(batch)
         except (RuntimeError, MemoryError) as error:
@@ -217,5 +217,5 @@ class Demand:
 
 
 def batch_shapes(case: Any, batch: int) -> Any:
-    """The shapes of a batch of such cases, one a row."""
+    """The shapes of a batch of cases like `case`, one in each row."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *np.shape(x)), x.dtype), case)

@@ -1,4 +1,4 @@
-"""Lines for the terminal. What is an error is an InputError, which `main` prints."""
+"""Lines for the terminal. Errors are InputErrors, which `main` prints."""
 
 import sys
 
@@ -9,10 +9,10 @@ def say(line: object) -> None:
 
 
 def counted(count: int, noun: str) -> str:
-    """The number and the noun, with an s where there is not just one: "1 scan", "1,200 scans"."""
+    """The number and the noun, in the plural unless it is 1: "1 scan", "1,200 scans"."""
     return f"{count:,} {noun}" + "s" * (count != 1)
 
 
 def warn(line: object) -> None:
-    """One line that is no progress, on standard error."""
+    """One line of warning, on standard error."""
     print(f"warning: {line}", file=sys.stderr, flush=True)

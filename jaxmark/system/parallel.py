@@ -1,4 +1,4 @@
-"""Independent work on many items in processes, with a progress bar and all problems together."""
+"""Independent work on many items in processes; one progress bar, all errors raised together."""
 
 import contextlib
 import functools
@@ -27,10 +27,10 @@ R = TypeVar("R")
 
 @contextlib.contextmanager
 def worker_pool(workers: int, jobs: int) -> Iterator[Executor | None]:
-    """Processes for `parallel`; None, this process alone, where one worker or one job is enough.
+    """Processes for `parallel`; None (use this process) where one worker or one job is enough.
 
-    They are started afresh ("spawn"): a fork would copy JAX's threads and locks. InputError where
-    one of them is killed.
+    They are started with "spawn": a fork would copy JAX's threads and locks. InputError where one
+    of them is killed.
     """
     workers = min(workers or os.cpu_count() or 1, jobs)
     if workers <= 1:
@@ -42,17 +42,17 @@ def worker_pool(workers: int, jobs: int) -> Iterator[Executor | None]:
 
 @contextlib.contextmanager
 def spawned(workers: int) -> Iterator[Executor]:
-    """As `worker_pool`, but processes of their own however few there are; 0: one a CPU core."""
+    """As `worker_pool`, but always separate processes, even one; 0: one for each CPU core."""
     workers = workers or os.cpu_count() or 1
     context = multiprocessing.get_context("spawn")
-    # Of the process that clears away what a run leaves behind that a signal has ended: it does, and
-    # need not print what.
+    # Python's resource tracker cleans up after a run that a signal ended; its warnings about that
+    # are not shown.
     if _TRACKER not in sys.warnoptions:
         sys.warnoptions.append(_TRACKER)
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_serve) as pool:
         try:
-            # All are started here: signals of the terminal, which go to them as well, wait until
-            # they leave them to this process.
+            # All workers start here. The terminal's signals go to them too, and wait until
+            # `_serve` ignores them.
             with blocked():
                 for _ in range(workers):
                     pool.submit(_nothing)
@@ -64,19 +64,19 @@ def spawned(workers: int) -> Iterator[Executor]:
                 "same command goes on where this one stopped",
             ) from error
         except BaseException:
-            # A disk that is full is full for those that wait, too.
+            # An error such as a full disk would meet the waiting jobs too.
             pool.shutdown(cancel_futures=True)
             raise
 
 
 def _nothing() -> None:
-    """The first job of a worker, so that it is started."""
+    """A first job that makes a worker start."""
 
 
 def _serve() -> None:
-    """Of a worker: what ends a run is for its main process to decide, and ends with it.
+    """Prepares a worker: it ignores signals, and ends when its main process ends.
 
-    A worker of a process that was killed would wait for work forever.
+    Otherwise the worker of a killed process would wait for work forever.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -124,7 +124,7 @@ def parallel(
 def ahead(
     pool: Executor | None, function: Callable[[T], R], jobs: Iterable[T], depth: int
 ) -> Iterator[tuple[T, R]]:
-    """Jobs with their results, in order, while up to `depth` of those that follow are worked on."""
+    """Jobs with their results, in order; the pool works on up to `depth` later jobs meanwhile."""
     if pool is None:
         yield from ((job, function(job)) for job in jobs)
         return

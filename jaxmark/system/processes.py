@@ -1,8 +1,8 @@
-"""Several processes that do one run: joining, the one that writes, waiting for each other.
+"""Several processes in one run: joining, writing by one of them, waiting for each other.
 
-JAX joins them (`jax.distributed`). They have one file system in common: the primary, process 0,
-writes what there is one of, and the others read it. A process that dies ends them all, so that
-none waits forever. In a run of one process all this does nothing.
+JAX joins them (`jax.distributed`). They share a file system: the primary, process 0, writes files,
+and the others read them. A process that dies ends all, so that none waits forever. In a run of one
+process all this does nothing.
 """
 
 import atexit
@@ -24,14 +24,14 @@ from orbax.checkpoint.multihost import get_barrier_sync_fn
 from jaxmark.system import interrupts
 from jaxmark.system.errors import InputError
 
-# From the first process' start to the last one's.
+# At most this long from the first process' start to the last one's.
 JOIN_SECONDS = 300
-# A process that was not heard of for so long is dead: it ends the others. Its heart is a thread
-# of its own, which beats whatever the process is busy with.
+# A process without a heartbeat for this long is dead, and JAX ends the others. A separate thread
+# sends heartbeats, so a busy process still sends them.
 HEARTBEAT_SECONDS = 60
-# Others wait so long for one that works alone. That it is alive is the heartbeat's to say.
+# How long processes wait for one that works alone; its heartbeat shows whether it is alive.
 WAIT_SECONDS = 24 * 3600
-# A process that failed waits so long for others that fail of the same.
+# How long a failed process waits for others that fail for the same reason.
 FAREWELL_SECONDS = 5
 
 T = TypeVar("T")
@@ -40,19 +40,19 @@ _numbers = itertools.count()
 
 
 def join(coordinator: str = "", processes: int | None = None, process: int | None = None) -> None:
-    """Join the other processes of a job; before anything asks for a device.
+    """Joins the other processes of a job. Call it before anything asks for a device.
 
-    Without arguments JAX finds out who and where they are from what SLURM, Open MPI, Kubernetes or
-    a TPU tells each. With `coordinator`, HOST:PORT where process 0 listens, the other two say how
-    many there are and which this is. What the others print is not shown.
+    Without arguments JAX finds them by SLURM, Open MPI, Kubernetes or a TPU's metadata.
+    `coordinator` is HOST:PORT where process 0 listens; it needs `processes`, their number, and
+    `process`, the number of this one. Only process 0 prints to standard output.
 
     Raises:
-      InputError: nothing started this process that JAX knows; arguments that make no sense.
+      InputError: JAX knows no cluster that started this process; arguments are wrong or missing.
     """
     timeouts: dict[str, Any] = {
         "initialization_timeout": JOIN_SECONDS,
         "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
-        # Of all processes at the end, where `_part` has brought them together.
+        # For the end of the job; `_part` waits for all processes before.
         "shutdown_timeout_seconds": HEARTBEAT_SECONDS,
     }
     if coordinator:
@@ -63,7 +63,7 @@ def join(coordinator: str = "", processes: int | None = None, process: int | Non
             raise InputError(
                 "--coordinator", f"needs --processes=N and --process=I, 0 to N - 1, not {process}"
             )
-        # JAX ends the process, with a trace of its own, when time is up.
+        # When time is up, JAX ends the process with a traceback.
         print(
             f"process {process} of {processes} waits for the others at {coordinator}, "
             f"{JOIN_SECONDS} s at most",
@@ -95,9 +95,9 @@ def primary() -> bool:
 def barrier(name: str, seconds: float = WAIT_SECONDS) -> None:
     """Waits until all processes are here.
 
-    Not by a collective operation of the devices, which would spin meanwhile and time out.
+    A collective operation of the devices would use the CPU all the while, and time out.
     """
-    # No name may be waited at twice.
+    # JAX allows each barrier name once.
     _wait(f"{name}-{next(_numbers)}", seconds)
 
 
@@ -106,7 +106,7 @@ def _wait(key: str, seconds: float) -> None:
 
 
 def gather(name: str, value: Any) -> list[Any]:
-    """The values, of JSON types, that all processes give, in order of the processes."""
+    """The values of all processes, of JSON types, in order of the processes."""
     if jax.process_count() == 1:
         return [value]
     barrier(name)
@@ -120,18 +120,18 @@ def gather(name: str, value: Any) -> list[Any]:
 def from_primary(name: str, value: Any) -> Any:
     """The primary's value, of JSON types, in all processes.
 
-    For what is read of files before all do something together: no two processes are sure to see
-    the same of a shared file system.
+    For decisions that depend on files: two processes may see different states of a shared file
+    system.
     """
     return gather(name, value)[0]
 
 
 @contextmanager
 def primary_first(name: str) -> Iterator[None]:
-    """The block is run by the primary, and then by the others, who find the files it wrote.
+    """The primary runs the block, then the others run it and find the files that it wrote.
 
     Raises:
-      InputError: in the others, where the primary failed.
+      InputError: in the others, if the primary failed.
     """
     if not primary() and (problem := from_primary(name, None)):
         raise InputError("process 0", problem)
@@ -146,12 +146,12 @@ def primary_first(name: str) -> Iterator[None]:
 
 
 def own_share(items: Iterable[T]) -> list[T]:
-    """What of some work, listed alike in all processes, is this one's."""
+    """The items that this process works on; `items` must be the same in all processes."""
     return list(items)[jax.process_index() :: jax.process_count()]
 
 
 def check_alike(what: str, value: Any) -> None:
-    """InputError where a process has another value, of JSON types, than the primary."""
+    """Raises InputError where a process has another value, of JSON types, than the primary."""
     first, *others = gather(what, value)
     for number, other in enumerate(others, start=1):
         if other != first:
@@ -160,23 +160,23 @@ def check_alike(what: str, value: Any) -> None:
 
 @dataclass(frozen=True)
 class Stops:
-    """What is known of signals in a block of `stops`."""
+    """What a block of `stops` knows about signals."""
 
-    # The name of a signal that came, to be asked for after every step of training.
+    # The name of a signal that came. To be called after every training step, with its number.
     after: Callable[[int], str | None]
-    # The same at any time; of several processes it knows nothing.
+    # The same at any time; always None where there are several processes.
     now: Callable[[], str | None]
-    # Told whether anything would be lost now; if not, a signal ends the process at once.
+    # Takes whether ending now would lose work. After False a signal ends the process at once.
     hold: Callable[[bool], None]
 
 
 @contextmanager
 def stops() -> Iterator[Stops]:
-    """In this block a signal ends nothing, but is named by `Stops.after`.
+    """In this block a signal ends nothing; `Stops.after` returns its name.
 
-    All processes call that after every step, and it names a signal in all of them after the same
-    step: JAX catches a SIGTERM and finds the first step that none of them has passed. (A handler of
-    Python's would take the signal from it.) A SIGINT is handed on as a SIGTERM, the first time.
+    All processes call `after` after every step, and it names a signal in all of them after the same
+    step: JAX catches a SIGTERM and finds the first step that no process has passed. (A Python
+    handler would take the signal from JAX.) The first SIGINT is handed on as a SIGTERM.
     """
     if jax.process_count() == 1:
         with interrupts.deferred() as deferral:
@@ -209,23 +209,23 @@ _done = False
 
 
 def done() -> None:
-    """Waits until all processes are here, at the end of a run without errors."""
+    """Waits for all processes at the end of a run without errors."""
     global _done
     barrier("done")
     _done = True
 
 
 def _part() -> None:
-    """At exit. A process that failed must not wait for others that wait for it.
+    """At exit: ends a failed process, which must not wait for others that wait for it.
 
-    JAX's own handler, which comes next, would.
+    JAX's handler, which runs next, would wait.
     """
     if _done:
         return
     sys.stdout.flush()
     sys.stderr.flush()
     try:
-        # Those that fail for the same reason go together and in peace.
+        # Processes that fail for the same reason end together, each with its message.
         _wait("failed", FAREWELL_SECONDS)
     except Exception:
         os._exit(1)

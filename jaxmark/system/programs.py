@@ -1,9 +1,8 @@
-"""Compiled programs that are kept from one command to the next, which need not compile them again.
+"""Compiled programs that commands keep for later commands, in JAX's persistent compilation cache.
 
-JAX's persistent compilation cache keeps them. Two things are added here. Its keys do not hold a
-CPU's instruction set, so each kind of CPU has its own folder. It writes files in place, so a killed
-command may leave half of one: each command stores digests of the programs when it ends, and deletes
-those without a matching digest when it starts.
+Two things are added. The cache's keys lack the CPU's instruction set, so each kind of CPU has its
+own folder. The cache writes files in place, so a killed command may leave half a file: each command
+stores the programs' digests when it ends, and deletes files without a matching digest at its start.
 """
 
 import contextlib
@@ -19,44 +18,44 @@ from jaxmark.system.errors import InputError
 from jaxmark.system.files import read_json, user_cache, write_json
 
 _FOLDER = "jax_compilation_cache_dir"
-# What compiles faster is not worth a file.
-_LEAST_S = 0.3
-_MOST_DAYS = 60
+# A program that compiles faster is not worth a file.
+_MIN_COMPILE_SECONDS = 0.3
+_MAX_AGE_DAYS = 60
 _SIGNATURES = "signatures.json"
 _SCHEMA_VERSION = 1
 
 
 def keep() -> Path | None:
-    """Let JAX keep what it compiles in the user's cache folder; returns that folder.
+    """Lets JAX keep compiled programs in the user's cache folder; returns that folder.
 
-    None where `JAX_COMPILATION_CACHE_DIR` or JAX's configuration names another one, and where the
-    folder can't be written. Programs made over 60 days ago are deleted.
+    None where `JAX_COMPILATION_CACHE_DIR` or JAX's configuration names another folder, and where
+    the folder can't be written. Programs over 60 days old are deleted.
     """
     if getattr(jax.config, _FOLDER) is not None:
         return None
     try:
         folder = user_cache() / "programs" / hashlib.sha256(cpu().encode()).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
-        # Fails now where nothing can be written, and not at the end of a long run.
+        # A folder that can't be written fails here, not at the end of a long run.
         _sign(folder, _sound(folder))
     except (OSError, InputError):
         return None
     jax.config.update(_FOLDER, str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_S)
-    # Without a kept program it is compiled as before, so nobody needs JAX's warning.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS)
+    # A program that can't be read or kept is compiled as usual: JAX's warning would only disturb.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
     return folder
 
 
 def sign(folder: Path | None) -> None:
-    """Sign the programs in the folder that `keep` gave, at the end of a command."""
+    """Stores digests of the programs in the folder that `keep` returned, at a command's end."""
     if folder is not None:
         with contextlib.suppress(OSError):
             _sign(folder, {path.name: _digest(path) for path in _programs(folder)})
 
 
 def _sound(folder: Path) -> dict[str, str]:
-    """Digests of the signed programs; the others, and old ones, are deleted."""
+    """Digests of the programs that match theirs; the others, and old ones, are deleted."""
     signed: object = None
     with contextlib.suppress(InputError):
         signed = read_json(folder / _SIGNATURES, _SCHEMA_VERSION).get("programs")
@@ -64,7 +63,7 @@ def _sound(folder: Path) -> dict[str, str]:
     sound = {}
     for path in _programs(folder):
         days = (time.time() - path.stat().st_mtime) / 86400
-        if days < _MOST_DAYS and known.get(path.name) == (digest := _digest(path)):
+        if days < _MAX_AGE_DAYS and known.get(path.name) == (digest := _digest(path)):
             sound[path.name] = digest
         else:
             path.unlink()

@@ -65,7 +65,7 @@ def test_a_volume_gives_the_same_parts_wherever_its_image_is(tmp_path, monkeypat
         shown, its_place = volume.overview()
         np.testing.assert_array_equal(shown, image)
         np.testing.assert_array_equal(its_place, place)
-    monkeypatch.setattr(chunks, "_LARGE", image.size - 1)
+    monkeypatch.setattr(chunks, "_LARGE_VOXELS", image.size - 1)
     small, its_place = on_disk.overview()
     np.testing.assert_array_equal(small, coarse(image, 4))
     # The middle of the first four voxels.
@@ -168,7 +168,7 @@ def test_parts_are_resampled_as_the_whole_is(tmp_path, monkeypatch, axes, intens
 
 def test_no_copy_of_the_scan_in_floats_is_made(tmp_path, monkeypatch):
     monkeypatch.setattr(frames, "_BLOCK", 16)
-    monkeypatch.setattr(chunks, "_LARGE", 0)
+    monkeypatch.setattr(chunks, "_LARGE_VOXELS", 0)
     shape = (640, 40, 40)
     voxels = np.asfortranarray(np.random.default_rng(0).integers(0, 500, shape).astype(np.int16))
     frame = chunked_frame(shape, factor=4)

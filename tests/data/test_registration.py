@@ -99,7 +99,7 @@ def test_recovers_any_rotation(seed: int) -> None:
 
 
 def test_a_large_scan_is_made_smaller_by_means_that_stay_where_they_were(monkeypatch):
-    monkeypatch.setattr(registration, "_LEAST_SIDE", 8)
+    monkeypatch.setattr(registration, "_MIN_SIDE", 8)
     rng = np.random.default_rng(0)
     voxels = np.asfortranarray(rng.integers(-500, 500, (17, 24, 9)).astype(np.int16))
     place = compose_affine(random_rotation(rng) * [0.5, 0.6, 0.7], np.array([3.0, -4, 5]))

@@ -1,7 +1,7 @@
-"""What the DICOM files of a folder are: the series that are volumes, and all that lies beside them.
+"""The DICOM files of a folder: which series are volumes, and what the other files are.
 
 Archives export a scan with its localizers, other series, reports, presentation states and more. The
-heads of the files tell them apart; whether a series is whole and even is seen when it is read.
+heads of the files tell them apart. Reading a series checks whether it is complete and even.
 """
 
 import hashlib
@@ -32,9 +32,9 @@ _HEAD = frozenset(
 )
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
-# Multi-frame classes whose frames are slices, each with its place.
+# Multi-frame classes whose frames are slices with positions.
 VOLUMES = {_STORAGE + end for end in "2.1 2.2 4.1 4.4 13.1.1 13.1.2 13.1.3 128.1 130".split()}
-# How the others' classes go on after _STORAGE, the longer ones first.
+# Classes that are no images: the part after _STORAGE, longer ones first.
 _NO_IMAGES = {
     "4.2": "spectroscopy",
     "9": "a waveform",
@@ -50,19 +50,19 @@ _NO_IMAGES = {
     "104": "an encapsulated document",
     "481": "an object of radiotherapy",
 }
-# Classes of images begin so. One of them that states no rows is damaged, not something else.
+# First numbers of the classes of images. Such a file without rows is damaged.
 _IMAGES = set("1 2 3 4 6 7 12 13 20 77 128 130".split())
 _NO_IMAGE_MODALITIES = set("AU DOC ECG EPS HD KO PLAN PR REG SR".split())
 
-# Slices of a volume that may be turned away and still are damage, not a localizer.
-_TURNED = 0.25
+# Share of slices that may be turned: with more, the series is a localizer, not a damaged volume.
+_MAX_TURNED_SHARE = 0.25
 _PARALLEL = 0.999
-_MAX_PART = 40
+_MAX_PART_LENGTH = 40
 
 
 @dataclass(frozen=True)
 class Series:
-    """Files of one series, or one multi-frame file, which is a volume of its own."""
+    """Files of one series, or one multi-frame file."""
 
     uid: str
     description: str
@@ -70,7 +70,7 @@ class Series:
     files: tuple[Path, ...]
     slices: int
     multi_frame: bool
-    # Why it is no volume, as far as the heads tell; empty for one that is.
+    # Why it is no volume, judged by the heads; empty for a volume.
     flaw: str
 
     def __str__(self) -> str:
@@ -88,21 +88,21 @@ class Series:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a folder's DICOM files are."""
+    """A folder's DICOM files, sorted by kind."""
 
     series: tuple[Series, ...]
-    # What is no image: its name, and what it is.
+    # Files that are no images: name, and what the file is.
     others: tuple[tuple[str, str], ...]
-    # Damaged, or of no stated series: they may belong to any.
+    # Damaged files, and files that state no series: they may belong to any series.
     unknown: tuple[Path, ...]
 
     @property
     def volumes(self) -> list[Series]:
-        """The series that are volumes, as far as the heads tell."""
+        """The series that are volumes, judged by the heads."""
         return [series for series in self.series if not series.flaw]
 
     def beside(self, chosen: Series | None) -> list[str]:
-        """All that is not part of a series, in words."""
+        """Descriptions of all other series and files in the folder."""
         return [
             *(
                 f"series {series}{series.flaw and f': {series.flaw}'}"
@@ -114,14 +114,14 @@ class Contents:
 
 
 def slice_files(folder: Path) -> list[Path]:
-    """The files of a folder that are DICOM by extension or by what they begin with."""
+    """The files of a folder that are DICOM by extension or by their first bytes."""
     with readable(folder):
         files = [path for path in entries(folder) if path.is_file() and path.name != "DICOMDIR"]
     return [path for path in files if is_dicom(path)]
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM by its extension or by what it begins with."""
+    """Whether a file is DICOM by its extension or by its first bytes."""
     if path.suffix.lower() == ".dcm":
         return True
     with readable(path), open(path, "rb") as file:
@@ -129,7 +129,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def contents(files: Sequence[Path]) -> Contents:
-    """What these DICOM files of one folder are."""
+    """Sorts DICOM files of one folder into series, other objects and unknown files."""
     others, unknown = [], []
     groups: defaultdict[tuple[str, Path | None], list[tuple[Path, DataSet]]] = defaultdict(list)
     for file in files:
@@ -149,13 +149,13 @@ def contents(files: Sequence[Path]) -> Contents:
 
 
 def frame_count(data: DataSet) -> int:
-    """Frames that a file states; 1 where it states none, 0 for what is no number."""
+    """The number of frames that a file states; 1 if it states none, 0 if it is no number."""
     stated = data.text(*FRAMES) or "1"
     return int(stated) if re.fullmatch("[0-9]{1,9}", stated) else 0
 
 
 def no_image(head: DataSet) -> str:
-    """What a file is that is no image of a patient, in words; empty for an image."""
+    """The kind of a file that is no image of a patient, in words; empty for an image."""
     sop_class = head.text(*SOP_CLASS)
     if _RECORDS in head.sequences:
         return "a directory"
@@ -173,7 +173,7 @@ def no_image(head: DataSet) -> str:
 
 
 def file_flaw(path: Path) -> str:
-    """Why a DICOM file is no scan of its own; empty for a multi-frame or a damaged one."""
+    """Why a DICOM file is no whole scan; empty for a multi-frame or a damaged file."""
     head = _head(path)
     if head is None:
         return ""
@@ -183,7 +183,7 @@ def file_flaw(path: Path) -> str:
 
 
 def one_slice(path: Path) -> str:
-    """What is said of a file of a series, where a scan is asked for."""
+    """The message for a file that is one slice of a series, where a scan is needed."""
     return f"is one slice of a DICOM series, not a volume; give its folder instead: {path.parent}"
 
 
@@ -218,7 +218,7 @@ def _multi_frame_flaw(head: DataSet) -> str:
 
 
 def _flaw(heads: Sequence[DataSet]) -> str:
-    """Why slices are no volume, so plainly that it is not by damage."""
+    """Why slices are no volume, if it is certain and not due to damage; else empty."""
     if len(heads) < MIN_VOXELS:
         return f"fewer than {MIN_VOXELS} slices"
     if all("LOCALIZER" in head.text(*_IMAGE_TYPE).upper().split("\\") for head in heads):
@@ -229,11 +229,11 @@ def _flaw(heads: Sequence[DataSet]) -> str:
         return "its images state no place"
     normals = np.array([n for head in heads if np.isfinite(n := _normal(head)).all()])
     if len(normals):
-        # One of the most frequent direction, if there is one.
+        # Slices parallel to the most frequent direction.
         keys = [tuple(np.round(n * np.sign(n[np.abs(n).argmax()]), 1) + 0.0) for n in normals]
         ((key, _),) = Counter(keys).most_common(1)
         parallel = np.abs(normals @ normals[keys.index(key)]) > _PARALLEL
-        if parallel.sum() < max(MIN_VOXELS, (1 - _TURNED) * len(normals)):
+        if parallel.sum() < max(MIN_VOXELS, (1 - _MAX_TURNED_SHARE) * len(normals)):
             return "its slices are not parallel"
     return ""
 
@@ -253,10 +253,10 @@ def _normal(head: DataSet) -> np.ndarray:
 
 
 def only_series(folder: Path, found: Contents) -> Series | None:
-    """The one volume of a folder; of a folder with a single series that one, whatever it is.
+    """The only volume of a folder, or else its only series; None if all its files are unknown.
 
     Raises:
-      InputError: there are several volumes, or several series and no volume, or images of none.
+      InputError: there are several volumes, or several series and no volume, or no images.
     """
     if not found.series:
         if found.unknown:
@@ -287,10 +287,10 @@ def series_of(path: Path, found: Contents) -> Series:
 
 
 def chosen_series(folder: Path, words: str) -> Path:
-    """The path of the one volume of a folder that is `called` so.
+    """The path of the only volume of a folder that `called` finds by `words`.
 
     Raises:
-      InputError: none or several are so called.
+      InputError: it finds none or several.
     """
     found = contents(slice_files(folder))
     matches = called(words, found.volumes)
@@ -305,9 +305,9 @@ def chosen_series(folder: Path, words: str) -> Path:
 
 
 def called(words: str, volumes: Sequence[Series]) -> list[Series]:
-    """Those of some volumes whose description is `words`, else whose number, else whose UID.
+    """The volumes whose description is `words`; if none, whose number; if none, whose UID.
 
-    The end of a UID is enough. Upper and lower case are one.
+    The end of a UID is enough. Case does not matter.
     """
     wanted = words.strip().casefold()
     tail = "." + wanted.lstrip(".")
@@ -319,7 +319,7 @@ def called(words: str, volumes: Sequence[Series]) -> list[Series]:
 
 
 def series_path(folder: Path, series: Series) -> Path:
-    """What stands for one series of a folder where a path is needed: no file has this name."""
+    """A path that stands for one series of a folder; no file has this name."""
     return series.files[0] if series.multi_frame else folder / _token(series)
 
 
@@ -329,17 +329,17 @@ def is_series_path(path: Path) -> bool:
 
 
 def _token(series: Series) -> str:
-    # What is no UID may be a path.
+    # A malformed UID could contain a path, so its digest is used.
     plain = re.fullmatch("[0-9.]{1,64}", series.uid)
     digest = hashlib.sha256(series.uid.encode("utf-8", "replace")).hexdigest()[:16]
     return PART_OF_FOLDER + (series.uid if plain else digest)
 
 
 def part_names(volumes: Sequence[Series]) -> list[str]:
-    """A short name for each volume of a folder that has several; no two may be one file's name.
+    """A short name for each volume of a folder with several; all differ as file names.
 
-    The series description, else the number. Where that is not enough, the description and the
-    number, the end of the UID or the name of a multi-frame file; and then they are counted.
+    The series description, else the number. If that is not unique, the description and the number,
+    the end of the UID or the name of a multi-frame file; if still not unique, with a counter.
     """
     short = [_safe(s.description) or _safe(s.number) for s in volumes]
     long = [
@@ -368,7 +368,7 @@ def _joined(*parts: str) -> str:
 def _safe(text: str) -> str:
     """Letters, digits, "_", "-" and "." of a text, short enough to be part of a file's name."""
     words = re.findall(r"[\w.+-]+", unicodedata.normalize("NFC", text))
-    return "_".join(words)[:_MAX_PART].strip("._-")
+    return "_".join(words)[:_MAX_PART_LENGTH].strip("._-")
 
 
 def _as_a_file(name: str) -> str:

@@ -1,6 +1,6 @@
 """MetaImage: a header in text, and voxels behind it (.mha) or in another file (.mhd).
 
-All of it is read here: ITK ends the process at some headers.
+This module reads it without ITK, which ends the process at some headers.
 """
 
 import math

@@ -1,7 +1,7 @@
 """NIfTI-1 and NIfTI-2: one file, plain or in gzip, or a pair of header and voxels.
 
-All of it is read here. ITK reads no NIfTI-2, and says nothing of what it makes up; of NIfTI-1 it
-reads the same voxels and places, to the last bit.
+This module reads them without ITK, which reads no NIfTI-2 and silently makes up missing values. For
+NIfTI-1 it gives the same voxels and maps as ITK, bit by bit.
 """
 
 import dataclasses
@@ -144,7 +144,7 @@ def read_slice(path: Path) -> Picture:
 
 
 def check_written(path: Path, voxel_bytes: int) -> None:
-    """EOFError or zlib.error where ITK wrote less, of which it says nothing: the disk was full."""
+    """Raises EOFError or zlib.error if the file is too short: ITK does not report a full disk."""
     packed = path.suffix.lower() == ".gz"
     size = sum(map(len, inflated(path, 0))) if packed else path.stat().st_size
     if size < _VERSIONS[0].size + voxel_bytes:
@@ -232,7 +232,7 @@ def _check_numbers(path: Path, fields: np.void, least_offset: int) -> None:
 
 
 def _check_stated_place(path: Path, fields: np.void) -> None:
-    """Refuses what ITK takes for 1 mm, for 0 or for another spacing than the one stated."""
+    """Refuses spacings that ITK silently replaces by 1 mm, 0 or another value."""
     unit = _unit_mm(fields)
     pixdim = fields["pixdim"].astype(np.float64)
     check_spacing(path, pixdim[1:4] * unit)

@@ -1,4 +1,4 @@
-"""NRRD: a header in text, and voxels behind it or in another file. ITK reads what was checked."""
+"""NRRD: a text header, and voxels behind it or in another file. ITK reads it after checks."""
 
 import math
 import os
@@ -73,7 +73,7 @@ def _header(path: Path) -> tuple[dict[str, str], int]:
 
 
 def _check_stated_place(path: Path, fields: dict[str, str]) -> None:
-    """Refuses what ITK takes for 1 mm, or for 0."""
+    """Refuses values that ITK silently replaces by 1 mm or 0."""
     directions = re.findall(r"\(.*?\)", fields.get("space directions", ""))
     spacing = [math.hypot(*floats(vector)) for vector in directions]
     spacing = spacing or floats(fields.get("spacings", ""))

@@ -1,7 +1,7 @@
-"""Raster pictures: PNG, JPEG, TIFF and BMP. ITK decodes what was checked.
+"""Raster pictures: PNG, JPEG, TIFF and BMP. ITK decodes them after these checks.
 
-None of them says how large a pixel is in the patient: resolutions in PNG (pHYs), JPEG and TIFF are
-those of a print or of a scanner's bed, and are not read. ITK passes over much that is wrong:
+None of them states the size of a pixel in the patient: resolutions in PNG (pHYs), JPEG and TIFF are
+for printing or a scanner's bed, and are not read. ITK ignores many errors:
 truncated JPEG, TIFF and BMP are filled up, a TIFF whose white is 0 stays inverted, several pages
 become a volume, and a tag that turns the picture is not heeded or changes the type of the pixels.
 """
@@ -36,7 +36,7 @@ _COLOURED = 0.02
 
 
 class Picture(NamedTuple):
-    """What a reader made of a file."""
+    """A picture as a reader found it."""
 
     # (X, Y) float32, x to the right, y downwards; brightness, large is bright.
     pixels: np.ndarray
@@ -44,7 +44,7 @@ class Picture(NamedTuple):
     pixel_mm: tuple[float, float] | None = None
     # What was guessed or changed, a line each, without the file's name.
     notes: tuple[str, ...] = ()
-    # Why that size is not the one in the patient, as a note; one that is stated takes its place.
+    # A note if that size is not the size in the patient; then a stated size counts instead.
     size_note: str = ""
 
 
@@ -90,7 +90,7 @@ def read(path: Path) -> Picture:
 
 
 def check_size(path: Path, width: int, height: int) -> None:
-    """Refuses what is no picture that anyone marks points on."""
+    """Refuses pictures that are too small or too large."""
     if min(width, height) < MIN_PIXELS:
         stated = f"has {width} x {height} pixels"
         raise InputError(path, f"{stated}; each axis needs at least {MIN_PIXELS}")

@@ -1,7 +1,7 @@
-"""What the formats share: limits, checks and bounded reading, for a header may state anything.
+"""Limits, checks and bounded reading for all formats: a header may state anything.
 
-Readers let errors through that the caller puts into words: EOFError and zlib.error where voxels are
-missing or damaged, `ITK_ERRORS` where ITK gives up.
+Readers let some errors through, which the caller turns into messages: EOFError and zlib.error where
+voxels are missing or damaged, `ITK_ERRORS` where ITK fails.
 """
 
 import contextlib
@@ -22,33 +22,33 @@ DAMAGED = "truncated or damaged"
 UNREADABLE = "cannot be read: truncated, damaged, or not the format that its name says"
 SHEARED = "states axes that are not at right angles (a sheared direction matrix)"
 MAX_HEADER_BYTES = 1 << 20
-# What SimpleITK raises; the second where ITK's message has bytes of the file that are no text.
+# SimpleITK's errors; it raises the second if ITK's message quotes bytes that are no text.
 ITK_ERRORS = (RuntimeError, UnicodeDecodeError)
-# Deflate makes at most this many bytes of one.
+# Deflate turns one byte into at most this many.
 MAX_INFLATION = 1032
 
-# What is a volume: anything else is a mistake in its header.
+# Limits of a volume: beyond them a header must be wrong.
 MIN_VOXELS = 4  # along each axis
 _MAX_VOXELS = 2**31
 _SPACING_MM = (0.001, 100.0)
 _MAX_EXTENT_MM = 1e4
 _MAX_ORIGIN_MM = 1e7
-# Cosines between axes that are right angles: in float32, and (mended, with a note) in numbers with
-# three decimals: directions, or steps of half a millimetre.
-_RIGHT = 1e-4
+# Largest cosine between axes at right angles, which float32 rounds; and of axes that are mended,
+# with a note: numbers with three decimals (directions, or steps of half a millimetre).
+_MAX_COSINE = 1e-4
 MAX_SKEW = 5e-3
 
 _CHUNK_BYTES = 1 << 20
-# Of many things that a message is about.
-_NAMED = 5
+# A message names this many things and counts the others.
+_MAX_NAMED = 5
 
-# What is wrong with a file is said by an InputError, once. Set here, where every reader comes by:
-# worker processes import only what they need.
+# An InputError reports what is wrong with a file, so ITK's warnings are off. Set here, because
+# worker processes import only what they need, and every reader imports this module.
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 
 class Content(NamedTuple):
-    """What a reader made of a file."""
+    """A volume as a reader found it."""
 
     # (X, Y, Z), x fastest in memory.
     voxels: np.ndarray
@@ -56,7 +56,7 @@ class Content(NamedTuple):
     ijk_to_lps: np.ndarray
     # What was guessed or repaired, a line each, without the file's name.
     notes: tuple[str, ...] = ()
-    # What the voxels are to be multiplied by, and what is then to be added.
+    # Slope and intercept: voxels are to be multiplied by the first, then the second is added.
     scale: tuple[float, float] = (1.0, 0.0)
 
     def values(self) -> np.ndarray:
@@ -80,7 +80,7 @@ class Content(NamedTuple):
 
 
 def _scaled(voxels: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
-    """By way of float32, then float64, as ITK does it."""
+    """The voxels with their scale, computed in float32 then float64 as in ITK."""
     if voxels.dtype.kind in "iu":
         voxels = voxels.astype(np.float32)
     scaled = voxels.astype(np.float64)
@@ -94,7 +94,7 @@ def _scaled(voxels: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """In this block an OSError is about `path`, and becomes an InputError."""
+    """Turns an OSError in this block into an InputError about `path`."""
     try:
         yield
     except OSError as error:
@@ -102,18 +102,18 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def entries(folder: Path) -> list[Path]:
-    """What is in a folder and not hidden, sorted."""
+    """A folder's files and folders that are not hidden, sorted."""
     with readable(folder):
         if not folder.is_dir():
             raise InputError(folder, "no such folder")
         return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
 
 
-# What ITK reads
+# Reading by ITK
 
 
 def itk_header(path: Path, image_io: str) -> sitk.ImageFileReader:
-    """A reader that has read the header, by the named class of ITK whatever the file looks like."""
+    """A reader that has read the header with the named ITK class."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.SetImageIO(image_io)
@@ -134,11 +134,11 @@ def voxels_and_place(image: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
     return sitk.GetArrayFromImage(image).transpose(2, 1, 0), place_of(image)
 
 
-# What headers state
+# Checks of headers
 
 
 def check_shape(path: Path, shape: Sequence[int], components: int = 1) -> None:
-    """Refuses what is not one volume of numbers; a fourth axis of one voxel is allowed."""
+    """Refuses shapes that are not one volume of numbers; a fourth axis of one voxel is allowed."""
     if len(shape) != 3 and not (len(shape) == 4 and shape[3] == 1):
         raise InputError(path, f"has {len(shape)} dimensions, {tuple(shape)}; a volume has 3")
     if components != 1:
@@ -154,7 +154,7 @@ def check_shape(path: Path, shape: Sequence[int], components: int = 1) -> None:
 
 
 def check_place(path: Path, shape: Sequence[int], ijk_to_lps: np.ndarray) -> None:
-    """Refuses what is not a place in space; `shape` is that of the voxels."""
+    """Refuses an `ijk_to_lps` (4, 4) that no scan has; `shape` is that of the voxels."""
     columns = ijk_to_lps[:3, :3]
     spacing = np.linalg.norm(columns, axis=0)
     check_spacing(path, spacing)
@@ -178,7 +178,7 @@ def check_spacing(path: Path, spacing: Sequence[float] | np.ndarray) -> None:
 
 
 def check_origin(path: Path, origin: Sequence[float] | np.ndarray) -> None:
-    """Refuses a first voxel, in mm, that is not finite or far from everything."""
+    """Refuses an origin, in mm, that is not finite or too far from 0."""
     if not all(abs(v) <= _MAX_ORIGIN_MM for v in origin):
         stated = f"states the origin {_listed(origin)} mm"
         raise InputError(path, f"{stated}; the limit is {_MAX_ORIGIN_MM:g}")
@@ -191,17 +191,17 @@ def skew(columns: np.ndarray) -> float:
 
 
 def at_right_angles(columns: np.ndarray) -> bool:
-    """Whether the columns (3, 3), of any lengths, are so to within the rounding of headers."""
-    return skew(columns) <= _RIGHT
+    """Whether the columns (3, 3), of any lengths, are at right angles but for rounding."""
+    return skew(columns) <= _MAX_COSINE
 
 
 def straightened(
     shape: Sequence[int], ijk_to_lps: np.ndarray
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The nearest place with axes at right angles, and a note where that is another one.
+    """The nearest map with axes at right angles, and a note if it differs.
 
-    For what `check_place` lets through: numbers rounded to three decimals. Spacing and the volume's
-    centre stay; directions become the nearest rotation (by singular values), as in ITK.
+    `check_place` allows axes rounded to three decimals. Spacing and the volume's centre stay;
+    directions become the nearest rotation (by singular values), as in ITK.
     """
     columns = ijk_to_lps[:3, :3]
     if at_right_angles(columns):
@@ -220,7 +220,7 @@ def straightened(
 
 
 def distances_mm(shape: Sequence[int], one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """How far apart two places (4, 4) put the volume's centre, and the farthest of its corners."""
+    """Distances between the centres, and the farthest corners, under two maps (4, 4)."""
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.asarray(shape[:3]) - 1)
     points = [*corners, corners.mean(0)]
     *apart, centre = np.linalg.norm(
@@ -230,14 +230,14 @@ def distances_mm(shape: Sequence[int], one: np.ndarray, other: np.ndarray) -> tu
 
 
 def rounded(vector: np.ndarray) -> list[float]:
-    """For messages."""
+    """The numbers rounded to three decimals, for messages."""
     return [round(float(v), 3) for v in vector]
 
 
 def named(things: Sequence[str]) -> str:
-    """For messages: the first five, and how many more there are."""
-    more = f"; and {len(things) - _NAMED} more" if len(things) > _NAMED else ""
-    return "; ".join(things[:_NAMED]) + more
+    """The first five, and the number of the others, for messages."""
+    more = f"; and {len(things) - _MAX_NAMED} more" if len(things) > _MAX_NAMED else ""
+    return "; ".join(things[:_MAX_NAMED]) + more
 
 
 def _listed(numbers: Sequence[float] | np.ndarray) -> str:
@@ -248,7 +248,7 @@ def _listed(numbers: Sequence[float] | np.ndarray) -> str:
 
 
 def header_lines(path: Path) -> Iterator[tuple[bytes, int]]:
-    """The lines that a header in text may have, and no more, each with the byte behind it."""
+    """Lines of a text header, up to `MAX_HEADER_BYTES`, each with the offset of its end."""
     end = 0
     with open(path, "rb") as file:
         while line := file.readline(MAX_HEADER_BYTES - end):
@@ -257,7 +257,7 @@ def header_lines(path: Path) -> Iterator[tuple[bytes, int]]:
 
 
 def floats(text: str) -> list[float]:
-    """The numbers in a text, with or without brackets; NaN for what is none."""
+    """The numbers in a text, with or without brackets; NaN for words that are none."""
     numbers = []
     for word in re.findall(r"[^\s,()]+", text):
         try:
@@ -287,11 +287,11 @@ def data_file(path: Path, name: str) -> Path:
 def read_voxels(
     path: Path, shape: Sequence[int], dtype: np.dtype, begin: int, stream: int | None
 ) -> np.ndarray:
-    """Voxels (X, Y, Z) of a file as they are there.
+    """Voxels (X, Y, Z) of a file, without scale.
 
     Args:
-      begin: their first byte, in the file or in what it inflates to.
-      stream: the first byte of a zlib or gzip stream, None where nothing is compressed.
+      begin: their first byte, in the file or in the inflated stream.
+      stream: the first byte of a zlib or gzip stream; None if voxels are not compressed.
     """
     count = math.prod(shape)
     end = begin + count * dtype.itemsize
@@ -305,13 +305,13 @@ def read_voxels(
 
 
 def is_gzip(path: Path) -> bool:
-    """Whether the file begins as gzip does, whatever it is called."""
+    """Whether the file's first bytes are gzip's; its name does not count."""
     with open(path, "rb") as file:
         return file.read(2) == b"\x1f\x8b"
 
 
 def beginning(path: Path, length: int, *, packed: bool) -> bytes:
-    """The first bytes of the file, or of what it inflates to; fewer where it has no more.
+    """The first bytes of the file, or of its inflated content if `packed`; fewer if it is shorter.
 
     Raises:
       InputError: it cannot be inflated.
@@ -331,13 +331,13 @@ def beginning(path: Path, length: int, *, packed: bool) -> bytes:
 
 
 def inflate(path: Path, begin: int, needed: int) -> np.ndarray:
-    """(needed,) uint8: what the stream from byte `begin` on holds; its checksum is checked.
+    """(needed,) uint8: the inflated stream from byte `begin` on; its checksum is checked.
 
     Raises:
-      EOFError, zlib.error: it is truncated or damaged.
-      InputError: it goes on and on.
+      EOFError, zlib.error: the stream is truncated or damaged.
+      InputError: the stream is much longer than `needed`.
     """
-    # Before memory is asked for.
+    # Checked before memory is allocated.
     if needed > (path.stat().st_size - begin) * MAX_INFLATION:
         raise EOFError
     content = np.empty(needed, np.uint8)
@@ -346,7 +346,7 @@ def inflate(path: Path, begin: int, needed: int) -> np.ndarray:
         room = content[size : size + len(chunk)]
         room[:] = np.frombuffer(chunk, np.uint8, len(room))
         size += len(chunk)
-        # A few bytes more are found in good files.
+        # Good files may have a few bytes more.
         if size > needed + _CHUNK_BYTES:
             raise InputError(path, "holds more voxels than its header states")
     if size < needed:
@@ -355,7 +355,7 @@ def inflate(path: Path, begin: int, needed: int) -> np.ndarray:
 
 
 def inflated(path: Path, begin: int) -> Iterator[bytes]:
-    """Pieces of bounded size of zlib or gzip streams, one after the other, as gzip allows."""
+    """Inflated pieces of bounded size, from one or more zlib or gzip streams in a row."""
     with open(path, "rb") as file:
         file.seek(begin)
         packed = file.read(_CHUNK_BYTES // 16)
@@ -368,5 +368,5 @@ def inflated(path: Path, begin: int) -> Iterator[bytes]:
                 if not (piece or packed or stream.eof):
                     raise EOFError
                 yield piece
-            # Some files are filled up with zeros.
+            # Some files are padded with zeros.
             packed = packed.lstrip(b"\0")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from jaxmark.data.landmark_files.rows import listed
 from jaxmark.system.errors import InputError
 
-# In order: the first that is there is taken.
+# The first of these columns that a table has is taken.
 LANDMARK = ("landmark", "label", "name")
 _OTHER_LANDMARK = (
     *("point", "landmark_name", "landmark_id", "landmark_label", "point_name", "point_id"),
@@ -77,7 +77,7 @@ def key(column: str) -> str:
 
 
 def looks_like_axis(column: str) -> bool:
-    """Whether a column holds coordinates, as far as its name says."""
+    """Whether a column's name is that of coordinates."""
     return _known(_words(column), "xyzlpsraijk") or _landmark_of(column) is not None
 
 
@@ -92,10 +92,10 @@ def landmark_column(path: Path, header: Sequence[str]) -> int | None:
 
 
 def case_columns(path: Path, header: Sequence[str], weak: Collection[str] = ()) -> list[int]:
-    """Columns that may name the case: one is called `case`, or else all that are called alike.
+    """Columns that may name the case: the one called `case`, or else all with similar names.
 
     Args:
-      weak: further names, of which a column is one where there is no better.
+      weak: further names, for tables without a better column.
     """
     keys = [key(column) for column in header]
     if CASE in keys:
@@ -106,7 +106,7 @@ def case_columns(path: Path, header: Sequence[str], weak: Collection[str] = ()) 
 
 
 def case_of(cell: str) -> str:
-    """The case that a cell means: of a file's name or path what is before the extension."""
+    """The case that a cell means: for a file's name or path, the name without extension."""
     name = re.split(r"[/\\]", cell)[-1]
     extension = next((e for e in _IMAGES if name.lower().endswith(e)), "")
     return name[: len(name) - len(extension)] or cell

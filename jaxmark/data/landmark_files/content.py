@@ -1,7 +1,7 @@
-"""What all landmark files have in common: names, states of a landmark, frames, text and JSON.
+"""Common parts of all landmark files: names, states of a landmark, frames, text and JSON.
 
-A reader gives a `Content`: the positions as they stand in the file, and what the file states about
-them. What it leaves open (frame, unit) is decided later, when all files of a cohort are known.
+A reader returns a `Content`: the positions in the file, and the frame and unit that the file
+states. If it states none, `labels` decides, when all files of a cohort are known.
 """
 
 import json
@@ -26,7 +26,7 @@ from jaxmark.system.files import read_bytes
 Landmarks = dict[str, np.ndarray | None]
 
 MAX_NAME = 200
-# Names of files have 255 bytes at most, and what is made of a case has longer ones than the case.
+# File names have 255 bytes at most, and a case's results have longer names than the case.
 _MAX_CASE_BYTES = 180
 # Names of devices on Windows, with whatever extension.
 _DEVICES = re.compile("(con|prn|aux|nul|com[1-9]|lpt[1-9])([.].*)?", re.IGNORECASE)
@@ -46,7 +46,7 @@ _OWN_WORDS = re.compile(
 
 @dataclass(frozen=True)
 class Content:
-    """What a landmark file says of one case, as it stands there."""
+    """The content of a landmark file for one case, in the file's frame and unit."""
 
     file: Path
     # As `Landmarks`, but in the frame and the unit of the file.
@@ -57,15 +57,15 @@ class Content:
     unit: str = ""
     # jaxmark's prediction wrote it.
     predicted: bool = False
-    # Of these names the prediction says that they are probably absent.
+    # Landmarks that the prediction calls probably absent.
     unlikely: frozenset[str] = frozenset()
     # What was guessed or left out.
     notes: tuple[Note, ...] = ()
-    # Of voxels: the image's voxel size (3,) that is stated beside them, by the word for it there.
+    # For voxel indices: the image's voxel sizes (3,) stated beside them, by their key there.
     spacings_mm: Mapping[str, np.ndarray] = field(default_factory=dict)
-    # Of points on a picture in pixels: their millimetres, where a table has both.
+    # For points on a picture in pixels: their millimetres, if the table has both.
     also_mm: Landmarks = field(default_factory=dict)
-    # Of the picture; 0: the file does not say.
+    # For a picture; 0: the file does not state it.
     pixel_size_mm: float = 0.0
 
     @property
@@ -78,11 +78,11 @@ def in_lps(content: Content, configured: str = "", hint: str = "") -> Landmarks:
     """The landmarks in LPS millimetres.
 
     Args:
-      configured: "LPS" or "RAS", the frame of a file that does not state its own.
-      hint: what is added to the message where nobody states a frame.
+      configured: "LPS" or "RAS", the frame of a file that states none.
+      hint: text to add to the message if no frame is stated.
 
     Raises:
-      InputError: nobody states the frame, or the file another one than `configured`; the file holds
+      InputError: neither the file nor `configured` states the frame, or they differ; the file holds
         voxel indices.
     """
     path, stated = content.file, content.frame
@@ -124,7 +124,7 @@ def status_of(xyz: np.ndarray | None) -> str:
 
 
 def placed(xyz: Sequence[float], status: str) -> np.ndarray | None:
-    """The landmark of a file, which has a position only if it is "defined"."""
+    """A landmark's position by its status: only "defined" points have one."""
     if status == "missing":
         return None
     return np.array(xyz, np.float64) if status == "defined" else np.full(3, np.nan)
@@ -144,7 +144,7 @@ def says_absent(description: str) -> bool:
 
 
 def unnamed(path: Path) -> Note:
-    """Said of a file in which no point has a label."""
+    """The error for a file in which no point has a label."""
     return Note(path.name, "points without labels are called by their numbers, from 1")
 
 
@@ -160,11 +160,11 @@ def finite(values: Any) -> list[float]:
 
 
 def check_case(file: Path, case: str, where: str = "") -> None:
-    """Refuses the name of a case that cannot be a file's name, for that is what it becomes.
+    """Refuses a case's name that cannot be a file's name: results are named after the case.
 
     Args:
-      file: what the name is from, for the message.
-      where: the place in the file, if it is from inside.
+      file: the file that the name comes from, for the message.
+      where: the place in the file, if the name is in it.
 
     Raises:
       InputError: the name is empty, "." or "..", begins or ends with a blank, has a path separator,
@@ -185,7 +185,7 @@ def check_case(file: Path, case: str, where: str = "") -> None:
 
 
 def add(path: Path, where: str, landmarks: Landmarks, name: str, xyz: np.ndarray | None) -> None:
-    """Puts a landmark of a file, from `where` in it, to the others of its case."""
+    """Adds a landmark, found at `where` in the file, to the others of its case."""
     problem = _name_problem(name)
     if problem:
         raise InputError(path, f"{where}: the landmark's name {problem}")
@@ -195,7 +195,7 @@ def add(path: Path, where: str, landmarks: Landmarks, name: str, xyz: np.ndarray
 
 
 def written(name: str) -> str:
-    """The name, which has to be one that is read back the same."""
+    """The name; ValueError if readers would refuse it or read it differently."""
     problem = _name_problem(name)
     if problem or name != name.strip():
         raise ValueError(f"cannot write a landmark whose name {problem or f'is {name!r}'}")
@@ -203,7 +203,7 @@ def written(name: str) -> str:
 
 
 def _name_problem(name: str) -> str:
-    """What is wrong with the name of a landmark or a case; "": nothing."""
+    """The problem with the name of a landmark or a case; "": none."""
     if not name:
         return "is empty"
     if not name.isprintable():
@@ -220,7 +220,7 @@ def _name_problem(name: str) -> str:
 
 
 def text(path: Path) -> str:
-    """What is in a text file, without a byte-order mark."""
+    """The text of a file, without a byte-order mark."""
     try:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -228,7 +228,7 @@ def text(path: Path) -> str:
 
 
 def json_tree(path: Path) -> Any:
-    """What is in a JSON file; InputError for a key that comes twice in one object."""
+    """The content of a JSON file; InputError for a key that comes twice in one object."""
     try:
         return json.loads(text(path), object_pairs_hook=partial(_json_object, path))
     except json.JSONDecodeError as error:
@@ -241,7 +241,7 @@ def json_tree(path: Path) -> Any:
 
 
 def _json_object(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuses a key that comes twice: the last would win, and nobody would know."""
+    """Refuses a key that comes twice: Python would silently take the last."""
     tree = dict(pairs)
     if len(tree) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -251,7 +251,7 @@ def _json_object(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def three_numbers(path: Path, field: str, values: Any) -> list[float]:
-    """A position in JSON: InputError for what is not a list of three finite numbers."""
+    """A position in JSON; InputError unless it is a list of three finite numbers."""
     if not isinstance(values, list):
         raise InputError(path, f"{field} is not a list")
     # JSON's true is an int in Python.

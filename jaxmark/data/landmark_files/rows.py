@@ -11,7 +11,7 @@ from pathlib import Path
 from jaxmark.data.landmark_files.content import MAX_NAME, short, text
 from jaxmark.system.errors import InputError
 
-# No line of a table is so long; one of 64 MiB would be as many cells.
+# Longer lines are refused: a line of 64 MiB could have as many cells.
 _MAX_LINE = 1 << 20
 
 

@@ -1,4 +1,4 @@
-"""Several landmark files of one case, as prediction writes them: which one is meant."""
+"""Chooses among several landmark files of one case, as prediction writes them."""
 
 import math
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ _MARKUPS = (".mrk.json", ".mkp.json", ".json")
 def choose(
     files: Sequence[Path], case: str, kind: str = "file", *, planar: bool = False
 ) -> tuple[Path, list[Note]]:
-    """The file of a case that is read, and what is to be said about the others.
+    """The file of a case to read, and notes about the others.
 
-    Files that say the same are one. Beside a `.mrk.json` what jaxmark's prediction wrote is older:
-    points are corrected in 3D Slicer and saved there.
+    Of files with equal landmarks any is taken. Beside a `.mrk.json`, other files that jaxmark's
+    prediction wrote are older: users correct points in 3D Slicer, which saves the `.mrk.json`.
 
     Args:
-      kind: what the files are called in the message.
+      kind: the name of the files in the message.
       planar: their points lie on a picture.
 
     Raises:
-      InputError: the files say different things, or one of them cannot be read.
+      InputError: the files differ, or one of them cannot be read.
     """
     first, *others = sorted(files, key=lambda file: ALL_EXTENSIONS.index(extension_of(file)))
     notes = []
@@ -49,7 +49,7 @@ def choose(
 
 
 def _difference(first: Path, other: Path, case: str, planar: bool) -> float | None:
-    """How far apart the files are, in mm or infinitely; None: nobody knows which is right."""
+    """The largest distance between the files, in mm; None: it cannot be told which is right."""
     try:
         one, two = (read_content(file, case, planar=planar) for file in (first, other))
         if planar:

@@ -1,4 +1,4 @@
-"""CSV tables of one case or of many: one row a landmark or a case, as spreadsheets write them."""
+"""CSV tables of one case or of many, with one row for each landmark or each case."""
 
 import csv
 import dataclasses
@@ -42,7 +42,7 @@ _NO = ("0", "false", "no")
 
 @dataclass(frozen=True)
 class Table:
-    """A header and what is below it, whatever the table is about."""
+    """A table's header and rows."""
 
     path: Path
     header: list[str]
