@@ -59,7 +59,7 @@ from jaxmark.system.files import write_text_atomic
 
 REFERENCE = "Heatmaps"
 ATLASES = "Atlases"
-# Rows differ if their adjusted p is at most this.
+# Rows are shown to differ if their adjusted p is at most this.
 _SIGNIFICANCE = 0.05
 
 
@@ -259,7 +259,7 @@ def words(
     }
     lines = [f"Smallest error: {_with_error(best, unit)}."]
     scans = best.row.summary["n_scans"]
-    if tests and metrics.smallest_p_value(scans) * len(tests) > _APART:
+    if tests and metrics.smallest_p_value(scans) * len(tests) > _SIGNIFICANCE:
         lines.append(
             f"{scans} scans are too few for a test of {len(tests)} pairs, whatever they differ by: "
             "see the intervals of the differences."
@@ -267,7 +267,7 @@ def words(
         alike = set()
     elif alike:
         listed = [_with_error(one, unit) for one in by_error if one.row.label in alike]
-        lines.append(f"Not different from it (adjusted p > {_SIGNIFICANCE}): {', '.join(listed)}.")
+        lines.append(f"Not shown to differ from it (adjusted p > {_SIGNIFICANCE}): {', '.join(listed)}.")
     good = [one for one in rows if one.row.label in alike | {best.row.label}]
     trained = [one for one in good if one.costs.step_s]
     if len(trained) > 1:

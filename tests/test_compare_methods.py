@@ -63,7 +63,7 @@ def test_few_scans_cannot_tell_rows_apart_and_the_page_says_so() -> None:
     rows = [Measured(one, measured(one.label, 1.0).costs) for one in few]
     lines = compare.words(rows, pairs(few), 2.5, "mm")
     assert lines[1].startswith("4 scans are too few for a test of 1 pairs")
-    assert not any("Not told apart" in line for line in lines)
+    assert not any("Not shown" in line for line in lines)
 
 
 def test_holm_adjusts_for_the_number_of_tests() -> None:
