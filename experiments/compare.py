@@ -266,8 +266,8 @@ def words(
         )
         alike = set()
     elif alike:
-        listed = [_with_error(one, unit) for one in by_error if one.row.label in alike]
-        lines.append(f"Not shown to differ from it (adjusted p > {_SIGNIFICANCE}): {', '.join(listed)}.")
+        listed = ", ".join(_with_error(one, unit) for one in by_error if one.row.label in alike)
+        lines.append(f"Not shown to differ from it (adjusted p > {_SIGNIFICANCE}): {listed}.")
     good = [one for one in rows if one.row.label in alike | {best.row.label}]
     trained = [one for one in good if one.costs.step_s]
     if len(trained) > 1:
