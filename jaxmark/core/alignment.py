@@ -1,9 +1,9 @@
 """Maps from one scan to another by landmarks that both have. numpy and scipy, on the host.
 
-A map takes points of the fixed scan to points of the moving one, as ITK's transforms do: that is
-what sampling the moving scan on the fixed one's grid asks for. `K` landmarks; all lengths are mm.
-What is called `variance` is (K,) mm^2 along each axis, of a pair's difference but for gross errors;
-pairs weigh 1 / variance. None: nothing is known of it, and all pairs weigh the same.
+A map takes points of the fixed scan to points of the moving scan, as ITK's transforms do and as
+sampling the moving scan on the fixed scan's grid needs it. `K` landmarks; all lengths are mm.
+`variance` is (K,) mm^2 along each axis, of a pair's difference without gross errors; pairs weigh
+1 / variance. None: it is unknown, and all pairs weigh the same.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ _FREEDOM = 4.0
 # Half of such errors, of scale 1 along each axis, are longer.
 _MEDIAN = math.sqrt(3 * special.fdtri(3.0, _FREEDOM, 0.5))
 _STEPS = 20
-# Where a spline is to go through its targets: so little that two in one place do no harm.
+# Smoothing of a spline that goes through its targets: above 0, so that two in one place do no harm.
 _THROUGH_MM = 1e-6
-# Residuals up to here are rounding, which differs between CPUs: they judge no pair.
+# Smaller residuals are rounding, which differs between CPUs: they do not change a pair's trust.
 _EXACT_MM = 1e-6
-# Nothing is known as exactly as a radius of 0 says.
+# The smallest radius that is believed.
 _LEAST_RADIUS_MM = 1e-3
 # Points that lie this near to a plane, relative to their extent, lie in it.
 _FLAT = 1e-6
@@ -37,7 +37,7 @@ _FLAT = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """An affine map, and what a thin-plate spline adds to it: `A p - sum_c |p - c| w_c`."""
+    """An affine map plus the bend of a thin-plate spline: `A p - sum_c |p - c| w_c`."""
 
     matrix: np.ndarray  # (4, 4)
     centres: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 3)))  # (C, 3) mm
@@ -45,7 +45,7 @@ class Transform:
 
     @property
     def is_linear(self) -> bool:
-        """Whether the matrix is all of it."""
+        """Whether the map is affine."""
         return not len(self.centres)
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
@@ -78,7 +78,7 @@ class Transform:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """A map, and what each pair of landmarks had to say in it."""
+    """A map, and the weight of each pair of landmarks in it."""
 
     transform: Transform
     weights: np.ndarray  # (K,), sum 1

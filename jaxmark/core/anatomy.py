@@ -1,6 +1,6 @@
-"""Anatomical schemes: which landmarks there are, and how vessel segments join them.
+"""Anatomical schemes: landmarks, and the vessel segments that join them.
 
-A scheme is a value. Another anatomy is another value, not other code.
+A scheme is a value: another anatomy needs another value, not other code.
 """
 
 import re
@@ -14,7 +14,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of vessel; its ends are landmarks, or one end is where the scheme ends."""
+    """A stretch of vessel; both ends are landmarks, or one lies beyond the scheme."""
 
     name: str
     ends: tuple[str, ...]
@@ -23,7 +23,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Variant:
-    """What it means that a segment is missing, where the segments `others` are there."""
+    """The meaning of a missing segment if the segments `others` are present."""
 
     missing: str
     others: tuple[str, ...]
@@ -42,7 +42,7 @@ class Scheme:
     # In the order of every array of segments; a segmentation's labels count from 1.
     segments: tuple[Segment, ...]
     variants: tuple[Variant, ...] = ()
-    # What someone has who lacks no segment.
+    # The variant of a person who lacks no segment.
     complete: str = "no segment missing"
 
     def __post_init__(self) -> None:
@@ -87,8 +87,8 @@ class Scheme:
     def mirrored_segments(self) -> np.ndarray:
         """(S,) int: index of each segment's mirror image, its own for one in the middle.
 
-        Two whose names differ in R and L, or right and left, are mirror images; else the one that
-        alone joins the mirrored landmarks.
+        Two segments whose names differ in R and L, or right and left, are mirror images; else the
+        mirror image is the only segment between the mirrored landmarks.
         """
         names = [segment.name for segment in self.segments]
         twin = dict(_pairs(names))
@@ -103,16 +103,16 @@ class Scheme:
         return np.array(found, int)
 
     def forks(self, present: Any, absent: Any) -> tuple[Any, Any]:
-        """Which landmarks are bifurcations, and which are none, as far as segments are known.
+        """Landmarks known to be bifurcations, and landmarks known to be none.
 
         Args:
-          present, absent: (..., S) bool, of NumPy or JAX: segments known to be there, and not to
-            be; of others nothing is known.
+          present, absent: (..., S) bool, of NumPy or JAX: segments known to be present, and known
+            to be absent; segments that are neither are unknown.
 
         Returns:
           Two (..., K) bool. The bifurcation attribute of Tan et al. (ISBI 2022), section 2.1, is
-          false where a segment that meets the landmark is missing; it is true where all are there
-          that may be missing; of what is neither nothing is known.
+          false where a segment that meets the landmark is missing; it is true where all segments
+          that may be missing are present; else it is unknown.
         """
         uncertain = self.incidence & self.may_be_missing[:, None]
         smooth = (absent[..., :, None] & self.incidence).any(-2)
@@ -143,10 +143,10 @@ class Scheme:
 
 
 def scheme_of(landmarks: Sequence[str], segments: Sequence[Segment] = ()) -> Scheme:
-    """The scheme of landmarks that someone annotated, and of segments of a label table.
+    """The scheme of a cohort's landmarks, and of the segments in its label table.
 
-    `COW19` if they are its; else pairs are those whose names differ in R or L, or in the words
-    right and left, in whatever letters and place.
+    `COW19` if they are the same; else pairs are names that differ in R or L, or in the words right
+    and left, in upper or lower case and anywhere in the name.
     """
     if tuple(landmarks) == COW19.landmarks and tuple(segments) in ((), COW19.segments):
         return COW19

@@ -40,7 +40,7 @@ OUTPUT = np.array(
     [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 )
 
-# Below this many multiplications nothing takes long, and the plainer form compiles faster.
+# With fewer multiplications every form is fast, and the plainer one compiles faster.
 WINOGRAD_FROM = 5e7
 # Planes of fewer voxels than this are too small for a product each: one for the volume is faster.
 LOOP_FROM_ROWS = 200
@@ -68,12 +68,12 @@ def conv_same(x: Array, kernel: Array) -> Array:
     return _conv(x, kernel)
 
 
-# Of the padded volume and the plain one only the latter is kept for the gradient.
+# Checkpointed, so that only the plain volume is kept for the gradient, not the padded one.
 @jax.checkpoint
 def conv_reflect(x: Array, kernel: Array) -> Array:
     """`conv_same` with the volume mirrored at its outermost voxels instead of zeros around it.
 
-    The rim that is convolved with zeros and cut off costs little but where a volume is not much
+    Convolving the rim with zeros and cutting it off costs little, unless the volume is hardly
     larger than its kernel.
     """
     rim = [n // 2 for n in kernel.shape[:-2]]
@@ -106,7 +106,7 @@ def _input_gradient(dy: Array, kernel: Array) -> Array:
     return _conv(dy, lax.rev(kernel, axes).swapaxes(-2, -1))
 
 
-# Of penalties on gradients the gradient is asked for, and forms may be foreign code.
+# With its own derivative: penalties on gradients need it, and forms may be foreign code.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _weight_gradient(x: Array, dy: Array, size: tuple[int, ...]) -> Array:
     return lax.platform_dependent(

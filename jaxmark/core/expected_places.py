@@ -1,7 +1,7 @@
-"""Where a landmark is expected, given the others of its case and what the other cases are like.
+"""The expected place of each landmark, given the case's other landmarks and the other cases.
 
-A Gaussian of how cases differ from their common shape, of which a case in question is no part;
-points that are far off have no say in where the others are expected. numpy alone, on the host.
+A Gaussian of cases' differences from their common shape, fitted without the case in question.
+Points that are far off do not change the expected places of the others. numpy only, on the host.
 `N` cases, `K` landmarks, millimetres of the common shape, NaN where a landmark is not annotated.
 """
 
@@ -9,15 +9,17 @@ import dataclasses
 
 import numpy as np
 
-# What is added to every variance, in shares of the mean one: few cases show few of the directions
-# in which people differ. The last one hardly heeds the other points.
+# Candidates for what is added to every variance, as shares of the mean variance: few cases show few
+# of the directions in which people differ. With the last one other points hardly matter.
 _NOISE = (0.1, 0.3, 1.0, 10.0)
+# The candidates are compared on at most about _TRIED cases.
 _FOLDS, _TRIED = 10, 40
-# Lengths beyond so many usual ones are cut, so that a gross error does not become a way to differ.
+# Longer differences are cut at this many usual lengths: a gross error is no way in which people
+# differ.
 _CUT = 3.0
-# A point so many usual lengths off does not count for the others; but of a third of them at most.
+# A point this many usual lengths off is not used for the others; at most 1 / _MOST_APART of all.
 _APART, _MOST_APART = 3.5, 3
-# A landmark's usual length is its own median, and that of all as if of so many cases.
+# The usual length of all landmarks has the weight of this many cases of a landmark.
 _POOLED_CASES = 4.0
 
 
@@ -34,7 +36,7 @@ class Expected:
 
 
 def expected_places(moved: np.ndarray, shape: np.ndarray, typical: np.ndarray) -> Expected:
-    """What the other points and the other cases say of each point.
+    """Compares each point with its expected place by the other points and the other cases.
 
     Args:
       moved: (N, K, 3) cases on their common shape.
@@ -54,7 +56,7 @@ def expected_places(moved: np.ndarray, shape: np.ndarray, typical: np.ndarray) -
     tried = np.flatnonzero(learned)[:: -(-int(learned.sum()) // _TRIED) or 1]
 
     def wrong_by(noise: float) -> float:
-        """Half of all points are expected nearer than this to where they are."""
+        """The median distance of points from their expected places."""
         precisions = [_precision(covariance, noise) for covariance in covariances]
         found = [_off(off[i], np.flatnonzero(seen[i]), precisions[parts[i]]) for i in tried]
         return float(np.median(np.linalg.norm(np.concatenate(found), axis=-1))) if found else 0.0
@@ -75,9 +77,9 @@ def expected_places(moved: np.ndarray, shape: np.ndarray, typical: np.ndarray) -
 
 
 def usual_lengths(lengths: np.ndarray) -> np.ndarray:
-    """(K,) the median of each landmark's lengths (N, K), drawn to that of all where few are known.
+    """(K,) the median of each landmark's lengths (N, K), pulled to the median of all if few.
 
-    NaN are not known. Positive.
+    NaN: unknown. The results are positive.
     """
     known = np.isfinite(lengths)
     count = known.sum(0)
@@ -91,7 +93,7 @@ def usual_lengths(lengths: np.ndarray) -> np.ndarray:
 def _without_far_ones(
     off: np.ndarray, seen: np.ndarray, covariance: np.ndarray, usual: np.ndarray
 ) -> np.ndarray:
-    """(K, 3) of one case, as the points say that are not far off themselves, the worst first."""
+    """(K, 3) annotated minus expected place of one case, without using its worst points."""
     left: list[int] = np.flatnonzero(seen).tolist()
     apart: list[int] = []
     for _ in range(len(left) // _MOST_APART):
@@ -108,9 +110,9 @@ def _without_far_ones(
 
 
 def _off(off: np.ndarray, index: np.ndarray, precision: np.ndarray) -> np.ndarray:
-    """(S, 3): how far each of the points `index` (S,) is from where the others make it likely.
+    """(S, 3): each of the points `index` (S,) minus its expected place given the others.
 
-    `precision` is that of all K points or of the S alone.
+    `precision` is the inverse covariance of all K points or of these S.
     """
     if precision.shape[0] != 3 * len(index):
         which = (index[:, None] * 3 + np.arange(3)).ravel()

@@ -5,17 +5,17 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jax import Array
 
-# Of the voxels that count: what becomes 0 and 1.
+# Quantiles of the voxels that count, which become 0 and 1.
 _LOW, _HIGH = 0.02, 0.995
-# Bright structures, implants: beyond this nothing more is told.
-_MOST = 2.0
+# Scaled intensities are cut off here: bright structures, implants.
+_MAX_SCALED = 2.0
 
 
 def stretched(image: Array) -> Array:
-    """Volumes (B, X, Y, Z, 1) of which most of what is seen lies between 0 and 1.
+    """Volumes (B, X, Y, Z, 1) scaled so that most seen voxels lie between 0 and 1.
 
     Voxels as dark as the darkest do not count: they lie outside of the scan, or were set to zero.
-    Every second one is looked at, as in `data.frame`: to sort all takes a tenth of a step on a CPU.
+    Quantiles use every second voxel, as in `data.frame`: sorting all takes a tenth of a CPU's step.
     """
     flat = jnp.sort(image[:, ::2, ::2, ::2].reshape(len(image), -1), axis=1)
     size = flat.shape[1]
@@ -30,14 +30,14 @@ def stretched(image: Array) -> Array:
     low, high = quantile(_LOW), quantile(_HIGH)
     scale = 1 / jnp.maximum(high - low, 1e-6)
     shape = (-1, *[1] * (image.ndim - 1))
-    return jnp.clip((image - low.reshape(shape)) * scale.reshape(shape), -_MOST, _MOST)
+    return jnp.clip((image - low.reshape(shape)) * scale.reshape(shape), -_MAX_SCALED, _MAX_SCALED)
 
 
 def percentiles(image: Array, inside: Array, shares: Sequence[float]) -> tuple[Array, Array]:
-    """Two percentiles (B,) of what counts of volumes (B, X, Y, Z), `inside` (B, X, Y, Z) bool.
+    """Two percentiles (B,) of volumes (B, X, Y, Z) where `inside` (B, X, Y, Z) is true.
 
-    As `numpy.percentile`, by linear interpolation. Where both are the same, contrast is in very few
-    voxels: the least and the largest value instead.
+    As `numpy.percentile`, by linear interpolation. If both are equal, very few voxels differ: the
+    results are then the smallest and the largest value.
     """
     flat = jnp.where(inside, image, jnp.inf).reshape(len(image), -1)
     flat = jnp.sort(flat, axis=1)

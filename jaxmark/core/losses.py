@@ -1,9 +1,9 @@
-"""Losses: pure functions from what a network gives and where the landmarks are to a number.
+"""Losses: pure functions of a network's output and the landmarks' positions.
 
-Nothing the size of the heatmaps is stored for them but the prediction: targets and weights are
-products of vectors that XLA fuses into the sums, slab by slab. With `head`, not even the prediction
-is: the features that it makes heatmaps of come in its place, and heatmaps are made anew for the
-gradient. 19 heatmaps of 192 x 160 x 96 voxels are 224 MB, the coordinates behind them 228 B.
+Of arrays as large as the heatmaps only the prediction is stored: targets and weights are products
+of vectors that XLA fuses into the sums, slab by slab. With `head` not even the prediction is: the
+losses take features instead, and compute heatmaps again for the gradient. 19 heatmaps of
+192 x 160 x 96 voxels are 224 MB, the coordinates behind them 228 B.
 """
 
 import math
@@ -37,12 +37,12 @@ def weighted_heatmap_loss(
     Args:
       prediction: heatmaps (B, X, Y, Z, K), any float type; the loss is computed in float32. With
         `head`: features (B, X, Y, Z, C).
-      landmarks_ijk: true positions (B, K, 3) in voxels; those of others than present are ignored.
+      landmarks_ijk: true positions (B, K, 3) in voxels; ignored where not present.
       present: (B, K) bool: annotated landmarks.
-      absent: (B, K) bool: landmarks that are known not to be there, whose heatmap should be empty
-        (ours). Of what is neither nothing is known, and it leaves the sum.
-      head: what makes heatmaps of features.
-      slab_voxels: how many, about, at a time.
+      absent: (B, K) bool: landmarks known to be absent, whose heatmap should be empty (ours). A
+        landmark that is neither is unknown, and is not in the sum.
+      head: turns features into heatmaps.
+      slab_voxels: about the number of voxels that are computed at a time.
 
     Returns:
       The mean over voxels and over the known landmarks of the batch: the paper writes a norm and
@@ -76,8 +76,9 @@ def balanced_heatmap_loss(
     """Squared error weighted by the ratio of background to foreground voxels (Tan et al. 2022).
 
     A landmark's foreground are the voxels whose true heatmap is at least a half (ours; the paper
-    leaves it open). They weigh `ratio^balance`, the others 1: with 1, as in the paper, both halves
-    count alike; with 0 every voxel does. Arguments as `weighted_heatmap_loss`.
+    leaves it open). They weigh `ratio^balance`, the others 1. With 1, as in the paper, foreground
+    and background have the same weight; with 0 all voxels have. Arguments as
+    `weighted_heatmap_loss`.
 
     Returns:
       The weighted mean over voxels, and its mean over the known landmarks of the batch.
@@ -95,7 +96,7 @@ def balanced_heatmap_loss(
     parts = map_slabs(by_slab, prediction, voxels=slab_voxels)
     total, foreground, count = (part.sum(0).astype(jnp.float32) for part in parts)
     voxels = prediction[0, ..., 0].size
-    # Without a foreground its weight has nothing to weigh.
+    # Without a foreground the ratio has no effect.
     ratio = ((voxels - count) / jnp.maximum(count, 1)) ** balance
     weighted = total + (ratio - 1) * foreground
     return _masked_mean(weighted / (voxels + (ratio - 1) * count), known)
@@ -117,13 +118,13 @@ def heatmap_cross_entropy(
 
     A landmark is in one place: the softmax makes all voxels compete, so that a second peak costs
     as much as the first one gains (McCouat & Voiculescu, CVPR 2022, with one voxel as target).
-    Arguments as `weighted_heatmap_loss`. A landmark outside of the volume, to which a translation
-    may move it, has no place to be in and leaves the sum as unknown ones do.
+    Arguments as `weighted_heatmap_loss`. A landmark that a translation moved out of the volume is
+    not in the sum, as unknown ones are not.
 
-    With `absent` (ours) a landmark may also be nowhere: one more class, so that the level of a
-    landmark's logits says whether it is there. The logit of that class is fixed where, with all
-    voxels at 0, the landmark is there with the probability `presence`: if that is its share in the
-    training cases, the level has nothing to learn before the place is known.
+    With `absent` (ours) there is one more class, "nowhere", so that the level of a landmark's
+    logits tells whether it is present. The class has a fixed logit: with all voxels at 0, the
+    landmark is present with the probability `presence`. If that is its share in the training
+    cases, the level starts right.
     """
 
     def sums(heatmaps: Array, points: Array) -> tuple[Array, Array, Array]:
@@ -199,7 +200,7 @@ def distance_loss(predicted: Array, true: Array, present: Array) -> Array:
 
 
 def adversarial_loss(fake_logits: Array) -> Array:
-    """What the generator pays where the discriminator is not deceived (Tan et al. 2023, Eq. 3).
+    """The generator's loss: high where the discriminator is right (Tan et al. 2023, Eq. 3).
 
     -log D(G(I)) with D the sigmoid of the logits, which is softplus(-logits): no rounding to
     log(0), and a gradient where the discriminator is sure. Mean over the logits.
@@ -223,7 +224,7 @@ def discriminator_loss(
 
 @struct.dataclass
 class SegmentationSums:
-    """What Dice, cross-entropy and attributes need of a softmax over C classes; float32."""
+    """Sums of a softmax over C classes for Dice, cross-entropy and attributes; float32."""
 
     overlap: Array  # (C,) probability of the true class, where that is the class; of the batch
     voxels: Array  # (C,) voxels of the class; of the batch

@@ -1,4 +1,4 @@
-"""Which way vessels run, from masks of them alone."""
+"""The direction of vessels, from their masks only."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ def vessel_axes(inside: Array, spacing_mm: Sequence[float], radius_mm: float = 3
       inside: (B, X, Y, Z) bool.
 
     Returns:
-      (B, X, Y, Z, 3) float32 in millimetre axes; of voxels outside too, where it means nothing.
+      (B, X, Y, Z, 3) float32 in millimetre axes; meaningless at voxels outside of vessels.
     """
     mask = inside.astype(jnp.float32)
     reach = [max(1, round(radius_mm / s)) for s in spacing_mm]

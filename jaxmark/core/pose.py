@@ -5,11 +5,10 @@ import numpy as np
 from jaxmark.core.alignment import fit
 from jaxmark.core.geometry import compose_affine, fit_rigid
 
-# What is known before anything is found: the structure lies upright, in the scan's middle. As six
-# points so far from the shape's middle, each with this standard deviation: next to landmarks that
-# are found it has no say.
+# The prior pose: upright, in the scan's middle. It enters as six points this far from the shape's
+# middle, each with this standard deviation, so that found landmarks outweigh it.
 _ARM_MM, _PRIOR_MM = 30.0, 60.0
-# No person is smaller or larger; a fit that says so follows landmarks that are wrong.
+# No person is smaller or larger than this; a fit beyond follows wrong landmarks.
 _LEAST_SCALE, _MOST_SCALE = 0.75, 1.3
 
 
@@ -21,7 +20,7 @@ def pose_of(
     Args:
       shape_mm: (K, 3), around the origin.
       points_mm: (K, 3) LPS of the scan.
-      doubt_mm: (K,) standard deviation of each along each axis, but for gross errors.
+      doubt_mm: (K,) standard deviation of each along each axis, without gross errors.
       middle_mm: (3,) of the scan.
     """
     arms = _ARM_MM * np.concatenate([np.eye(3), -np.eye(3)])
@@ -34,7 +33,7 @@ def pose_of(
     if _LEAST_SCALE < size < _MOST_SCALE:
         return matrix
     limited = np.clip(size, _LEAST_SCALE, _MOST_SCALE)
-    # Turned and moved as is best for a shape of that size.
+    # The best rotation and translation for a shape of the limited size.
     grown = compose_affine(limited * np.eye(3), np.zeros(3))
     return fit_rigid(limited * source, target, found.weights) @ grown
 

@@ -1,8 +1,8 @@
-"""Label maps of vessel segments: how alike two are, and how large and how wide each segment is.
+"""Label maps of vessel segments: agreement of two maps, and volume and radius of each segment.
 
 A label map is (X, Y, Z) unsigned integers: 0, or 1 + index of one of S segments. The vessel tree is
-what has any label. Voxels are neighbours where they share a face, an edge or a corner. A measure of
-a segment that neither map has is NaN; of one that a single map has, the measures of overlap are 0.
+all voxels with a label. Voxels are neighbours if they share a face, an edge or a corner. Measures
+of a segment that neither map has are NaN; if one map has it, measures of overlap are 0.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ _NEIGHBOURS = np.ones((3, 3, 3), bool)
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two label maps of one scan; arrays (S,) of the segments, single numbers of the vessel tree.
+    """Agreement of two label maps of a scan: (S,) for segments, numbers for the vessel tree.
 
-    `dice` as in `dice`, `cldice` as in `centreline_dice`. `betti0_error`: by how many connected
-    pieces the prediction differs from the truth, a count without a sign.
+    `dice` as in `dice`, `cldice` as in `centreline_dice`. `betti0_error`: the absolute difference
+    of the numbers of connected pieces.
     """
 
     dice: np.ndarray
@@ -34,9 +34,9 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the S segments of one label map; (S,).
+    """Sizes of the S segments of one label map, (S,) each.
 
-    The radius is NaN of a segment that is empty, or fills the scan.
+    The radius of a segment that is empty or fills the scan is NaN.
     """
 
     volume_mm3: np.ndarray

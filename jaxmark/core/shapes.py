@@ -14,14 +14,14 @@ from jaxmark.core.geometry import apply_affine, fit_rigid
 
 # Points of shape (N, K, 3) at this distance from the mean weigh half in an alignment.
 _HALF_WEIGHT_MM = 3.0
-# Fewer shapes, or fewer points of one, say nothing of what is likely.
+# With fewer shapes, or fewer points of a shape, no probability is computed.
 LEAST_SHAPES, LEAST_POINTS = 8, 5
-# Shares of the points' mean variance, of which one is added along every axis: few shapes know few
-# of the directions in which people differ.
+# Candidates for the variance that is added along every axis, as shares of the points' mean
+# variance: few shapes show few of the directions in which people differ.
 _NOISE = (0.01, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6)
 _FOLDS = 4
 _MEANS, _EM_ROUNDS = 4, 30
-# Points of pictures are so flat, relative to their extent: but for rounding.
+# Points of pictures are flat to this share of their extent, but for rounding.
 _FLAT = 1e-9
 
 
@@ -151,20 +151,20 @@ def _given_the_others(off: np.ndarray, covariance: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class ShapeModel:
-    """How K points lie to each other: a Gaussian after a rigid alignment (Cootes et al. 1995).
+    """The relative places of K points: a Gaussian after a rigid alignment (Cootes et al. 1995).
 
-    Sizes count: of the answers of a network that has seen something else most are far too large or
-    too small, and heads hardly differ.
+    Sizes are kept: heads hardly differ in size, and most predictions for an image that shows
+    something else are far too large or too small.
     """
 
-    mean: np.ndarray  # (K, 3); NaN: a point of which too few shapes know
-    covariance: np.ndarray  # (3 K, 3 K), positive definite; of unknown points a unit matrix
+    mean: np.ndarray  # (K, 3); NaN: too few shapes have the point
+    covariance: np.ndarray  # (3 K, 3 K), positive definite; a unit matrix for unknown points
 
     def distances(self, points: np.ndarray) -> np.ndarray:
-        """(K,) how far each of the points (K, 3) is from where the others make it likely.
+        """(K,) distance of each of the points (K, 3) from its expected place, given the others.
 
-        Mahalanobis distances, about 1.5 in the median of good shapes. The alignment is robust, so
-        that points far off do not bend it. NaN of missing points, and of all where under
+        Mahalanobis distances, with a median of about 1.5 in good shapes. The alignment is robust:
+        points far off do not change it. NaN for missing points, and for all points if under
         `LEAST_POINTS` are left, or they lie on a line.
         """
         found = np.full(len(self.mean), np.nan)
@@ -178,10 +178,10 @@ class ShapeModel:
         return found
 
     def as_a_whole(self, points: np.ndarray) -> float:
-        """How far the better three quarters of the points (K, 3) are from likely: a median.
+        """The median of `distances` over the better three quarters of the points (K, 3).
 
-        The worst ones are left out one after the other, so that a few gross errors do not count. It
-        is about 0.8 in good shapes. NaN as in `distances`.
+        The worst points are left out one after the other, so that a few gross errors do not count.
+        About 0.8 in good shapes. NaN as in `distances`.
         """
         left = points.copy()
         for _ in range(int(np.isfinite(points).all(-1).sum()) // 4):
@@ -193,8 +193,8 @@ class ShapeModel:
     def unlikely(self, points: np.ndarray, limit: float) -> list[int]:
         """Points farther off than `limit`, the worst first.
 
-        One that is far off speaks against its neighbours, so it goes before the others are judged
-        again. Half of the points at most: then nobody knows which are wrong.
+        A point far off makes its neighbours look wrong, so it is removed before the others are
+        judged again. At most half of the points: beyond that, the wrong ones cannot be told.
         """
         left, found = points.copy(), []
         for _ in range(int(np.isfinite(points).all(-1).sum()) // 2):
@@ -208,28 +208,28 @@ class ShapeModel:
 
 
 def aligned_to(points: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Points (K, 3), turned and moved onto others as far as most of them allow.
+    """Points (K, 3), moved onto others by a robust rigid fit.
 
-    NaN in either is missing. ValueError where under `LEAST_POINTS` are in both, or on a line.
+    NaN in either is missing. ValueError if both share under `LEAST_POINTS`, or these lie on a line.
     """
     both = np.isfinite(points).all(-1) & np.isfinite(mean).all(-1)
     if both.sum() < LEAST_POINTS:
         raise ValueError("too few points to align")
     own, other = points[both], mean[both]
     if max(np.ptp(own[:, 2]), np.ptp(other[:, 2])) <= _FLAT * np.ptp(other):
-        # A picture turned over would fit its mirror image. With points above it, it does not.
+        # A picture could be turned over to fit its mirror image; added points above it prevent it.
         above = np.array([0.0, 0.0, float(np.ptp(other, axis=0).max())])
         own, other = np.concatenate([own, own + above]), np.concatenate([other, other + above])
     return fit("rigid", own, other).transform(points)
 
 
 def fit_shapes(shapes: np.ndarray) -> tuple[ShapeModel, np.ndarray, np.ndarray] | None:
-    """The model of shapes (N, K, 3), and what models without them say of each.
+    """The model of shapes (N, K, 3), and each shape judged by a model without it.
 
-    That is its points' `distances` (N, K), and (N,) of the shape `as_a_whole`.
+    The judgements are the points' `distances` (N, K), and the shape `as_a_whole` (N,).
 
-    To the covariance a multiple of the unit matrix is added, that one of `_NOISE` which makes
-    shapes that were left out the most likely. None where there are too few.
+    The covariance gets a multiple of the unit matrix: the one of `_NOISE` that makes left-out
+    shapes most likely. None if there are too few shapes.
     """
     seen = np.isfinite(shapes).all(-1)
     known = seen.sum(0) >= LEAST_SHAPES

@@ -1,7 +1,7 @@
-"""One picture with a spot at every landmark, and where in it there is something to see.
+"""One picture with a spot at every landmark, and the squares around the spots.
 
 Pictures are (B, X, Y), landmarks (B, K, 3) in pixels (centres at integers; the third coordinate is
-not looked at).
+not used).
 """
 
 from collections.abc import Sequence

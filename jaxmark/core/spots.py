@@ -1,19 +1,19 @@
-"""Which spot of one shared heatmap is which landmark, and where in it the landmark is.
+"""Assigns the spots of one shared heatmap to landmarks, and finds each landmark in its spot.
 
-numpy and scipy alone, on the host: how many spots there are is another number for every picture. A
-heatmap is (X, Y), positions are in its pixels (centres at integers), x before y.
+numpy and scipy, on the host, because the number of spots varies. A heatmap is (X, Y), positions are
+in its pixels (centres at integers), x before y.
 
-A picture with a spot at every landmark does not say whose spot is whose. The landmarks'
-configuration does: a Gaussian over the positions of all K in the training pictures. Each spot is
-either one landmark's or nobody's, each landmark has one spot or none, and that reading is taken
-whose probability is largest:
+A picture with a spot at every landmark does not tell which spot belongs to which landmark. The
+landmarks' configuration does: a Gaussian over the positions of all K in the training pictures. Each
+spot belongs to one landmark or is a stray one, and each landmark has one spot or none. The reading
+(assignment) with the largest probability is taken:
 
     log N(found positions) + sum over the found landmarks of (log area + log odds of the height)
 
-`area` is the number of pixels: nobody's spots are anywhere with the same probability. So a landmark
-takes the spot that its place among the others makes likely; a spot too many is left over, and so is
-one so far off that a stray one explains it better. The Gaussian is widened by a shift of the whole
-configuration, since a heart may lie elsewhere in a new picture.
+`area` is the number of pixels: a stray spot has the same probability everywhere. So a landmark
+takes a spot that is likely given the others; a surplus spot is left over, and so is one so far off
+that a stray spot explains it better. The Gaussian is widened by a shift of the whole configuration,
+since a heart may lie elsewhere in a new picture.
 """
 
 import dataclasses
@@ -28,11 +28,11 @@ from skimage.measure import find_contours
 
 # Standard deviation of the common shift, as a share of the picture's longer side.
 _SHIFT = 0.25
-# Heights whose odds count: training never shows a spot that is certainly one, or none.
+# Heights are clipped to this range before their odds are computed: no spot is certain.
 _LEAST_HEIGHT, _MOST_HEIGHT = 0.02, 0.98
-# Spots beyond as many as there are landmarks that are looked at, highest first.
+# The highest spots are considered: as many as landmarks, and this many more.
 _EXTRA_SPOTS = 8
-# Readings that are improved, of those that one landmark at one spot gives.
+# The best readings that start from one landmark at one spot are improved, in some rounds.
 _IMPROVED, _ROUNDS = 5, 10
 _MEAN_SHIFTS = 12
 
@@ -50,7 +50,7 @@ class Spots:
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """Which spot each of the K landmarks has."""
+    """The spot of each of the K landmarks."""
 
     spot: np.ndarray  # (K,) index of the spot; -1: none
     expected: np.ndarray  # (K, 2) where the other landmarks' spots make it likely
@@ -58,12 +58,12 @@ class Named:
 
 
 def find_spots(heatmap: np.ndarray, sigma: float, least: float, most: int) -> Spots:
-    """The highest local maxima of at least this height, `most` of them at most.
+    """The highest local maxima of at least height `least`; at most `most` of them.
 
-    Of two that are less than 2 `sigma` pixels apart the lower one is no spot: two Gaussians that
-    near have no valley between them that noise could not make.
+    Of two that are less than 2 `sigma` pixels apart, the lower one is no spot: noise alone could
+    make a valley between two Gaussians so near.
     """
-    # Few pixels are that high: their neighbours are looked at alone.
+    # Few pixels are high enough: only their neighbours are compared.
     places = np.argwhere(heatmap >= least)
     heights = heatmap[tuple(places.T)]
     around = sliding_window_view(np.pad(heatmap, 1, constant_values=-np.inf), (3, 3))
@@ -114,7 +114,7 @@ class _Law:
         self._mean = np.asarray(mean, float)
         shift = np.kron(np.ones((self.landmarks,) * 2), np.eye(2)) * (_SHIFT * max(shape)) ** 2
         self._covariance = covariance + shift + variance * np.eye(len(mean))
-        # What a landmark's spot has ahead of nobody's, but for its place.
+        # Log odds of a landmark's spot against a stray one, without the term of its place.
         self._ahead = math.log(math.prod(shape)) + _log_odds(spots.heights)
 
     def starts(self) -> list[np.ndarray]:
@@ -170,7 +170,7 @@ class _Law:
         return np.stack(expected), np.stack(gains)
 
     def log_probability(self, reading: np.ndarray) -> float:
-        """That of the reading, ahead of that all spots are nobody's."""
+        """The log probability of the reading, minus that of all spots being stray."""
         found = np.flatnonzero(reading >= 0)
         index = _index(found)
         off = self._places[reading[found]].ravel() - self._mean[index]

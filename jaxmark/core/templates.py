@@ -1,20 +1,20 @@
-"""What the image around a landmark looks like in all cases, and where in a case it looks so.
+"""The mean image around a landmark in all cases, and the place where a case looks like it.
 
-Patches are sampled in the frame of the common shape, so that heads that lie differently look alike.
+Patches are sampled in the frame of the common shape, so that differently posed heads look alike.
 numpy alone, on the host. `N` cases, `K` landmarks; a template has `t` nodes along an axis, a search
 block `s`.
 """
 
 import numpy as np
 
-# Each round a case counts by how much it looks like the others at that landmark.
+# In each round a case's weight is its likeness to the others at that landmark.
 _ROUNDS = 5
-# A patch that varies less, as a share of the scan's range, shows nothing.
+# A patch that varies less than this share of the scan's range counts as empty.
 _FLAT = 0.01
 
 
 def alike(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How much each patch is like those of the other cases, and what those are like.
+    """The likeness of each patch to the other cases' patches, and the weights of their mean.
 
     Args:
       patches: (N, K, P), intensities as shares of the scan's range; NaN where there is none.

@@ -31,7 +31,7 @@ def unfinished(
 def make_cases(
     write: Callable[[Any], None], jobs: Sequence[Any], shape: Sequence[int], workers: int
 ) -> None:
-    """Write a case a job, each of so many voxels; 0 workers: one a CPU core."""
+    """Writes one case for each job, of this shape each; 0 workers: one for each CPU core."""
     small = len(jobs) * np.prod(shape) < _VOXELS_WORTH_PROCESSES
     with worker_pool(1 if small else workers, len(jobs)) as pool:
         parallel(pool, write, jobs, "making phantoms")

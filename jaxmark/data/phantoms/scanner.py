@@ -1,4 +1,4 @@
-"""What a scanner does to the image of a body."""
+"""A CT scanner's blur and noise."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,10 +12,10 @@ _SLAB_VOXELS = 1 << 22
 
 
 def blur(image: np.ndarray, grid: Grid, sigma_mm: float) -> tuple[np.ndarray, float]:
-    """Blur by the scanner's point spread; also the share of white noise's SD that this leaves.
+    """The image blurred by the scanner's point spread, and the share of white noise's SD left.
 
-    Three taps with the variance of the Gaussian; a scan's voxels go with its resolution, so the
-    sigma is held between 0.35 and 0.7 voxels.
+    Three taps with the variance of the Gaussian. Voxels of real scans suit the resolution, so sigma
+    is held between 0.35 and 0.7 voxels.
     """
     left = 1.0
     for axis, sigma in enumerate(np.clip(sigma_mm / grid.spacing_mm, 0.35, 0.7)):
@@ -35,10 +35,10 @@ def scan(
 ) -> np.ndarray:
     """A CT scan, (X, Y, Z) int16 HU with x fastest in memory, made in slabs along Z.
 
-    Nothing but the result is ever as large as the grid, however many slices it has.
+    Only the result is ever as large as the grid.
 
     Args:
-      body: what lies on part of the grid, (X, Y, n) float32 HU; the slabs' own, to be changed.
+      body: returns the body on a part of the grid, (X, Y, n) float32 HU, a new array each time.
       seed: of the noise. Each slice has its own, so that slabs of any thickness show the same.
       noise_hu: standard deviation of the noise in the scan.
       blur_mm: standard deviation of the scanner's point spread, see `blur`.
@@ -53,7 +53,7 @@ def scan(
         part = grid.slices(begin, end)
         image, _ = blur(body(part), part, blur_mm)
         grain = np.stack([_white(seed, k, (x, y)) for k in range(begin, end)], axis=2)
-        # Reconstruction blurs the noise too, to a grain: so more of it goes in.
+        # Reconstruction blurs the noise too, so more noise goes in than is to be left.
         grain, left = blur(grain, part, blur_mm)
         image += np.float32(noise_hu / left) * grain
         kept = slice(first - begin, min(first + rows, z) - begin)

@@ -10,7 +10,7 @@ Place = np.ndarray | Sequence[float]
 
 
 def ball(q: Places, centre: Sequence[float], axes: Sequence[float]) -> np.ndarray:
-    """An ellipsoid with these half axes; exact at its surface alone."""
+    """An ellipsoid with these half axes; distances are exact only at its surface."""
     x, y, z = (((p - c) / a) ** 2 for p, c, a in zip(q, centre, axes, strict=True))
     return (np.sqrt(x + y + z) - 1) * np.float32(min(axes))
 
@@ -34,12 +34,12 @@ def rod(q: Places, start: Place, end: Place, radius: float) -> np.ndarray:
 
 
 def union(*shapes: np.ndarray) -> np.ndarray:
-    """What lies in any of them."""
+    """The union of shapes."""
     return np.minimum.reduce(shapes)
 
 
 def common(*shapes: np.ndarray) -> np.ndarray:
-    """What lies in all of them."""
+    """The intersection of shapes."""
     return np.maximum.reduce(shapes)
 
 

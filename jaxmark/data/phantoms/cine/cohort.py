@@ -3,8 +3,8 @@
 ```
 root/images/<case>.nii.gz         int16, (X, Y, 1); the header has the size of a pixel
 root/landmarks/<case>.csv         the landmarks of the view, LPS mm
-root/anatomy/<case>.json          what is known of the person and the moment
-root/phantom.json                 how it was made
+root/anatomy/<case>.json          the person's anatomy and the moment of the heart's cycle
+root/phantom.json                 the settings
 root/splits.json                  by person; written last
 ```
 
@@ -41,16 +41,16 @@ _ANATOMY, _BODY, _IMAGE, _NOISE = range(4)
 _FRAME = "-frame-"
 _ENDINGS = {"images": ".nii.gz", "landmarks": ".csv", "anatomy": ".json"}
 _SLICE_MM = 8.0
-# Extent of the longer side, and the shorter by it.
+# Extent of the longer side in mm, and the shorter side as a share of it.
 _FIELD_MM, _SHORTER = (300.0, 390.0), (0.78, 1.0)
-# Where hearts lie: from the picture's middle, mm; as on slices of the ACDC challenge.
+# Mean and SD of hearts' places, mm from the picture's middle; as in slices of the ACDC challenge.
 _HEART_MM, _HEART_SD_MM = (-9.0, -2.0), 16.0
-# Share of short-axis slices that show the RV above the LV: another side of the picture is up.
+# Share of short-axis slices that are turned by a quarter, with the RV above the LV.
 _QUARTER_TURNED = 0.15
 
 
 class View(NamedTuple):
-    """A kind of slice: the levels it may lie at (share of the LV's length), and its landmarks."""
+    """A kind of slice: its range of levels (share of the LV's length), and its landmarks."""
 
     axis: str  # "short" or "long"
     levels: tuple[float, float]
@@ -86,14 +86,13 @@ class CinePhantom:
     val: int = setting(14, at_least(0))
     test: int = setting(30, at_least(0))
     seed: int = 0
-    # Which slice, and so which landmarks: see `VIEWS`.
+    # The kind of slice, which has its landmarks: see `VIEWS`.
     view: str = setting("RVI", one_of(*VIEWS))
-    # "A", or "B": another contrast, coils with less reach, more noise, more of the people ill.
+    # "A" or "B". B has another contrast, coils with less reach, more noise and more ill people.
     scanner: str = setting("A", either(*GROUPS))
     # Slices of a person, evenly from end-diastole to end-systole; one: end-diastole.
     frames: int = setting(6, at_least(1))
-    # A person's pixel size is drawn between these, and the longer side of the picture lies between
-    # these numbers of pixels.
+    # Ranges of a person's pixel size, and of the number of pixels along the picture's longer side.
     pixel_mm: tuple[float, float] = setting((1.2, 1.8), _PAIR)
     matrix: tuple[int, int] = setting((160, 256), _PAIR)
 
@@ -102,11 +101,11 @@ class CinePhantom:
 
     @property
     def scheme(self) -> Scheme:
-        """The view's landmarks. None is another's mirror image: no heart is a mirrored one."""
+        """The view's landmarks, without pairs: a heart is not symmetric."""
         return Scheme(f"cine {self.view}", VIEWS[self.view].landmarks, (), ())
 
     def write(self, folder: Path, workers: int = 0) -> None:
-        """The cohort as files, or what of it is not there; see `write_cohort`."""
+        """Writes the cohort's files that are missing; see `write_cohort`."""
         write_cohort(folder, self, workers)
 
 

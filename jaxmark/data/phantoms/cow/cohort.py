@@ -1,4 +1,4 @@
-"""A cohort of synthetic people on disk, as raw scans with everything that is known of them.
+"""A cohort of synthetic people on disk: raw scans with landmarks, segments and anatomy.
 
 ```
 root/images/<case>.nii.gz         int16: MRA intensities, or HU
@@ -8,7 +8,7 @@ root/segmentations/dataset.json   names of these, as nnU-Net has them
 root/attributes.csv               which segments each person has
 root/anatomy/<case>.json          segments and bifurcations that exist; centrelines, tangents, radii
 root/unpaired.csv                 landmarks of people without a scan
-root/phantom.json                 how it was made, and whose data the shapes rest on
+root/phantom.json                 the settings, and the source of the shapes
 root/splits.json                  written last
 ```
 """
@@ -49,9 +49,9 @@ _ANATOMY, _IMAGE, _UNPAIRED, _SHAPE, _VIEW = 0, 1, 2, 5, 6
 # least; how far their middle is from the landmarks', share of their size at most.
 _SLAB_MM, _BOX_MM, _SHIFT = (40.0, 80.0), np.array([40.0, 37.0, 20.0]), 0.15
 _LEAST_VOXELS = 8
-# Whose landmarks say what shapes are usual.
-_PEOPLE = 200
-# Folder -> how the names of its files end.
+# The number of people whose landmarks define the typical shape.
+_SHAPE_PEOPLE = 200
+# Folder -> ending of its files' names.
 _FILES = {
     "images": ".nii.gz",
     "landmarks": ".mrk.json",
@@ -74,16 +74,16 @@ class CirclePhantom:
     spacing_mm: tuple[float, float, float] = setting((0.513, 0.513, 0.8), LENGTHS)
     # Voxels of a scan.
     shape: tuple[int, int, int] = setting((208, 176, 112), VOXELS)
-    # What is cut out of that, case by case in turn: "whole" is all of it, "slab" 40 to 80 mm along
-    # z, "box" 40 x 37 x 20 to 60 x 56 x 30 mm, both about the landmarks.
+    # The part of each scan that is kept, in turn over the cases: "whole", "slab" (40 to 80 mm along
+    # z) or "box" (40 x 37 x 20 to 60 x 56 x 30 mm); slabs and boxes lie about the landmarks.
     views: tuple[str, ...] = setting(("whole",), each_of("whole", "slab", "box"))
-    # How the heads lie: standard deviations about and along each axis, as a registration leaves.
+    # Standard deviations of heads' poses about and along each axis, as after a registration.
     rotation_sd_degrees: float = setting(3.0, at_least(0))
     translation_sd_mm: float = setting(2.0, at_least(0))
     # Share of people with stenoses and aneurysms.
     pathology: float = setting(0.0, at_least(0))
-    # Are landmarks annotated where a segment that should meet there is missing? The papers do; if
-    # not, the files say that they are absent.
+    # On: landmarks are annotated even where a segment that meets there is missing, as in the
+    # papers. Off: the files state that these landmarks are absent.
     annotate_missing: bool = True
     # Landmark sets of further people, without scans: the papers' unpaired second modality.
     unpaired: int = setting(500, at_least(0))
@@ -91,13 +91,13 @@ class CirclePhantom:
     scheme: ClassVar[Scheme] = COW19
     # Part of the name of a cached cohort: a change of what is drawn must not reuse an older one.
     recipe_version: ClassVar[int] = 2
-    # Settings that are no part of it while they have their defaults: older cohorts are those.
+    # Newer settings, which are no part of that name while they have their defaults.
     later: ClassVar[tuple[str, ...]] = ("views",)
-    # Of the label maps: a run must not go on with others.
+    # Version of the drawn label maps: a run must not continue with others.
     label_recipe_version: ClassVar[int] = 1
 
     def write(self, folder: Path, workers: int = 0) -> None:
-        """The cohort as files, or what of it is not there; see `write_cohort`."""
+        """Writes the cohort's files that are missing; see `write_cohort`."""
         write_cohort(folder, self, workers)
 
     def shape_mm(self) -> np.ndarray:
@@ -108,7 +108,7 @@ class CirclePhantom:
         """(N, 19, 3) landmarks of people who lie alike, as `shape_mm`."""
         people = (
             draw_anatomy(np.random.default_rng([self.seed, _SHAPE, number]), 0.0, 0.0)
-            for number in range(_PEOPLE)
+            for number in range(_SHAPE_PEOPLE)
         )
         return np.stack([person.landmarks_mm for person in people]) - _CENTRE_MM
 
@@ -119,9 +119,9 @@ class CirclePhantom:
         rotation_sd_degrees: float | None = None,
         translation_sd_mm: float | None = None,
     ) -> Callable[[int], HostBatch]:
-        """What draws label maps of people by their number, as `labels.draw_labels` does.
+        """A function that draws the label maps of the person with a number; see `draw_labels`.
 
-        They are others than those of the cohort, however many are drawn.
+        These people are never in the cohort.
 
         Args:
           shape, spacing_mm: of the grid, about the centre of the cohort's scans.
@@ -228,9 +228,9 @@ def view_grid(phantom: CirclePhantom, number: int, landmarks_mm: np.ndarray) -> 
 
 
 def write_cohort(root: Path, phantom: CirclePhantom, workers: int = 0) -> None:
-    """Write a cohort into `root`, or what of it is not there.
+    """Writes the files of a cohort that are missing in `root`.
 
-    `workers` processes share the work, 0: one a CPU core; their number changes no byte.
+    `workers` processes share the work; 0: one for each CPU core. Their number changes no byte.
     """
     counts = {"train": phantom.train, "val": phantom.val, "test": phantom.test}
     splits = name_cases(counts)
@@ -275,7 +275,7 @@ def _is_ill(phantom: CirclePhantom, rng: np.random.Generator) -> bool:
 def _annotated(
     phantom: CirclePhantom, anatomy: Anatomy, grid: Grid
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(19,) bool: annotated, and stated to be absent; neither is what the field of view misses."""
+    """(19,) bool: annotated, and stated to be absent; neither outside of the field of view."""
     ijk = apply_affine(np.linalg.inv(grid.ijk_to_lps), anatomy.landmarks_mm)
     inside = np.all((ijk >= 0) & (ijk <= np.array(grid.shape) - 1), axis=1)
     there = COW19.landmark_attributes(anatomy.segment_present) | phantom.annotate_missing
@@ -299,7 +299,7 @@ def _write_case(job: tuple[CirclePhantom, int, str, Path]) -> None:
 
 
 def _describe(case: PhantomCase) -> dict[str, Any]:
-    """All that is known of a synthetic person, as JSON types."""
+    """A synthetic person's anatomy, as JSON types."""
     present = case.anatomy.segment_present
     bifurcations = COW19.landmark_attributes(present)
     return {

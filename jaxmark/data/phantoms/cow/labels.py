@@ -1,7 +1,7 @@
 """Label maps of synthetic heads, from which images of any scanner can be made.
 
-Where `cohort` writes scans, this draws what scans are made of, on any grid, in a fraction of the
-time: how much of each voxel lies in arteries, and the tissue around them.
+`cohort` writes scans. This module draws their ingredients on any grid, in a fraction of the time:
+the share of each voxel that lies in arteries, and the tissues around them.
 """
 
 from dataclasses import replace
@@ -26,18 +26,18 @@ from jaxmark.data.phantoms.fields import interpolate, node_weights, random_field
 from jaxmark.data.phantoms.grids import Grid
 from jaxmark.data.phantoms.lumen import Vessel, coverage
 
-# Streams of random numbers of a seed, after those of `cohort`: whoever is drawn here has no scan
-# there. A person is the same on every grid.
+# Streams of random numbers of a seed, other than those of `cohort`: so people drawn here are not in
+# the cohort. A person is the same on every grid.
 _ANATOMY, _HEAD = 3, 4
-# Size of the whole person, and of the head's width, length and height beside it: up to so much.
+# Largest relative change of the person's size, and of the head's width, length and height.
 _SIZE, _STRETCH = 0.08, 0.06
-# Distance of the nodes at which tissues are shaped: at least so much, and a voxel where it is more.
+# Distance of the nodes at which tissues are shaped; a voxel's size where that is larger.
 _NODE_MM = 2.0
-# A voxel is a vein where that takes this share of it: thinner ones show, too.
+# A voxel is a vein if this share of it lies in one; so thin veins show too.
 _VEIN_SHARE = 0.25
-# How much thinner than in `shape_tissues` the cortex is, which is thick for the sake of its folds.
+# The cortex is this much thinner than in `shape_tissues`, where folds need a thick one.
 _THINNER_MM = 1.3
-# Tissues in the order in which they are laid over white matter. Vessels come before the air.
+# Tissues in the order in which they are painted over white matter; veins and air follow.
 _LAYERS = ("grey", "muscle", "fat", "skin", "sinus", "csf", "bone", "marrow")
 
 
@@ -50,24 +50,25 @@ def draw_labels(
     translation_sd_mm: float = 3.0,
     pathology: float = 0.0,
 ) -> HostBatch:
-    """Case `number` on a grid: a function of the seed and the number alone.
+    """Case `number` on a grid; it depends on the seed and the number only.
 
     On another grid it is the same person in the same place. People differ in size by up to 8 %,
-    uniformly, and their heads in each direction by 6 % more.
+    uniformly, and their heads in each direction by up to 6 % more.
 
     Args:
-      rotation_sd_degrees, translation_sd_mm: of the person about each axis, and along it; normal.
+      rotation_sd_degrees, translation_sd_mm: of the person's pose, normal, about and along each
+        axis.
       pathology: share of people with stenoses, half of them with an aneurysm.
 
     Returns:
       One case's part of a batch: `image` (X, Y, Z, 1) uint8, the share of each voxel that lies in
-      arteries, of 255; `landmarks_ijk` (19, 3) float32; `present`, where arteries fork, and
-      `absent`, where they don't for lack of a segment, (19,) bool, both false outside of the grid;
-      in `targets` the `tissues` (X, Y, Z) uint8, indices into `TISSUES`.
+      arteries, times 255; `landmarks_ijk` (19, 3) float32; (19,) bool `present`, where arteries
+      fork, and `absent`, where they do not because a segment is missing, both false outside of the
+      grid; in `targets` the `tissues` (X, Y, Z) uint8, indices into `TISSUES`.
     """
     rng = np.random.default_rng([seed, _ANATOMY, number])
     size = rng.uniform(1 - _SIZE, 1 + _SIZE)
-    # A larger person is one of the usual size in a smaller grid.
+    # A larger person on this grid is a person of the usual size on a smaller grid.
     scaled = np.diag([size, size, size, 1.0])
     small = Grid(grid.shape, np.linalg.inv(scaled) @ grid.ijk_to_lps)
     anatomy = draw_anatomy(rng, rotation_sd_degrees, translation_sd_mm / size)

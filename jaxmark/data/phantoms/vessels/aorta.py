@@ -33,7 +33,7 @@ class AortaPhantom:
     # The paper's spacing, and a volume around the aorta: its scans were cropped by hand.
     spacing_mm: tuple[float, float, float] = setting((0.71, 0.71, 0.81), LENGTHS)
     shape: tuple[int, int, int] = setting((288, 256, 704), VOXELS)
-    # How the aorta lies in it: standard deviation along each axis.
+    # Standard deviation of the place of the aorta in the volume, along each axis.
     translation_sd_mm: float = setting(8.0, at_least(0))
     # Shares of people with an aneurysm below the kidneys' arteries, and with calcified plaques.
     aneurysms: float = setting(0.1, SHARE)
@@ -44,7 +44,7 @@ class AortaPhantom:
     recipe_version: ClassVar[int] = 2
 
     def write(self, folder: Path, workers: int = 0) -> None:
-        """The cohort as files, or what of it is not there; see `folder.write_cohort`."""
+        """Writes the cohort's files that are missing; see `folder.write_cohort`."""
         write_cohort(folder, self, make_case, workers)
 
 

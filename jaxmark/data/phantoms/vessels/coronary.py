@@ -47,9 +47,9 @@ class CoronaryPhantom:
     spacing_mm: tuple[float, float, float] = setting((0.4, 0.4, 0.4), LENGTHS)
     # Voxels of a volume.
     shape: tuple[int, int, int] = setting((512, 512, 512), VOXELS)
-    # How the middle of the heart lies in it: standard deviation along each axis.
+    # Standard deviation of the place of the heart's middle in the volume, along each axis.
     translation_sd_mm: float = setting(6.0, at_least(0))
-    # Value of what is not scanned above and below the heart; the paper pads with zero.
+    # Value of the padding above and below the scanned part; the paper pads with zero.
     padding_hu: int = 0
     # Share of people without a left main artery: LAD and LCX have ostia of their own. Their
     # landmark "left main bifurcation" is absent.
@@ -64,7 +64,7 @@ class CoronaryPhantom:
     recipe_version: ClassVar[int] = 1
 
     def write(self, folder: Path, workers: int = 0) -> None:
-        """The cohort as files, or what of it is not there; see `folder.write_cohort`."""
+        """Writes the cohort's files that are missing; see `folder.write_cohort`."""
         write_cohort(folder, self, make_case, workers)
 
 

@@ -33,7 +33,7 @@ _ENDINGS = {"images": ".nii.gz", "landmarks": ".mrk.json", "anatomy": ".json"}
 
 @dataclass(frozen=True)
 class VesselCase:
-    """A synthetic angiogram and what is known of it."""
+    """A synthetic angiogram and its anatomy."""
 
     # (X, Y, Z) int16
     voxels: np.ndarray
@@ -60,9 +60,9 @@ class VesselCase:
 def write_cohort(
     root: Path, phantom: Any, make_case: Callable[[Any, int], VesselCase], workers: int = 0
 ) -> None:
-    """Write a cohort into `root`, or what of it is not there.
+    """Writes the files of a cohort that are missing in `root`.
 
-    `workers` processes share the work, 0: one a CPU core; their number changes no byte.
+    `workers` processes share the work; 0: one for each CPU core. Their number changes no byte.
 
     Args:
       phantom: its settings, with `train`, `val`, `test`, `shape`, `scheme` and `recipe_version`.
@@ -97,7 +97,7 @@ def _write_case(job: tuple[Any, Callable[[Any, int], VesselCase], int, str, Path
 
 
 def _describe(case: VesselCase, scheme: Scheme) -> dict[str, Any]:
-    """All that is known of a synthetic person, as JSON types."""
+    """A synthetic person's anatomy, as JSON types."""
     segments = [segment.name for segment in scheme.segments]
     return {
         "schema_version": 1,
