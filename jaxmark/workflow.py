@@ -317,9 +317,9 @@ def report(run: Run) -> Path:
     """One page about the run, of what is in its work dir; where it is."""
     page = run.workdir / reports.PAGE
     if processes.primary():
-        _, cases = run.evaluated()
+        split, cases = run.evaluated()
         points = read_points(run.workdir / "evaluation")
-        write_page(run, run.workdir, points, cases, run.prepared.doubts())
+        write_page(run, run.workdir, points, cases, run.prepared.doubts(), split)
     return page
 
 
@@ -329,10 +329,11 @@ def write_page(
     points: Points,
     cases: Sequence[PreparedCase],
     doubts: Mapping[str, Sequence[str]],
+    split: str = "",
 ) -> None:
     """The page about predictions in a work dir: a run's, or those of several such runs.
 
-    `doubts` are of cases by name.
+    `doubts` are of cases by name; `split` is theirs, "" of several.
     """
     viewer, tells = run.experiment.evaluate.viewer, run.method.tells
     overlays = shown_cases.overlay_cases(
@@ -343,7 +344,7 @@ def write_page(
         [segment.name for segment in run.scheme.segments],
     )
     kinds, maps = run.experiment.method.metrics, label_cases(workdir, cases)
-    reports.write_report(workdir, overlays, kinds, maps, viewer=viewer)
+    reports.write_report(workdir, overlays, kinds, maps, split=split, viewer=viewer)
     say(f"report: {workdir / reports.PAGE}")
 
 
