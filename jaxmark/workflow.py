@@ -321,9 +321,9 @@ def report(run: Run) -> Path:
     """Write one page about the run from the files in its work dir; return its path."""
     page = run.workdir / reports.PAGE
     if processes.primary():
-        _, cases = run.evaluated()
+        split, cases = run.evaluated()
         points = read_points(run.workdir / "evaluation")
-        write_page(run, run.workdir, points, cases, run.prepared.doubts())
+        write_page(run, run.workdir, points, cases, run.prepared.doubts(), split)
     return page
 
 
@@ -333,10 +333,12 @@ def write_page(
     points: Points,
     cases: Sequence[PreparedCase],
     doubts: Mapping[str, Sequence[str]],
+    split: str = "",
 ) -> None:
     """Write the page about the predictions in a work dir, of one run or of all folds.
 
-    `doubts`: case name -> what is doubtful about the case.
+    `doubts`: case name -> what is doubtful about the case. `split`: the one that the cases are of;
+    "" where they are of several.
     """
     viewer, tells = run.experiment.evaluate.viewer, run.method.tells
     overlays = shown_cases.overlay_cases(
@@ -347,7 +349,7 @@ def write_page(
         [segment.name for segment in run.scheme.segments],
     )
     kinds, maps = run.experiment.method.metrics, label_cases(workdir, cases)
-    reports.write_report(workdir, overlays, kinds, maps, viewer=viewer)
+    reports.write_report(workdir, overlays, kinds, maps, split=split, viewer=viewer)
     say(f"report: {workdir / reports.PAGE}")
 
 

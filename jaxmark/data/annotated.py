@@ -11,7 +11,7 @@ import numpy as np
 from jaxmark.config import Data
 from jaxmark.data.labels import choose_names, natural, read_labels
 from jaxmark.data.layouts import find_layout
-from jaxmark.data.notes import summed_up
+from jaxmark.data.notes import first_few, summed_up
 from jaxmark.system.errors import InputError
 
 
@@ -53,7 +53,10 @@ def read_annotated(data: Data) -> Annotated:
     labels, notes = found.cases, [*layout.notes, *found.notes]
     cases = sorted(labels, key=natural)
     if not cases:
-        raise InputError(root, "no case has both an image and landmarks")
+        there = [("images", layout.images), ("landmarks", strays)]
+        named = [f"{what}: {first_few(map(repr, some)) or 'none'}" for what, some in there]
+        problem = "no case has both an image and landmarks"
+        raise InputError(root, "; ".join([problem, *named]))
     if data.landmarks:
         names = choose_names(data.landmarks, labels, notes)
     else:

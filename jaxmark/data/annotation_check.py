@@ -40,6 +40,7 @@ from jaxmark.data.looks import (
     grid_shape,
     look,
 )
+from jaxmark.data.notes import first_few
 from jaxmark.system.parallel import parallel, worker_pool
 
 # Rows with less suspicion are not listed: a good cohort would have more than one of them.
@@ -106,16 +107,30 @@ def check_points(points_mm: np.ndarray, names: Sequence[str]) -> list[Suspicion]
 
 
 def missing(annotated: Annotated) -> list[Suspicion]:
-    """Cases that lack points which others have, without stating that the patient lacks them."""
+    """Cases that lack points which others have, without stating that the patient lacks them.
+
+    A name that one case alone has is missing in no other. It is a row of kind "name", above the
+    line where the case lacks a name that all others have: it is probably misspelt.
+    """
     lacks = ~np.isfinite(annotated.points_mm).all(-1) & ~annotated.absent
     n = len(lacks)
+    # Of three cases none can be told to be the odd one.
+    lone = ((~lacks).sum(0) == 1) & (n > 3)
+    unique = (lacks.sum(0) == 1) & (n > 3)
     found = []
-    for case in np.flatnonzero(lacks.any(1)):
-        which = np.flatnonzero(lacks[case] & (lacks.sum(0) < n))
+    for case in range(n):
+        which = np.flatnonzero(lacks[case] & (lacks.sum(0) < n) & ~lone)
+        odd = np.flatnonzero(~lacks[case] & lone)
+        if len(odd):
+            meant = [k for k in which if unique[k]]
+            which = np.setdiff1d(which, meant)
+            detail = first_few(repr(annotated.names[k]) for k in meant)
+            score = min(2 * math.log10(n), MOST) if meant else _MAX_MISSING
+            found.append(Suspicion(case, tuple(map(int, odd)), "name", score, detail=detail))
         if len(which):
             rare = math.log10(n / max(int(lacks[:, which].sum(0).min()), 1))
             score = min(rare, _MAX_MISSING)
-            found.append(Suspicion(int(case), tuple(map(int, which)), "missing", score))
+            found.append(Suspicion(case, tuple(map(int, which)), "missing", score))
     return found
 
 

@@ -20,7 +20,7 @@ from jaxmark.core.geometry import apply_affine
 from jaxmark.data.landmark_files import stacom, voxel_json
 from jaxmark.data.landmarks import Content, Landmarks, in_lps, read_content, read_tables
 from jaxmark.data.layouts import landmark_files
-from jaxmark.data.notes import Note
+from jaxmark.data.notes import Note, first_few
 from jaxmark.data.picture_points import points_on_pictures
 from jaxmark.data.places import scan_places
 from jaxmark.system.errors import InputError
@@ -214,6 +214,10 @@ def _read(
     notes: list[Note] = []
     if isinstance(place, Path):
         found = landmark_files(place, planar=data.planar)
+        if found.unread and not found.files:
+            names = first_few(note.where for note in found.unread)
+            problem = f"holds no file <case>.mrk.json, <case>.fcsv or <case>.csv, but {names}"
+            raise InputError(place, problem)
         place, notes = found.files, [*found.chosen, *found.unread]
     contents: dict[str, Content] = {}
     for name, file in place.items():

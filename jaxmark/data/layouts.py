@@ -46,7 +46,7 @@ from jaxmark.data.formats.dicom_series import chosen_series
 from jaxmark.data.landmark_files import markups, stacom
 from jaxmark.data.landmark_files.several import choose
 from jaxmark.data.landmarks import check_case, extension_of, is_prediction_table
-from jaxmark.data.notes import Note
+from jaxmark.data.notes import Note, first_few
 from jaxmark.data.pictures import EXTENSIONS as PICTURES
 from jaxmark.data.pictures import find_pictures
 from jaxmark.data.scans import (
@@ -119,10 +119,23 @@ def find_layout(root: Path, suffix: str = "", series: str = "", *, planar: bool 
     elif (root / "dataset_description.json").exists() or any(_bids_folders(root)):
         layout = _bids(root, suffix)
     else:
-        raise InputError(root, "has no folder images/, imagesTr/ (nnU-Net) or sub-*/anat/ (BIDS)")
+        raise InputError(root, _no_layout(root))
     for case, image in layout.images.items():
         check_case(image, case)
     return dataclasses.replace(layout, images=_of_series(root, layout.images, series))
+
+
+def _no_layout(root: Path) -> str:
+    """What is missing, what is there instead, and what to do."""
+    missing = "has no folder images/, imagesTr/ (nnU-Net) or sub-*/anat/ (BIDS)"
+    held = sorted(path for path in root.iterdir() if not path.name.startswith("."))
+    for path in held:
+        if any((path / name).is_dir() for name in ("images", "imagesTr", "imagesTs")):
+            return f"{missing}; {path} has one"
+    names = first_few(path.name + "/" * path.is_dir() for path in held) or "nothing"
+    return (
+        f"{missing}; it holds {names}: move them to images/<case>.nii.gz, landmarks/<case>.mrk.json"
+    )
 
 
 def find_label_maps(root: Path, cases: Collection[str]) -> tuple[dict[str, Path], tuple[str, ...]]:

@@ -125,8 +125,12 @@ def _expectations(
     """What training will take and come to, and what would help most."""
     unit, count = place.survey.unit, len(place.survey.train)
     room = "" if device.bytes is None else f" of {device.bytes / 1e9:.0f}"
+    # Ranges are those of detectors that have seen their cases often enough.
+    usual = fitted.usual_minutes
+    trained = "" if usual is None else f", trained for {math.ceil(usual)} minutes"
     lines = [
-        f"mean position: {expected.floor:.3g} {unit} off; a detector from {count} cases: about "
+        f"mean position: {expected.floor:.3g} {unit} off; "
+        f"a detector from {count} cases{trained}: about "
         f"{expected.low:.2g} to {expected.high:.2g} {unit} (rough, from three other cohorts)",
         f"training: about {fitted.minutes:.0f} minutes here; a step needs "
         f"{fitted.bytes / 1e9:.2g}{room} GB",
@@ -146,7 +150,7 @@ def _most_help(place: Placed, expected: Forecast, fitted: Fitted, finest: float)
         )
     if fitted.usual_minutes is not None:
         minutes = math.ceil(fitted.usual_minutes)
-        return f"time: cases are seen as often as is usual with --minutes={minutes}"
+        return f"time: with --minutes={minutes} each case is seen as often as is usual"
     if expected.low < 0.5 * finest:
         return f"finer scans: voxels of {finest:.3g} {unit} are coarse for such errors"
     if expected.low_with_more > 0.9 * expected.low:

@@ -44,6 +44,7 @@ KINDS = {
     "doubled scan": "Two cases have the same scan.",
     "doubled landmarks": "Two cases have the same landmarks, while their scans differ.",
     "distance": "Two landmarks are as far apart as in no other case.",
+    "name": "A case has a landmark that no other case has: a misspelt name?",
     "missing": "A case lacks points that others have, and does not say that they are absent.",
     "no landmarks": "There is a scan without landmarks.",
     "no scan": "There are landmarks without a scan.",
@@ -67,6 +68,7 @@ _SENTENCES = {
     "doubled scan": "the scan is that of {other}",
     "doubled landmarks": "the landmarks are those of {other} ({off} apart), the scans differ",
     "distance": "landmarks {first} and {second} are {detail} {unit} apart",
+    "name": "no other case has a landmark {few}",
     "missing": "lacks {points} that others have: {few}",
 }
 # Kind -> (the value it needs, the end of its sentence), left out where the value is unknown.
@@ -75,6 +77,7 @@ _ENDS = {
     "units": ("detail", ": {detail}"),
     "axes": ("detail", ": {detail}"),
     "misplaced": ("detail", ": {detail}"),
+    "name": ("detail", "; it lacks {detail}, which all others have"),
     "doubled scan": ("off", "; their landmarks are {off} apart"),
 }
 

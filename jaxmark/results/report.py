@@ -37,6 +37,18 @@ _FIGURES = (
     ("sd_landmarks_mm", "SD of landmarks", "how much the landmarks' means differ"),
 )
 
+# Split -> what its scans are called, and why their error is not that of new scans.
+_SPLITS = {
+    "train": ("training scan", "These scans were trained on: on new ones the error is larger."),
+    "val": (
+        "validation scan",
+        "By the error of these scans the checkpoint was chosen: on new ones it is larger. "
+        "<code>--mode=crossval</code> tests every scan by a model that has not seen it.",
+    ),
+    "test": ("test scan", ""),
+    "": ("scan", ""),
+}
+
 
 def write_report(
     workdir: Path,
@@ -44,6 +56,7 @@ def write_report(
     kinds: Mapping[str, str],
     label_cases: Sequence[LabelCase] = (),
     *,
+    split: str = "",
     viewer: bool = False,
 ) -> Path:
     """Write `workdir/report/index.html` and return its path.
@@ -69,8 +82,10 @@ def write_report(
     floors = summary["floors"]
     thresholds = [float(threshold) for threshold in summary["sdr"]]
     viewed = viewer_of(points, overlays) if viewer else None
+    scan, caution = _SPLITS[split]
+    figures = _figures_table(summary, points, floor_errors)
     sections = [
-        ("Figures", _figures_table(summary, points, floor_errors)),
+        ("Figures", f"<p>{caution}</p>\n" * bool(caution) + figures),
         ("Folds", folds_section(summary, workdir, kinds)),
         ("The ensemble on the test cases", ensemble_section(summary)),
         (
@@ -107,7 +122,7 @@ def write_report(
     ]
     path = workdir / PAGE
     name = str(config.get("name", "experiment"))
-    facts = _facts(config, summary, log, speed)
+    facts = _facts(config, summary, scan, log, speed)
     code = None if viewed is None else viewed.code
     write_text_atomic(path, page(name, _lead(summary), facts, sections, code))
     return path
@@ -134,6 +149,7 @@ def _lead(summary: Mapping[str, Any]) -> str:
 def _facts(
     config: Mapping[str, Any],
     summary: Mapping[str, Any],
+    scan: str,
     log: Sequence[Mapping[str, Any]],
     speed: Sequence[Mapping[str, Any]],
 ) -> str:
@@ -142,7 +158,7 @@ def _facts(
     rates = [r["volumes_per_s"] for r in speed if isinstance(r.get("volumes_per_s"), (int, float))]
     facts = [
         str(method["class"]) if isinstance(method, dict) and "class" in method else "",
-        counted(summary["n_scans"], "scan"),
+        counted(summary["n_scans"], scan),
         counted(len(summary["per_landmark"]), "landmark"),
         counted(summary["n_points"], "point"),
         f"{max(int(r['step']) for r in train):,} steps" if train else "",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +50,11 @@ def test_own_folders_go_first(tmp_path: Path) -> None:
 
 def test_folders_of_no_layout(tmp_path: Path) -> None:
     refused(lambda: find_layout(tmp_path), f"{tmp_path}: has no folder images/, imagesTr/")
+    touch(tmp_path, "inner/images/a.nii.gz")
+    refused(lambda: find_layout(tmp_path), f"{tmp_path / 'inner'} has one")
+    shutil.rmtree(tmp_path / "inner")
     touch(tmp_path, "scan.nii.gz", "sub-1/func/sub-1_bold.nii.gz")
-    refused(lambda: find_layout(tmp_path), f"{tmp_path}: has no folder images/")
+    refused(lambda: find_layout(tmp_path), "it holds scan.nii.gz, sub-1/: move them to images/")
     touch(tmp_path, "dataset_description.json")
     refused(lambda: find_layout(tmp_path), f"{tmp_path}: holds no scans")
     (tmp_path / "imagesTr").mkdir()

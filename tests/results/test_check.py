@@ -132,6 +132,21 @@ def test_landmarks_of_one_case_under_two_names(copied, tmp_path):
     assert CASES[9] in first["words"]
 
 
+def test_a_misspelt_name_is_one_row_of_its_case(copied, tmp_path, capsys):
+    _, write = copied
+    root = write()
+    table = root / "landmarks.csv"
+    lines = table.read_text("utf-8").splitlines()
+    lines = [line.replace("eye R", "eyeR") if CASES[3] in line else line for line in lines]
+    table.write_text("\n".join(lines), "utf-8")
+    workflow.check(experiment(root), tmp_path)
+    (row,) = [row for row in rows_of(tmp_path) if row["kind"] in ("name", "missing")]
+    assert (row["case"], row["landmarks"], row["kind"]) == (CASES[3], "eyeR", "name")
+    assert float(row["suspicion"]) >= LINE
+    sentence = "no other case has a landmark 'eyeR'; it lacks 'eye R', which all others have"
+    assert f"{CASES[3]}: {sentence}" in capsys.readouterr().out
+
+
 def test_predictions_of_runs_and_of_folds_count(good, tmp_path):
     root, points = good
     annotated = read_annotated(Data(root=str(root)))
@@ -196,4 +211,8 @@ def test_what_cannot_be_read_is_an_error(copied, tmp_path):
     refused(lambda: workflow.check(experiment(tmp_path / "no"), tmp_path), "config.data.root")
     table = root / "landmarks.csv"
     table.write_text(table.read_text("utf-8").replace("head", "face"), "utf-8")
-    refused(lambda: workflow.check(experiment(root), tmp_path), "no case has both")
+    refused(
+        lambda: workflow.check(experiment(root), tmp_path),
+        "no case has both",
+        "landmarks: 'face-00'",
+    )

@@ -129,6 +129,20 @@ def test_page_holds_the_figures(workdir):
     assert "d27.507.5010.00" in words
 
 
+@pytest.mark.parametrize(
+    ("split", "scans", "caution"),
+    [
+        ("val", "5 validation scans", "the checkpoint was chosen: on new ones it is larger"),
+        ("train", "5 training scans", "These scans were trained on"),
+        ("test", "5 test scans", ""),
+    ],
+)
+def test_the_page_says_whose_errors_they_are(workdir, split, scans, caution):
+    words = Page(report.write_report(workdir, [], KINDS, split=split).read_text("utf-8")).words
+    assert scans in words
+    assert caution in words and ("on new ones" in words) == bool(caution)
+
+
 def test_promises_stand_beside_what_came_of_them(workdir):
     page = Page(report.write_report(workdir, [], KINDS).read_text(encoding="utf-8"))
     # Landmark a: errors 1, 3, 2, 5, 4 within 2.5 mm; the second has no radius.
