@@ -265,11 +265,13 @@ def decide_intensity(draft: Draft, survey: Survey) -> None:
         draft.decide("data.intensity", "percentiles", said)
         return
     near = np.array([fact.near for fact in survey.facts.values()])
-    low = math.floor(np.nanmin(near[:, 0]) / 100) * 100
-    high = math.ceil(np.nanmax(near[:, 1]) / 100) * 100
+    low = math.floor(np.nanmedian(near[:, 0]) / 100) * 100
+    high = math.ceil(np.nanmedian(near[:, 1]) / 100) * 100
     low, high = max(low, -1000), max(high, low + 400)
     draft.decide("data.intensity", "window", f"air is at {np.median(lowest):.0f}: Hounsfield units")
-    draft.decide("data.intensity_window", (float(low), float(high)), "seen near landmarks")
+    draft.decide(
+        "data.intensity_window", (float(low), float(high)), "seen near most cases' landmarks"
+    )
 
 
 def decide_views(draft: Draft, place: Placed, spacing: Sequence[float]) -> None:
@@ -321,7 +323,8 @@ def _decide_flip(draft: Draft, place: Placed) -> None:
     other = mirror(mean, scheme.mirrored)
     other = other + np.nanmean(mean - other, 0)
     away = float(np.nanmean(np.linalg.norm(mean - other, axis=-1)))
-    share = 0.5 if away < _SYMMETRIC * place.spread and len(place.survey.train) < 100 else 0.0
+    few = len(place.survey.train) < _FEW_CASES
+    share = 0.5 if few and away < _SYMMETRIC * place.spread else 0.0
     said = f"{pairs} left and right pairs; the mean shape and its mirror image differ by {away:.2g}"
     draft.decide("augment.flip", share, f"{said} {place.survey.unit}")
 
