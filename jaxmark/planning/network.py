@@ -17,44 +17,44 @@ from jaxmark.planning.steps import StepCost
 from jaxmark.system.errors import InputError
 from jaxmark.system.memory import gigabytes, ran_out
 
-# Minutes of training where nobody names any: on a CPU, on an accelerator.
+# Minutes of training if the user states none: on a CPU, on an accelerator.
 USUAL_MINUTES = {"cpu": 30.0}
 ACCELERATED_MINUTES = 60.0
-# Of the time, what is left for steps beside validation and compilation.
+# Share of the time for steps; the rest is for validation and compilation.
 STEPS_SHARE = 0.85
-# Cases, counted as often as they are seen, that a network has to learn from at least; and at most
-# what is usual, where nobody names minutes. In pictures each case holds less.
+# Cases that training sees, repeats included, for pictures (True) and volumes (False): the least
+# that a network learns from, and the usual number, at which training ends if no minutes are stated.
 _LEAST_SEEN, _USUAL_SEEN = {True: 8000, False: 1200}, {True: 24_000, False: 3000}
-# Seconds of a step a voxel and case, before anything is measured: two CPU cores, and a GPU.
+# Seconds of a step for a voxel of a case, assumed before a step is timed: two CPU cores, a GPU.
 _GUESS_S = {"cpu": 2.5e-6}
 _GUESS_ACCELERATED_S = 1e-8
-# With minutes that are named, so many times what is usual.
+# With stated minutes training may see this many times the usual number of cases.
 _LONGER = 4
 _VALIDATIONS = 12
-# A measured step this near to what was guessed needs no other guess.
+# No further step is timed if a step took the assumed time within this factor.
 _NEAR = 1.35
 _MOST_PROBES = 3
-# Voxels of a batch, about: more cases share a step where volumes are small.
+# A batch has about this many voxels: several small volumes share a step.
 _BATCH_VOXELS = 220_000
 _MOST_BATCH = 8
-# Fewer voxels show no anatomy.
+# Crops with fewer voxels show no anatomy.
 _LEAST_VOXELS = 20_000
-# The coarsest level of a network has about so many voxels along its longest side.
+# Voxels along the longest side of a network's coarsest level, about.
 _COARSEST = 10
 _MOST_LEVELS = 5
 _WIDTHS = {True: (16, 32, 64, 96, 128), False: (16, 32, 64, 128, 128)}
 # Width of the target Gaussians in voxels.
 SIGMA_VOXELS = 1.6
-# Where scans are finer than the network's voxels by this, a second stage sees their own.
+# If voxels of the network are this many times as long as the scans' own, a second stage is used.
 _FINER = 1.6
-# Shares of the time for the two stages of the cascade; cases that the first one sees at least.
+# The first stage of the cascade: its share of the time, and the least cases that it sees.
 _FIRST_SHARE, _FIRST_SEEN = 0.3, 300
-# Under so many training cases the second stage's networks share all but their last layers.
+# With fewer training cases the second stage's networks share all but their last layers.
 _FEW_CASES = 100
 _PATCH = 16
-# What a device may be filled to.
+# Share of a device's memory that a step may take.
 _FILLED = 0.85
-# A step that does not fit while it is compiled is taken to need so many times too much.
+# Factor by which a step is taken to exceed the memory if it fails while it is compiled.
 _RAN_OUT = 2.0
 
 Probe = Callable[[Experiment, tuple[str, ...]], list[StepCost]]
@@ -62,7 +62,7 @@ Probe = Callable[[Experiment, tuple[str, ...]], list[StepCost]]
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """What trains."""
+    """The devices that train."""
 
     platform: str
     bytes: int | None  # None: not known
@@ -71,10 +71,10 @@ class Device:
 
 @dataclasses.dataclass(frozen=True)
 class _Budget:
-    """Seconds for all steps, and what is taken to go into each voxel and case of them."""
+    """What the settings have to fit into."""
 
-    seconds: float
-    rate: float
+    seconds: float  # of all steps
+    rate: float  # assumed or measured seconds of a step for a voxel of a case
     device: Device
     most_batch: int
     refine_batch: int  # of the cascade's second stage
@@ -82,12 +82,12 @@ class _Budget:
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """What the planned training takes."""
+    """Time and memory of the planned training."""
 
     costs: tuple[StepCost, ...]
     minutes: float
     bytes: int
-    # Minutes in which as many cases would be seen as is usual, where there are fewer; else None.
+    # Minutes in which training would see the usual number of cases; None: it does.
     usual_minutes: float | None
 
 
@@ -104,7 +104,7 @@ def decide_network(
     rate = _GUESS_S.get(device.platform, _GUESS_ACCELERATED_S)
     seconds = 60 * minutes * STEPS_SHARE
     kept, refine_batch = draft.given_of_method, Cascade().refine_batch
-    # Where memory does not suffice, what a faster device could do is of no use.
+    # A rate that the memory demands: a fast device must not make voxels finer again.
     least_rate = 0.0
     timed: Experiment | None = None
     costs: list[StepCost] = []
@@ -125,6 +125,7 @@ def decide_network(
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise
+            costs = []
             rate = least_rate = max(rate, least_rate) * _RAN_OUT
             continue
         measured = max(_rate_of(costs[0], draft.experiment), least_rate)
@@ -132,7 +133,7 @@ def decide_network(
         if over[0] > 1 and draft["train.batch"] > device.devices:
             most_batch = max(int(draft["train.batch"] / over[0]), 1)
         elif over[0] > 1:
-            # As if it took longer: fewer voxels.
+            # A higher rate leads to fewer voxels.
             rate = least_rate = max(rate, measured) * over[0]
         elif over[-1] > 1:
             refine_batch = max(int(refine_batch / over[-1]), 1)

@@ -37,33 +37,34 @@ from jaxmark.planning.draft import Draft
 from jaxmark.system.errors import InputError
 from jaxmark.system.messages import counted
 
-# Fewer cases with landmarks are refused: three to learn from, and one to see whether it helps.
+# Fewer cases with landmarks are refused: three for training, one for validation.
 LEAST_CASES = 4
 # Without splits.json a cohort this small keeps no cases for testing: cross-validation tests all.
 _SMALL_COHORT = 20
-# Registration is worth its time where it takes so much of the spread away, ...
+# Registration is used if it reduces the spread of landmarks by this share, ...
 _GAIN = 0.1
-# ... a more flexible kind where it takes so much more.
+# ... and a more flexible kind if it reduces the spread by this share more.
 _BETTER = 0.08
-# Where landmarks say that no more than this can be gained, none is tried.
+# No registration is tried if the best possible one reduces the spread by less.
 _HOPE = 0.2
-# With correlation this much above what is possible, mutual information is tried as well.
+# Mutual information is tried too if correlation leaves this many times the least possible spread.
 _FAR = 1.6
 # Standard deviation of sizes, as a share, from which on scales are registered as well.
 _SIZES_DIFFER = 0.01
-# Headers whose scans are turned by less agree; the search is narrow then.
+# If scans are turned by less against each other, the search is narrow.
 _AGREE_DEGREES, _NARROW_DEGREES = 20.0, 30.0
 # Beyond the landmarks' box, as a share of its longest side.
 CONTEXT = 0.1
 # Pictures with longer sides are not seen at their own pixels.
 _LARGEST_NATIVE = 512
-# Of a scan's sides, what is seen at least: a single landmark has no box.
+# The crop has at least this share of a scan's sides, since a single landmark has no box.
 _LEAST_SEEN = 0.3
-# Air in Hounsfield units.
+# The range of air in Hounsfield units.
 _AIR = (-1100.0, -900.0)
-# Of training cases, under which augmentation is wider than what is seen among them.
+# With fewer training cases augmentation is wider than their differences.
 _FEW_CASES = 30
-# A mean shape whose mirror image is so near, relative to the spread, may be mirrored.
+# Cases may be mirrored if the mean shape differs from its mirror image by less, as a share of the
+# spread of landmarks.
 _SYMMETRIC = 0.75
 
 
@@ -92,7 +93,7 @@ class Placed:
 
 
 def decide_kind(draft: Draft) -> None:
-    """Pictures or volumes, and in which unit; nothing that takes long."""
+    """Decides between pictures and volumes, and the unit; takes no time."""
     data = draft.experiment.data
     root = Path(data.root).expanduser()
     if not data.root or not root.is_dir():
@@ -167,7 +168,7 @@ def placed(draft: Draft, survey: Survey) -> Placed:
     most = np.isfinite(survey.points).all(-1).sum(1).max()
     if most < LEAST_TO_CHOOSE:
         draft.decide("data.template", cases[0].name, "landmarks are too few to choose one by")
-    # Cases that were not tried will lie about as their landmarks fit.
+    # Cases that were not registered lie about where a fit of their landmarks brings them.
     ordered = [cases[0], *(case for case in survey.train if case is not cases[0])]
     everyone = np.stack([case.landmarks_mm for case in ordered])
     fitted = poses(everyone, onto=0, scaled=used.register != "rigid")
@@ -241,7 +242,7 @@ def _bring_pictures_together(
 
 
 def _chosen(trials: Sequence[Trial]) -> Trial:
-    """The first, simplest one, unless a later one is nearer by what it costs in complexity."""
+    """The first and simplest trial, unless a later one reduces the spread enough."""
     used = trials[0]
     for trial in trials[1:]:
         gain = _GAIN if used.register == "none" else _BETTER
@@ -282,7 +283,7 @@ def decide_views(draft: Draft, place: Placed, spacing: Sequence[float]) -> None:
     said = "landmarks are too few to tell"
     if known is not None:
         turned = float(np.percentile(known.degrees, 95))
-        # Drawn evenly, sizes then differ as much as they do.
+        # A uniform distribution of this half-width has the same standard deviation.
         scaled = math.sqrt(3) * float(np.std(np.log(known.scales)))
         said = f"95 % of cases are turned by less than {turned:.1f}° against each other"
     rotation = float(min(max(5 * math.ceil(turned / 5), 10 if few else 5), 180))
