@@ -240,6 +240,10 @@ def test_python_blocks_import_and_name_what_there_is(page, monkeypatch):
                 if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store)
                 if target.id not in known
             }
+            if isinstance(node, ast.arg):
+                known.setdefault(node.arg, None)
+            elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+                known.setdefault(node.name, None)
         for node in ast.walk(tree):
             check_names(node, known)
 

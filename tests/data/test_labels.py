@@ -410,6 +410,16 @@ def predicted(folder: Path, case: str, points: Landmarks, presence: dict[str, fl
     (folder / f"{case}.png").touch()
 
 
+def test_a_folder_a_case_is_no_landmark_file(tmp_path: Path) -> None:
+    data = make(tmp_path, dict.fromkeys(["one", "two"]))
+    for case in ("one", "two"):
+        folder = tmp_path / "landmarks" / case
+        folder.mkdir(parents=True)
+        save(folder / "F.mrk.json", json.dumps(one("a")))
+    problem = "holds no file <case>.mrk.json, <case>.fcsv or <case>.csv, but one, two"
+    refused(lambda: read_cohort(data), tmp_path / "landmarks", problem)
+
+
 def test_the_output_of_prediction_is_read_and_corrections_count(tmp_path: Path) -> None:
     data = make(tmp_path, dict.fromkeys(["one", "two", "three"]))
     folder = tmp_path / "landmarks"
