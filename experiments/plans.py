@@ -2,7 +2,8 @@
 
     python -m experiments.plans --data=FOLDER --workdir=OUT --sets=mouse,phantom,turned,cta
 
-prints, and writes as `plans.csv`, validation errors and minutes of training of both. Sets:
+prints, and writes as `plans.csv`, validation errors and minutes of training of both; `SET.csv` has
+their settings side by side. Sets:
 
 - `phantom`, `turned`, `cta`: synthetic people as NIfTI files: lying alike, turned by up to 30
   degrees in their headers, as CTA; by hand `cow.py:small`, registered where they are turned
@@ -203,6 +204,28 @@ def compared(
     return first, outcome(workdir / name / "planned", planned)
 
 
+def settings(workdir: Path) -> list[list[str]]:
+    """What was decided for a set, a line each: the field, by hand, planned."""
+    by_hand = read_json(workdir / "by_hand" / "config.json")
+    plan = read_json(workdir / "planned" / "plan.json")
+    lines = [["field", "by hand", "planned"]]
+    for decision in plan["decisions"]:
+        holder: Any = by_hand
+        for name in decision["field"].split("."):
+            holder = holder.get(name, "") if isinstance(holder, dict) else ""
+        if decision["field"] == "method":
+            holder = by_hand["method"]["class"]
+        lines.append([decision["field"], str(holder), str(decision["value"])])
+    return lines
+
+
+def write_csv(lines: Sequence[Sequence[str]], path: Path) -> None:
+    """Atomically."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    write_text_atomic(path, text.getvalue())
+
+
 def main(argv: Sequence[str]) -> None:
     """See above."""
     values: Any = flags.FLAGS
@@ -214,9 +237,8 @@ def main(argv: Sequence[str]) -> None:
         for name in values.sets:
             first, planned = compared(name, Path(values.data or ""), workdir, values.minutes)
             rows.append([name, *_figures(first), *_figures(planned)])
-            text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows([_HEAD, *rows])
-            write_text_atomic(workdir / "plans.csv", text.getvalue())
+            write_csv([_HEAD, *rows], workdir / "plans.csv")
+            write_csv(settings(workdir / name), workdir / f"{name}.csv")
     for row in [_HEAD, *rows]:
         print(" | ".join(row))
 

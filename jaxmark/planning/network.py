@@ -295,7 +295,7 @@ def _decide_grid(
     if draft["data.grid"] == "native":
         spacing, why = np.ones(3), "pictures keep their own pixels"
     chosen = draft.decide("data.spacing_mm", tuple(float(v) for v in spacing), why)
-    decide_views(draft, place, chosen)
+    decide_views(draft, place, chosen, factor)
     sides = np.ceil(crop_lengths(place) / chosen).astype(int)
     block = factor * 2 ** (_wanted_levels(sides // factor) - 1)
     x, y, z = (int(-(-side // block) * block) for side in sides)

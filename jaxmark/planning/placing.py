@@ -275,8 +275,11 @@ def decide_intensity(draft: Draft, survey: Survey) -> None:
     )
 
 
-def decide_views(draft: Draft, place: Placed, spacing: Sequence[float]) -> None:
-    """Augmentation: how cases differ from each other in place, turn and size, and a little more."""
+def decide_views(draft: Draft, place: Placed, spacing: Sequence[float], factor: int = 1) -> None:
+    """Augmentation: how cases differ from each other in place, turn and size, and a little more.
+
+    The network that sees whole volumes has voxels `factor` times as long as `spacing`.
+    """
     few = len(place.survey.train) < _FEW_CASES
     known, unit = place.poses, place.survey.unit
     turned = scaled = 0.0
@@ -294,7 +297,7 @@ def decide_views(draft: Draft, place: Placed, spacing: Sequence[float]) -> None:
     away = np.percentile(np.abs(middles - np.median(middles, 0)), 95, axis=0)
     lengths = np.asarray(spacing)
     axes = slice(0, 2 if place.survey.planar else 3)
-    voxels = int(min(max(math.ceil(float((away / lengths)[axes].max())), 3), 16))
+    voxels = int(min(max(math.ceil(float((away / lengths)[axes].max())), 3 * factor), 16))
     moved = draft.decide(
         "augment.translation_voxels",
         voxels,
