@@ -307,8 +307,11 @@ def decide_views(draft: Draft, place: Placed, spacing: Sequence[float], factor: 
         "data.margin", max(moved + (0 if place.survey.planar else 3), 4), "for these moves"
     )
     contrast, brightness = (0.2, 0.1) if place.survey.planar else (0.1, 0.05)
-    draft.decide("augment.contrast", contrast, "scanners differ")
-    draft.decide("augment.brightness", brightness, "scanners differ")
+    said = "scanners differ"
+    if draft["data.intensity"] == "window":
+        contrast, brightness, said = 0.0, 0.0, "Hounsfield units are the same in all scans"
+    draft.decide("augment.contrast", contrast, said)
+    draft.decide("augment.brightness", brightness, said)
     if place.survey.planar and known is not None and unit == "mm":
         bend = min(math.floor(known.spread * 10) / 10, draft["augment.elastic_grid_mm"] / 8)
         why = f"shapes differ by {known.spread:.2g} {unit} beside place, turn and size"
