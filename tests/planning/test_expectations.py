@@ -21,6 +21,8 @@ def test_the_range_is_that_of_enough_training(usual_minutes, said, helps):
     )
     fitted = SimpleNamespace(usual_minutes=usual_minutes, minutes=1.0, bytes=2e8)
     device = SimpleNamespace(bytes=25e9)
-    lines = plan._expectations(place, forecast(4.7, 8, 0.5), fitted, device, 0.5)
-    assert lines[0].startswith(f"mean position: 4.7 mm off; {said} 1.8 to 4.5 mm")
+    expected = forecast(4.7, 8, 0.5)
+    lines = plan._expectations(place, expected, fitted, device, 0.5)
+    between = f"{expected.low:.2g} to {expected.high:.2g} mm"
+    assert lines[0].startswith(f"mean position: 4.7 mm off; {said} {between}")
     assert lines[-1].startswith(f"most help: {helps}")
