@@ -258,7 +258,7 @@ def words(
         if first == best.row.label and pair.p_value > _SIGNIFICANCE
     }
     lines = [f"Smallest error: {_with_error(best, unit)}."]
-    scans = best.row.summary["n_scans"]
+    scans = int(best.row.summary["n_scans"])
     if tests and metrics.smallest_p_value(scans) * len(tests) > _SIGNIFICANCE:
         lines.append(
             f"{scans} scans are too few for a test of {len(tests)} pairs, whatever they differ by: "
