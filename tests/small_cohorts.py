@@ -82,7 +82,6 @@ def survey_of(
         facts=dict.fromkeys(cases, fact),
         labelled=len(cases),
         unlabelled=0,
-        has_splits=False,
         planar=planar,
         unit=unit,
     )

@@ -77,7 +77,6 @@ class Survey:
     # Cases with and without landmarks.
     labelled: int
     unlabelled: int
-    has_splits: bool
     planar: bool
     unit: str
 
@@ -200,7 +199,6 @@ def survey_cohort(data: Data, rare: dict[str, int] | None = None) -> Survey:
         facts={case.name: fact for case, fact in zip(some, facts, strict=True)},
         labelled=int(labelled),
         unlabelled=len(cohort.cases) - int(labelled),
-        has_splits=(Path(data.root).expanduser() / "splits.json").exists(),
         planar=data.planar,
         unit=unit or "mm",
     )

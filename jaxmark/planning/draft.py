@@ -81,7 +81,15 @@ class Draft:
         self.decisions[what] = Decision(what, value, reason)
 
     def use_method(self, settings: Any, kept: Mapping[str, Any]) -> None:
-        """Another method's settings, with what the user has set of them."""
+        """Another method's settings, with what the user has set of them.
+
+        Decisions about the method before it are dropped: its fields may not be there.
+        """
+        self.decisions = {
+            field: decision
+            for field, decision in self.decisions.items()
+            if not field.startswith("method.")
+        }
         self.experiment.method = dataclasses.replace(settings, **kept)
 
     @property

@@ -1,7 +1,7 @@
 """What error to expect before anything is trained, from what other cohorts came to.
 
-A rough figure, and given as a range: a cohort is hard or easy in ways that no count of its cases
-tells. What is compared with is the error of the mean position.
+The forecast is a wide range, a share of the mean position's error: cohorts with as many cases
+differ in difficulty.
 """
 
 import dataclasses
@@ -12,9 +12,9 @@ import numpy as np
 # mouse heads (`experiments/few_scans.py`, rows Quarter, Half and Long), phantoms
 # (`experiments/plans.py`) and films (`cephalogram.py:small`).
 LEARNED = ((4, 0.85), (8, 0.64), (16, 0.57), (40, 0.39), (120, 0.15))
-# Others have come to so many times more or less.
+# Half-width of the range, as a factor.
 _UNSURE = 1.6
-# Of a voxel: nearer nobody has come.
+# The least error that is forecast, as a share of a voxel.
 _LEAST_VOXELS = 0.25
 
 

@@ -16,6 +16,7 @@ from jaxmark.planning.draft import Decision, Draft, Plan, Wishes
 from jaxmark.planning.experiment_file import experiment_file
 from jaxmark.planning.plan import lines_of, make_plan
 from jaxmark.registry import METHODS, PHANTOMS
+from jaxmark.results.plan_section import FILE, SCHEMA_VERSION
 from jaxmark.system import processes
 from jaxmark.system.devices import data_mesh, platform
 from jaxmark.system.errors import InputError, printable
@@ -24,8 +25,7 @@ from jaxmark.system.messages import say
 from jaxmark.training.checkpoints import FOLDER
 from jaxmark.workflow import owned
 
-FILE, EXPERIMENT_FILE = "plan.json", "plan.py"
-SCHEMA_VERSION = 1
+EXPERIMENT_FILE = "plan.py"
 # Fields that no plan depends on: they may change from command to command.
 _FREE = ("train.", "predict.", "evaluate.", "name", "data.cache", "data.workers", "data.all_sheets")
 

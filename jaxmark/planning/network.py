@@ -142,7 +142,7 @@ def decide_network(
         else:
             rate = measured
     if not costs:
-        problem = "no step of training fits into the device's memory: set a larger one"
+        problem = "no step of training fits into the device's memory: set a larger spacing"
         raise InputError("config.data.spacing_mm", problem)
     return _decide_steps(draft, place, wishes, minutes, costs, device)
 
@@ -174,7 +174,7 @@ def _finest(draft: Draft, place: Placed, own: np.ndarray, most_voxels: float) ->
 
 
 def _rounded(lengths: np.ndarray) -> np.ndarray:
-    """To three digits: nobody needs more."""
+    """To three digits."""
     digits = 2 - np.floor(np.log10(lengths)).astype(int)
     return np.array([round(float(v), int(d)) for v, d in zip(lengths, digits, strict=True)])
 

@@ -33,8 +33,6 @@ from jaxmark.system.devices import platform
 from jaxmark.system.memory import device_bytes
 from jaxmark.system.messages import say
 
-FILE, EXPERIMENT_FILE = "plan.json", "plan.py"
-SCHEMA_VERSION = 1
 # Success rates are given for these times a nice number near half the expected error.
 _THRESHOLDS = (1, 2, 3, 4, 6)
 _NICE = (1.0, 2.0, 2.5, 5.0, 10.0)

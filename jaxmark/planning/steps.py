@@ -24,7 +24,7 @@ from jaxmark.training.sharding import sharded_init, sharded_step
 from jaxmark.training.streams import batch_size
 from jaxmark.workflow import task_of
 
-# Warm steps that are timed, and no more than about so many seconds of them.
+# Warm steps that are timed, and the seconds after which no further one is.
 _TIMED, _MOST_S = 4, 6.0
 
 

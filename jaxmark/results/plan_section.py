@@ -8,7 +8,7 @@ from typing import Any
 from jaxmark.results.page import table
 from jaxmark.system.files import read_json
 
-# Of `planning.plan`, which is above results.
+# `planning.kept` writes it.
 FILE = "plan.json"
 SCHEMA_VERSION = 1
 

@@ -29,7 +29,7 @@ def turned(tmp_path_factory) -> Survey:
     named = {case.name: case for case in cases}
     points = np.stack([case.landmarks_mm for case in cases])
     cohort = Cohort(NAMES, named, {"train": tuple(named), "val": (), "test": ()})
-    return Survey(cohort, {}, points, tuple(cases), facts, 3, 0, False, False, "mm")
+    return Survey(cohort, {}, points, tuple(cases), facts, 3, 0, False, "mm")
 
 
 def test_registration_brings_the_landmarks_of_turned_heads_together(turned):

@@ -93,7 +93,7 @@ def test_the_survey_of_a_written_cohort(tmp_path):
     )
     survey = survey_cohort(Data(root=str(tmp_path / "root"), workers=1, crop=(16, 16, 16)))
     assert survey.names == NAMES and survey.unit == "mm" and not survey.planar
-    assert (survey.labelled, survey.unlabelled, survey.has_splits) == (5, 1, False)
+    assert (survey.labelled, survey.unlabelled) == (5, 1)
     assert survey.points.shape == (len(survey.train), 5, 3) and np.isfinite(survey.points).all()
     assert set(survey.facts) == {case.name for case in survey.train}
     np.testing.assert_array_equal(survey.median_of("shape"), [20, 20, 16])

@@ -280,3 +280,11 @@ def test_less_memory_takes_fewer_cases_a_step_before_coarser_voxels():
     much, little = planned(None), planned(3 * 10**9)
     assert much["train.batch"] > 2 >= little["train.batch"]
     assert much["data.spacing_mm"] == little["data.spacing_mm"]
+
+
+def test_decisions_about_another_method_are_dropped():
+    mine = Draft(Experiment(HeatmapRegression()), ())
+    mine.decide("method.loss", "cross_entropy", "")
+    mine.decide("data.margin", 4, "")
+    mine.use_method(Cascade(), {})
+    assert set(mine.decisions) == {"data.margin"}
